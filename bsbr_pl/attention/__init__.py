@@ -1,0 +1,33 @@
+"""The attention architectures, one self-contained file each, under the contract of `base.Attention`."""
+
+from .base import Attention
+from .bsbr import BSBRAttention
+from .delta_net import DeltaNetAttention
+from .gau import GAUAttention
+from .hopfield import HopfieldAttention
+from .linear import LinearAttention
+from .sliding_window import SlidingWindowAttention
+from .standard import StandardAttention
+
+#: Registry key -> class; the key is also the name of the architecture's file and of its YAML.
+ARCHITECTURES: dict[str, type[Attention]] = {
+    "standard": StandardAttention,
+    "sliding_window": SlidingWindowAttention,
+    "linear": LinearAttention,
+    "delta_net": DeltaNetAttention,
+    "hopfield": HopfieldAttention,
+    "gau": GAUAttention,
+    "bsbr": BSBRAttention,
+}
+
+__all__ = [
+    "ARCHITECTURES",
+    "Attention",
+    "BSBRAttention",
+    "DeltaNetAttention",
+    "GAUAttention",
+    "HopfieldAttention",
+    "LinearAttention",
+    "SlidingWindowAttention",
+    "StandardAttention",
+]

@@ -1,0 +1,183 @@
+"""The contract every attention architecture keeps, and the few tensor moves they share.
+
+Shape legend, used in every file of this folder:
+
+    B  batch        T  tokens            D  hidden width (`hidden_dim`)
+    H  heads        K  key width of a head    V  value width of a head
+    C  tokens in a chunk (or window)     N  chunks
+"""
+
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = TypeVar("State", bound=tuple[Any, ...])
+
+
+class Attention(nn.Module, Generic[State]):
+    """A causal sequence mixer (B, T, D) -> (B, T, D): output t depends on inputs <= t only.
+
+    An architecture says the same thing in three ways, and one test holds them to it, outputs and gradients:
+
+        emit(attention_map(x) @ values(x), x)  ==  forward(x)  ==  step, step, step, ...
+
+    `attention_map` is the definition, as plain as it can be written; `prefill` is the fast form that training uses
+    (`forward` is its output alone) and leaves the decode state behind; `step` continues from that state.
+
+    Args:
+        hidden_dim: width D of the input and the output.
+        num_heads: number of heads H; must divide `hidden_dim`.
+
+    Raises:
+        ValueError: if `hidden_dim` or `num_heads` is not positive or `num_heads` does not divide `hidden_dim`.
+    """
+
+    #: True where a layer of this architecture already holds the work of a feed-forward network (GAU).
+    replaces_feed_forward: ClassVar[bool] = False
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+        check_positive(hidden_dim=hidden_dim, num_heads=num_heads)
+        if hidden_dim % num_heads:
+            raise ValueError(f"hidden_dim must be a multiple of num_heads, got {hidden_dim} and {num_heads}")
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.head_dim = hidden_dim // num_heads
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The definition: x (B, T, D) -> the exact matrix A (B, H, T, T) with A @ values(x) the mixed values.
+
+        Entries that cannot be reached are exactly 0; where the architecture is not a softmax they may be negative.
+        """
+        raise NotImplementedError
+
+    def values(self, x: Tensor) -> Tensor:
+        """What the map mixes: x (B, T, D) -> (B, H, T, V)."""
+        raise NotImplementedError
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """From mixed values (B, H, T, V), and x (B, T, D) where there is a gate, to the output (B, T, D)."""
+        raise NotImplementedError
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, State]:
+        """The fast form over a whole sequence: x (B, T, D) -> output (B, T, D) and the state after its last token."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The fast form, output alone: (B, T, D) -> (B, T, D)."""
+        return self.prefill(x)[0]
+
+    def init_state(self, batch_size: int) -> State:
+        """The decode state before the first token, on the device and in the dtype of the parameters."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token: x (B, D) and the state before it -> output (B, D) and the state after it."""
+        raise NotImplementedError
+
+    def state_size(self, num_tokens: int) -> int:
+        """How many numbers one sequence's decode state holds after `num_tokens` tokens (T)."""
+        raise NotImplementedError
+
+    def flops(self, num_tokens: int) -> int:
+        """Floating-point operations of `forward` on one sequence of `num_tokens` tokens (T).
+
+        A multiply-add is 2. Matrix products, convolutions and triangular solves are counted as they are carried out,
+        padding of the last chunk included; a causal `scaled_dot_product_attention` counts its lower triangle, since
+        its kernels skip the rest. Elementwise work and softmax are left out.
+        """
+        raise NotImplementedError
+
+    def _zeros(self, *shape: int) -> Tensor:
+        """Zeros like the parameters."""
+        return next(self.parameters()).new_zeros(shape)
+
+
+def check_positive(**arguments: int) -> None:
+    """Raise a ValueError that names the first argument that is not an integer of at least 1."""
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x in fp32 where it is in a lower precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, T, H*K) -> (B, H, T, K), a view."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, V) -> (B, T, H*V)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def to_chunks(x: Tensor, chunk: int, dim: int = 2) -> Tensor:
+    """Cut axis `dim` of length T into (N, chunk), zeros after the last token: no earlier chunk can see them."""
+    missing = -x.shape[dim] % chunk
+    if missing:
+        x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
+    return x.unflatten(dim, (-1, chunk))
+
+
+def shift(x: Tensor) -> Tensor:
+    """What stood one chunk earlier: axis 2 of (B, H, N, ...) moved on by one, zeros in front."""
+    return torch.cat((torch.zeros_like(x[:, :, :1]), x[:, :, :-1]), 2)
+
+
+def causal_softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last axis of (..., T, T) restricted to j <= t; what lies after t is exactly 0."""
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+def rotary(x: Tensor, start: int = 0) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) of x (..., T, K) at start, start + 1, ...
+
+    Pair i of the K/2 pairs (x_i, x_{i+K/2}) is turned by the angle t * 10000^(-2i/K), so that the product of a rotated
+    query and a rotated key depends on their distance alone. No table, hence no longest sequence.
+
+    Raises:
+        ValueError: if K is odd.
+    """
+    length, width = x.shape[-2:]
+    if width % 2:
+        raise ValueError(f"rotary positions need an even head width, got {width}: change hidden_dim or num_heads")
+    exact = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot hold a position
+    position = torch.arange(start, start + length, device=x.device, dtype=exact)
+    angle = position[:, None] * 10_000 ** (-torch.arange(0, width, 2, device=x.device, dtype=exact) / width)
+    cos, sin = angle.cos(), angle.sin()  # (T, K/2)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+
+
+class ShortConvolution(nn.Module):
+    """Depthwise causal convolution: y_t = sum_{i < size} w_i * x_{t-i}, one filter per channel; starts as the identity.
+
+    Args:
+        channels: number of channels D.
+        size: number of taps, the current token among them.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        check_positive(conv_size=size)
+        self.weight = nn.Parameter(torch.zeros(channels, 1, size))
+        with torch.no_grad():
+            self.weight[..., -1] = 1.0
+
+    def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) and the size - 1 inputs before it -> y (B, T, D) and the last size - 1 inputs."""
+        past = torch.cat((before, x), 1)
+        y = F.conv1d(past.mT, self.weight, groups=past.shape[2]).mT
+        return y, past[:, x.shape[1] :]
+
+    def nothing_before(self, batch_size: int) -> Tensor:
+        """The inputs before the first token: zeros (B, size - 1, D)."""
+        channels, _, size = self.weight.shape
+        return self.weight.new_zeros(batch_size, size - 1, channels)

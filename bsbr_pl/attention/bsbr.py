@@ -1,0 +1,229 @@
+"""BSBR, block sparse attention with block retrieval: softmax inside a chunk, chunk states mixed by softmax between chunks.
+
+The sequence is cut in chunks of C tokens. Per head, with q^, k^ the queries and keys at unit length:
+
+    inside a chunk     local_t = sum_{j <= t, same chunk} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
+    a chunk's state    F_c = sum_{j in c} k^_j^T v_j                                                  (K x V)
+    a chunk's key      h_c = mean_{j in c} x_j W_h        a chunk's query    r_c = x_{first of c} W_r
+    between chunks     P_cj = softmax_{j < c}(r_c . h_j / sqrt(K)), over a null slot of score 0 besides
+    what is retrieved  m_t = q^_t sum_{j < c} P_cj F_j
+    o_t = local_t + gain * m_t / sqrt(1 + mean(m_t^2))
+
+A chunk's query is known when the chunk starts and only finished chunks are retrieved: nothing can leak from the future.
+The gain is learned per head and starts at 0, so that training switches retrieval on; the root bounds its size and leaves
+small things small. With normalize = False retrieval has the plain form: q, k unscaled, o_t = local_t + m_t, no null slot.
+
+Cost per token, multiply-adds beside the projections: D (C + 2K + (T / C^2)(K + 1)): sub-quadratic, not linear, unless
+retrieval_top_k bounds the chunks that are mixed. Decode state: (T / C) D (K + 1) + 2 C D numbers, more than the 2 T D of
+a key-value cache unless C > K / 2.
+Source: the idea is the PyPI package bsbr's (0.1.1), whose masks let the future through; the equations here are ours.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention, at_least_fp32, causal_softmax, check_positive, merge_heads, rotary, split_heads, to_chunks
+
+
+class Chunks(NamedTuple):
+    F: Tensor  # (B, H, N, K, V / compression), states of the finished chunks
+    h: Tensor  # (B, H, N, K), their keys
+    S: Tensor  # (B, H, K, V / compression), what the chunk under way retrieved
+    k: Tensor  # (B, H, T mod C, K), the chunk under way, not rotated
+    v: Tensor  # (B, H, T mod C, V)
+    x_sum: Tensor  # (B, D), its inputs summed
+
+
+class BSBRAttention(Attention[Chunks]):
+    """Block sparse attention with block retrieval.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: tokens C in a chunk.
+        retrieval_top_k: mix only this many best earlier chunks; None for all of them.
+        compression_factor: store chunk states of K x V / compression_factor numbers, through a learned map of the
+            values down and back; must divide the head width.
+        normalize: unit-length q and k, a null slot and a bounded, gained read for the retrieval; False is the plain form.
+        rope: rotate q and k inside the chunk; without it the order within the chunk is invisible.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        chunk_size: int = 128,
+        retrieval_top_k: int | None = None,
+        compression_factor: int = 1,
+        normalize: bool = True,
+        rope: bool = True,
+    ) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, compression_factor=compression_factor)
+        if retrieval_top_k is not None:
+            check_positive(retrieval_top_k=retrieval_top_k)
+        if self.head_dim % compression_factor:
+            raise ValueError(
+                f"compression_factor must divide the head width {self.head_dim}, got {compression_factor}"
+            )
+        self.chunk_size = chunk_size
+        self.retrieval_top_k = retrieval_top_k
+        self.state_dim = self.head_dim // compression_factor
+        self.normalize = normalize
+        self.rope = rope
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.chunk_query = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.chunk_key = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        if normalize:
+            self.gain = nn.Parameter(torch.zeros(num_heads, 1, 1))
+        if compression_factor > 1:
+            self.down = nn.Parameter(torch.randn(num_heads, self.head_dim, self.state_dim) * self.head_dim**-0.5)
+            self.up = nn.Parameter(torch.randn(num_heads, self.state_dim, self.head_dim) * self.state_dim**-0.5)
+
+    # -- the parts of the definition -----------------------------------------------------------------------------------
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
+        return q, k, v
+
+    def rotate(self, q: Tensor, start: int = 0) -> Tensor:
+        return rotary(q, start) if self.rope else q
+
+    def address(self, q: Tensor) -> Tensor:
+        """Queries and keys as retrieval uses them."""
+        q = at_least_fp32(q)
+        return F.normalize(q, dim=-1) if self.normalize else q
+
+    def bound(self, retrieved: Tensor, v: Tensor) -> Tensor:
+        """`retrieved` (B, H, T, .) with rows scaled so that `v`, what they retrieve, stays below the gain in size."""
+        if not self.normalize:
+            return retrieved
+        return self.gain * retrieved * (1 + v.square().mean(-1, keepdim=True)).rsqrt()
+
+    def chunk_weights(self, r: Tensor, h: Tensor, first: int = 0) -> Tensor:
+        """P: queries r (B, H, M, K) of chunks first, first + 1, ... over keys h (B, H, N, K) -> (B, H, M, N)."""
+        r, h = at_least_fp32(r), at_least_fp32(h)
+        chunks = torch.arange(first, first + r.shape[2], device=r.device)[:, None]
+        past = torch.arange(h.shape[2], device=r.device) < chunks
+        scores = (r @ h.mT / self.head_dim**0.5).masked_fill(~past, -torch.inf)
+        if self.retrieval_top_k is not None and self.retrieval_top_k < h.shape[2]:
+            worst_kept = scores.topk(self.retrieval_top_k).values[..., -1:]
+            scores = scores.masked_fill(scores < worst_kept, -torch.inf)
+        null = torch.zeros_like(scores[..., :1])
+        if not self.normalize:
+            null = null.masked_fill(chunks > 0, -torch.inf)  # the first chunk has nothing else
+        return torch.cat((null, scores), -1).softmax(-1)[..., 1:]
+
+    def chunk_map(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> P (B, H, N, N): how much chunk c retrieves of chunk j, strictly lower triangular."""
+        x = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1)
+        r = split_heads(self.chunk_query(x[:, :, 0]), self.num_heads)
+        h = split_heads(self.chunk_key(x.mean(2)), self.num_heads)
+        return self.chunk_weights(r, h)
+
+    # -- the contract --------------------------------------------------------------------------------------------------
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        if self.state_dim != self.head_dim:
+            raise ValueError("with compression_factor > 1 there is no T x T attention map: retrieved values are altered")
+        q, k, v = (at_least_fp32(part) for part in self.project(x))
+        chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
+        scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
+        local = causal_softmax(scores.masked_fill(chunk[:, None] != chunk, -torch.inf))
+        retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (self.address(q) @ self.address(k).mT)
+        return local + self.bound(retrieved, retrieved @ v)
+
+    def values(self, x: Tensor) -> Tensor:
+        return at_least_fp32(self.project(x)[2])
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(merge_heads(mixed).to(x.dtype))
+
+    def read(self, q: Tensor, S: Tensor) -> Tensor:
+        """q (..., H, C, K) and what its chunk retrieved, S (..., H, K, V / compression) -> (..., H, C, V)."""
+        retrieved = self.address(q) @ S
+        if self.state_dim != self.head_dim:
+            retrieved = retrieved @ at_least_fp32(self.up)
+        return self.bound(retrieved, retrieved)
+
+    def write(self, k: Tensor, v: Tensor) -> Tensor:
+        """A chunk's k, v (..., H, C, K) -> its state F (..., H, K, V / compression)."""
+        v = at_least_fp32(v)
+        return self.address(k).mT @ (v if self.state_dim == self.head_dim else v @ at_least_fp32(self.down))
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Chunks]:
+        (B, T, _), H = x.shape, self.num_heads
+        C = min(self.chunk_size, T)
+        q_all, k_all, v_all = self.project(x)
+        q, k, v = (to_chunks(part, C).transpose(1, 2) for part in (q_all, k_all, v_all))  # (B, N, H, C, K)
+        flat = ((self.rotate(q)).flatten(0, 1), self.rotate(k).flatten(0, 1), v.flatten(0, 1))
+        local = F.scaled_dot_product_attention(*flat, is_causal=True).unflatten(0, (B, -1))
+
+        x_chunks = to_chunks(x, C, dim=1)  # (B, N, C, D)
+        r = split_heads(self.chunk_query(x_chunks[:, :, 0]), H)
+        h = split_heads(self.chunk_key(x_chunks.mean(2)), H)
+        states = self.write(k, v).transpose(1, 2)  # (B, H, N, K, V)
+        S = self.mix(self.chunk_weights(r, h), states)
+        mixed = local + self.read(q, S.transpose(1, 2))
+
+        done = T // self.chunk_size
+        rest = done * self.chunk_size
+        state = Chunks(
+            states[:, :, :done], h[:, :, :done], S[:, :, -1], k_all[:, :, rest:], v_all[:, :, rest:], x[:, rest:].sum(1)
+        )
+        return self.emit(mixed.transpose(1, 2).flatten(2, 3)[:, :, :T], x), state
+
+    def mix(self, weights: Tensor, states: Tensor) -> Tensor:
+        """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
+        if self.retrieval_top_k is None or self.retrieval_top_k >= states.shape[2]:
+            return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
+        best, index = weights.topk(self.retrieval_top_k)  # (B, H, M, top_k)
+        B, H, N = states.shape[:3]
+        rows = torch.arange(B * H, device=index.device).view(B, H, 1, 1) * N + index
+        bags = F.embedding_bag(
+            rows.flatten(0, 2), states.flatten(3).flatten(0, 2), mode="sum", per_sample_weights=best.flatten(0, 2)
+        )
+        return bags.view(B, H, -1, *states.shape[3:])
+
+    def init_state(self, batch_size: int) -> Chunks:
+        B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
+        nothing = self._zeros(B, H, 0, K)
+        S = at_least_fp32(self._zeros(B, H, K, V))
+        return Chunks(S.new_zeros(B, H, 0, K, V), nothing, S, nothing, nothing, self._zeros(B, H * K))
+
+    def step(self, x: Tensor, state: Chunks) -> tuple[Tensor, Chunks]:
+        states, h, S, k, v, x_sum = state
+        if k.shape[2] == 0 and h.shape[2] > 0:  # a chunk starts: it retrieves
+            r = split_heads(self.chunk_query(x)[:, None], self.num_heads)
+            S = self.mix(self.chunk_weights(r, h, first=h.shape[2]), states)[:, :, 0]
+        x = x[:, None]
+        q, k_t, v_t = self.project(x)
+        k, v, x_sum = torch.cat((k, k_t), 2), torch.cat((v, v_t), 2), x_sum + x[:, 0]
+        position = k.shape[2] - 1
+        local = F.scaled_dot_product_attention(self.rotate(q, position), self.rotate(k), v)
+        output = self.emit(local + self.read(q, S), x)[:, 0]
+        if k.shape[2] == self.chunk_size:  # a chunk ends: it becomes a state and a key
+            states = torch.cat((states, self.write(k, v)[:, :, None]), 2)
+            h_c = split_heads(self.chunk_key(x_sum / self.chunk_size)[:, None], self.num_heads)
+            h = torch.cat((h, h_c), 2)
+            k, v, x_sum = k[:, :, :0], v[:, :, :0], torch.zeros_like(x_sum)
+        return output, Chunks(states, h, S, k, v, x_sum)
+
+    def state_size(self, num_tokens: int) -> int:
+        D, K = self.hidden_dim, self.head_dim
+        finished, under_way = divmod(num_tokens, self.chunk_size)
+        matrix = K * self.state_dim * self.num_heads
+        return finished * (matrix + D) + matrix + 2 * under_way * D + D
+
+    def flops(self, num_tokens: int) -> int:
+        D, V, C = self.hidden_dim, self.state_dim, min(self.chunk_size, num_tokens)
+        N = -(-num_tokens // C)
+        mixed = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
+        projections = 4 * num_tokens * D * D + 2 * N * D * D
+        compression = 2 * N * C * D * V if V != self.head_dim else 0
+        local = N * C * (C + 1) * D
+        return 2 * (projections + compression + local + 2 * N * C * D * V + N * N * D + N * mixed * D * V)

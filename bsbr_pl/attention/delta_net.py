@@ -1,0 +1,105 @@
+"""DeltaNet: a linear memory that corrects what it holds under a key instead of adding to it.
+
+    S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
+    o_t = q_t S_t
+
+with q, k, v = SiLU of a short causal convolution of the projections, and q, k of unit length. Chunked, per chunk of C:
+
+    (I + tril(diag(beta) K K^T, -1)) [U, W] = diag(beta) [V, K]       (unit lower triangular solve)
+    U' = U - W S ;   O = Q S + tril(Q K^T) U' ;   S <- S + K^T U'
+
+Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the chunked form Yang et al. 2024, arXiv 2406.06484, section 3.2.
+Cost: O(T (C + K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention, ShortConvolution, at_least_fp32, check_positive, merge_heads, split_heads, to_chunks
+
+
+class Memory(NamedTuple):
+    S: Tensor  # (B, H, K, V)
+    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+
+
+class DeltaNetAttention(Attention[Memory]):
+    """Causal linear attention with the delta rule.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: tokens C computed at once; changes the speed, not the result.
+        conv_size: taps of the short convolution on q, k and v; 1 for none.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 4) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, conv_size=conv_size)
+        self.chunk_size = chunk_size
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.beta = nn.Linear(hidden_dim, num_heads)
+        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+
+    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K), beta (B, H, T, 1) and the convolution's last inputs."""
+        before = self.conv.nothing_before(len(x)) if before is None else before
+        qkv, before = self.conv(self.qkv(x), before)
+        q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
+        beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
+        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, before
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, beta, _ = self.project(x)
+        identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
+        written = torch.linalg.inv(identity + (beta * k @ k.mT).tril(-1)) * beta.mT  # what j leaves under key t
+        return (q @ k.mT).tril() @ written.tril()
+
+    def values(self, x: Tensor) -> Tensor:
+        return self.project(x)[2]
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(merge_heads(self.norm(mixed.to(x.dtype))))
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
+        *parts, before = self.project(x)
+        q, k, v, beta = (to_chunks(part, min(self.chunk_size, x.shape[1])) for part in parts)  # (B, H, N, C, .)
+        K = beta * k
+        right = at_least_fp32(torch.cat((beta * v, K), -1))  # no solver in bf16
+        UW = torch.linalg.solve_triangular(at_least_fp32(K @ k.mT), right, upper=False, unitriangular=True)
+        U, W = UW.to(v.dtype).chunk(2, -1)
+        scores = (q @ k.mT).tril()
+        S = v.new_zeros(len(x), self.num_heads, self.head_dim, self.head_dim)
+        mixed = []
+        for q_n, k_n, U_n, W_n, scores_n in zip(*(part.unbind(2) for part in (q, k, U, W, scores)), strict=True):
+            update = U_n - W_n @ S
+            mixed.append(q_n @ S + scores_n @ update)
+            S = S + k_n.mT @ update
+        return self.emit(torch.cat(mixed, 2)[:, :, : x.shape[1]], x), Memory(S, before)
+
+    def init_state(self, batch_size: int) -> Memory:
+        before = self.conv.nothing_before(batch_size)
+        return Memory(at_least_fp32(before).new_zeros(batch_size, self.num_heads, self.head_dim, self.head_dim), before)
+
+    def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        x = x[:, None]
+        q, k, v, beta, before = self.project(x, state.before)
+        S = state.S + beta * k.mT @ (v - k @ state.S)
+        return self.emit(q @ S, x)[:, 0], Memory(S, before)
+
+    def state_size(self, num_tokens: int) -> int:
+        return self.hidden_dim * self.head_dim + self.conv.nothing_before(1).numel()
+
+    def flops(self, num_tokens: int) -> int:
+        D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)
+        padded = -(-num_tokens // C) * C
+        projections = num_tokens * (4 * D * D + D * self.num_heads + self.conv.weight.numel())
+        products = 2 * C * D  # K K^T and Q K^T
+        solve = C * D  # half of C^2 for each of 2D columns, per chunk
+        loop = C * D + 3 * K * D  # scores U' ; W S, Q S, K^T U'
+        return 2 * (projections + padded * (products + solve + loop))

@@ -1,0 +1,130 @@
+"""Gated attention unit in its mixed-chunk form (FLASH): one head, one shared projection, no feed-forward network.
+
+    u, v = SiLU(x W_u), SiLU(x W_v)        (E = expansion_factor D wide)        z = SiLU(x W_z)        (S wide)
+    q, k, q', k' = scale_i * z + offset_i                                       (four cheap views of z)
+    inside a chunk of C:  A_tj = relu(q_t . k_j / C)^2                          (j <= t; q, k rotated)
+    earlier chunks:       A_tj = q'_t . k'_j / (number of tokens in them)
+    o_t = (u_t * sum_j A_tj v_j) W_o
+
+Two such layers take the place of one attention and one feed-forward layer.
+
+Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks); the averaging of the linear
+part is ours, so that its size does not grow with T.
+Cost: O(T (C + S) E). Decode state: S E + (T mod C) (S + E) numbers.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention, at_least_fp32, check_positive, rotary, shift, to_chunks
+
+
+class Chunk(NamedTuple):
+    kv: Tensor  # (B, S, E), k'^T v summed over the finished chunks
+    z: Tensor  # (B, T mod C, S), of the chunk under way
+    v: Tensor  # (B, T mod C, E)
+    finished: int  # chunks
+
+
+class GAUAttention(Attention[Chunk]):
+    """Gated attention unit.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: accepted so that one configuration serves every architecture; the unit has a single head.
+        chunk_size: tokens C in a chunk.
+        expansion_factor: E / D.
+        key_dim: width S of the shared representation z.
+        rope: rotate q and k inside the chunk; without it the order within the chunk is invisible.
+    """
+
+    replaces_feed_forward = True
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int = 1,
+        chunk_size: int = 128,
+        expansion_factor: int = 2,
+        key_dim: int = 128,
+        rope: bool = True,
+    ) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, expansion_factor=expansion_factor, key_dim=key_dim)
+        self.num_heads = 1
+        self.chunk_size = chunk_size
+        self.rope = rope
+        self.value_dim = expansion_factor * hidden_dim
+        self.key_dim = key_dim
+        self.u = nn.Linear(hidden_dim, self.value_dim, bias=False)
+        self.v = nn.Linear(hidden_dim, self.value_dim, bias=False)
+        self.z = nn.Linear(hidden_dim, key_dim, bias=False)
+        self.scale = nn.Parameter(torch.tensor([1.0, 1.0, key_dim**-0.5, key_dim**-0.5])[:, None].repeat(1, key_dim))
+        self.offset = nn.Parameter(torch.zeros(4, key_dim))
+        self.out = nn.Linear(self.value_dim, hidden_dim, bias=False)
+
+    def shared(self, x: Tensor) -> Tensor:
+        return F.silu(at_least_fp32(self.z(x)))
+
+    def views(self, z: Tensor) -> list[Tensor]:
+        """z (..., C, S) of a chunk from its first token on -> q, k, q', k', each (..., C, S)."""
+        q, k, q_lin, k_lin = (scale * z + offset for scale, offset in zip(self.scale, self.offset, strict=True))
+        return [rotary(q), rotary(k), q_lin, k_lin] if self.rope else [q, k, q_lin, k_lin]
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, q_lin, k_lin = self.views(self.shared(x))
+        chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
+        inside = (q @ k.mT / self.chunk_size).relu().square().tril()
+        earlier = q_lin @ k_lin.mT / (chunk * self.chunk_size).clamp(min=1)[:, None]
+        same, past = chunk[:, None] == chunk, chunk[:, None] > chunk
+        return (inside * same + earlier * past)[:, None]
+
+    def values(self, x: Tensor) -> Tensor:
+        return F.silu(at_least_fp32(self.v(x)))[:, None]
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(F.silu(self.u(x)) * mixed[:, 0].to(x.dtype))
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Chunk]:
+        (B, T, _), C = x.shape, self.chunk_size
+        all_z, all_v = self.shared(x), self.values(x)[:, 0]
+        z, v = (to_chunks(part, min(C, T), dim=1) for part in (all_z, all_v))  # (B, N, C, S), (B, N, C, E)
+        q, k, q_lin, k_lin = self.views(z)
+        inside = (q @ k.mT / C).relu().square().tril() @ v
+        past = (k_lin.mT @ v).cumsum(1)[:, None]  # (B, 1, N, S, E), after each chunk
+        count = (torch.arange(v.shape[1], device=x.device) * C).clamp(min=1)[:, None, None]
+        mixed = inside + q_lin @ (shift(past)[:, 0] / count)
+        finished = T // C
+        kv = past[:, 0, finished - 1] if finished else torch.zeros_like(past[:, 0, 0])
+        state = Chunk(kv, all_z[:, finished * C :], all_v[:, finished * C :], finished)
+        return self.emit(mixed.flatten(1, 2)[:, None, :T], x), state
+
+    def init_state(self, batch_size: int) -> Chunk:
+        B, S, E = batch_size, self.key_dim, self.value_dim
+        zeros = at_least_fp32(self._zeros(B, S, E))
+        return Chunk(zeros, zeros.new_zeros(B, 0, S), zeros.new_zeros(B, 0, E), 0)
+
+    def step(self, x: Tensor, state: Chunk) -> tuple[Tensor, Chunk]:
+        x = x[:, None]
+        kv, finished = state.kv, state.finished
+        z = torch.cat((state.z, self.shared(x)), 1)
+        v = torch.cat((state.v, self.values(x)[:, 0]), 1)
+        q, k, q_lin, k_lin = self.views(z)
+        mixed = (q[:, -1:] @ k.mT / self.chunk_size).relu().square() @ v
+        mixed = mixed + q_lin[:, -1:] @ kv / max(1, finished * self.chunk_size)
+        if z.shape[1] == self.chunk_size:
+            kv, finished = kv + k_lin.mT @ v, finished + 1
+            z, v = z[:, :0], v[:, :0]
+        return self.emit(mixed[:, None], x)[:, 0], Chunk(kv, z, v, finished)
+
+    def state_size(self, num_tokens: int) -> int:
+        S, E = self.key_dim, self.value_dim
+        return S * E + num_tokens % self.chunk_size * (S + E)
+
+    def flops(self, num_tokens: int) -> int:
+        D, S, E, C = self.hidden_dim, self.key_dim, self.value_dim, min(self.chunk_size, num_tokens)
+        padded = -(-num_tokens // C) * C
+        return 2 * (num_tokens * D * (3 * E + S) + padded * (C * (S + E) + 2 * S * E))

@@ -1,0 +1,100 @@
+"""Linear attention: softmax replaced by a positive feature map, so that the past fits in one matrix.
+
+    phi(x) = elu(x) + 1
+    S_t = S_{t-1} + phi(k_t)^T v_t        (an outer product, K x V)
+    z_t = z_{t-1} + phi(k_t)
+    o_t = phi(q_t) S_t / (phi(q_t) . z_t + 1e-6)
+
+Chunked: within a chunk the product tril(phi(Q) phi(K)^T) V, before it phi(Q) S of the chunk's start.
+The past is a sum without order, so q, k and v pass a short causal convolution first; conv_size = 1 is the plain form.
+
+Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9-12 and 16-20; the convolution as in arXiv 2402.18668.
+Cost: O(T (C + K) D). Decode state: S and z, D (K + 1) numbers, and conv_size - 1 tokens of the convolution.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention, ShortConvolution, at_least_fp32, check_positive, merge_heads, shift, split_heads, to_chunks
+
+EPSILON = 1e-6
+
+
+class Sums(NamedTuple):
+    S: Tensor  # (B, H, K, V)
+    z: Tensor  # (B, H, K)
+    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+
+
+class LinearAttention(Attention[Sums]):
+    """Causal linear attention.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: tokens C computed at once; changes the speed, not the result.
+        conv_size: taps of the short convolution on q, k and v; 1 for none.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 128, conv_size: int = 4) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, conv_size=conv_size)
+        self.chunk_size = chunk_size
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+
+    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """phi(q), phi(k), v (B, H, T, K) and the convolution's last inputs."""
+        before = self.conv.nothing_before(len(x)) if before is None else before
+        qkv, before = self.conv(self.qkv(x), before)
+        q, k, v = (split_heads(part, self.num_heads) for part in at_least_fp32(qkv).chunk(3, -1))
+        return F.elu(q) + 1, F.elu(k) + 1, v, before
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, *_ = self.project(x)
+        scores = (q @ k.mT).tril()
+        return scores / (scores.sum(-1, keepdim=True) + EPSILON)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self.project(x)[2]
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(merge_heads(mixed).to(x.dtype))
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Sums]:
+        q, k, v, before = self.project(x)
+        q, k, v = (to_chunks(part, min(self.chunk_size, x.shape[1])) for part in (q, k, v))  # (B, H, N, C, K)
+        S = (k.mT @ v).cumsum(2)  # (B, H, N, K, V), after each chunk
+        z = k.sum(3).cumsum(2)  # (B, H, N, K)
+        S_before, z_before = shift(S), shift(z)
+        scores = (q @ k.mT).tril()
+        mixed = scores @ v + q @ S_before
+        mixed = mixed / (scores.sum(-1, keepdim=True) + q @ z_before[..., None] + EPSILON)
+        return self.emit(mixed.flatten(2, 3)[:, :, : x.shape[1]], x), Sums(S[:, :, -1], z[:, :, -1], before)
+
+    def init_state(self, batch_size: int) -> Sums:
+        H, K = self.num_heads, self.head_dim
+        before = self.conv.nothing_before(batch_size)
+        sums = at_least_fp32(before)
+        return Sums(sums.new_zeros(batch_size, H, K, K), sums.new_zeros(batch_size, H, K), before)
+
+    def step(self, x: Tensor, state: Sums) -> tuple[Tensor, Sums]:
+        x = x[:, None]
+        q, k, v, before = self.project(x, state.before)
+        S = state.S + k.mT @ v
+        z = state.z + k[:, :, 0]
+        mixed = q @ S / (q @ z[..., None] + EPSILON)
+        return self.emit(mixed, x)[:, 0], Sums(S, z, before)
+
+    def state_size(self, num_tokens: int) -> int:
+        return self.hidden_dim * (self.head_dim + 1) + self.conv.nothing_before(1).numel()
+
+    def flops(self, num_tokens: int) -> int:
+        D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)
+        padded = -(-num_tokens // C) * C
+        projections = num_tokens * (4 * D * D + self.conv.weight.numel())
+        return 2 * (projections + padded * D * (2 * C + 2 * K + 1))

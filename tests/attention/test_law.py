@@ -1,0 +1,247 @@
+"""The law of base.py: definition == fast form == decode, outputs and gradients, for every option of every architecture."""
+
+import copy
+
+import pytest
+import torch
+
+from bsbr_pl.attention import ARCHITECTURES, Attention
+from bsbr_pl.attention.base import at_least_fp32
+
+C = 8  # chunk, window
+WIDTH = 16
+NOISE = 0.3
+LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 4 * C + 1]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 8e-3}
+
+# Every option on (at least) two values; the first of each architecture is its default form at test size.
+VARIANTS = [
+    ("standard", {}),
+    ("standard", {"rope": False}),
+    ("sliding_window", {"window_size": C}),
+    ("sliding_window", {"window_size": 5}),
+    ("sliding_window", {"window_size": 1}),
+    ("sliding_window", {"window_size": C, "rope": False}),
+    ("linear", {"chunk_size": C}),
+    ("linear", {"chunk_size": 3}),
+    ("linear", {"chunk_size": C, "conv_size": 1}),
+    ("delta_net", {"chunk_size": C}),
+    ("delta_net", {"chunk_size": 3}),
+    ("delta_net", {"chunk_size": C, "conv_size": 1}),
+    ("hopfield", {}),
+    ("hopfield", {"num_updates": 0}),
+    ("hopfield", {"num_updates": 3}),
+    ("hopfield", {"beta": 0.5}),
+    ("hopfield", {"rope": False}),
+    ("gau", {"chunk_size": C, "key_dim": 16}),
+    ("gau", {"chunk_size": 3, "key_dim": 16}),
+    ("gau", {"chunk_size": C, "key_dim": 8, "expansion_factor": 1}),
+    ("gau", {"chunk_size": C, "key_dim": 16, "rope": False}),
+    ("bsbr", {"chunk_size": C}),
+    ("bsbr", {"chunk_size": 3}),
+    ("bsbr", {"chunk_size": 1}),
+    ("bsbr", {"chunk_size": C, "retrieval_top_k": 1}),
+    ("bsbr", {"chunk_size": 3, "retrieval_top_k": 2}),
+    ("bsbr", {"chunk_size": C, "normalize": False}),
+    ("bsbr", {"chunk_size": 3, "normalize": False, "retrieval_top_k": 2}),
+    ("bsbr", {"chunk_size": C, "rope": False}),
+    ("bsbr", {"chunk_size": C, "compression_factor": 2}),
+    ("bsbr", {"chunk_size": 3, "compression_factor": 4, "retrieval_top_k": 1}),
+]
+IDS = ["-".join([name, *(f"{k}={v}" for k, v in options.items())]) for name, options in VARIANTS]
+each_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+
+
+def build(name: str, options: dict, dtype: torch.dtype = torch.float64) -> Attention:
+    """Hidden 16, two heads, and no parameter left at a start (0 or 1) that would hide a fault."""
+    torch.manual_seed(1)
+    attention = ARCHITECTURES[name](WIDTH, 2, **options).to(torch.float64)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.add_(NOISE * torch.randn_like(parameter))
+    return attention.to(dtype)
+
+
+def sequence(T: int, dtype: torch.dtype = torch.float64, batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, T, WIDTH, generator=torch.Generator().manual_seed(T), dtype=torch.float64).to(dtype)
+
+
+def definition(attention: Attention, x: torch.Tensor) -> torch.Tensor:
+    if getattr(attention, "state_dim", attention.head_dim) != attention.head_dim:
+        return compressed_definition(attention, x)
+    return attention.emit(attention.attention_map(x) @ attention.values(x), x)
+
+
+def compressed_definition(bsbr: Attention, x: torch.Tensor) -> torch.Tensor:
+    """BSBR with compression has no map over values: its oracle goes token by token, chunk by chunk."""
+    q, k, v = (at_least_fp32(part) for part in bsbr.project(x))
+    down, up = at_least_fp32(bsbr.down), at_least_fp32(bsbr.up)
+    outputs = []
+    for t in range(x.shape[1]):
+        c = t // bsbr.chunk_size
+        start = c * bsbr.chunk_size
+        query, keys = bsbr.rotate(q)[:, :, t : t + 1], bsbr.rotate(k)[:, :, start : t + 1]
+        local = (query @ keys.mT / bsbr.head_dim**0.5).softmax(-1) @ v[:, :, start : t + 1]
+        retrieved = torch.zeros_like(local)
+        P = bsbr.chunk_map(x)
+        for j in range(c):
+            inside = slice(j * bsbr.chunk_size, (j + 1) * bsbr.chunk_size)
+            state = sum(
+                bsbr.address(k)[:, :, i, :, None] @ (v[:, :, i, None] @ down)
+                for i in range(x.shape[1])[inside]
+            )
+            retrieved = retrieved + P[:, :, c, j, None, None] * (bsbr.address(q)[:, :, t : t + 1] @ state @ up)
+        if bsbr.normalize:
+            retrieved = bsbr.gain * retrieved / (1 + retrieved.square().mean(-1, keepdim=True)).sqrt()
+        outputs.append(local + retrieved)
+    return bsbr.emit(torch.cat(outputs, 2), x)
+
+
+def decode(attention: Attention, x: torch.Tensor, prefilled: int = 0) -> torch.Tensor:
+    outputs = []
+    state = attention.init_state(len(x))
+    if prefilled:
+        output, state = attention.prefill(x[:, :prefilled])
+        outputs.extend(output.unbind(1))
+    for x_t in x[:, prefilled:].unbind(1):
+        output, state = attention.step(x_t, state)
+        outputs.append(output)
+    return torch.stack(outputs, 1)
+
+
+def results(form, attention: Attention, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The output of a form and the gradient of a fixed random function of it by the input and every parameter."""
+    x = x.clone().requires_grad_()
+    output = form(attention, x)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(x.dtype)
+    inputs = {"x": x, **dict(attention.named_parameters())}
+    gradients = torch.autograd.grad((output * weights).sum(), list(inputs.values()), allow_unused=True)
+    found = {name: torch.zeros_like(inputs[name]) if g is None else g for name, g in zip(inputs, gradients, strict=True)}
+    return {"output": output.detach(), **{f"gradient of {name}": gradient for name, gradient in found.items()}}
+
+
+def assert_close(found: dict, expected: dict, tolerance: float) -> None:
+    """Relative root-mean-square difference of each; what is 0 by definition must be 0 to the same absolute measure."""
+    floor = 1e-3 * max(value.double().square().mean().sqrt() for value in expected.values())
+    for name, truth in expected.items():
+        error = (found[name].double() - truth.double()).square().mean().sqrt()
+        scale = max(truth.double().square().mean().sqrt(), floor)
+        allowed = tolerance
+        if tolerance == TOLERANCE[torch.bfloat16] and name in ("gradient of beta", "gradient of gain"):
+            allowed *= 10  # one number a head, a sum of B T V rounded terms that mostly cancel
+        assert error <= allowed * scale, f"{name}: relative error {error / scale:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("T", LENGTHS)
+@each_variant
+def test_fast_form_equals_definition(name, options, T, dtype):
+    attention, x = build(name, options, dtype), sequence(T, dtype)
+    assert_close(results(type(attention).forward, attention, x), results(definition, attention, x), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@each_variant
+def test_fp32_is_near_the_truth(name, options, T):
+    """Against the definition in fp64 with the same, rounded, numbers: the forms are not merely wrong together."""
+    low, x = build(name, options, torch.float32), sequence(T, torch.float32)
+    truth = definition(copy.deepcopy(low).double(), x.double())
+    error = (low(x).double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+    assert error <= 1e-5, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@each_variant
+def test_decode_equals_definition(name, options, T):
+    attention = build(name, options)
+    x = sequence(T)
+    expected = results(definition, attention, x)
+    assert_close(results(decode, attention, x), expected, 1e-10)
+
+
+@pytest.mark.parametrize("prefilled", [1, C - 1, C, C + 1, 2 * C])
+@each_variant
+def test_decode_goes_on_from_prefill(name, options, prefilled):
+    attention = build(name, options)
+    x = sequence(3 * C + 2)
+    torch.testing.assert_close(decode(attention, x, prefilled), attention(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("T", [C - 1, 4 * C + 3])
+@each_variant
+def test_no_output_moves_when_a_later_token_changes(name, options, T):
+    attention = build(name, options, torch.float32)
+    x = sequence(T, torch.float32)
+    before = attention(x)
+    for t in {0, 1, C - 1, C, C + 1, T - 1} & set(range(T)):
+        changed = x.clone()
+        changed[:, t:] += 10 * torch.randn(x[:, t:].shape, generator=torch.Generator().manual_seed(t))
+        assert torch.equal(attention(changed)[:, :t], before[:, :t]), f"outputs before {t} moved"
+        assert not torch.equal(attention(changed)[:, t], before[:, t])
+
+
+@each_variant
+def test_map_is_causal_and_complete(name, options):
+    if options.get("compression_factor"):
+        pytest.skip("no map exists with state compression")
+    attention = build(name, options)
+    A = attention.attention_map(sequence(4 * C + 3))
+    assert A.shape == (3, attention.num_heads, 4 * C + 3, 4 * C + 3)
+    assert torch.equal(A.triu(1), torch.zeros_like(A))
+
+
+SEES_BEYOND = {"standard", "linear", "delta_net", "hopfield", "gau", "bsbr"}
+
+
+@each_variant
+def test_what_is_seen_of_the_past(name, options):
+    """The gradient of the last output by each token: beyond the chunk too, except through a window."""
+    attention = build(name, options)
+    x = sequence(4 * C + 1, batch=1).requires_grad_()
+    (gradient,) = torch.autograd.grad(attention(x)[0, -1].sum(), x)
+    seen = gradient[0].abs().sum(-1) > 0
+    if name == "sliding_window":
+        assert seen.tolist() == [t > 4 * C - options["window_size"] for t in range(4 * C + 1)]
+    elif "retrieval_top_k" in options:
+        assert seen[: -2 * options["chunk_size"]].any()
+    else:
+        assert seen.all()
+
+
+@pytest.mark.parametrize("T", [1, C, 2 * C + 3])
+@each_variant
+def test_state_size_is_what_decode_keeps(name, options, T):
+    attention = build(name, options)
+    _, after_prefill = attention.prefill(sequence(T, batch=1))
+    state = attention.init_state(1)
+    for x_t in sequence(T, batch=1).unbind(1):
+        _, state = attention.step(x_t, state)
+    for kept in (after_prefill, state):
+        assert sum(part.numel() for part in kept if isinstance(part, torch.Tensor)) == attention.state_size(T)
+
+
+def test_hopfield_without_updates_is_standard():
+    standard, hopfield = build("standard", {}), ARCHITECTURES["hopfield"](WIDTH, 2, num_updates=0).double()
+    torch.nn.init.constant_(hopfield.beta, hopfield.head_dim**-0.5)
+    hopfield.load_state_dict(standard.state_dict() | {"beta": hopfield.beta})
+    x = sequence(2 * C)
+    torch.testing.assert_close(hopfield(x), standard(x), rtol=1e-10, atol=1e-10)
+
+
+def test_window_as_long_as_the_text_is_standard():
+    standard, window = build("standard", {}), ARCHITECTURES["sliding_window"](WIDTH, 2, window_size=2 * C).double()
+    window.load_state_dict(standard.state_dict())
+    x = sequence(2 * C)
+    torch.testing.assert_close(window(x), standard(x), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(window(sequence(2 * C + 1))[:, -1], standard(sequence(2 * C + 1))[:, -1])
+
+
+def test_bsbr_chunk_map_is_strict_and_may_retrieve_nothing():
+    x = sequence(4 * C + 3)
+    P = build("bsbr", {"chunk_size": C}).chunk_map(x)
+    assert torch.equal(P.triu(), torch.zeros_like(P))
+    assert (P.sum(-1)[..., 1:] < 1).all()
+    plain = build("bsbr", {"chunk_size": C, "normalize": False}).chunk_map(x)
+    torch.testing.assert_close(plain.sum(-1)[..., 1:], torch.ones_like(plain.sum(-1)[..., 1:]))
+    best = build("bsbr", {"chunk_size": C, "retrieval_top_k": 2}).chunk_map(x)
+    assert ((best > 0).sum(-1) == torch.arange(5).clamp(max=2)).all()
