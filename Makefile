@@ -1,0 +1,11 @@
+.PHONY: check format
+
+check:
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m pytest -q
+
+format:
+	ruff check --fix .
+	ruff format .

@@ -1,0 +1,233 @@
+"""A causal language model around any attention: embedding, pre-norm residual layers, tied head, generation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention.base import Attention, check_positive
+
+#: Builds the attention of one layer from (hidden_dim, num_heads): an Attention class, or a `functools.partial` of one.
+AttentionFactory = Callable[[int, int], Attention]
+
+
+class FeedForward(nn.Module):
+    """relu(x W_in)^2 W_out, D -> `ff_dim` -> D (So et al. 2021, arXiv 2109.08668, section 4)."""
+
+    def __init__(self, hidden_dim: int, ff_dim: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(hidden_dim, ff_dim, bias=False)
+        self.out = nn.Linear(ff_dim, hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.into(x).relu().square())
+
+    def flops(self, num_tokens: int) -> int:
+        return 2 * num_tokens * (self.into.weight.numel() + self.out.weight.numel())
+
+
+class Residual(nn.Module):
+    """x + inner(norm(x)), where inner is an attention or a feed-forward network."""
+
+    def __init__(self, inner: Attention | FeedForward, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(hidden_dim, eps=1e-5)
+        self.inner = inner
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.inner(self.norm(x)))
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token: ids (B, T) -> logits (B, T, vocab_size), for any T.
+
+    A layer is an attention and a feed-forward network, or two attentions where the architecture
+    `replaces_feed_forward` (GAU). The model itself knows no positions: those are the attention's affair.
+
+    Args:
+        attention: builds the attention of every layer, or a list with one builder a layer.
+        vocab_size: number of token ids.
+        hidden_dim: width D.
+        num_layers: number of layers.
+        num_heads: heads of each attention.
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None.
+        dropout: share of each residual branch's outputs, and of the embedding's, set to 0 in training.
+
+    Raises:
+        ValueError: names the argument, its value and what would do.
+    """
+
+    def __init__(
+        self,
+        attention: AttentionFactory | Sequence[AttentionFactory],
+        vocab_size: int,
+        hidden_dim: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        ff_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        ff_dim = 4 * hidden_dim if ff_dim is None else ff_dim
+        check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers, ff_dim=ff_dim)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        factories = list(attention) if isinstance(attention, Sequence) else [attention] * num_layers
+        if len(factories) != num_layers:
+            raise ValueError(f"attention must list one architecture a layer: {len(factories)} for {num_layers} layers")
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        inners: list[Attention | FeedForward] = []
+        for factory in factories:
+            inners.append(factory(hidden_dim, num_heads))
+            again = inners[-1].replaces_feed_forward
+            inners.append(factory(hidden_dim, num_heads) if again else FeedForward(hidden_dim, ff_dim))
+        self.branches = nn.ModuleList(Residual(inner, hidden_dim, dropout) for inner in inners)
+        self.norm = nn.RMSNorm(hidden_dim, eps=1e-5)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Normal weights; what writes into the residual stream starts at 0, so that the model starts as a bigram."""
+        nn.init.normal_(self.embedding.weight, std=self.norm.weight.numel() ** -0.5)
+        for branch in self.branches:
+            for module in branch.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(branch.inner.out.weight)
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """The attentions in order of depth."""
+        return [branch.inner for branch in self.branches if isinstance(branch.inner, Attention)]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        try:
+            return self.dropout(self.embedding(input_ids))
+        except IndexError:
+            low, high = int(input_ids.min()), int(input_ids.max())
+            raise ValueError(
+                f"input_ids must lie in 0 ... {self.vocab_size - 1} (vocab_size), got {low} ... {high}"
+            ) from None
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """ids (B, T) -> the last layer's normed activations (B, T, D), from which `head` makes logits."""
+        x = self.embed(input_ids)
+        for branch in self.branches:
+            x = branch(x)
+        return self.norm(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """(..., D) -> logits (..., vocab_size), by the embedding's own weights."""
+        return F.linear(x, self.embedding.weight)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """ids (B, T) -> logits (B, T, vocab_size)."""
+        return self.head(self.hidden(input_ids))
+
+    # Decoding: the state is a list with the decode state of every attention.
+
+    def init_state(self, batch_size: int) -> list[Any]:
+        """The decode state before the first token."""
+        return [attention.init_state(batch_size) for attention in self.attentions]
+
+    def prefill(self, input_ids: Tensor) -> tuple[Tensor, list[Any]]:
+        """ids (B, T) -> logits of the token after the last (B, vocab_size) and the decode state."""
+        x, states = self.embed(input_ids), []
+        for branch in self.branches:
+            if isinstance(branch.inner, Attention):
+                y, state = branch.inner.prefill(branch.norm(x))
+                states.append(state)
+                x = x + branch.dropout(y)
+            else:
+                x = branch(x)
+        return self.head(self.norm(x[:, -1])), states
+
+    def step(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
+        """One token a sequence: ids (B,) -> logits (B, vocab_size) and the decode state after it."""
+        x, before, after = self.embed(input_ids), iter(states), []
+        for branch in self.branches:
+            if isinstance(branch.inner, Attention):
+                y, state = branch.inner.step(branch.norm(x), next(before))
+                after.append(state)
+                x = x + branch.dropout(y)
+            else:
+                x = branch(x)
+        return self.head(self.norm(x)), after
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Continue ids (B, T >= 1) by `max_new_tokens`: (B, T + max_new_tokens); the same seed gives the same text.
+
+        Args:
+            input_ids: the prompts.
+            max_new_tokens: how many tokens to add.
+            temperature: logits are divided by it before sampling; 0 takes the likeliest token.
+            top_k: sample among this many likeliest tokens; None for all.
+            seed: of the sampling.
+
+        Raises:
+            ValueError: on an empty prompt or an argument out of range.
+        """
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"input_ids must be (batch, length >= 1), got shape {tuple(input_ids.shape)}")
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        if top_k is not None:
+            check_positive(top_k=top_k)
+        generator = torch.Generator(input_ids.device).manual_seed(seed)
+        training = self.training
+        self.eval()
+        ids = [input_ids]
+        logits, states = self.prefill(input_ids)
+        for i in range(max_new_tokens):
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                if top_k is not None and top_k < logits.shape[-1]:
+                    worst_kept = logits.topk(top_k).values[:, -1:]
+                    logits = logits.masked_fill(logits < worst_kept, -torch.inf)
+                probabilities = (logits.float() / temperature).softmax(-1)
+                token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            ids.append(token[:, None])
+            if i + 1 < max_new_tokens:
+                logits, states = self.step(token, states)
+        self.train(training)
+        return torch.cat(ids, 1)
+
+    @torch.no_grad()
+    def get_attention_weights(self, input_ids: Tensor) -> Tensor:
+        """The exact attention map of every attention: ids (B, T) -> (layers, B, H, T, T), 0 where nothing is attended.
+
+        Raises:
+            ValueError: where an attention has no map (BSBR with state compression) or the heads differ in number.
+        """
+        maps, x = [], self.embed(input_ids)
+        for branch in self.branches:
+            if isinstance(branch.inner, Attention):
+                maps.append(branch.inner.attention_map(branch.norm(x)))
+            x = branch(x)
+        if len({map_.shape for map_ in maps}) > 1:
+            raise ValueError("the attentions have different numbers of heads: ask each for its own attention_map")
+        return torch.stack(maps)
+
+    # Costs, by the closed forms of base.py.
+
+    def state_size(self, num_tokens: int) -> int:
+        """How many numbers the decode state of one sequence holds after `num_tokens` tokens."""
+        return sum(attention.state_size(num_tokens) for attention in self.attentions)
+
+    def flops(self, num_tokens: int) -> int:
+        """Floating-point operations of `forward` on one sequence, 2 a multiply-add; see `Attention.flops`."""
+        head = 2 * num_tokens * self.embedding.weight.numel()
+        return head + sum(branch.inner.flops(num_tokens) for branch in self.branches)

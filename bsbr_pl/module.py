@@ -1,0 +1,224 @@
+"""LanguageModule: the LightningModule that trains any attention as a language model, and the only loader of checkpoints."""
+
+import functools
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+from torchmetrics import Metric
+
+from .attention.base import Attention, check_positive
+from .model import AttentionFactory, LanguageModel
+
+IGNORED = -100  # a target that is not counted
+
+
+class TokenMetrics(Metric):
+    """Sums over counted tokens, from which every validation figure follows; exact whatever the batches or processes.
+
+    `compute` gives `loss` (nats a token), `perplexity` (exp loss), `accuracy` (share of tokens whose likeliest guess is
+    right) and, where bytes were counted, `bits_per_byte` (nats in all / ln 2 / bytes in all).
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("nats", "correct", "tokens", "bytes"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor, num_bytes: Tensor | None = None) -> None:
+        """logits (B, T, vocab_size), targets (B, T) with -100 where not counted, num_bytes (B,) of text they cover."""
+        self.nats += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").double()
+        self.correct += (logits.argmax(-1) == targets).sum()
+        self.tokens += (targets != IGNORED).sum()
+        if num_bytes is not None:
+            self.bytes += num_bytes.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        loss = self.nats / self.tokens
+        figures = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.correct / self.tokens}
+        if self.bytes > 0:
+            figures["bits_per_byte"] = self.nats / math.log(2) / self.bytes
+        return figures
+
+
+class LanguageModule(LightningModule):
+    """Trains a `LanguageModel`: cross entropy, AdamW, warm-up and cosine by step.
+
+    Args:
+        attention: the architecture, as an Attention class, a `functools.partial` of one, or a list with one a layer;
+            in YAML `class_path` and `init_args`.
+        vocab_size: number of token ids; the command line takes it from the data.
+        hidden_dim: width D of the model.
+        num_layers: number of layers.
+        num_heads: heads of each attention.
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None.
+        dropout: share of activations set to 0 in training.
+        learning_rate: of AdamW, at its highest.
+        min_learning_rate: share of `learning_rate` that is left at the last step.
+        warmup_steps: optimiser steps over which the learning rate rises from 0.
+        weight_decay: of the matrices of linear maps; embeddings, gains, filters and biases are not decayed.
+        beta1: AdamW's decay of the mean gradient.
+        beta2: AdamW's decay of the mean squared gradient.
+
+    Raises:
+        ValueError: names the argument, its value and what would do.
+    """
+
+    def __init__(
+        self,
+        attention: Callable[[int, int], Attention] | list[Callable[[int, int], Attention]],
+        vocab_size: int,
+        hidden_dim: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        ff_dim: int | None = None,
+        dropout: float = 0.0,
+        learning_rate: float = 3e-3,
+        min_learning_rate: float = 0.0,
+        warmup_steps: int = 50,
+        weight_decay: float = 0.1,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}")
+        described = [describe(a) for a in attention] if isinstance(attention, list) else describe(attention)
+        arguments = {name: value for name, value in locals().items() if name in CONFIGURATION}
+        self.save_hyperparameters({"attention": described, **arguments})
+        factories = [build(d) for d in described] if isinstance(described, list) else build(described)
+        self.model = LanguageModel(factories, vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout)
+        self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})
+        self.slices = torch.nn.ModuleDict()
+
+    @classmethod
+    def load(cls, path: str | Path, map_location: str = "cpu") -> "LanguageModule":
+        """The trained module of a checkpoint, in evaluation mode. Code in a checkpoint is never run.
+
+        Raises:
+            ValueError: naming the file, where it is missing or no checkpoint of this class.
+        """
+        try:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            module = cls(**checkpoint["hyper_parameters"])
+            module.load_state_dict(checkpoint["state_dict"])
+        except Exception as error:
+            raise ValueError(f"{path} is not a readable checkpoint of {cls.__name__}: {error}") from error
+        return module.to(map_location).eval()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """ids (B, T) -> logits (B, T, vocab_size)."""
+        return self.model(input_ids)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self.model(batch["input_ids"])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORED)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluation_step("val", batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluation_step("test", batch)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The likeliest next token at every position: (B, T)."""
+        return self.model(batch["input_ids"]).argmax(-1)
+
+    def _evaluation_step(self, stage: str, batch: dict[str, Tensor]) -> None:
+        logits = self.model(batch["input_ids"])
+        self.metrics[stage].update(logits, batch["targets"], batch.get("num_bytes"))
+        if "slice" in batch:
+            names = self.trainer.datamodule.slice_names
+            for i in batch["slice"].unique().tolist():
+                rows = batch["slice"] == i
+                key = f"{stage}_{names[i]}"
+                if key not in self.slices:
+                    self.slices[key] = TokenMetrics().to(logits.device)
+                self.slices[key].update(logits[rows], batch["targets"][rows])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, value in self.metrics[stage].compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "bits_per_byte", "accuracy"))
+        self.metrics[stage].reset()
+        for key, metrics in self.slices.items():
+            if key.startswith(f"{stage}_"):
+                self.log(f"{stage}/accuracy{key.removeprefix(stage)}", metrics.compute()["accuracy"])
+                metrics.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; the learning rate rises linearly for `warmup_steps`, then falls along half a cosine, by step."""
+        hp = self.hparams
+        matrices = [module.weight for module in self.modules() if isinstance(module, torch.nn.Linear)]
+        kept = {id(p) for p in matrices}
+        groups = [
+            {"params": matrices, "weight_decay": hp["weight_decay"]},
+            {"params": [p for p in self.parameters() if id(p) not in kept], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=hp["learning_rate"], betas=(hp["beta1"], hp["beta2"]), fused=True)
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
+        warmup, lowest = min(hp["warmup_steps"], steps), hp["min_learning_rate"]
+
+        def share(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = min(1.0, (step - warmup) / max(1, steps - warmup))
+            return lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+#: The arguments of LanguageModule that are plain numbers, as a checkpoint stores them.
+CONFIGURATION = [
+    name for name in LanguageModule.__init__.__annotations__ if name not in ("attention", "return")
+]
+
+
+def describe(factory: AttentionFactory | dict[str, Any]) -> dict[str, Any]:
+    """A builder of attentions as plain data, `{"class_path": ..., "init_args": {...}}`, for a checkpoint to hold.
+
+    Raises:
+        ValueError: where it is neither an Attention class nor a `functools.partial` of one.
+    """
+    if isinstance(factory, dict):
+        return {"class_path": factory["class_path"], "init_args": dict(factory.get("init_args", {}))}
+    parts = [factory.func, *factory.args] if isinstance(factory, functools.partial) else [factory]
+    for part in parts:
+        if isinstance(part, type) and issubclass(part, Attention):
+            options = factory.keywords if isinstance(factory, functools.partial) else {}
+            return {"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": dict(options)}
+    raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {factory!r}")
+
+
+def build(description: dict[str, Any]) -> AttentionFactory:
+    """The builder that `describe` described.
+
+    Raises:
+        ValueError: where the class path does not name an Attention of this package or of a module already imported.
+    """
+    module_name, _, name = description["class_path"].rpartition(".")
+    if module_name.split(".")[0] == "bsbr_pl":
+        importlib.import_module(module_name)
+    found = getattr(sys.modules.get(module_name), name, None)  # a checkpoint must not choose what code is run
+    if not (isinstance(found, type) and issubclass(found, Attention)):
+        raise ValueError(f"{description['class_path']!r} is no Attention that is imported: import its module first")
+    return functools.partial(found, **description["init_args"])

@@ -1,0 +1,61 @@
+"""Which way imports point: text -> tokens -> model -> record -> report, and every attention alone in its file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from bsbr_pl.attention import ARCHITECTURES
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "bsbr_pl"
+
+#: What a room (the longest matching name) may import of this project.
+ALLOWED = {
+    "bsbr_pl": set(),
+    "bsbr_pl.attention": {"bsbr_pl.attention"},
+    "bsbr_pl.model": {"bsbr_pl.attention.base"},
+    "bsbr_pl.data": {"bsbr_pl.data"},
+    "bsbr_pl.utils": {"bsbr_pl.utils", "bsbr_pl.attention", "bsbr_pl.model"},
+    "bsbr_pl.module": {"bsbr_pl.model", "bsbr_pl.attention.base"},
+    "bsbr_pl.evals": {"bsbr_pl"},
+    "callbacks": {"callbacks", "bsbr_pl"},
+    "train": {"callbacks", "bsbr_pl"},
+    "evaluate": {"callbacks", "bsbr_pl"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of this project that a file imports, by full name."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
+            found.add(".".join(part for part in (base, node.module) if part))
+    return {name for name in found if name.split(".")[0] in ("bsbr_pl", "callbacks", "train", "evaluate")}
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").rglob("*.py"), *ROOT.glob("*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    room = max((room for room in ALLOWED if within(name, room)), key=len)
+    for imported in imports(path):
+        assert any(within(imported, allowed) for allowed in ALLOWED[room]), f"{name} may not import {imported}"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_attention_file_stands_alone(name):
+    path = PACKAGE / "attention" / f"{name}.py"
+    assert imports(path) == {"bsbr_pl.attention.base"}
+    assert ARCHITECTURES[name].__module__ == f"bsbr_pl.attention.{name}"
+    assert (ROOT / "configs" / f"{name}.yaml").exists()

@@ -1,0 +1,182 @@
+"""The language model around any attention: causality, decoding, generation, costs, and what it says to bad input."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, GAUAttention, StandardAttention
+from bsbr_pl.model import LanguageModel
+
+V = 31
+OPTIONS = {
+    "sliding_window": {"window_size": 4},
+    "linear": {"chunk_size": 4},
+    "delta_net": {"chunk_size": 4},
+    "gau": {"chunk_size": 4, "key_dim": 8},
+    "bsbr": {"chunk_size": 4},
+}
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def model_of(name: str, dtype: torch.dtype = torch.float64, **arguments) -> LanguageModel:
+    """Two layers with every parameter moved from its start, so that no zero hides a branch."""
+    torch.manual_seed(0)
+    factory = partial(ARCHITECTURES[name], **OPTIONS.get(name, {}))
+    defaults = {"attention": factory, "vocab_size": V, "hidden_dim": 16, "num_layers": 2, "num_heads": 2}
+    model = LanguageModel(**defaults | arguments)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.to(dtype).eval()
+
+
+def ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@every_architecture
+def test_no_logit_sees_a_later_token(name):
+    model, before = model_of(name, torch.float32), ids(2, 19)
+    logits = model(before)
+    assert logits.shape == (2, 19, V)
+    for t in (1, 3, 4, 5, 18):
+        after = before.clone()
+        after[:, t:] = (after[:, t:] + 1) % V
+        assert torch.equal(model(after)[:, :t], logits[:, :t])
+        assert not torch.equal(model(after)[:, t], logits[:, t])
+
+
+@every_architecture
+def test_greedy_generation_equals_argmax_over_forward(name):
+    model, text = model_of(name), ids(3, 5)
+    generated = model.generate(text, max_new_tokens=20, temperature=0)
+    for _ in range(20):
+        text = torch.cat((text, model(text)[:, -1].argmax(-1, keepdim=True)), 1)
+    assert torch.equal(generated, text)
+    assert len(set(generated[0].tolist())) > 3  # not stuck on one token: the comparison says something
+
+
+@every_architecture
+def test_decoding_from_nothing_equals_forward(name):
+    model, text = model_of(name), ids(2, 11)
+    states, logits = model.init_state(2), []
+    for t in range(11):
+        next_logits, states = model.step(text[:, t], states)
+        logits.append(next_logits)
+    torch.testing.assert_close(torch.stack(logits, 1), model(text), rtol=1e-9, atol=1e-9)
+
+
+def test_sampling_is_seeded_and_obeys_top_k():
+    model, text = model_of("bsbr"), ids(1, 6)
+    one, again, other = (model.generate(text, 12, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(model.generate(text, 12, top_k=1, seed=5), model.generate(text, 12, temperature=0))
+    best = set(model(text)[0, -1].topk(3).indices.tolist())
+    assert {int(model.generate(text, 1, top_k=3, temperature=9.0, seed=s)[0, -1]) for s in range(40)} == best
+
+
+def test_generation_leaves_the_mode_as_it_was():
+    model = model_of("standard", dropout=0.5).train()
+    assert torch.equal(model.generate(ids(1, 4), 3), model.generate(ids(1, 4), 3))
+    assert model.training
+
+
+@every_architecture
+def test_attention_weights_are_those_of_every_layer(name):
+    model, text = model_of(name), ids(2, 9)
+    A = model.get_attention_weights(text)
+    heads = 1 if name == "gau" else 2
+    assert A.shape == (4 if name == "gau" else 2, 2, heads, 9, 9)
+    assert torch.equal(A.triu(1), torch.zeros_like(A))
+    x = model.branches[0].norm(model.embed(text))
+    first = model.attentions[0]
+    torch.testing.assert_close(first.emit(A[0] @ first.values(x), x), first(x))
+
+
+@every_architecture
+def test_costs_are_sums_over_layers(name):
+    model = model_of(name)
+    states = model.prefill(ids(1, 13))[1]
+    kept = sum(part.numel() for state in states for part in state if isinstance(part, torch.Tensor))
+    assert model.state_size(13) == kept
+    assert model.flops(13) > 2 * 13 * sum(p.numel() for p in model.parameters() if p.dim() == 2) * 0.9
+
+
+def test_gau_needs_no_feed_forward_and_matches_standard_in_size():
+    def size(factory):
+        return sum(p.numel() for p in LanguageModel(factory, 8, hidden_dim=256, num_layers=2).parameters())
+
+    assert abs(size(GAUAttention) / size(StandardAttention) - 1) < 0.1
+
+
+def test_hybrid_has_one_architecture_a_layer():
+    model = LanguageModel([BSBRAttention, StandardAttention], V, hidden_dim=16, num_layers=2, num_heads=2)
+    assert [type(attention) for attention in model.attentions] == [BSBRAttention, StandardAttention]
+    text = ids(1, 9)
+    torch.testing.assert_close(model.prefill(text)[0], model(text)[:, -1])
+
+
+def test_a_model_starts_as_a_guess_without_context():
+    """What writes into the residual stream starts at 0: logits depend on the current token alone."""
+    model = LanguageModel(StandardAttention, V, hidden_dim=16, num_layers=2, num_heads=2)
+    one, other = ids(1, 6), ids(1, 6, seed=1)
+    other[:, -1] = one[:, -1]
+    assert torch.equal(model(one)[:, -1], model(other)[:, -1])
+
+
+def test_longer_than_anything_seen_is_no_error():
+    assert model_of("standard", torch.float32)(ids(1, 700)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"hidden_dim": 15}, "hidden_dim must be a multiple of num_heads, got 15 and 2"),
+        ({"hidden_dim": 6}, "rotary positions need an even head width, got 3"),
+        ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
+        ({"num_heads": 0}, "num_heads must be a positive integer, got 0"),
+        ({"vocab_size": 0}, "vocab_size must be a positive integer, got 0"),
+        ({"ff_dim": -1}, "ff_dim must be a positive integer, got -1"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1.0"),
+        ({"attention": [StandardAttention]}, "attention must list one architecture a layer: 1 for 2 layers"),
+        ({"attention": partial(BSBRAttention, chunk_size=0)}, "chunk_size must be a positive integer, got 0"),
+        ({"attention": partial(BSBRAttention, chunk_size=2.5)}, "chunk_size must be a positive integer, got 2.5"),
+        ({"attention": partial(BSBRAttention, retrieval_top_k=0)}, "retrieval_top_k must be a positive integer, got 0"),
+        ({"attention": partial(BSBRAttention, compression_factor=3)}, "compression_factor must divide the head width"),
+        ({"attention": partial(ARCHITECTURES["hopfield"], num_updates=-1)}, "num_updates must be 0 or more, got -1"),
+        ({"attention": partial(ARCHITECTURES["hopfield"], beta=0.0)}, "beta must be positive, got 0.0"),
+        ({"attention": partial(ARCHITECTURES["linear"], conv_size=0)}, "conv_size must be a positive integer, got 0"),
+        ({"attention": partial(ARCHITECTURES["sliding_window"], window_size=0)}, "window_size must be a positive"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words):
+    defaults = {"attention": StandardAttention, "vocab_size": V, "hidden_dim": 16, "num_layers": 2, "num_heads": 2}
+    with pytest.raises(ValueError, match=words):
+        LanguageModel(**defaults | arguments)(ids(1, 4))
+
+
+@pytest.mark.parametrize("bad", [-1, V])
+def test_ids_outside_the_vocabulary_are_named(bad):
+    with pytest.raises(ValueError, match=rf"input_ids must lie in 0 ... {V - 1} \(vocab_size\)"):
+        model_of("standard")(torch.tensor([[1, bad]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"temperature": -1}, "temperature must be 0 or more"),
+        ({"top_k": 0}, "top_k must be a positive integer"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "input_ids must be"),
+    ],
+)
+def test_bad_generation_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        model_of("standard").generate(**{"input_ids": ids(1, 3), "max_new_tokens": 2} | arguments)
+
+
+def test_state_compression_has_no_map():
+    model = model_of("bsbr", attention=partial(BSBRAttention, chunk_size=4, compression_factor=2))
+    with pytest.raises(ValueError, match="no T x T attention map"):
+        model.get_attention_weights(ids(1, 9))

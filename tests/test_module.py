@@ -1,0 +1,206 @@
+"""LanguageModule: what it measures, how it optimises, and what a checkpoint gives back."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import Trainer
+
+from bsbr_pl.attention import ARCHITECTURES, Attention, BSBRAttention, StandardAttention
+from bsbr_pl.module import LanguageModule, TokenMetrics, build, describe
+
+SMALL = {"vocab_size": 17, "hidden_dim": 16, "num_layers": 2, "num_heads": 2}
+
+
+def module_of(attention=BSBRAttention, **arguments) -> LanguageModule:
+    torch.manual_seed(0)
+    return LanguageModule(attention, **SMALL | arguments)
+
+
+class Batches(torch.utils.data.Dataset):
+    """A few fixed random sequences; each predicts its own next token."""
+
+    def __init__(self, count: int = 4) -> None:
+        self.ids = torch.randint(0, 17, (count, 25), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[i, :-1], "targets": self.ids[i, 1:], "num_bytes": torch.tensor(30)}
+
+
+def loader(count: int = 4) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(Batches(count), batch_size=4)
+
+
+def trainer(tmp_path, **arguments) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=tmp_path, enable_model_summary=False, **quiet | arguments)
+
+
+def test_metrics_are_the_definitions():
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(3, 5, 7, generator=generator), torch.randint(0, 7, (3, 5), generator=generator)
+    targets[0, 3:] = -100
+    metrics = TokenMetrics()
+    metrics.update(logits, targets, torch.tensor([9, 10, 11]))
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    nats = [-float(logits[b, t].log_softmax(0)[targets[b, t]]) for b in range(3) for t in range(5) if targets[b, t] >= 0]
+    right = [bool(logits[b, t].argmax() == targets[b, t]) for b in range(3) for t in range(5) if targets[b, t] >= 0]
+    assert len(nats) == 13
+    assert found["loss"] == pytest.approx(sum(nats) / 13, rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(sum(nats) / 13), rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / 30, rel=1e-6)
+    assert found["accuracy"] == sum(right) / 13
+
+
+def test_metrics_do_not_depend_on_the_batches():
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(8, 5, 7, generator=generator), torch.randint(0, 7, (8, 5), generator=generator)
+    targets[2] = -100
+    targets[5, 1:] = -100
+    whole, parts = TokenMetrics(), TokenMetrics()
+    whole.update(logits, targets, torch.arange(8))
+    for rows in (slice(0, 1), slice(1, 6), slice(6, 8)):
+        parts.update(logits[rows], targets[rows], torch.arange(8)[rows])
+    for name, value in whole.compute().items():
+        assert float(parts.compute()[name]) == pytest.approx(float(value), rel=1e-6), name
+
+
+def test_no_bits_per_byte_without_bytes():
+    metrics = TokenMetrics()
+    metrics.update(torch.randn(1, 2, 3), torch.tensor([[0, 1]]))
+    assert "bits_per_byte" not in metrics.compute()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_learns_one_batch_by_heart(name, tmp_path):
+    module = module_of(ARCHITECTURES[name], learning_rate=0.01, warmup_steps=10, weight_decay=0.0)
+    run = trainer(tmp_path, max_epochs=-1, max_steps=200)
+    run.fit(module, loader())
+    assert run.callback_metrics["train/loss"] < 0.25  # ln 17 = 2.83 to start with
+
+
+def test_training_loss_is_the_mean_over_counted_tokens(tmp_path):
+    module = module_of()
+    batch = next(iter(loader()))
+    batch["targets"][0, 3:] = -100
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    counted = batch["targets"] >= 0
+    nll = F.cross_entropy(module(batch["input_ids"]).transpose(1, 2), batch["targets"].clamp(min=0), reduction="none")
+    assert float(module.training_step(batch, 0).detach()) == pytest.approx(float(nll[counted].mean().detach()), rel=1e-5)
+
+
+def test_only_matrices_decay_and_every_parameter_is_trained():
+    module = module_of()
+    module._trainer = Trainer(max_steps=10, logger=False, enable_checkpointing=False, accelerator="cpu")
+    decayed, kept = module.configure_optimizers()["optimizer"].param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    assert {id(p) for group in (decayed, kept) for p in group["params"]} == set(names)
+    assert {names[id(p)].split(".")[-2] for p in decayed["params"]} == {
+        "qkv", "out", "into", "chunk_query", "chunk_key"
+    }  # fmt: skip
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine():
+    module = module_of(learning_rate=1.0, warmup_steps=4, min_learning_rate=0.1)
+    module._trainer = Trainer(max_steps=14, logger=False, enable_checkpointing=False, accelerator="cpu")
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(15):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    expected = [0.25, 0.5, 0.75, 1.0] + [0.1 + 0.9 * (1 + math.cos(math.pi * i / 10)) / 2 for i in range(11)]
+    assert rates == pytest.approx(expected)
+    assert configured["lr_scheduler"]["interval"] == "step"
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        *ARCHITECTURES.values(),
+        partial(BSBRAttention, chunk_size=4, retrieval_top_k=1),
+        [partial(BSBRAttention, chunk_size=4), StandardAttention],
+    ],
+)
+def test_a_checkpoint_gives_back_the_same_model(attention, tmp_path):
+    module = module_of(attention, dropout=0.1)
+    run = trainer(tmp_path, max_epochs=-1, max_steps=2)
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    text = Batches().ids
+    for again in (
+        LanguageModule.load(tmp_path / "a.ckpt"),
+        LanguageModule.load_from_checkpoint(tmp_path / "a.ckpt").eval(),
+    ):
+        assert [type(a) for a in again.model.attentions] == [type(a) for a in module.model.attentions]
+        assert torch.equal(again(text), module.eval()(text))
+        assert again.hparams == module.hparams
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_what_is_no_checkpoint_is_named(content, tmp_path):
+    path = tmp_path / "bad.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad.ckpt is not a readable checkpoint of LanguageModule"):
+        LanguageModule.load(path)
+
+
+class Hostile:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"hyper_parameters": SMALL, "state_dict": Hostile(tmp_path / "ran")}, tmp_path / "hostile.ckpt")
+    with pytest.raises(ValueError, match=r"hostile.ckpt is not a readable checkpoint"):
+        LanguageModule.load(tmp_path / "hostile.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+class Outside(StandardAttention):
+    """An architecture of somebody else's, in a module of theirs."""
+
+
+def test_an_attention_from_elsewhere_is_found_again():
+    rebuilt = build(describe(partial(Outside, rope=False)))(16, 2)
+    assert type(rebuilt) is Outside
+    assert rebuilt.rope is False
+
+
+@pytest.mark.parametrize("class_path", ["torch.nn.Linear", "os.system", "antigravity.fly", "Nowhere", "bsbr_pl.nothing.X"])
+def test_a_class_path_that_is_no_attention_is_refused(class_path):
+    with pytest.raises((ValueError, ImportError), match="import|module"):
+        build({"class_path": class_path, "init_args": {}})
+
+
+@pytest.mark.parametrize("factory", [lambda d, h: StandardAttention(d, h), torch.nn.Linear, 3])
+def test_a_builder_that_cannot_be_stored_is_refused(factory):
+    with pytest.raises(ValueError, match=r"attention must be an Attention class or a functools.partial of one"):
+        module_of(factory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        module_of(**arguments)
+
+
+def test_attention_is_the_contract():
+    assert all(issubclass(cls, Attention) for cls in ARCHITECTURES.values())
