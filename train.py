@@ -1,14 +1,14 @@
 """Train, validate or test any attention as a language model: `python train.py fit --config configs/bsbr.yaml`."""
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-import bsbr_pl.attention  # noqa: F401 - so that `BSBRAttention` is enough for a class path
-import bsbr_pl.data  # noqa: F401
-import callbacks  # noqa: F401
+import callbacks  # noqa: F401 - imported, so that YAML and command line need no more than the name of a class
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.allocator import keep_freed_memory
 
@@ -26,6 +26,8 @@ class CLI(LightningCLI):
 def main(args: ArgsType = None, run: bool = True) -> CLI:
     """Run the command line `args` (sys.argv where None)."""
     keep_freed_memory()
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
+    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
     every_subcommand: dict[str, Any] = {"default_config_files": [str(BASE_CONFIG)]}
     return CLI(
         LanguageModule,
@@ -41,4 +43,7 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:  # what a user can mend; anything else shows its traceback
+        sys.exit(f"train.py: error: {error}")

@@ -31,9 +31,11 @@ class FeedForward(nn.Module):
 class Residual(nn.Module):
     """x + inner(norm(x)), where inner is an attention or a feed-forward network."""
 
+    inner: Attention | FeedForward
+
     def __init__(self, inner: Attention | FeedForward, hidden_dim: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(hidden_dim, eps=1e-5)
+        self.norm = nn.LayerNorm(hidden_dim, bias=False)
         self.inner = inner
         self.dropout = nn.Dropout(dropout)
 
@@ -59,6 +61,8 @@ class LanguageModel(nn.Module):
     Raises:
         ValueError: names the argument, its value and what would do.
     """
+
+    branches: Sequence[Residual]
 
     def __init__(
         self,
@@ -86,8 +90,9 @@ class LanguageModel(nn.Module):
             inners.append(factory(hidden_dim, num_heads))
             again = inners[-1].replaces_feed_forward
             inners.append(factory(hidden_dim, num_heads) if again else FeedForward(hidden_dim, ff_dim))
-        self.branches = nn.ModuleList(Residual(inner, hidden_dim, dropout) for inner in inners)
-        self.norm = nn.RMSNorm(hidden_dim, eps=1e-5)
+        branches = [Residual(inner, hidden_dim, dropout) for inner in inners]
+        self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
+        self.norm = nn.LayerNorm(hidden_dim, bias=False)
         self._init_weights()
 
     def _init_weights(self) -> None:

@@ -1,4 +1,4 @@
-"""LanguageModule: the LightningModule that trains any attention as a language model, and the only loader of checkpoints."""
+"""LanguageModule: the LightningModule around any attention, and the only loader of its checkpoints."""
 
 import functools
 import importlib
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import Metric
 
-from .attention.base import Attention, check_positive
+from .attention.base import Attention
 from .model import AttentionFactory, LanguageModel
 
 IGNORED = -100  # a target that is not counted
@@ -28,6 +29,10 @@ class TokenMetrics(Metric):
     """
 
     full_state_update = False
+    nats: Tensor
+    correct: Tensor
+    tokens: Tensor
+    bytes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +78,9 @@ class LanguageModule(LightningModule):
         ValueError: names the argument, its value and what would do.
     """
 
+    metrics: dict[str, TokenMetrics]  # by stage
+    slices: dict[str, TokenMetrics]  # by stage_slice
+
     def __init__(
         self,
         attention: Callable[[int, int], Attention] | list[Callable[[int, int], Attention]],
@@ -99,8 +107,8 @@ class LanguageModule(LightningModule):
         self.save_hyperparameters({"attention": described, **arguments})
         factories = [build(d) for d in described] if isinstance(described, list) else build(described)
         self.model = LanguageModel(factories, vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout)
-        self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})
-        self.slices = torch.nn.ModuleDict()
+        self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})  # type: ignore[assignment]
+        self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
 
     @classmethod
     def load(cls, path: str | Path, map_location: str = "cpu") -> "LanguageModule":
@@ -141,7 +149,7 @@ class LanguageModule(LightningModule):
         logits = self.model(batch["input_ids"])
         self.metrics[stage].update(logits, batch["targets"], batch.get("num_bytes"))
         if "slice" in batch:
-            names = self.trainer.datamodule.slice_names
+            names = self.trainer.datamodule.slice_names  # type: ignore[attr-defined]
             for i in batch["slice"].unique().tolist():
                 rows = batch["slice"] == i
                 key = f"{stage}_{names[i]}"
@@ -164,7 +172,7 @@ class LanguageModule(LightningModule):
                 self.log(f"{stage}/accuracy{key.removeprefix(stage)}", metrics.compute()["accuracy"])
                 metrics.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; the learning rate rises linearly for `warmup_steps`, then falls along half a cosine, by step."""
         hp = self.hparams
         matrices = [module.weight for module in self.modules() if isinstance(module, torch.nn.Linear)]
@@ -188,9 +196,7 @@ class LanguageModule(LightningModule):
 
 
 #: The arguments of LanguageModule that are plain numbers, as a checkpoint stores them.
-CONFIGURATION = [
-    name for name in LanguageModule.__init__.__annotations__ if name not in ("attention", "return")
-]
+CONFIGURATION = [name for name in LanguageModule.__init__.__annotations__ if name not in ("attention", "return")]
 
 
 def describe(factory: AttentionFactory | dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,9 @@ def test_metrics_are_the_definitions():
     metrics = TokenMetrics()
     metrics.update(logits, targets, torch.tensor([9, 10, 11]))
     found = {name: float(value) for name, value in metrics.compute().items()}
-    nats = [-float(logits[b, t].log_softmax(0)[targets[b, t]]) for b in range(3) for t in range(5) if targets[b, t] >= 0]
+    nats = [
+        -float(logits[b, t].log_softmax(0)[targets[b, t]]) for b in range(3) for t in range(5) if targets[b, t] >= 0
+    ]
     right = [bool(logits[b, t].argmax() == targets[b, t]) for b in range(3) for t in range(5) if targets[b, t] >= 0]
     assert len(nats) == 13
     assert found["loss"] == pytest.approx(sum(nats) / 13, rel=1e-6)
@@ -91,7 +93,9 @@ def test_training_loss_is_the_mean_over_counted_tokens(tmp_path):
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     counted = batch["targets"] >= 0
     nll = F.cross_entropy(module(batch["input_ids"]).transpose(1, 2), batch["targets"].clamp(min=0), reduction="none")
-    assert float(module.training_step(batch, 0).detach()) == pytest.approx(float(nll[counted].mean().detach()), rel=1e-5)
+    assert float(module.training_step(batch, 0).detach()) == pytest.approx(
+        float(nll[counted].mean().detach()), rel=1e-5
+    )
 
 
 def test_only_matrices_decay_and_every_parameter_is_trained():
@@ -178,9 +182,11 @@ def test_an_attention_from_elsewhere_is_found_again():
     assert rebuilt.rope is False
 
 
-@pytest.mark.parametrize("class_path", ["torch.nn.Linear", "os.system", "antigravity.fly", "Nowhere", "bsbr_pl.nothing.X"])
+@pytest.mark.parametrize(
+    "class_path", ["torch.nn.Linear", "os.system", "antigravity.fly", "Nowhere", "bsbr_pl.nothing.X"]
+)
 def test_a_class_path_that_is_no_attention_is_refused(class_path):
-    with pytest.raises((ValueError, ImportError), match="import|module"):
+    with pytest.raises((ValueError, ImportError), match=r"import|module"):
         build({"class_path": class_path, "init_args": {}})
 
 

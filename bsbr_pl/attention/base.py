@@ -36,6 +36,8 @@ class Attention(nn.Module, Generic[State]):
 
     #: True where a layer of this architecture already holds the work of a feed-forward network (GAU).
     replaces_feed_forward: ClassVar[bool] = False
+    #: The last linear map, back to the hidden width.
+    out: nn.Linear
 
     def __init__(self, hidden_dim: int, num_heads: int) -> None:
         super().__init__()

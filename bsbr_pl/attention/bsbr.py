@@ -1,22 +1,23 @@
-"""BSBR, block sparse attention with block retrieval: softmax inside a chunk, chunk states mixed by softmax between chunks.
+"""BSBR, block sparse attention with block retrieval: softmax inside a chunk, softmax over the states of earlier chunks.
 
-The sequence is cut in chunks of C tokens. Per head, with q^, k^ the queries and keys at unit length:
+The sequence is cut in chunks of C tokens. Per head, with k^ the keys centred and scaled to unit length:
 
-    inside a chunk     local_t = sum_{j <= t, same chunk} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
-    a chunk's state    F_c = sum_{j in c} k^_j^T v_j                                                  (K x V)
-    a chunk's key      h_c = mean_{j in c} x_j W_h        a chunk's query    r_c = x_{first of c} W_r
-    between chunks     P_cj = softmax_{j < c}(r_c . h_j / sqrt(K)), over a null slot of score 0 besides
-    what is retrieved  m_t = q^_t sum_{j < c} P_cj F_j
+    inside a chunk     local_t = sum_{j <= t, same chunk} softmax_j(q_t . k_j / sqrt(K)) v_j      (q, k rotated)
+    a chunk's state    F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
+    a chunk's key      h_c = mean_{j in c} x_j W_h
+    a chunk's query    r_c = x_{first of c} W_r
+    between chunks     P_cj = softmax_{j < c}(r_c . h_j / sqrt(K)), and a null slot of score 0 retrieves nothing
+    what is retrieved  m_t = q_t sum_{j < c} P_cj F_j
     o_t = local_t + gain * m_t / sqrt(1 + mean(m_t^2))
 
-A chunk's query is known when the chunk starts and only finished chunks are retrieved: nothing can leak from the future.
-The gain is learned per head and starts at 0, so that training switches retrieval on; the root bounds its size and leaves
-small things small. With normalize = False retrieval has the plain form: q, k unscaled, o_t = local_t + m_t, no null slot.
+A chunk's query is known when the chunk starts, and only finished chunks are retrieved: nothing of the future leaks.
+The gain is learned per head and starts at 0: training switches retrieval on. The root bounds what is large and leaves
+small what is small. normalize = False is the plain form: k as it is, o_t = local_t + m_t, no null slot.
 
-Cost per token, multiply-adds beside the projections: D (C + 2K + (T / C^2)(K + 1)): sub-quadratic, not linear, unless
-retrieval_top_k bounds the chunks that are mixed. Decode state: (T / C) D (K + 1) + 2 C D numbers, more than the 2 T D of
-a key-value cache unless C > K / 2.
-Source: the idea is the PyPI package bsbr's (0.1.1), whose masks let the future through; the equations here are ours.
+Cost per token, multiply-adds beside the projections: D (C + 2K + (T / C^2)(K + 1)): sub-quadratic, and linear only where
+retrieval_top_k bounds the chunks that are mixed. Decode state: (T / C) D (K + 1) + 2 C D numbers; unless C > K / 2 that
+is more than the 2 T D of a key-value cache.
+Source: the idea is that of the PyPI package bsbr (0.1.1), whose masks let the future through; these equations are ours.
 """
 
 from typing import NamedTuple
@@ -47,7 +48,7 @@ class BSBRAttention(Attention[Chunks]):
         retrieval_top_k: mix only this many best earlier chunks; None for all of them.
         compression_factor: store chunk states of K x V / compression_factor numbers, through a learned map of the
             values down and back; must divide the head width.
-        normalize: unit-length q and k, a null slot and a bounded, gained read for the retrieval; False is the plain form.
+        normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
         rope: rotate q and k inside the chunk; without it the order within the chunk is invisible.
     """
 
@@ -66,9 +67,7 @@ class BSBRAttention(Attention[Chunks]):
         if retrieval_top_k is not None:
             check_positive(retrieval_top_k=retrieval_top_k)
         if self.head_dim % compression_factor:
-            raise ValueError(
-                f"compression_factor must divide the head width {self.head_dim}, got {compression_factor}"
-            )
+            raise ValueError(f"compression_factor must divide the head width {self.head_dim}, got {compression_factor}")
         self.chunk_size = chunk_size
         self.retrieval_top_k = retrieval_top_k
         self.state_dim = self.head_dim // compression_factor
@@ -84,8 +83,6 @@ class BSBRAttention(Attention[Chunks]):
             self.down = nn.Parameter(torch.randn(num_heads, self.head_dim, self.state_dim) * self.head_dim**-0.5)
             self.up = nn.Parameter(torch.randn(num_heads, self.state_dim, self.head_dim) * self.state_dim**-0.5)
 
-    # -- the parts of the definition -----------------------------------------------------------------------------------
-
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
         return q, k, v
@@ -93,10 +90,10 @@ class BSBRAttention(Attention[Chunks]):
     def rotate(self, q: Tensor, start: int = 0) -> Tensor:
         return rotary(q, start) if self.rope else q
 
-    def address(self, q: Tensor) -> Tensor:
-        """Queries and keys as retrieval uses them."""
-        q = at_least_fp32(q)
-        return F.normalize(q, dim=-1) if self.normalize else q
+    def address(self, k: Tensor) -> Tensor:
+        """k^, the keys (..., K) as retrieval uses them."""
+        k = at_least_fp32(k)
+        return F.layer_norm(k, k.shape[-1:]) / self.head_dim**0.5 if self.normalize else k
 
     def bound(self, retrieved: Tensor, v: Tensor) -> Tensor:
         """`retrieved` (B, H, T, .) with rows scaled so that `v`, what they retrieve, stays below the gain in size."""
@@ -125,16 +122,14 @@ class BSBRAttention(Attention[Chunks]):
         h = split_heads(self.chunk_key(x.mean(2)), self.num_heads)
         return self.chunk_weights(r, h)
 
-    # -- the contract --------------------------------------------------------------------------------------------------
-
     def attention_map(self, x: Tensor) -> Tensor:
         if self.state_dim != self.head_dim:
-            raise ValueError("with compression_factor > 1 there is no T x T attention map: retrieved values are altered")
+            raise ValueError("compression_factor > 1 alters the values retrieved: there is no T x T attention map")
         q, k, v = (at_least_fp32(part) for part in self.project(x))
         chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
         scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
         local = causal_softmax(scores.masked_fill(chunk[:, None] != chunk, -torch.inf))
-        retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (self.address(q) @ self.address(k).mT)
+        retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.address(k).mT)
         return local + self.bound(retrieved, retrieved @ v)
 
     def values(self, x: Tensor) -> Tensor:
@@ -145,7 +140,7 @@ class BSBRAttention(Attention[Chunks]):
 
     def read(self, q: Tensor, S: Tensor) -> Tensor:
         """q (..., H, C, K) and what its chunk retrieved, S (..., H, K, V / compression) -> (..., H, C, V)."""
-        retrieved = self.address(q) @ S
+        retrieved = at_least_fp32(q) @ S
         if self.state_dim != self.head_dim:
             retrieved = retrieved @ at_least_fp32(self.up)
         return self.bound(retrieved, retrieved)
@@ -224,6 +219,6 @@ class BSBRAttention(Attention[Chunks]):
         N = -(-num_tokens // C)
         mixed = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
         projections = 4 * num_tokens * D * D + 2 * N * D * D
-        compression = 2 * N * C * D * V if V != self.head_dim else 0
+        compression = 2 * N * C * D * V if self.head_dim != V else 0
         local = N * C * (C + 1) * D
         return 2 * (projections + compression + local + 2 * N * C * D * V + N * N * D + N * mixed * D * V)

@@ -89,7 +89,7 @@ class GAUAttention(Attention[Chunk]):
         return self.out(F.silu(self.u(x)) * mixed[:, 0].to(x.dtype))
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Chunk]:
-        (B, T, _), C = x.shape, self.chunk_size
+        T, C = x.shape[1], self.chunk_size
         all_z, all_v = self.shared(x), self.values(x)[:, 0]
         z, v = (to_chunks(part, min(C, T), dim=1) for part in (all_z, all_v))  # (B, N, C, S), (B, N, C, E)
         q, k, q_lin, k_lin = self.views(z)

@@ -14,7 +14,6 @@ Cost: O(T (C + K) D). Decode state: S and z, D (K + 1) numbers, and conv_size - 
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -63,7 +63,7 @@ class SlidingWindowAttention(Attention[Window]):
         T, w = x.shape[1], self.window_size
         q, k, v = self.project(x)
         state = Window(k[:, :, -w:], v[:, :, -w:], T)
-        if T <= w:
+        if w >= T:
             return self.emit(F.scaled_dot_product_attention(q, k, v, is_causal=True), x), state
         q, k, v = (to_chunks(part, w).transpose(1, 2) for part in (q, k, v))  # (B, N, H, C, K), C = w
         first = F.scaled_dot_product_attention(q[:, 0], k[:, 0], v[:, 0], is_causal=True)[:, None]

@@ -1,4 +1,4 @@
-"""The law of base.py: definition == fast form == decode, outputs and gradients, for every option of every architecture."""
+"""The law of base.py, definition == fast form == decode, outputs and gradients, for every option of every one."""
 
 import copy
 
@@ -10,7 +10,7 @@ from bsbr_pl.attention.base import at_least_fp32
 
 C = 8  # chunk, window
 WIDTH = 16
-NOISE = 0.3
+NOISE = 0.2
 LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 4 * C + 1]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 8e-3}
 
@@ -87,10 +87,9 @@ def compressed_definition(bsbr: Attention, x: torch.Tensor) -> torch.Tensor:
         for j in range(c):
             inside = slice(j * bsbr.chunk_size, (j + 1) * bsbr.chunk_size)
             state = sum(
-                bsbr.address(k)[:, :, i, :, None] @ (v[:, :, i, None] @ down)
-                for i in range(x.shape[1])[inside]
+                bsbr.address(k)[:, :, i, :, None] @ (v[:, :, i, None] @ down) for i in range(x.shape[1])[inside]
             )
-            retrieved = retrieved + P[:, :, c, j, None, None] * (bsbr.address(q)[:, :, t : t + 1] @ state @ up)
+            retrieved = retrieved + P[:, :, c, j, None, None] * (q[:, :, t : t + 1] @ state @ up)
         if bsbr.normalize:
             retrieved = bsbr.gain * retrieved / (1 + retrieved.square().mean(-1, keepdim=True)).sqrt()
         outputs.append(local + retrieved)
@@ -116,7 +115,9 @@ def results(form, attention: Attention, x: torch.Tensor) -> dict[str, torch.Tens
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(x.dtype)
     inputs = {"x": x, **dict(attention.named_parameters())}
     gradients = torch.autograd.grad((output * weights).sum(), list(inputs.values()), allow_unused=True)
-    found = {name: torch.zeros_like(inputs[name]) if g is None else g for name, g in zip(inputs, gradients, strict=True)}
+    found = {
+        name: torch.zeros_like(inputs[name]) if g is None else g for name, g in zip(inputs, gradients, strict=True)
+    }
     return {"output": output.detach(), **{f"gradient of {name}": gradient for name, gradient in found.items()}}
 
 

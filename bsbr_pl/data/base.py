@@ -1,0 +1,94 @@
+"""What all data modules share: loaders for the three splits, and a state that tells what data a checkpoint saw."""
+
+import hashlib
+import json
+import warnings
+from abc import abstractmethod
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from .loader import Loader, Samples, TrainLoader, process
+
+
+class TokenData(LightningDataModule):
+    """Batches of token ids for a causal model.
+
+    A batch is a dict of int64 tensors: `input_ids` and `targets` (B, T), where targets[t] is what logits[t] should
+    say and -100 is not counted; `index` (B,), the sample's id; `num_bytes` (B,) for text, the raw bytes that the
+    counted targets stand for; `slice` (B,) for tasks in slices, an index into `slice_names`.
+
+    With several processes, `batch_size` is that of each; set the Trainer's `use_distributed_sampler=False`, because
+    the loaders divide the batches themselves.
+    """
+
+    def __init__(
+        self, context_length: int, batch_size: int, eval_batch_size: int | None, seed: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self.slice_names: list[str] = []
+        for name, value, least in (
+            ("context_length", context_length, 1),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("seed", seed, 0),
+            ("num_workers", num_workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} is too small: at least {least}")
+        self.context_length, self.batch_size = context_length, batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.seed, self.num_workers = seed, num_workers
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Ids that input_ids and targets are drawn from."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of everything that decides the samples' content."""
+
+    @abstractmethod
+    def samples(self, split: str) -> Samples:
+        """The samples of `train`, `val` or `test`."""
+
+    def train_dataloader(self) -> Loader:
+        samples, batch_size = self.samples("train"), self.batch_size * process()[1]
+        if getattr(self.trainer, "overfit_batches", 0):
+            return Loader(samples, lambda epoch: samples.train_batches(batch_size, 0), self.num_workers)
+        return TrainLoader(samples, lambda epoch: samples.train_batches(batch_size, epoch), self.num_workers)
+
+    def val_dataloader(self) -> Loader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> Loader:
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> Loader:
+        samples, batch_size = self.samples(split), self.eval_batch_size * process()[1]
+        return Loader(samples, lambda epoch: samples.eval_batches(batch_size), self.num_workers)
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.hparams.items() if name[0] != "_")
+        return f"{type(self).__name__}({options})"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["fingerprint"] != self.fingerprint:
+            warnings.warn(
+                f"the checkpoint saw other data: {state_dict} there, {self.state_dict()} here. Figures on this data "
+                "are not those of its training run, and its place in an epoch means nothing here",
+                stacklevel=2,
+            )
+
+
+def digest(*values: object) -> str:
+    """Hexadecimal fingerprint of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

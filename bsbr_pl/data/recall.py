@@ -1,0 +1,203 @@
+"""Recall tasks: what a model must remember to answer. Each sample is a pure function of (seed, split, index).
+
+Random numbers come from a counter: number j of sample i is a hash of (seed, split, i, j), so that a batch is computed
+at once and still no sample depends on which others are in it. Train, validation and test never share a sample: the hash
+of a sample's own tokens decides which of them it may belong to, and a sample of the wrong side is drawn again.
+
+A task takes a `Random` for B samples and returns `input_ids` and `targets`, both (B, T) int64. A target stands at the
+position that has to give it (no shift); all others are -100.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .documents import SPLITS
+from .loader import IGNORED
+
+Task = Callable[["Random"], tuple[np.ndarray, np.ndarray]]
+
+# Eighths of all samples, by the hash of their tokens: six may be trained on, one is for each of the others.
+_SPLIT_OF_EIGHTH = np.array([0, 0, 0, 0, 0, 0, 1, 2])
+_MAX_TRIES = 2000
+
+
+class Random:
+    """Random numbers for B samples at once; those of a sample depend on its own key alone.
+
+    Args:
+        key: integers or (B,) arrays of integers, at least one of them an array
+    """
+
+    def __init__(self, *key: int | np.ndarray) -> None:
+        state = np.zeros(1, np.uint64)
+        for part in key:
+            state = _mix(state ^ _mix(np.atleast_1d(part).astype(np.uint64)))
+        self.state = state
+        self.used = 0
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def uniform(self, count: int) -> np.ndarray:
+        """(B, count) numbers in [0, 1)."""
+        counter = np.arange(self.used, self.used + count, dtype=np.uint64)
+        self.used += count
+        return (_mix(self.state[:, None] ^ _mix(counter)) >> np.uint64(11)) * 2.0**-53
+
+    def integers(self, low: int, high: int, count: int) -> np.ndarray:
+        """(B, count) integers in [low, high)."""
+        return low + (self.uniform(count) * (high - low)).astype(np.int64)
+
+    def distinct(self, low: int, high: int, count: int) -> np.ndarray:
+        """(B, count) integers in [low, high), no two of a row equal, in random order (Floyd's algorithm)."""
+        below = np.arange(high - low - count, high - low)
+        proposed = (self.uniform(count) * (below + 1)).astype(np.int64)
+        chosen = np.full((len(self), count), -1)
+        for j in range(count):
+            taken = (chosen[:, :j] == proposed[:, j : j + 1]).any(1)
+            chosen[:, j] = np.where(taken, below[j], proposed[:, j])
+        order = self.uniform(count).argsort(1)
+        return low + np.take_along_axis(chosen, order, 1)
+
+    def weighted(self, weights: np.ndarray, count: int) -> np.ndarray:
+        """(B, count) distinct indices, drawn one after another with probability proportional to the weights left.
+
+        The first arrivals of exponential clocks with these rates.
+        """
+        arrival = -np.log1p(-self.uniform(len(weights))) / weights
+        return arrival.argsort(1)[:, :count]
+
+
+def draw(task: Task, seed: int, split: str, stream: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Samples `index` (B,) of a split: input_ids, targets (B, T). `stream` keeps the segments of a split apart.
+
+    Raises:
+        ValueError: the task has too few distinct samples to divide between the splits.
+    """
+    side = SPLITS.index(split)
+    inputs, targets = task(Random(seed, side, stream, index, 0))
+    for attempt in range(1, _MAX_TRIES):
+        wrong = np.flatnonzero(_side(inputs) != side)
+        if not len(wrong):
+            return inputs, targets
+        inputs[wrong], targets[wrong] = task(Random(seed, side, stream, index[wrong], attempt))
+    raise ValueError(f"the task has too few distinct samples to keep {' and '.join(SPLITS)} apart: use more symbols")
+
+
+def mqar(
+    random: Random, length: int, pairs: int, vocab_size: int, random_filler: bool = False, power: float = 0.01
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multi-query associative recall: `k1 v1 ... kN vN`, then each key once more, where its value is the target.
+
+    Keys lie in [1, V/2), values in [V/2, V), each distinct in a sample. Of the (T - 2N) / 2 slots of two positions
+    behind the pairs, slot g = 1, 2, ... is asked in with probability proportional to g^(power - 1). All other
+    positions hold 0, or random tokens if `random_filler`. Arora et al. 2023, arXiv 2312.04927, appendix E.
+
+    Raises:
+        ValueError: an odd length, more than a pair for four positions, or too small a vocabulary.
+    """
+    check_mqar(length, pairs, vocab_size)
+    samples = len(random)
+    keys = random.distinct(1, vocab_size // 2, pairs)
+    values = random.distinct(vocab_size // 2, vocab_size, pairs)
+    slots = random.weighted(np.arange(1, (length - 2 * pairs) // 2 + 1) ** (power - 1), pairs)
+    asked = 2 * pairs + 2 * slots
+    filler = random.integers(0, vocab_size, length) if random_filler else 0
+    inputs = np.full((samples, length), filler)
+    inputs[:, 0 : 2 * pairs : 2] = keys
+    inputs[:, 1 : 2 * pairs : 2] = values
+    np.put_along_axis(inputs, asked, keys, 1)
+    targets = np.full((samples, length), IGNORED)
+    np.put_along_axis(targets, asked, values, 1)
+    return inputs, targets
+
+
+def check_mqar(length: int, pairs: int, vocab_size: int) -> None:
+    """Whether a segment of MQAR is possible at all, else ValueError."""
+    if length % 2 or pairs < 1 or 4 * pairs > length:
+        raise ValueError(f"segment (T={length}, N={pairs}): T must be even, N at least 1 and 4 N at most T")
+    if vocab_size <= length:
+        raise ValueError(f"vocab_size={vocab_size} must be above the context length T={length}")
+
+
+def induction(random: Random, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Induction heads: what followed the trigger? The trigger V - 1 stands at a random place and again at the end.
+
+    All other positions hold random tokens of [0, V - 1); the one after the first trigger is the target of the last
+    position. Dao et al. 2022, arXiv 2212.14052, section 3.
+    """
+    if length < 3 or vocab_size < 3:
+        raise ValueError(f"induction needs context_length={length} and vocab_size={vocab_size} to be at least 3")
+    samples = np.arange(len(random))
+    inputs = random.integers(0, vocab_size - 1, length)
+    place = random.integers(0, length - 2, 1)[:, 0]
+    inputs[samples, place] = inputs[:, -1] = vocab_size - 1
+    targets = np.full_like(inputs, IGNORED)
+    targets[:, -1] = inputs[samples, place + 1]
+    return inputs, targets
+
+
+def selective_copy(random: Random, length: int, copied: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Selective copying: repeat the tokens that lie scattered among blanks, in their order.
+
+    The first T - M positions hold M random tokens of [2, V) at random places among blanks (0), the last M the mark 1,
+    where the tokens are the targets. Gu & Dao 2023, arXiv 2312.00752, section 4.1.1.
+    """
+    if not 1 <= copied <= length // 2 or vocab_size < 3:
+        raise ValueError(
+            f"num_copied={copied} must be from 1 to half of context_length={length}, and vocab_size={vocab_size} "
+            "at least 3"
+        )
+    tokens = random.integers(2, vocab_size, copied)
+    places = np.sort(random.distinct(0, length - copied, copied), 1)
+    inputs = np.zeros((len(random), length), np.int64)
+    np.put_along_axis(inputs, places, tokens, 1)
+    inputs[:, -copied:] = 1
+    targets = np.full_like(inputs, IGNORED)
+    targets[:, -copied:] = tokens
+    return inputs, targets
+
+
+def needle(
+    random: Random, text: Callable[[], np.ndarray], length: int, vocab_size: int, depth: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A needle in a haystack: one pair `mark key value` in T - 5 tokens of real text, then `mark key`: which value?
+
+    Args:
+        text: gives the stream of tokens (L,) that haystacks are cut from, all below vocab_size - 1
+        vocab_size: ids of the text and, as the last, the mark
+        depth: where the pair stands, 0 at the start of the haystack, 1 at its end; None for a random place
+    """
+    tokens, hay = text(), length - 5
+    if not 0 <= hay <= len(tokens):
+        raise ValueError(f"context_length={length} must be from 5 to {len(tokens) + 5}, the length of the text + 5")
+    if depth is not None and not 0 <= depth <= 1:
+        raise ValueError(f"depth={depth} must be from 0 (start of the haystack) to 1 (its end)")
+    start = random.integers(0, len(tokens) - hay + 1, 1)
+    pair = random.integers(0, vocab_size - 1, 2)
+    place = random.integers(0, hay + 1, 1) if depth is None else np.full((len(random), 1), round(depth * hay))
+    position = np.arange(length - 2)
+    source = start + position - 3 * (position >= place + 3)  # the haystack's tokens, moved apart by the needle
+    inputs = np.full((len(random), length), vocab_size - 1)
+    inputs[:, :-2] = tokens[np.minimum(source, len(tokens) - 1)]
+    np.put_along_axis(inputs, place + np.arange(3), np.pad(pair, ((0, 0), (1, 0)), constant_values=vocab_size - 1), 1)
+    inputs[:, -2], inputs[:, -1] = vocab_size - 1, pair[:, 0]
+    targets = np.full_like(inputs, IGNORED)
+    targets[:, -1] = pair[:, 1]
+    return inputs, targets
+
+
+def _side(inputs: np.ndarray) -> np.ndarray:
+    """(B,) the number of the split that each row of tokens may belong to."""
+    place = np.arange(inputs.shape[1], dtype=np.uint64) << np.uint64(32)
+    code = _mix(_mix(inputs.astype(np.uint64) ^ place).sum(1, dtype=np.uint64))
+    return _SPLIT_OF_EIGHTH[(code >> np.uint64(61)).astype(np.int64)]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The output function of splitmix64 (Steele et al. 2014): 64 bits to 64 well-stirred bits; wraps around."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,123 @@
+"""TextData: real text, from the standard library's source code to the Hugging Face Hub."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .base import TokenData
+from .corpus import Corpus, default_cache_dir, prepare
+from .documents import HeldOut
+from .sources import open_source
+from .tokenizer import Tokenizer
+from .windows import Windows
+
+
+class TextData(TokenData):
+    """Language modelling on real text, prepared once and memory-mapped.
+
+    Args:
+        source: `stdlib` (the Python standard library's own source code), a file or folder of raw text, of .jsonl or
+            of .parquet, or the name `owner/name` of a data set on the Hugging Face Hub
+        tokenizer: `bpe` (byte-level, trained on the training split), `bytes`, or the path of a byte-level
+            tokenizer.json
+        bpe_vocab_size: ids of the trained BPE, the end of text included
+        context_length: tokens of a training window
+        eval_context_length: tokens of a validation or test window; that of training by default
+        batch_size: windows in a training batch of each process
+        eval_batch_size: windows in an evaluation batch of each process; that of training by default
+        seed: of the order of the training windows
+        num_workers: processes that prepare batches ahead
+        cache_dir: where prepared text is kept; $XDG_CACHE_HOME/bsbr_pl or ~/.cache/bsbr_pl by default
+        val_fraction, test_fraction: what is held out where the source has no split of its own: of files by the hash
+            of their path, of rows by the hash of their text, of a single file its end
+        text_column: the column of .jsonl, .parquet or Hub rows
+        subset, revision: which configuration and version of a Hub data set; text that was prepared once is taken for
+            unchanged, unless another `revision` is asked for
+        train_split, val_split, test_split: the names of a Hub data set's own splits; without one, it is held out
+        streaming: read a Hub data set as it downloads, without a copy of it on disk
+        join_rows: rows are lines of one running text rather than documents
+        max_rows: read no more rows of each split
+    """
+
+    def __init__(
+        self,
+        source: str = "stdlib",
+        tokenizer: str = "bpe",
+        bpe_vocab_size: int = 4096,
+        context_length: int = 512,
+        eval_context_length: int | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        text_column: str = "text",
+        subset: str | None = None,
+        revision: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = None,
+        test_split: str | None = None,
+        streaming: bool = False,
+        join_rows: bool = False,
+        max_rows: int | None = None,
+    ) -> None:
+        super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
+        self.save_hyperparameters(logger=False)
+        self.eval_context_length = context_length if eval_context_length is None else eval_context_length
+        if self.eval_context_length < 1:
+            raise ValueError(f"eval_context_length={eval_context_length} is too small: at least 1")
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The prepared text; the first use prepares it."""
+        h = self.hparams
+        source = open_source(
+            h["source"],
+            HeldOut(h["val_fraction"], h["test_fraction"]),
+            subset=h["subset"],
+            revision=h["revision"],
+            text_column=h["text_column"],
+            train_split=h["train_split"],
+            val_split=h["val_split"],
+            test_split=h["test_split"],
+            streaming=h["streaming"],
+            join_rows=h["join_rows"],
+            max_rows=h["max_rows"],
+        )
+        cache_dir = Path(h["cache_dir"]).expanduser() if h["cache_dir"] else default_cache_dir()
+        return prepare(source, h["source"], h["tokenizer"], h["bpe_vocab_size"], cache_dir)
+
+    def prepare_data(self) -> None:
+        _ = self.corpus
+
+    @property
+    def vocab_size(self) -> int:
+        return self.corpus.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        return self.corpus.fingerprint
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.tokenizer
+
+    def samples(self, split: str) -> Windows:
+        length = self.context_length if split == "train" else self.eval_context_length
+        return Windows(self.corpus, split, length, self.seed)
+
+    def text(self, split: str) -> bytes:
+        """The split's raw text, documents joined: what a compressor gets to see."""
+        return self.corpus.text(split)
+
+    def documents(self, split: str) -> np.ndarray:
+        """Offsets (documents + 1,) of documents in the split's tokens; document i ends before `offsets[i + 1]`."""
+        return self.corpus.documents(split)
+
+    def state_dict(self) -> dict[str, Any]:
+        meta = self.corpus.meta
+        return {"fingerprint": self.fingerprint, "source_sha256": meta["source_sha256"], "python": meta["python"]}

@@ -1,0 +1,62 @@
+"""RunSummary: what a training run is, printed at its start, and what it came to, printed at its end."""
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from bsbr_pl.data import TextData
+from bsbr_pl.data.compressors import compressed_bits_per_byte
+from bsbr_pl.module import LanguageModule
+
+
+class RunSummary(Callback):
+    """Prints the model's size; at the end the last validation, compressors' figures for the same text, and a sample.
+
+    Args:
+        prompt: what the generated text continues.
+        num_tokens: tokens to generate; 0 for none.
+        temperature: of the sampling.
+        top_k: of the sampling.
+    """
+
+    def __init__(
+        self, prompt: str = "def ", num_tokens: int = 200, temperature: float = 0.7, top_k: int | None = 50
+    ) -> None:
+        self.prompt = prompt
+        self.num_tokens = num_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModule)
+        model = pl_module.model
+        T = trainer.datamodule.context_length  # type: ignore[attr-defined]
+        names = dict.fromkeys(type(attention).__name__ for attention in model.attentions)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{' + '.join(names)}: {parameters:,} parameters; at {T} tokens of context", end=" ")
+        print(f"{model.flops(T) // T:,} FLOPs a token forward and a decode state of {model.state_size(T):,} numbers")
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        rows = [(key.removeprefix("val/").replace("_", " "), f"{value:.4f}") for key, value in sorted(metrics.items())]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, TextData) and metrics:
+            text = data.text("val")
+            rows += [
+                (f"bits per byte of {name}", f"{bits:.4f}") for name, bits in compressed_bits_per_byte(text).items()
+            ]
+            rows.append(("validation text", f"{len(text):,} bytes"))
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        rows += [("checkpoint", checkpoint)] if checkpoint else []
+        print(f"\nAfter {trainer.global_step} steps:")
+        print("\n".join(f"  {name:<28} {value}" for name, value in rows))
+        if isinstance(data, TextData) and isinstance(pl_module, LanguageModule) and self.num_tokens:
+            start = torch.tensor(
+                [[data.tokenizer.eos_id, *data.tokenizer.encode(self.prompt)]], device=pl_module.device
+            )
+            ids = pl_module.model.generate(start, self.num_tokens, self.temperature, self.top_k)
+            print(f"\nGenerated:\n{data.tokenizer.decode(ids[0, 1:].tolist())}\n")

@@ -1,0 +1,186 @@
+"""Preparation: once, whole or not at all, and noticed if it was damaged afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bsbr_pl.data import TextData, corpus
+from bsbr_pl.data.corpus import Corpus
+from bsbr_pl.data.documents import SPLITS
+
+
+def text_data(source: Path, cache: Path, tokenizer: str = "bpe") -> TextData:
+    return TextData(
+        str(source), tokenizer, 300, context_length=16, cache_dir=str(cache), val_fraction=0.15, test_fraction=0.1
+    )
+
+
+@pytest.fixture
+def prepared(folder: Path, tmp_path: Path) -> tuple[TextData, Path]:
+    data = text_data(folder, tmp_path)
+    return data, data.corpus.folder
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "bytes"])
+def test_streams_hold_the_text_and_nothing_else(folder: Path, tmp_path: Path, tokenizer: str) -> None:
+    subject = text_data(folder, tmp_path, tokenizer).corpus
+    raw = {file.read_bytes() for file in folder.rglob("*.txt")} - {b""}
+    seen = []
+    for split in SPLITS:
+        tokens, offsets = subject.tokens(split), subject.documents(split)
+        assert tokens.dtype == np.uint16
+        assert tokens[0] == subject.tokenizer.eos_id
+        documents = [tokens[a:b] for a, b in pairwise(offsets)]
+        assert all(document[-1] == subject.tokenizer.eos_id for document in documents)
+        assert 1 + sum(map(len, documents)) == len(tokens)
+        texts = [subject.tokenizer.decode_bytes(document) for document in documents]
+        assert b"".join(texts) == subject.text(split)
+        assert len(subject.text(split)) == subject.num_bytes(split)
+        seen += texts
+    assert sorted(seen) == sorted(raw)
+    with pytest.raises(ValueError, match="split='validation' is unknown: one of train, val, test"):
+        subject.tokens("validation")
+
+
+def test_both_tokenizers_count_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    bpe, by_byte = text_data(folder, tmp_path), text_data(folder, tmp_path, "bytes")
+    for split in SPLITS:
+        assert bpe.text(split) == by_byte.text(split)
+    assert len(bpe.corpus.tokens("train")) < 0.7 * len(by_byte.corpus.tokens("train"))
+
+
+def test_second_start_is_quick_and_equal(prepared: tuple[TextData, Path], folder: Path, tmp_path: Path) -> None:
+    first, path = prepared
+    stamp = (path / "tokens.bin").stat().st_mtime_ns
+    start = time.perf_counter()
+    second = text_data(folder, tmp_path)
+    assert second.vocab_size == 300
+    assert time.perf_counter() - start < 1
+    assert second.fingerprint == first.fingerprint
+    assert (path / "tokens.bin").stat().st_mtime_ns == stamp
+
+
+def test_the_same_source_gives_the_same_bytes(prepared: tuple[TextData, Path], folder: Path, tmp_path: Path) -> None:
+    again = text_data(folder, tmp_path / "elsewhere").corpus
+    for name in ("tokens.bin", "documents.npy", "tokenizer.json"):
+        assert (again.folder / name).read_bytes() == (prepared[1] / name).read_bytes()
+    assert again.meta["source_sha256"] == prepared[0].corpus.meta["source_sha256"]
+
+
+def test_whatever_decides_the_tokens_is_in_the_fingerprint(tmp_path: Path, some_text: Callable[..., str]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.txt").write_text(some_text(100))
+    common = {"source": str(source), "tokenizer": "bpe", "bpe_vocab_size": 300, "cache_dir": str(tmp_path / "cache")}
+
+    def fingerprint(**options: object) -> str:
+        return TextData(**{**common, "val_fraction": 0.0, "test_fraction": 0.0, **options}).fingerprint  # type: ignore[arg-type]
+
+    plain = fingerprint()
+    assert fingerprint(context_length=4, seed=3, batch_size=1) == plain
+    others = [fingerprint(tokenizer="bytes"), fingerprint(bpe_vocab_size=301), fingerprint(test_fraction=1e-9)]
+    (source / "a.txt").write_text(some_text(100) + ".")
+    others.append(fingerprint())
+    assert len({plain, *others}) == 5
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.npy", "tokenizer.json", "meta.json"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "removed"])
+def test_damage_is_noticed_and_mended(
+    prepared: tuple[TextData, Path], folder: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    data, path = prepared
+    whole = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "meta.json"}
+    file = path / name
+    content = file.read_bytes()
+    if damage == "removed":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[:-3])
+    else:
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(ValueError, match=r"cut short or altered|is no prepared corpus"):
+        Corpus(path)
+    again = text_data(folder, tmp_path)
+    assert again.fingerprint == data.fingerprint
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.name != "meta.json"} == whole
+
+
+def test_a_large_file_is_hashed_again_only_if_it_was_touched(
+    prepared: tuple[TextData, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "HASH_EVERY_TIME", 0)
+    path = prepared[1]
+    Corpus(path)
+    os.utime(path / "tokens.bin")
+    Corpus(path)  # touched, but whole
+    with (path / "tokens.bin").open("r+b") as stream:
+        stream.write(b"\xff")
+    with pytest.raises(ValueError, match="cut short or altered"):
+        Corpus(path)
+
+
+def test_leftovers_of_a_killed_process_are_not_believed(folder: Path, tmp_path: Path) -> None:
+    fingerprint = text_data(folder, tmp_path / "other").fingerprint
+    half = tmp_path / f".{fingerprint}-killed"
+    half.mkdir()
+    (half / "tokens.bin").write_bytes(b"half")
+    data = text_data(folder, tmp_path)
+    assert data.vocab_size == 300
+    assert not half.exists()
+
+
+SCRIPT = """
+import sys
+from bsbr_pl.data import TextData
+print(TextData(sys.argv[1], "bpe", 300, context_length=16, cache_dir=sys.argv[2]).fingerprint)
+"""
+
+
+def start(source: Path, cache: Path, before: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", before + SCRIPT, str(source), str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_may_start_together(folder: Path, tmp_path: Path) -> None:
+    both = [start(folder, tmp_path) for _ in range(2)]
+    answers = [process.communicate(timeout=100) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    assert answers[0][0] == answers[1][0] != ""
+    visible = [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
+    assert visible == [answers[0][0].strip()]
+    Corpus(tmp_path / visible[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_full_disk_is_said_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+    process = start(folder, tmp_path, limit)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert f"no room in {tmp_path} to prepare source='{folder}'" in errors
+    assert "set cache_dir to another disk" in errors
+    assert [file for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == []
+    assert text_data(folder, tmp_path).vocab_size == 300  # with room again, it is made
+
+
+def test_meta_names_versions_and_content(prepared: tuple[TextData, Path]) -> None:
+    meta = json.loads((prepared[1] / "meta.json").read_text())
+    assert meta["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"numpy", "tokenizers", "datasets"} == meta["versions"].keys()
+    state = prepared[0].state_dict()
+    assert state == {name: meta[name] for name in ("fingerprint", "source_sha256", "python")}
+
+
+def test_importing_the_room_is_light() -> None:
+    code = "import sys, bsbr_pl.data; print([m for m in ('datasets', 'pyarrow', 'tokenizers') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

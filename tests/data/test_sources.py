@@ -1,0 +1,264 @@
+"""Where text comes from: every kind of source, and what is said when it cannot be read."""
+
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bsbr_pl.data import TextData, documents, rows
+from bsbr_pl.data.documents import SPLITS, HeldOut, Source, read_pieces
+from bsbr_pl.data.sources import Files, open_source
+
+HELD_OUT = HeldOut(0.05, 0.05)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def by_split(source: Source) -> dict[str, str]:
+    pieces = list(source.pieces())
+    return {split: "".join(piece.text for piece in pieces if piece.split == split) for split in SPLITS}
+
+
+def test_stdlib_is_its_own_source_without_tests() -> None:
+    source = open_source("stdlib", HELD_OUT)
+    assert isinstance(source, Files)
+    names = source.files
+    assert {"functools.py", "json/decoder.py", "asyncio/tasks.py"} <= names.keys()
+    assert not [n for n in names if {"site-packages", "test", "tests", "idle_test", "__pycache__"} & set(n.split("/"))]
+    root = Path(sysconfig.get_path("stdlib"))
+    pieces = list(source.pieces())
+    assert sum(piece.end for piece in pieces) == len([n for n in names if (root / n).stat().st_size])
+    assert sum(len(piece.text.encode()) for piece in pieces) == source.total_bytes
+    shares = [sum(source.held_out.split_of(n.encode()) == split for n in names) / len(names) for split in SPLITS]
+    assert 0.85 < shares[0] < 0.95
+    assert 0.02 < shares[1] < 0.08
+    assert 0.02 < shares[2] < 0.08
+
+
+def test_files_are_split_by_path_whatever_else_is_there(folder: Path) -> None:
+    source = open_source(str(folder), HELD_OUT)
+    assert isinstance(source, Files)
+    assert [*source.files] == sorted(source.files)
+    pieces = list(source.pieces())
+    assert sum(piece.end for piece in pieces) == 59  # the empty one is left out
+    # The rule, written out: where in [0, 1) does the sha256 of the path fall?
+    for name, expected in (("functools.py", "test"), ("heapq.py", "train"), ("locale.py", "val")):
+        assert HELD_OUT.split_of(name.encode()) == expected
+    assert HeldOut(0.0, 0.0).split_of(b"anything") == "train"
+    assert HeldOut(0.4, 0.599999999).split_of(b"anything") != "train"
+
+
+@contextmanager
+def blocks_of(size: int) -> Iterator[None]:
+    """Read files in blocks of so many bytes. Not a fixture: hypothesis asks for a new size in every example."""
+    old, documents.BLOCK = documents.BLOCK, size
+    try:
+        yield
+    finally:
+        documents.BLOCK = old
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=100), block=st.integers(1, 40))
+def test_pieces_of_a_file_are_its_bytes(tmp_path_factory: pytest.TempPathFactory, text: str, block: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "pieces.txt"
+    path.write_bytes(text.encode())
+    with blocks_of(block):
+        pieces = list(read_pieces(path, "val", 0, path.stat().st_size))
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.end for piece in pieces] == [False] * (len(pieces) - 1) + [True] * bool(pieces)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])), bad=st.binary(min_size=1), block=st.integers(1, 40))
+def test_the_first_byte_that_is_no_utf8_is_named(
+    tmp_path_factory: pytest.TempPathFactory, text: str, bad: bytes, block: int
+) -> None:
+    content = text.encode() + bad + b"\xff" + text.encode()
+    with pytest.raises(UnicodeDecodeError) as expected:
+        content.decode()
+    path = tmp_path_factory.getbasetemp() / "bad.txt"
+    path.write_bytes(content)
+    match = f"bad.txt is not UTF-8: byte .* at offset {expected.value.start};"
+    with blocks_of(block), pytest.raises(ValueError, match=match):
+        list(read_pieces(path, "val", 0, len(content)))
+
+
+def test_one_file_is_cut_by_position_between_characters(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.write_text("é" * 500 + "\r\n", newline="")
+    texts = by_split(open_source(str(path), HELD_OUT))
+    assert "".join(texts.values()) == "é" * 500 + "\r\n"
+    assert [len(text.encode()) for text in texts.values()] == [902, 50, 50]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_are_documents_held_out_by_content(tmp_path: Path, suffix: str) -> None:
+    rows: list[dict[str, Any]] = [{"text": f"row {i % 150}\r\né", "other": i} for i in range(300)] + [
+        {"text": "", "other": 1}
+    ]
+    path = write_rows(tmp_path / f"rows{suffix}", rows)
+    source = open_source(str(path), HELD_OUT)
+    pieces = list(source.pieces())
+    assert sorted(piece.text for piece in pieces) == sorted(row["text"] for row in rows[:300])
+    assert all(piece.end for piece in pieces)
+    texts = {split: {piece.text for piece in pieces if piece.split == split} for split in SPLITS}
+    assert all(texts.values())
+    assert not texts["train"] & (texts["val"] | texts["test"])
+    few = open_source(str(path), HELD_OUT, max_rows=7)
+    assert len(list(few.pieces())) == 7
+    assert few.identity() != source.identity()
+
+
+def test_a_long_row_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "BLOCK", 10)
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "x" * 25}])
+    pieces = list(open_source(str(path), HeldOut(0, 0)).pieces())
+    assert [(len(piece.text), piece.end) for piece in pieces] == [(10, False), (10, False), (5, True)]
+
+
+@pytest.mark.parametrize("kind", ["raw", "folder", "folder of .jsonl", ".jsonl", ".parquet"])
+def test_every_kind_of_source_gives_batches(tmp_path: Path, kind: str, some_text: Callable[..., str]) -> None:
+    rows = [{"text": some_text(6, i)} for i in range(100)]
+    path = tmp_path / "source"
+    if kind.startswith("folder"):
+        path.mkdir()
+    if kind == "raw":
+        path.write_text(some_text(300))
+    elif kind == "folder":
+        for i, row in enumerate(rows):
+            (path / f"{i}.md").write_text(row["text"])
+    elif kind == "folder of .jsonl":
+        write_rows(path / "a.jsonl", rows[:50])
+        write_rows(path / "b.jsonl", rows[50:])
+    else:
+        path = write_rows(tmp_path / f"rows{kind}", rows)
+    data = TextData(
+        str(path), bpe_vocab_size=300, context_length=16, batch_size=2, cache_dir=str(tmp_path / "c"), val_fraction=0.2
+    )
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert next(iter(loader))["input_ids"].shape == (2, 16)
+    assert data.vocab_size == 300
+
+
+class TestHub:
+    """No network here: the calls are recorded and answered from memory."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        def load_dataset(**arguments: Any) -> datasets.Dataset:
+            calls.append(arguments)
+            return datasets.Dataset.from_dict({"text": [f" line {i} of {arguments['split']}\n" for i in range(40)]})
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        return calls
+
+    def test_named_splits_joined(self, calls: list[dict[str, Any]]) -> None:
+        source = open_source(
+            "Salesforce/wikitext",
+            HELD_OUT,
+            subset="wikitext-2-raw-v1",
+            val_split="validation",
+            test_split="test",
+            join_rows=True,
+        )
+        pieces = list(source.pieces())
+        common = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "revision": None, "streaming": False}
+        assert calls == [common | {"split": split} for split in ("validation", "test", "train")]
+        assert sum(piece.end for piece in pieces) == 3
+        assert by_split(source)["val"] == "".join(f" line {i} of validation\n" for i in range(40))
+
+    def test_without_splits_of_its_own_some_is_held_out(self, calls: list[dict[str, Any]]) -> None:
+        source = open_source("HuggingFaceFW/fineweb-edu", HeldOut(0.2, 0.2), subset="sample-10BT", streaming=True)
+        texts = by_split(source)
+        assert [call["split"] for call in calls] == ["train"]
+        assert calls[0]["streaming"]
+        assert all(texts.values())
+        with pytest.raises(ValueError, match="max_rows=0 is too small"):
+            open_source("Salesforce/wikitext", HELD_OUT, max_rows=0)
+        with pytest.raises(ValueError, match="join_rows=True needs a split of its own for val and test"):
+            open_source("Salesforce/wikitext", HELD_OUT, join_rows=True)
+
+    @pytest.mark.parametrize("offline", [True, False])
+    def test_offline_a_name_fails_at_once_and_says_what_to_do(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: bool
+    ) -> None:
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://localhost:9")  # nobody listens there
+        monkeypatch.setattr(rows, "getproxies", dict)
+        with pytest.raises(ValueError, match=r"source='no-such-owner/nothing'.*HF_HUB_OFFLINE=1.*source='stdlib'"):
+            _ = TextData("no-such-owner/nothing", cache_dir=str(tmp_path)).vocab_size
+
+
+class TestBadInput:
+    def expect(self, match: str, source: Path | str, error: type[Exception] = ValueError, **options: Any) -> None:
+        with pytest.raises(error, match=match):
+            for _ in open_source(str(source), HELD_OUT, **options).pieces():
+                pass
+
+    @pytest.mark.parametrize("name", ["missing.txt", "enwik8", "a/b/c", "data/rows.parquet", ""])
+    def test_missing(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        name = name or str(tmp_path / "nothing")
+        self.expect("is not there: give 'stdlib', an existing file or folder, or the name 'owner/name'", name)
+
+    def test_empty(self, tmp_path: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        self.expect("is a folder without files", tmp_path / "folder")
+        (tmp_path / "folder" / "rows.jsonl").touch()
+        self.expect("holds no text: every file in it is empty", tmp_path / "folder")
+        (tmp_path / "empty.txt").touch()
+        data = TextData(str(tmp_path / "empty.txt"), cache_dir=str(tmp_path / "cache"))
+        with pytest.raises(ValueError, match=r"source='.*empty.txt' holds no text to train on: it is empty"):
+            _ = data.vocab_size
+
+    @pytest.mark.parametrize("name", ["latin.txt", "latin.jsonl"])
+    def test_invalid_utf8_is_named_by_file_and_offset(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(b'{"text": "caf\xe9"}\n')
+        self.expect(rf"{name} is not UTF-8: byte 0xe9 at offset 13", tmp_path / name)
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+    def test_missing_or_wrong_column(self, suffix: str, tmp_path: Path) -> None:
+        path = write_rows(tmp_path / f"rows{suffix}", [{"body": "a", "size": 1}])
+        self.expect(r"text_column='text' is not among the columns of .*rows.*: 'body', 'size'", path)
+        self.expect(r"text_column='size' of .* holds int in row 0", path, text_column="size")
+
+    def test_broken_rows(self, tmp_path: Path) -> None:
+        for name in ("rows.jsonl", "rows.parquet"):
+            (tmp_path / name).write_text('{"text": \n')
+            self.expect(rf"source='.*{name}' \(split 'train'\) cannot be read", tmp_path / name)
+
+    def test_mixed_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("a")
+        write_rows(tmp_path / "b.jsonl", [{"text": "b"}])
+        self.expect("mixes raw text, .jsonl and .parquet files", tmp_path)
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses /proc")
+    def test_unreadable_file_is_named(self, tmp_path: Path) -> None:
+        os.symlink("/proc/self/mem", tmp_path / "memory.txt")  # reading its first byte is an I/O error, even for root
+        with pytest.raises(OSError, match=r"memory\.txt"):
+            open_source(str(tmp_path / "memory.txt"), HELD_OUT).identity()
+
+    def test_fractions(self) -> None:
+        for val, test in ((-0.1, 0.1), (0.5, 0.5)):
+            with pytest.raises(ValueError, match=f"val_fraction={val} and test_fraction={test}"):
+                HeldOut(val, test)

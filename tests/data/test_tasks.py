@@ -1,0 +1,104 @@
+"""The recall data modules: one interface, slices, and each sample once."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData, TokenData
+
+
+@pytest.fixture(params=["mqar", "induction", "selective_copy", "needle"])
+def data(request: pytest.FixtureRequest, folder: Path, cache: str) -> TokenData:
+    if request.param == "mqar":
+        return MQARData(200, [(16, 2, 20), (32, 4, 10)], [(16, 2, 7), (64, 8, 5)], batch_size=4)
+    if request.param == "induction":
+        return InductionData(16, 32, [16, 64], 20, 7, batch_size=4)
+    if request.param == "selective_copy":
+        return SelectiveCopyData(16, 32, 4, 20, 7, batch_size=4)
+    return NeedleData(
+        str(folder), "bytes", context_length=32, depths=[0, 0.5], num_train=20, num_test=7, cache_dir=cache
+    )
+
+
+def test_batches_and_slices(data: TokenData) -> None:
+    data.prepare_data()
+    data.setup("fit")
+    for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
+        seen: list[int] = []
+        for batch in loader:
+            assert batch.keys() == {"input_ids", "targets", "slice", "index"}
+            assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+            assert batch["input_ids"].shape == batch["targets"].shape
+            assert batch["input_ids"].min() >= 0
+            assert batch["input_ids"].max() < data.vocab_size
+            assert batch["targets"].max() < data.vocab_size
+            assert (batch["targets"] >= 0).any(1).all()
+            name = data.slice_names[batch["slice"][0]]
+            assert (batch["slice"] == batch["slice"][0]).all()
+            if name.startswith("T"):
+                assert batch["input_ids"].shape[1] == int(name[1:].split("_")[0])
+            seen += batch["index"].tolist()
+        assert len(seen) == len(set(seen))
+        if split == "val":
+            assert seen == list(range(len(seen)))
+    assert next(iter(data.train_dataloader()))["input_ids"].shape[0] == data.batch_size
+
+
+def test_every_split_has_its_own_samples_and_they_never_change(data: TokenData) -> None:
+    first, again = (next(iter(data.test_dataloader()))["input_ids"] for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(next(iter(data.val_dataloader()))["input_ids"], first)
+    other = type(data)(**{**data.hparams, "seed": 1})
+    assert not torch.equal(next(iter(other.test_dataloader()))["input_ids"], first)
+    assert other.fingerprint != data.fingerprint
+    assert type(data)(**{**data.hparams, "batch_size": 3}).fingerprint == data.fingerprint
+
+
+def test_it_can_be_sent_to_another_process(data: TokenData) -> None:
+    samples = data.samples("train")
+    ids = np.arange(3)
+    copy = pickle.loads(pickle.dumps(samples))
+    assert torch.equal(copy[ids]["input_ids"], samples[ids]["input_ids"])
+    assert data.state_dict() == {"fingerprint": data.fingerprint}
+    assert str(data).startswith(f"{type(data).__name__}(")
+
+
+def test_training_mixes_segments_in_whole_batches() -> None:
+    data = MQARData(200, [(16, 2, 22), (32, 4, 10)], batch_size=4)
+    samples = data.samples("train")
+    orders = [[ids.tolist() for ids in samples.train_batches(4, epoch)] for epoch in range(6)]
+    assert all(len(order) == 5 + 2 and all(len(ids) == 4 for ids in order) for order in orders)
+    assert all(len({i >= 22 for i in ids}) == 1 for order in orders for ids in order)
+    assert len({str(order) for order in orders}) == 6
+    assert len({tuple(ids[0] >= 22 for ids in order) for order in orders}) > 1
+    assert data.context_length == 64
+    assert data.slice_names == ["T16_N2", "T32_N4", "T64_N4"]
+
+
+def test_published_settings_are_possible() -> None:
+    lengths = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
+    data = MQARData(test_segments=[(length, pairs, 2) for length, pairs in lengths], batch_size=2)
+    shapes = [tuple(batch["input_ids"].shape) for batch in data.test_dataloader()]
+    assert shapes == [(2, length) for length, _ in lengths]
+    assert [(batch["targets"] >= 0).sum(1).tolist() for batch in data.test_dataloader()] == [
+        [n] * 2 for _, n in lengths
+    ]
+
+
+def test_bad_input(folder: Path, cache: str) -> None:
+    with pytest.raises(ValueError, match=r"segment \(T=64, N=17\)"):
+        MQARData(test_segments=[(64, 17, 10)])
+    with pytest.raises(ValueError, match="segment T64_N4 has 0 samples: at least 1"):
+        MQARData(test_segments=[(64, 4, 0)])
+    with pytest.raises(ValueError, match="segment T64_N4 has 30 training samples, fewer than one batch of 64"):
+        len(MQARData(train_segments=[(64, 4, 30)]).train_dataloader())
+    with pytest.raises(ValueError, match="num_copied=20"):
+        next(iter(SelectiveCopyData(context_length=32, num_copied=20).train_dataloader()))
+    with pytest.raises(ValueError, match="vocab_size=2"):
+        next(iter(InductionData(vocab_size=2).train_dataloader()))
+    needle = NeedleData(str(folder), "bytes", context_length=10**6, cache_dir=cache)
+    with pytest.raises(ValueError, match="context_length=1000000 must be from 5 to"):
+        next(iter(needle.train_dataloader()))

@@ -1,0 +1,116 @@
+"""The command line: every YAML trains, what a run leaves behind, and what it says to a mistake."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.module import LanguageModule
+
+ROOT = Path(__file__).parent.parent
+TEXT = "\n".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(400))
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """A run of seconds: a text of 16 kB, bytes as tokens, three steps, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    (tmp_path / "text.txt").write_text(TEXT)
+    data = {"source": "text.txt", "tokenizer": "bytes", "context_length": 32, "batch_size": 4, "cache_dir": "cache"}
+    trainer = {"max_steps": 3, "val_check_interval": 3, "log_every_n_steps": 1, "accelerator": "cpu"}
+    model = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2}
+    sections = {"data": data, "trainer": trainer, "model": model}
+    return [f"--{section}.{key}={value}" for section, values in sections.items() for key, value in values.items()]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_trains_from_its_yaml(name, arguments, capsys, tmp_path):
+    cli = train.main(["fit", f"--config={ROOT / 'configs' / f'{name}.yaml'}", *arguments])
+    assert isinstance(cli.model.model.attentions[0], ARCHITECTURES[name])
+
+    printed = capsys.readouterr().out
+    for word in ("bits per byte", "xz -9", "gzip -9", "accuracy", "Generated:"):
+        assert word in printed
+
+    folder = tmp_path / "runs" / "version_0"
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["model"]["attention"]["class_path"].endswith(ARCHITECTURES[name].__name__)
+    loaded = LanguageModule.load(folder / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), cli.model.parameters(), strict=True))
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2]
+    (validation,) = events.Scalars("val/bits_per_byte")
+    assert validation.value == pytest.approx(float(cli.trainer.callback_metrics["val/bits_per_byte"]))
+
+
+def test_the_vocabulary_is_the_data_sets(arguments):
+    cli = train.main(["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *arguments])
+    assert cli.model.model.vocab_size == cli.datamodule.vocab_size
+
+
+def test_command_line_wins_over_checkpoint(arguments, tmp_path):
+    """Lightning lets the arguments stored in a checkpoint override those of the command line; ours does not."""
+    config = f"--config={ROOT / 'configs/bsbr.yaml'}"
+    train.main(["fit", config, *arguments, "--model.learning_rate=0.001"])
+    checkpoint = str(tmp_path / "runs/version_0/checkpoints/last.ckpt")
+    again = ["--trainer.max_steps=4", "--model.learning_rate=0.5", f"--ckpt_path={checkpoint}"]
+    cli = train.main(["fit", config, *arguments, *again])
+    assert cli.model.hparams["learning_rate"] == 0.5
+    assert cli.trainer.global_step == 4
+
+
+def test_validation_of_a_checkpoint_repeats_the_number_of_training(arguments, tmp_path):
+    config = f"--config={ROOT / 'configs/bsbr.yaml'}"
+    fitted = train.main(["fit", config, *arguments]).trainer.callback_metrics["val/loss"]
+    checkpoint = str(tmp_path / "runs/version_0/checkpoints/last.ckpt")
+    validated = train.main(["validate", config, *arguments, f"--ckpt_path={checkpoint}"]).trainer.callback_metrics
+    assert float(validated["val/loss"]) == pytest.approx(float(fitted), rel=1e-6)
+
+
+MISTAKES = [
+    (["--model.attention=NoSuchAttention"], "NoSuchAttention"),
+    (["--model.attention=torch.nn.Linear"], "subclass of <class 'Attention'>"),
+    (["--model.attention.chunk=4"], "Option 'chunk' is not accepted"),
+    (["--model.attention.chunk_size=four"], "chunk_size"),
+    (["--model.attention.chunk_size=0"], "chunk_size must be a positive integer, got 0"),
+    (["--model.num_heads=3"], "hidden_dim must be a multiple of num_heads, got 16 and 3"),
+    (["--model.hidden=3"], "hidden"),
+    (["--data.source=missing.txt"], "missing.txt"),
+    (["--data.source=empty.txt"], "empty.txt"),
+    (["--config=missing.yaml"], "missing.yaml"),
+    (["--trainer.callbacks+=torch.nn.Linear"], "callbacks"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=lambda value: str(value[0]) if value else "")
+def test_a_mistake_is_answered(mistake, words, arguments, tmp_path, capsys):
+    """A parser error (exit code 2) or a ValueError, which the script turns into one line, that names what is wrong."""
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises((SystemExit, ValueError, OSError)) as error:
+        train.main(["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *arguments, *mistake])
+    assert words in str(error.value) + capsys.readouterr().err
+
+
+def test_a_mistake_ends_in_one_line_without_traceback(arguments, tmp_path):
+    command = [sys.executable, ROOT / "train.py", "fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *arguments]
+    result = subprocess.run([*command, "--model.num_heads=3"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1
+    last = "train.py: error: hidden_dim must be a multiple of num_heads, got 16 and 3"
+    assert result.stderr.strip().splitlines()[-1] == last
+    assert "Traceback" not in result.stderr
+
+
+def test_it_runs_from_any_folder(arguments, tmp_path):
+    command = [sys.executable, ROOT / "train.py", "fit", f"--config={ROOT / 'configs/linear.yaml'}", *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    assert (tmp_path / "runs/version_0/checkpoints/last.ckpt").exists()
+    shutil.rmtree(tmp_path / "runs")
