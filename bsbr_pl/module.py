@@ -130,8 +130,10 @@ class LanguageModule(LightningModule):
         return self.model(input_ids)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self.model(batch["input_ids"])
-        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), ignore_index=IGNORED)
+        hidden, targets = self.model.hidden(batch["input_ids"]), batch["targets"]
+        if "slice" in batch:  # a recall task asks at few positions: only they need logits
+            hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
+        loss = F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -52,6 +52,17 @@ def test_every_architecture_trains_from_its_yaml(name, arguments, capsys, tmp_pa
     assert validation.value == pytest.approx(float(cli.trainer.callback_metrics["val/bits_per_byte"]))
 
 
+def test_a_recall_task_reports_every_slice(arguments):
+    segments = ["--data.train_segments=[[16,2,64],[32,4,64]]", "--data.test_segments=[[16,2,8],[32,4,8]]"]
+    kept = [argument for argument in arguments if not argument.startswith("--data")]
+    configs = [f"--config={ROOT / 'configs' / name}" for name in ("bsbr.yaml", "data/mqar.yaml")]
+    cli = train.main(["fit", *configs, *kept, *segments, "--data.vocab_size=64", "--data.batch_size=4"])
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    both = metrics["val/accuracy_T16_N2"] * 2 / 6 + metrics["val/accuracy_T32_N4"] * 4 / 6
+    assert metrics["val/accuracy"] == pytest.approx(both)
+    assert "val/bits_per_byte" not in metrics
+
+
 def test_the_vocabulary_is_the_data_sets(arguments):
     cli = train.main(["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *arguments])
     assert cli.model.model.vocab_size == cli.datamodule.vocab_size

@@ -1,0 +1,213 @@
+"""Wall-clock time: of callables in interleaved rounds, of training steps and the waits between them, with intervals."""
+
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+Clock = Callable[[], float]  # seconds from any start, never going back
+
+
+def synchronize(device: str | torch.device) -> None:
+    """Wait until `device` has finished what it was given; a CPU always has."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: every sample, their median, and the 95 % bootstrap interval of that median."""
+
+    samples: list[float]
+    median: float
+    low: float
+    high: float
+
+
+def measure(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = 10,
+    warmup: int = 2,
+    min_seconds: float = 0.0,
+    device: str | torch.device = "cpu",
+    clock: Clock = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time several callables against each other: in every round each is called, so that the machine's drift cancels.
+
+    The order within a round is shuffled (the same way every time), and the device is synchronised before and after
+    each sample.
+
+    Args:
+        calls: what to time, by name.
+        rounds: samples of each call.
+        warmup: rounds that are not counted, at least 1.
+        min_seconds: a sample repeats its call until it should last this long, and is divided by the repeats.
+        device: where the calls do their work.
+        clock: seconds; another one for tests.
+
+    Raises:
+        ValueError: if `rounds` or `warmup` is below 1.
+    """
+    for name, value in (("rounds", rounds), ("warmup", warmup)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def sample(call: Callable[[], object], repeats: int) -> float:
+        synchronize(device)
+        start = clock()
+        for _ in range(repeats):
+            call()
+        synchronize(device)
+        return (clock() - start) / repeats
+
+    once = {name: [sample(call, 1) for _ in range(warmup)][-1] for name, call in calls.items()}
+    repeats = {name: max(1, math.ceil(min_seconds / max(seconds, 1e-9))) for name, seconds in once.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            samples[name].append(sample(calls[name], repeats[name]))
+    return {name: summarize(values) for name, values in samples.items()}
+
+
+def summarize(samples: Sequence[float]) -> Timing:
+    """The median of some seconds and its interval."""
+    low, high = bootstrap_interval(samples)
+    return Timing(list(samples), float(np.median(samples)), low, high)
+
+
+def bootstrap_interval(
+    samples: Sequence[float] | np.ndarray,
+    statistic: Callable[..., Any] = np.median,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic (Efron & Tibshirani 1993, chapter 13); the same for the same seed.
+
+    Args:
+        samples: n independent values.
+        statistic: reduces an array along `axis=1`: np.median, np.mean, ...
+        confidence: share of resampled statistics inside the interval.
+        resamples: how many times n values are drawn, with replacement.
+        seed: of the drawing; no global random state is used.
+
+    Raises:
+        ValueError: without samples.
+    """
+    values = np.asarray(samples, dtype=float)
+    if not len(values):
+        raise ValueError("samples is empty: an interval needs at least one value")
+    drawn = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistic(drawn, axis=1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+@dataclass
+class Step:
+    """One optimiser step in seconds: its work, and the wait for its data (None where something else came between)."""
+
+    seconds: float
+    wait: float | None
+
+
+class StepClock:
+    """Times optimiser steps of one or more batches, and the waits between batches.
+
+    On CUDA the marks are events in the stream, so that nothing is synchronised before `read`.
+
+    Args:
+        device: where the steps are computed.
+        clock: seconds, for a CPU.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu", clock: Clock = time.perf_counter) -> None:
+        self.device = torch.device(device)
+        self.clock = clock
+        self._start: Any = None  # mark of the batch under way
+        self._end: Any = None  # mark of the last batch's end; None where the wait since then is not to be counted
+        self._spans: list[tuple[Any, Any]] = []  # the batches of the step under way
+        self._waits: list[tuple[Any, Any] | None] = []
+        self._steps: list[tuple[list[tuple[Any, Any]], list[tuple[Any, Any] | None]]] = []
+
+    def begin(self) -> None:
+        """A batch is there, its work begins."""
+        self._start = self._mark()
+        self._waits.append(None if self._end is None else (self._end, self._start))
+
+    def end(self, stepped: bool = True) -> None:
+        """The batch's work has ended, with an optimiser step or without one (accumulation)."""
+        self._end = self._mark()
+        self._spans.append((self._start, self._end))
+        if stepped:
+            self._steps.append((self._spans, self._waits))
+            self._spans, self._waits = [], []
+
+    def interrupt(self) -> None:
+        """What happens from the last end to the next begin is no wait for data (validation, a checkpoint)."""
+        self._end = None
+
+    def read(self) -> list[Step]:
+        """The steps completed since the last call."""
+        if self._steps:
+            synchronize(self.device)
+        steps = []
+        for spans, waits in self._steps:
+            known = [self._between(*wait) for wait in waits if wait is not None]
+            wait = sum(known) if len(known) == len(waits) else None
+            steps.append(Step(sum(self._between(*span) for span in spans), wait))
+        self._steps = []
+        return steps
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return self.clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, start: Any, end: Any) -> float:
+        return end - start if self.device.type != "cuda" else start.elapsed_time(end) / 1e3
+
+
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What a measured time depends on, as plain values: versions, machine, threads."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .. import __version__
+
+    versions = {"python": platform.python_version(), "bsbr_pl": __version__, "torch": torch.__version__}
+    for package in ("lightning", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    facts: dict[str, Any] = {
+        "versions": {name: str(value) for name, value in versions.items()},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(torch.device(device)),
+    }
+    if torch.device(device).type == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return facts
+
+
+def _cpu_name() -> str:
+    """The processor's own name where the system tells it (Linux), else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,124 @@
+"""AttentionMaps: the exact attention map of every layer and head on one fixed text, as pictures and as numbers."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from bsbr_pl.module import LanguageModule
+from bsbr_pl.utils.visualization import attention_inputs, map_statistics, maps_image, outside_mask
+
+from .step_windows import log
+
+
+class AttentionMaps(Callback):
+    """Looks at the first sequence of the validation set every `every_n_steps` optimiser steps, and at the end.
+
+        attention/maps        picture: a row for each layer, a column for each head (TensorBoard only)
+        attention/chunk_map   picture: how much each chunk retrieves of earlier ones (BSBR)
+        attention/NAME/layerI   with NAME as in `bsbr_pl.utils.visualization.map_statistics`; `outside_share` means
+                                outside the own chunk or window, where the architecture has one
+
+    An architecture without a map (BSBR with compressed states) is named once and skipped. Only the first process
+    looks. On a CPU, matching `every_n_steps` and `val_check_interval` keeps its work out of `step/data_seconds`.
+
+    Args:
+        every_n_steps: optimiser steps from one look to the next.
+        max_length: tokens of the sequence to look at, from its start; up to 32 are written beside the maps.
+
+    Raises:
+        ValueError: if either is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 300, max_length: int = 512) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("max_length", max_length)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.every_n_steps = every_n_steps
+        self.max_length = max_length
+        self._probe: Tensor | None = None
+        self._tokens: list[str] | None = None
+        self._skipped: set[str] = set()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._looked = trainer.global_step
+        if trainer.is_global_zero:
+            self._probe = _first_validation_sequence(trainer, self.max_length)
+            if self._probe is None:
+                rank_zero_info("AttentionMaps: there is no validation set to take a sequence from")
+            else:
+                tokenizer = getattr(_data(trainer), "tokenizer", None)
+                ids = self._probe[0].tolist()
+                self._tokens = [tokenizer.decode([i]) for i in ids] if tokenizer else [str(i) for i in ids]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self._looked and trainer.global_step % self.every_n_steps == 0:
+            self._look(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > self._looked:
+            self._look(trainer, pl_module)
+
+    @torch.no_grad()
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._looked = trainer.global_step
+        if self._probe is None:
+            return
+        assert isinstance(pl_module, LanguageModule)
+        modes = [(module, module.training) for module in pl_module.model.modules()]
+        pl_module.model.eval()
+        try:
+            self._show(trainer, attention_inputs(pl_module.model, self._probe.to(pl_module.device)))
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _show(self, trainer: Trainer, layers: list[tuple[Any, Tensor]]) -> None:
+        assert self._probe is not None
+        maps, chunk_maps, metrics = {}, {}, {}
+        for i, (attention, x) in enumerate(layers):
+            if hasattr(attention, "chunk_map") and x.shape[1] > attention.chunk_size:
+                chunk_maps[i] = attention.chunk_map(x)[0]
+            try:
+                maps[i] = attention.attention_map(x)[0]
+            except ValueError as error:
+                if str(error) not in self._skipped:
+                    self._skipped.add(str(error))
+                    rank_zero_info(f"AttentionMaps skips {type(attention).__name__}: {error}")
+                continue
+            reach = {name: getattr(attention, name, None) for name in ("chunk_size", "window_size")}
+            outside = outside_mask(x.shape[1], **reach) if any(reach.values()) else None
+            for name, value in map_statistics(maps[i], self._probe[0], outside).items():
+                metrics[f"attention/{name}/layer{i}"] = value
+        if metrics:
+            log(trainer, metrics)
+        pictures = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for tag, drawn, name in (("maps", maps, "token"), ("chunk_map", chunk_maps, "chunk")):
+            if drawn and pictures:
+                image = maps_image(drawn, self._tokens if tag == "maps" else None, name)
+                for logger in pictures:
+                    step = trainer.global_step - 1
+                    logger.experiment.add_image(f"attention/{tag}", image, step, dataformats="HWC")
+
+
+def _data(trainer: Trainer) -> Any:
+    """The LightningDataModule, if there is one."""
+    return getattr(trainer, "datamodule", None)
+
+
+def _first_validation_sequence(trainer: Trainer, max_length: int) -> Tensor | None:
+    """Ids (1, T) of the first validation sequence; no loader in use is moved on, no random number is drawn."""
+    data = _data(trainer)
+    loader = data.val_dataloader() if data is not None else trainer.val_dataloaders
+    if isinstance(loader, list | tuple):
+        loader = loader[0] if loader else None
+    if loader is None:
+        return None
+    with torch.random.fork_rng(devices=[]):  # a plain DataLoader draws a seed whenever it is iterated
+        batch = next(iter(loader))
+    return batch["input_ids"][:1, :max_length].clone()

@@ -1,0 +1,95 @@
+"""FlopCounter: the work of a model, counted by two tools and by its closed form, and how much of the device it uses."""
+
+from statistics import fmean
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from bsbr_pl.module import LanguageModule
+from bsbr_pl.utils.flops import count_flops, count_macs, matmul_peak
+
+from .step_windows import StepWindows, Window, log, over_ranks
+
+TOLERANCE = 0.02  # a larger share of disagreement is warned about
+
+
+class FlopCounter(StepWindows):
+    """Logs, once, the products of one forward pass over one sequence of the training length:
+
+        flops/forward_macs                    multiply-adds, by fvcore with the formulas of `bsbr_pl.utils.flops`
+        flops/forward_flops                   2 a multiply-add, by torch's FlopCounterMode
+        flops/forward_closed_form_flops       2 a multiply-add, by the model's own formula
+        flops/forward_elementwise_operations  the rest of the arithmetic, by fvcore: norms, softmax, additions, ...
+        flops/uncounted_operators             calls of operators that fvcore has no formula for; they are named
+
+    and of training, nothing that a kernel computes twice counted twice:
+
+        flops/step_flops                      forward and backward of one optimiser step, all processes
+        flops/peak_flops_per_second           of the best matrix product on this device, measured
+        flops/utilization                     share of that peak that training reaches, data included, at every window
+
+    Args:
+        warmup_steps: optimiser steps at the start that are not timed.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._per_token: float | None = None  # training FLOPs
+        self._peak = 0.0
+        self._per_step_known = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._per_token is None:
+            self._count(trainer, pl_module, batch["input_ids"][:1])
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_window(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
+        (tokens,) = over_ranks(trainer, [window.tokens], "sum")
+        if not trainer.is_global_zero:
+            return
+        assert self._per_token is not None
+        steps = len(window.seconds)
+        seconds = fmean(window.seconds) + (fmean(window.waits) if window.waits else 0.0)
+        rate = self._per_token * window.tokens / steps / seconds
+        self._peak = max(self._peak, rate)  # what was reached can be reached
+        metrics = {"flops/utilization": rate / self._peak}
+        if not self._per_step_known:
+            self._per_step_known = True
+            metrics["flops/step_flops"] = self._per_token * tokens / steps
+        log(trainer, metrics)
+
+    def _count(self, trainer: Trainer, pl_module: LightningModule, input_ids: torch.Tensor) -> None:
+        self._per_token = 0.0
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, LanguageModule)
+        model, length = pl_module.model, input_ids.shape[1]
+        macs, flops, closed = count_macs(model, input_ids), count_flops(model, input_ids), model.flops(length)
+        self._per_token = count_flops(model, input_ids, backward=True) / length
+        self._peak = matmul_peak(pl_module.device, _dtype(str(trainer.precision)))
+        for tool, counted in (("fvcore", 2 * macs.total), ("torch", flops)):
+            if abs(counted - closed) > TOLERANCE * closed:
+                rank_zero_warn(f"{tool} counts {counted:,} FLOPs at {length} tokens, the closed form says {closed:,}")
+        if macs.uncounted:
+            names = ", ".join(f"{name} ({calls})" for name, calls in sorted(macs.uncounted.items()))
+            rank_zero_info(f"FlopCounter: fvcore has no formula for {names}")
+        log(
+            trainer,
+            {
+                "flops/forward_macs": macs.total,
+                "flops/forward_flops": flops,
+                "flops/forward_closed_form_flops": closed,
+                "flops/forward_elementwise_operations": sum(macs.elementwise.values()),
+                "flops/uncounted_operators": sum(macs.uncounted.values()),
+                "flops/peak_flops_per_second": self._peak,
+            },
+        )
+
+
+def _dtype(precision: str) -> torch.dtype:
+    """What a Trainer's precision multiplies in."""
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return {"16": torch.float16, "64": torch.float64}.get(precision.split("-")[0], torch.float32)

@@ -1,0 +1,177 @@
+"""RunRecorder: everything a run can say about itself, in one record.json."""
+
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+import bsbr_pl
+from bsbr_pl.utils.timing import environment
+
+STEP_TIMES = {"p50": "step/p50_seconds", "p95": "step/p95_seconds"}
+
+
+class History(Logger):
+    """A logger that keeps every metric in memory: name -> steps, seconds since the run began, values."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self._save_dir = save_dir
+        self._started: float | None = None
+        self._before = 0.0  # seconds of the run up to the checkpoint that it was resumed from
+        self.metrics: dict[str, dict[str, list[Any]]] = {}
+
+    # Lightning puts checkpoints in save_dir/name/version, if this is the only logger: as without a logger.
+    @property
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, over all its resumptions."""
+        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    def start(self) -> None:
+        """Training begins or goes on."""
+        self._started = time.perf_counter()
+
+    def restore(self, metrics: dict[str, dict[str, list[Any]]], seconds: float) -> None:
+        """Go on from what an earlier part of the run kept."""
+        self.metrics, self._before = metrics, seconds
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            column = self.metrics.setdefault(name, {"step": [], "seconds": [], "value": []})
+            column["step"].append(step)
+            column["seconds"].append(self.seconds)
+            column["value"].append(float(value))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """They are in the record already."""
+
+
+class RunRecorder(Callback):
+    """Writes record.json into the run's folder after each validation and at the end, complete or not at all.
+
+    It holds every metric that was logged, by whom ever, with step and seconds; the configuration of model and data;
+    the data's fingerprint; versions, machine and threads; the git commit, if the code is in a repository; how the run
+    ended. A resumed run's record begins with what its checkpoint had seen. Nothing is written under fast_dev_run.
+    """
+
+    def __init__(self) -> None:
+        self._history: History | None = None
+        self._restored: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if self._history is None:
+                self._history = History(str(trainer.default_root_dir))
+            if self._history not in trainer.loggers:
+                trainer.loggers = [*trainer.loggers, self._history]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._history is None:
+            return
+        if self._restored:
+            self._history.restore(**self._restored)
+        self._history.start()
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
+        data = getattr(trainer, "datamodule", None)
+        self._facts = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "resumed_at_step": trainer.global_step,
+            "environment": {**environment(pl_module.device), "processes": trainer.world_size},
+            "git": git_commit(),
+            "model": dict(pl_module.hparams),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "data": None if data is None else {"class": type(data).__name__, **dict(data.hparams)},
+            "data_fingerprint": getattr(data, "fingerprint", None),
+            "training": {
+                "max_steps": trainer.max_steps,
+                "precision": str(trainer.precision),
+                "accumulate_grad_batches": trainer.accumulate_grad_batches,
+                "gradient_clip_val": trainer.gradient_clip_val,
+            },
+        }
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, "running")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, "finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write(trainer, f"stopped by {type(exception).__name__}: {exception}")
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._history is None:
+            return {}
+        return {"metrics": self._history.metrics, "seconds": self._history.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = dict(state_dict)
+
+    def _write(self, trainer: Trainer, status: str) -> None:
+        if self._history is None or not self._facts or not trainer.is_global_zero:
+            return
+        metrics = self._history.metrics
+        last = {name: metrics[key]["value"][-1] for name, key in STEP_TIMES.items() if key in metrics}
+        record = {
+            "status": status,
+            "steps": trainer.global_step,
+            "seconds": self._history.seconds,
+            "step_seconds": last or None,
+            **self._facts,
+            "metrics": metrics,
+        }
+        write_json(self._folder / "record.json", {name: value for name, value in record.items() if value is not None})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one. Numbers that are not finite become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(_finite(value), default=str, allow_nan=False), encoding="utf-8")
+    aside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def git_commit() -> dict[str, Any] | None:
+    """Commit of the repository that tracks this code, and whether files differ from it; None without one."""
+    package = Path(bsbr_pl.__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(package))  # an environment's folder may lie in somebody's repository
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,101 @@
+"""Every architecture's map is looked at, on a text that never changes, and training is none the wiser."""
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.utils.visualization import map_statistics, outside_mask
+from callbacks import AttentionMaps
+
+
+def events(logger: TensorBoardLogger) -> EventAccumulator:
+    accumulator = EventAccumulator(logger.log_dir, {"scalars": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pictures_and_numbers_of_every_architecture(name, make_data, make_module, make_trainer, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    module, data = make_module(name), make_data()
+    trainer = make_trainer(logger=logger, callbacks=AttentionMaps(every_n_steps=3), max_steps=7)
+    trainer.fit(module, data)
+    found = events(logger)
+    tags = {"attention/maps", "attention/chunk_map"} if name == "bsbr" else {"attention/maps"}
+    assert set(found.Tags()["images"]) == tags
+    assert [image.step for image in found.Images("attention/maps")] == [2, 5, 6], "every third step, and the last"
+
+    ids = next(iter(data.val_dataloader()))["input_ids"][:1]
+    weights = module.model.eval().get_attention_weights(ids)[1, 0]
+    reach = {"sliding_window": {"window_size": 8}, "standard": {}, "hopfield": {}}.get(name, {"chunk_size": 8})
+    expected = map_statistics(weights, ids[0], outside_mask(32, **reach) if reach else None)
+    for statistic, value in expected.items():
+        assert found.Scalars(f"attention/{statistic}/layer1")[-1].value == pytest.approx(value, rel=1e-5)
+    logged = {tag.split("/")[1] for tag in found.Tags()["scalars"] if tag.startswith("attention/")}
+    assert logged == set(expected)
+    if name == "sliding_window":
+        assert expected["outside_share"] == 0
+
+
+def test_layers_of_different_architectures(make_data, make_trainer, lines):
+    from bsbr_pl.module import LanguageModule
+
+    torch.manual_seed(0)
+    mixed = [ARCHITECTURES["gau"], ARCHITECTURES["standard"]]
+    module = LanguageModule(mixed, 257, hidden_dim=16, num_layers=2, num_heads=2)
+    make_trainer(logger=lines, callbacks=AttentionMaps(), max_steps=1).fit(module, make_data())
+    keys = {key for key in lines.keys() if key.startswith("attention/entropy")}  # noqa: SIM118
+    assert keys == {f"attention/entropy_nats/layer{i}" for i in range(3)}, "a layer of GAU is two attentions"
+
+
+def test_an_architecture_without_maps_is_named_once(make_data, make_module, make_trainer, lines, caplog):
+    module = make_module("bsbr", compression_factor=2)
+    with caplog.at_level("INFO"):
+        make_trainer(logger=lines, callbacks=AttentionMaps(2), max_steps=4).fit(module, make_data())
+    assert caplog.text.count("AttentionMaps skips BSBRAttention: ") == 1
+    assert not lines.of("attention/")
+
+
+def test_the_callback_leaves_modes_and_random_state_alone(make_data, make_module, make_trainer, lines):
+    module = make_module(dropout=0.5)
+    callback = AttentionMaps()
+    trainer = make_trainer(logger=lines, callbacks=callback, max_steps=1)
+    trainer.fit(module, make_data())
+    module.model.train()
+    module.model.branches[0].eval()  # frozen by somebody
+    modes, state = [m.training for m in module.modules()], torch.get_rng_state()
+    callback._look(trainer, module)
+    assert [m.training for m in module.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_a_validation_set_it_says_so(make_data, make_module, make_trainer, caplog):
+    loader = make_data().val_dataloader()
+    module = make_module()
+    module.validation_step = None
+    trainer: Trainer = make_trainer(callbacks=AttentionMaps(), max_steps=1, val_check_interval=1)
+    with caplog.at_level("INFO"):
+        trainer.fit(module, loader)
+    assert "there is no validation set" in caplog.text
+
+
+def test_plain_loaders_work_and_draw_the_same_numbers(make_data, make_module, make_trainer, lines):
+    batches = list(make_data().val_dataloader())
+    weights = []
+    for used in ([], [AttentionMaps(1)]):
+        # Shuffled by the global random state: a number drawn for the probe would change what is trained on.
+        shuffled, plain = (torch.utils.data.DataLoader(batches, batch_size=None, shuffle=s) for s in (True, False))
+        module = make_module()
+        make_trainer(logger=lines, callbacks=used, max_steps=3, val_check_interval=2).fit(module, shuffled, plain)
+        weights.append(module.model.state_dict())
+    assert lines.of("attention/")
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.parametrize("name", ["every_n_steps", "max_length"])
+def test_arguments_must_be_positive(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        AttentionMaps(**{name: 0})

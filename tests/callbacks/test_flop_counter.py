@@ -1,0 +1,86 @@
+"""Counted once, in units that the key names, and never more than the device can do."""
+
+import pytest
+import torch
+
+from bsbr_pl.attention import ARCHITECTURES, StandardAttention
+from bsbr_pl.module import LanguageModule
+from callbacks import FlopCounter
+from callbacks.flop_counter import _dtype
+
+
+class Wrong(StandardAttention):
+    """An attention whose closed form forgets its projections."""
+
+    def flops(self, num_tokens: int) -> int:
+        return 0
+
+
+class Odd(StandardAttention):
+    """An attention with an operator that nothing is known about."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.erfinv(x.tanh() * 0.5))
+
+
+def fit(attention, make_data, make_trainer, lines, **arguments):
+    torch.manual_seed(0)
+    module = LanguageModule(attention, 257, hidden_dim=16, num_layers=2, num_heads=2)
+    make_trainer(logger=lines, callbacks=FlopCounter(), **arguments).fit(module, make_data())
+    return module, lines.of("flops/")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture(name, make_data, make_module, make_trainer, lines):
+    module = make_module(name)
+    make_trainer(logger=lines, callbacks=FlopCounter(), max_steps=6).fit(module, make_data())
+    (step, once), *windows = lines.of("flops/")
+    closed = module.model.flops(32)
+    assert step == 0
+    assert once["flops/forward_closed_form_flops"] == closed
+    assert once["flops/forward_flops"] == pytest.approx(closed, rel=0.02)
+    assert 2 * once["flops/forward_macs"] == pytest.approx(closed, rel=0.02)
+    assert once["flops/forward_elementwise_operations"] > 0
+    assert once["flops/uncounted_operators"] == 0
+    assert windows[0][1]["flops/step_flops"] == pytest.approx(3 * 4 * closed, rel=0.05), "four sequences, backward"
+    assert all(0 < metrics["flops/utilization"] <= 1 for _, metrics in windows)
+    assert [step for step, _ in windows] == [3, 5]
+
+
+def test_accumulated_batches_count_in_one_step(make_data, make_trainer, lines):
+    module, found = fit(StandardAttention, make_data, make_trainer, lines, accumulate_grad_batches=2)
+    assert found[1][1]["flops/step_flops"] == pytest.approx(3 * 8 * module.model.flops(32), rel=0.01)
+
+
+def test_utilization_never_exceeds_the_peak(make_data, make_trainer, lines, monkeypatch):
+    monkeypatch.setattr("callbacks.flop_counter.matmul_peak", lambda device, dtype: 1.0)
+    _, found = fit(StandardAttention, make_data, make_trainer, lines)
+    assert found[1][1]["flops/utilization"] == 1.0
+    assert all(metrics["flops/utilization"] <= 1 for _, metrics in found[1:])
+
+
+def test_disagreement_is_warned_about(make_data, make_trainer, lines):
+    with pytest.warns(UserWarning, match="counts .* FLOPs at 32 tokens, the closed form says") as caught:
+        fit(Wrong, make_data, make_trainer, lines, max_steps=1)
+    assert {"fvcore", "torch"} <= {str(warning.message).split()[0] for warning in caught}
+
+
+def test_what_is_uncounted_is_named(make_data, make_trainer, lines, caplog):
+    with caplog.at_level("INFO"):
+        _, found = fit(Odd, make_data, make_trainer, lines, max_steps=1)
+    assert found[0][1]["flops/uncounted_operators"] == 2
+    assert "fvcore has no formula for aten::erfinv (2)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("32-true", torch.float32),
+        ("bf16-mixed", torch.bfloat16),
+        ("16-true", torch.float16),
+        ("64-true", torch.float64),
+        ("transformer-engine", torch.float32),
+    ],
+)
+def test_the_peak_is_taken_in_the_precision_of_the_run(precision, dtype):
+    assert _dtype(precision) == dtype

@@ -1,0 +1,134 @@
+"""record.json holds what was logged, by whom ever, and what the run was; it is whole or not there."""
+
+import json
+import math
+import subprocess
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from callbacks import RunRecorder, StepTimer
+from callbacks.run_recorder import git_commit, write_json
+
+
+def record_of(folder) -> dict:
+    return json.loads((folder / "record.json").read_text())
+
+
+def test_everything_is_in_it(make_data, make_module, make_trainer, tmp_path):
+    logger, module, data = TensorBoardLogger(tmp_path), make_module(), make_data()
+    # The recorder comes first, and still holds what the timer logs at the very end.
+    trainer = make_trainer(logger=logger, callbacks=[RunRecorder(), StepTimer()])
+    trainer.fit(module, data)
+    record = record_of(tmp_path / "lightning_logs" / "version_0")
+    assert record["status"] == "finished"
+    assert record["steps"] == 8
+    assert record["environment"]["device"] == "cpu"
+    assert record["environment"]["versions"]["torch"] == torch.__version__
+    assert record["model"]["hidden_dim"] == 16
+    assert record["model"]["attention"]["init_args"] == {"chunk_size": 8}
+    assert record["data"]["class"] == "TextData"
+    assert record["data"]["context_length"] == 32
+    assert record["data_fingerprint"] == data.fingerprint
+    assert record["parameters"] == sum(p.numel() for p in module.parameters())
+    assert 0 < record["step_seconds"]["p50"] <= record["step_seconds"]["p95"] < record["seconds"]
+    metrics = record["metrics"]
+    assert metrics["train/loss"]["step"] == [1, 3, 5, 7]
+    assert metrics["val/loss"]["step"] == [3, 7]
+    assert metrics["val/loss"]["value"][-1] == pytest.approx(float(trainer.callback_metrics["val/loss"]))
+    assert metrics["step/seconds"]["step"] == [3, 5, 7]
+    for column in metrics.values():
+        assert column["seconds"] == sorted(column["seconds"])
+        assert len(column["step"]) == len(column["seconds"]) == len(column["value"])
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_without_another_logger_it_stands_in_the_root(make_data, make_module, make_trainer, tmp_path):
+    checkpoint = ModelCheckpoint(filename="last", every_n_train_steps=4)
+    trainer = make_trainer(callbacks=[checkpoint, RunRecorder()], enable_checkpointing=True)
+    trainer.fit(make_module(), make_data())
+    assert "train/loss" in record_of(tmp_path)["metrics"]
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists(), "where Lightning puts it without a logger"
+
+
+def test_two_loggers_get_the_same(make_data, make_module, make_trainer, tmp_path, lines):
+    loggers = [CSVLogger(tmp_path), lines]
+    make_trainer(logger=loggers, callbacks=[RunRecorder(), StepTimer()]).fit(make_module(), make_data())
+    record = record_of(tmp_path / "lightning_logs" / "version_0")
+    assert lines.keys() == set(record["metrics"])
+
+
+def test_a_resumed_run_goes_on_with_its_record(make_data, make_module, make_trainer, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "saved", filename="half", every_n_train_steps=3, save_top_k=-1)
+    saved = str(tmp_path / "saved" / "half.ckpt")
+    whole = make_trainer(callbacks=[RunRecorder(), checkpoint], enable_checkpointing=True, max_steps=5)
+    whole.fit(make_module(), make_data())
+    make_trainer(callbacks=RunRecorder()).fit(make_module(), make_data())
+    expected = record_of(tmp_path)
+    seconds = torch.load(saved, weights_only=True)["callbacks"]["RunRecorder"]["seconds"]
+    again = make_trainer(callbacks=[RunRecorder(), checkpoint], enable_checkpointing=True)
+    again.fit(make_module(seed=1), make_data(), ckpt_path=saved)
+    record = record_of(tmp_path)
+    assert record["resumed_from"] == saved
+    assert record["resumed_at_step"] == 3
+    assert record["seconds"] > seconds
+    for key in ("train/loss", "val/loss"):
+        assert record["metrics"][key]["step"] == expected["metrics"][key]["step"]
+        assert record["metrics"][key]["seconds"] == sorted(record["metrics"][key]["seconds"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_fails_says_how(make_data, make_module, make_trainer, tmp_path, error):
+    module = make_module()
+    step = module.training_step
+
+    def failing(batch, batch_idx):
+        if batch_idx == 5:
+            raise error("no more")
+        return step(batch, batch_idx)
+
+    module.training_step = failing
+    with pytest.raises((error, SystemExit)):
+        make_trainer(callbacks=RunRecorder()).fit(module, make_data())
+    record = record_of(tmp_path)
+    assert record["status"].startswith(f"stopped by {error.__name__}")
+    assert record["steps"] == 5
+    assert record["metrics"]["val/loss"]["step"] == [3]
+
+
+def test_fast_dev_run_writes_nothing(make_data, make_module, make_trainer, tmp_path):
+    make_trainer(callbacks=RunRecorder(), fast_dev_run=2).fit(make_module(), make_data())
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_reader_never_sees_half_a_record(tmp_path):
+    path = tmp_path / "deep" / "record.json"
+    write_json(path, {"a": [1.0, math.nan, -math.inf], "b": (2,), 3: torch.float32})
+    assert json.loads(path.read_text()) == {"a": [1.0, None, None], "b": [2], "3": "torch.float32"}
+    circular: list = []
+    circular.append(circular)
+    with pytest.raises((ValueError, RecursionError)):
+        write_json(path, circular)
+    assert json.loads(path.read_text())["b"] == [2], "the old one is still whole"
+    assert [p.name for p in path.parent.iterdir()] == ["record.json"]
+
+
+def test_git_commit_is_that_of_the_code(tmp_path, monkeypatch):
+    import bsbr_pl
+
+    package = tmp_path / "bsbr_pl" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr(bsbr_pl, "__file__", str(package))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    assert git_commit() is None, "no repository"
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert git_commit() is None, "a repository that does not track this code"
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert git_commit() == {"commit": commit, "changed": False}
+    package.write_text("changed")
+    assert git_commit() == {"commit": commit, "changed": True}

@@ -1,0 +1,121 @@
+"""Two counters and a closed form agree, and the known faults of the counters are mended."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.utils.flops import attended_pairs, count_flops, count_macs, evaluation_copy, matmul_peak
+
+OPTIONS = [
+    *((name, {}) for name in ARCHITECTURES),
+    ("bsbr", {"chunk_size": 16, "retrieval_top_k": 3}),
+    ("bsbr", {"chunk_size": 16, "compression_factor": 2}),
+    ("hopfield", {"num_updates": 3}),
+]
+
+
+class Calls(nn.Module):
+    """A module of one function, with a parameter."""
+
+    def __init__(self, function, *shape: int) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("length", [96, 256, 515])
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=[f"{n}{o or ''}" for n, o in OPTIONS])
+def test_both_counters_equal_the_closed_form(name, options, length, width):
+    model = LanguageModel(partial(ARCHITECTURES[name], **options), 128, width, num_layers=1, num_heads=2)
+    ids = torch.zeros(1, length, dtype=torch.long)
+    closed = model.flops(length)
+    macs = count_macs(model, ids)
+    assert 2 * macs.total == pytest.approx(closed, rel=0.02)
+    assert count_flops(model, ids) == pytest.approx(closed, rel=0.02)
+    assert count_flops(model, ids, backward=True) == pytest.approx(3 * closed, rel=0.05)
+    assert macs.uncounted == {}
+
+
+def test_a_batch_counts_each_sequence():
+    model = LanguageModel(ARCHITECTURES["bsbr"], 128, 64, num_layers=1, num_heads=2)
+    one, three = torch.zeros(1, 200, dtype=torch.long), torch.zeros(3, 200, dtype=torch.long)
+    assert count_flops(model, three, backward=True) == 3 * count_flops(model, one, backward=True)
+    assert count_macs(model, three).total == 3 * count_macs(model, one).total
+
+
+@pytest.mark.parametrize(
+    ("function", "weight", "x", "macs"),
+    [
+        (torch.matmul, (8, 4, 4), (4, 4), 512),  # fvcore: 64
+        (torch.matmul, (4, 4), (8, 4, 4), 512),
+        (torch.matmul, (7,), (5, 7), 35),  # a matrix times a vector; fvcore: IndexError
+        (lambda x, w: torch.einsum("btd,df->btf", x, w), (33, 11), (3, 7, 33), 3 * 7 * 33 * 11),
+        (lambda x, w: torch.einsum("bthk,bshk->bhts", x, x), (1,), (3, 37, 3, 5), 3 * 37 * 37 * 3 * 5),  # rounded
+        (lambda x, w: F.conv1d(x, w, groups=6), (6, 1, 4), (2, 6, 20), 2 * 6 * 17 * 4),
+        (lambda x, w: F.conv1d(x, w), (5, 6, 4), (2, 6, 20), 2 * 5 * 17 * 4 * 6),
+        (lambda x, w: torch.addmm(w, x, x), (9,), (9, 9), 729),
+        (lambda x, w: torch.linalg.solve_triangular(x, w, upper=False), (2, 6, 10), (2, 6, 6), 2 * 10 * 6 * 6 // 2),
+        (lambda x, w: F.scaled_dot_product_attention(x, x, x, is_causal=True), (1,), (2, 3, 5, 4), 6 * 15 * 8),
+        (lambda x, w: F.scaled_dot_product_attention(x, x, x), (1,), (2, 3, 5, 4), 6 * 25 * 8),
+    ],
+)
+def test_products_are_counted_exactly(function, weight, x, macs):
+    assert count_macs(Calls(function, *weight), torch.ones(x)).total == macs
+
+
+def test_torch_counts_a_depthwise_gradient_as_what_it_is():
+    convolution = Calls(lambda x, w: F.conv1d(x, w, groups=6), 6, 1, 4)
+    assert count_flops(convolution, torch.ones(2, 6, 20), backward=True) == 3 * 2 * (2 * 6 * 17 * 4)
+
+
+def test_elementwise_work_is_apart_and_the_unknown_is_listed():
+    found = count_macs(Calls(lambda x, w: torch.erfinv((x * w).softmax(-1)).cumsum(-1), 10), torch.ones(3, 10))
+    assert found.total == 0
+    assert found.elementwise == {"mul": 30, "softmax": 150, "cumsum": 30}
+    assert found.uncounted == {"aten::erfinv": 1}
+
+
+def test_an_einsum_without_letters_is_refused():
+    with pytest.raises(NotImplementedError, match="cannot be counted"):
+        count_macs(Calls(lambda x, w: torch.einsum("...d,df->...f", x, w), 4, 3), torch.ones(2, 4))
+
+
+def test_pairs_of_a_causal_rectangle():
+    for queries, keys in ((1, 1), (5, 5), (3, 7), (7, 3)):
+        assert attended_pairs(queries, keys, True) == torch.ones(queries, keys).tril().sum()
+        assert attended_pairs(queries, keys, False) == queries * keys
+
+
+def test_counting_leaves_no_trace():
+    model = LanguageModel(ARCHITECTURES["delta_net"], 64, 32, num_layers=1, num_heads=2, dropout=0.5).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state, ids = torch.get_rng_state(), torch.zeros(1, 70, dtype=torch.long)
+    count_macs(model, ids)
+    count_flops(model, ids, backward=True)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None and p.device.type == "cpu" for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_copy_shares_parameters_or_holds_none():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    assert all(a is b for a, b in zip(evaluation_copy(model).parameters(), model.parameters(), strict=True))
+    empty = evaluation_copy(model, "meta")
+    assert all(t.device.type == "meta" for t in (*empty.parameters(), *empty.buffers()))
+    assert not empty.training
+
+
+def test_peak_is_a_rate_that_products_reach_and_uses_no_random_state():
+    state = torch.get_rng_state()
+    assert 1e8 < matmul_peak(size=256, tries=3) < 1e14
+    assert torch.equal(torch.get_rng_state(), state)
