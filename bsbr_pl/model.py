@@ -55,7 +55,7 @@ class LanguageModel(nn.Module):
         hidden_dim: width D.
         num_layers: number of layers.
         num_heads: heads of each attention.
-        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None.
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
         dropout: share of each residual branch's outputs, and of the embedding's, set to 0 in training.
 
     Raises:
@@ -76,7 +76,9 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         ff_dim = 4 * hidden_dim if ff_dim is None else ff_dim
-        check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers, ff_dim=ff_dim)
+        check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers)
+        if ff_dim < 0:
+            raise ValueError(f"ff_dim must be 0 (no feed-forward networks) or more, got {ff_dim}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         factories = list(attention) if isinstance(attention, Sequence) else [attention] * num_layers
@@ -88,8 +90,10 @@ class LanguageModel(nn.Module):
         inners: list[Attention | FeedForward] = []
         for factory in factories:
             inners.append(factory(hidden_dim, num_heads))
-            again = inners[-1].replaces_feed_forward
-            inners.append(factory(hidden_dim, num_heads) if again else FeedForward(hidden_dim, ff_dim))
+            if inners[-1].replaces_feed_forward:
+                inners.append(factory(hidden_dim, num_heads))
+            elif ff_dim:
+                inners.append(FeedForward(hidden_dim, ff_dim))
         branches = [Residual(inner, hidden_dim, dropout) for inner in inners]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(hidden_dim, bias=False)

@@ -65,7 +65,7 @@ class LanguageModule(LightningModule):
         hidden_dim: width D of the model.
         num_layers: number of layers.
         num_heads: heads of each attention.
-        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None.
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
         dropout: share of activations set to 0 in training.
         learning_rate: of AdamW, at its highest.
         min_learning_rate: share of `learning_rate` that is left at the last step.

@@ -118,6 +118,11 @@ def test_hybrid_has_one_architecture_a_layer():
     torch.testing.assert_close(model.prefill(text)[0], model(text)[:, -1])
 
 
+def test_without_feed_forward_there_are_attentions_alone():
+    model = LanguageModel(StandardAttention, V, hidden_dim=16, num_layers=3, num_heads=2, ff_dim=0)
+    assert [type(branch.inner) for branch in model.branches] == [StandardAttention] * 3
+
+
 def test_a_model_starts_as_a_guess_without_context():
     """What writes into the residual stream starts at 0: logits depend on the current token alone."""
     model = LanguageModel(StandardAttention, V, hidden_dim=16, num_layers=2, num_heads=2)
@@ -138,7 +143,7 @@ def test_longer_than_anything_seen_is_no_error():
         ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
         ({"num_heads": 0}, "num_heads must be a positive integer, got 0"),
         ({"vocab_size": 0}, "vocab_size must be a positive integer, got 0"),
-        ({"ff_dim": -1}, "ff_dim must be a positive integer, got -1"),
+        ({"ff_dim": -1}, r"ff_dim must be 0 \(no feed-forward networks\) or more, got -1"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1.0"),
         ({"attention": [StandardAttention]}, "attention must list one architecture a layer: 1 for 2 layers"),
         ({"attention": partial(BSBRAttention, chunk_size=0)}, "chunk_size must be a positive integer, got 0"),

@@ -14,7 +14,7 @@ A chunk's query is known when the chunk starts, and only finished chunks are ret
 The gain is learned per head and starts at 0: training switches retrieval on. The root bounds what is large and leaves
 small what is small. normalize = False is the plain form: k as it is, o_t = local_t + m_t, no null slot.
 
-Cost per token, multiply-adds beside the projections: D (C + 2K + (T / C^2)(K + 1)): sub-quadratic, and linear only where
+Cost per token, multiply-adds beside the projections: D (C + 2K + (T / C^2)(K + 1)): sub-quadratic, linear only where
 retrieval_top_k bounds the chunks that are mixed. Decode state: (T / C) D (K + 1) + 2 C D numbers; unless C > K / 2 that
 is more than the 2 T D of a key-value cache.
 Source: the idea is that of the PyPI package bsbr (0.1.1), whose masks let the future through; these equations are ours.
