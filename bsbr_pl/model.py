@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
     def __init__(self, inner: Attention | FeedForward, hidden_dim: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_dim, bias=False)
+        self.norm = nn.LayerNorm(hidden_dim)
         self.inner = inner
         self.dropout = nn.Dropout(dropout)
 
@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
                 inners.append(FeedForward(hidden_dim, ff_dim))
         branches = [Residual(inner, hidden_dim, dropout) for inner in inners]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
-        self.norm = nn.LayerNorm(hidden_dim, bias=False)
+        self.norm = nn.LayerNorm(hidden_dim)
         self._init_weights()
 
     def _init_weights(self) -> None:
