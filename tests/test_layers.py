@@ -34,7 +34,9 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
-            found.add(".".join(part for part in (base, node.module) if part))
+            module = ".".join(part for part in (base, node.module) if part)
+            found |= {f"bsbr_pl.{alias.name}" for alias in node.names} if module == "bsbr_pl" else {module}
+    found.discard("bsbr_pl.__version__")
     return {name for name in found if name.split(".")[0] in ("bsbr_pl", "callbacks", "train", "evaluate")}
 
 
