@@ -145,27 +145,28 @@ class LanguageModel(nn.Module):
 
     def prefill(self, input_ids: Tensor) -> tuple[Tensor, list[Any]]:
         """ids (B, T) -> logits of the token after the last (B, vocab_size) and the decode state."""
-        x, states = self.embed(input_ids), []
-        for branch in self.branches:
-            if isinstance(branch.inner, Attention):
-                y, state = branch.inner.prefill(branch.norm(x))
-                states.append(state)
-                x = x + branch.dropout(y)
-            else:
-                x = branch(x)
+        x, states = self._decode(input_ids, lambda attention, x: attention.prefill(x))
         return self.head(self.norm(x[:, -1])), states
 
     def step(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token a sequence: ids (B,) -> logits (B, vocab_size) and the decode state after it."""
-        x, before, after = self.embed(input_ids), iter(states), []
+        before = iter(states)
+        x, after = self._decode(input_ids, lambda attention, x: attention.step(x, next(before)))
+        return self.head(self.norm(x)), after
+
+    def _decode(
+        self, input_ids: Tensor, run: Callable[[Attention, Tensor], tuple[Tensor, Any]]
+    ) -> tuple[Tensor, list[Any]]:
+        """ids -> the last layer's activations, and the states that `run` leaves of every attention, in order."""
+        x, states = self.embed(input_ids), []
         for branch in self.branches:
             if isinstance(branch.inner, Attention):
-                y, state = branch.inner.step(branch.norm(x), next(before))
-                after.append(state)
+                y, state = run(branch.inner, branch.norm(x))
+                states.append(state)
                 x = x + branch.dropout(y)
             else:
                 x = branch(x)
-        return self.head(self.norm(x)), after
+        return x, states
 
     @torch.no_grad()
     def generate(

@@ -117,10 +117,13 @@ class BSBRAttention(Attention[Chunks]):
 
     def chunk_map(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> P (B, H, N, N): how much chunk c retrieves of chunk j, strictly lower triangular."""
+        return self.chunk_weights(*self.route(x))
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> the chunks' queries r and keys h, both (B, H, N, K)."""
         x = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1)
         r = split_heads(self.chunk_query(x[:, :, 0]), self.num_heads)
-        h = split_heads(self.chunk_key(x.mean(2)), self.num_heads)
-        return self.chunk_weights(r, h)
+        return r, split_heads(self.chunk_key(x.mean(2)), self.num_heads)
 
     def attention_map(self, x: Tensor) -> Tensor:
         if self.state_dim != self.head_dim:
@@ -151,16 +154,14 @@ class BSBRAttention(Attention[Chunks]):
         return self.address(k).mT @ (v if self.state_dim == self.head_dim else v @ at_least_fp32(self.down))
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Chunks]:
-        (B, T, _), H = x.shape, self.num_heads
+        B, T, _ = x.shape
         C = min(self.chunk_size, T)
         q_all, k_all, v_all = self.project(x)
         q, k, v = (to_chunks(part, C).transpose(1, 2) for part in (q_all, k_all, v_all))  # (B, N, H, C, K)
-        flat = ((self.rotate(q)).flatten(0, 1), self.rotate(k).flatten(0, 1), v.flatten(0, 1))
+        flat = (self.rotate(q).flatten(0, 1), self.rotate(k).flatten(0, 1), v.flatten(0, 1))
         local = F.scaled_dot_product_attention(*flat, is_causal=True).unflatten(0, (B, -1))
 
-        x_chunks = to_chunks(x, C, dim=1)  # (B, N, C, D)
-        r = split_heads(self.chunk_query(x_chunks[:, :, 0]), H)
-        h = split_heads(self.chunk_key(x_chunks.mean(2)), H)
+        r, h = self.route(x)
         states = self.write(k, v).transpose(1, 2)  # (B, H, N, K, V)
         S = self.mix(self.chunk_weights(r, h), states)
         mixed = local + self.read(q, S.transpose(1, 2))
