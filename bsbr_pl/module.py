@@ -21,6 +21,15 @@ from .model import AttentionFactory, LanguageModel
 IGNORED = -100  # a target that is not counted
 
 
+def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of every token, -ln p(target): logits (B, T, vocab_size) and targets (B, T) -> (B, T) in float64.
+
+    0 where the target is -100, which is not counted. Sums of these are what every reported loss is made of.
+    """
+    nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return nats.double().view_as(targets)
+
+
 class TokenMetrics(Metric):
     """Sums over counted tokens, from which every validation figure follows; exact whatever the batches or processes.
 
@@ -41,7 +50,7 @@ class TokenMetrics(Metric):
 
     def update(self, logits: Tensor, targets: Tensor, num_bytes: Tensor | None = None) -> None:
         """logits (B, T, vocab_size), targets (B, T) with -100 where not counted, num_bytes (B,) of text they cover."""
-        self.nats += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").double()
+        self.nats += token_nats(logits, targets).sum()
         self.correct += (logits.argmax(-1) == targets).sum()
         self.tokens += (targets != IGNORED).sum()
         if num_bytes is not None:
@@ -83,7 +92,7 @@ class LanguageModule(LightningModule):
 
     def __init__(
         self,
-        attention: Callable[[int, int], Attention] | list[Callable[[int, int], Attention]],
+        attention: list[Callable[[int, int], Attention]] | Callable[[int, int], Attention],
         vocab_size: int,
         hidden_dim: int = 256,
         num_layers: int = 4,
@@ -117,13 +126,23 @@ class LanguageModule(LightningModule):
         Raises:
             ValueError: naming the file, where it is missing or no checkpoint of this class.
         """
+        return cls.open(path, map_location)[0]
+
+    @classmethod
+    def open(cls, path: str | Path, map_location: str = "cpu") -> tuple["LanguageModule", dict[str, Any]]:
+        """The module as `load` gives it, and all that the checkpoint holds."""
         try:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-            module = cls(**checkpoint["hyper_parameters"])
-            module.load_state_dict(checkpoint["state_dict"])
+            hyper_parameters, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+            if hyper_parameters["num_layers"] > len(weights):
+                raise ValueError(f"{hyper_parameters['num_layers']} layers, but {len(weights)} tensors")
+            with torch.device("meta"):  # weights of a wrong size are refused before room is made for them
+                cls(**hyper_parameters).load_state_dict(weights, assign=True)
+            module = cls(**hyper_parameters)
+            module.load_state_dict(weights)
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint of {cls.__name__}: {error}") from error
-        return module.to(map_location).eval()
+        return module.to(map_location).eval(), checkpoint
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T, vocab_size)."""

@@ -63,6 +63,15 @@ def test_a_recall_task_reports_every_slice(arguments):
     assert "val/bits_per_byte" not in metrics
 
 
+def test_layers_may_differ_and_the_saved_configuration_says_how(arguments, tmp_path):
+    options = [argument for argument in arguments if not argument.startswith(("--data", "--model"))]
+    options += ["--data.train_segments=[[16,2,64]]", "--data.test_segments=[[16,2,8]]", "--data.batch_size=4"]
+    first = train.main(["fit", f"--config={ROOT / 'configs/mqar_standard.yaml'}", *options])
+    assert [attention.rope for attention in first.model.model.attentions] == [True, False]
+    again = train.main(["fit", f"--config={tmp_path / 'runs/version_0/config.yaml'}"])
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+
+
 def test_the_vocabulary_is_the_data_sets(arguments):
     cli = train.main(["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *arguments])
     assert cli.model.model.vocab_size == cli.datamodule.vocab_size
