@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from bsbr_pl.module import LanguageModule, TokenMetrics  # noqa: E402
 from bsbr_pl.utils.allocator import keep_freed_memory  # noqa: E402
-from bsbr_pl.utils.timing import environment, summarize  # noqa: E402
+from bsbr_pl.utils.records import environment  # noqa: E402
+from bsbr_pl.utils.timing import summarize  # noqa: E402
 from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, RunSummary, StepTimer  # noqa: E402
 from train import BASE_CONFIG, CLI  # noqa: E402
 

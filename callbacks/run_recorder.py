@@ -1,9 +1,6 @@
 """RunRecorder: everything a run can say about itself, in one record.json."""
 
-import json
-import math
 import os
-import subprocess
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,8 +10,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-import bsbr_pl
-from bsbr_pl.utils.timing import environment
+from bsbr_pl.utils.records import environment, git_commit, write_json
 
 STEP_TIMES = {"p50": "step/p50_seconds", "p95": "step/p95_seconds"}
 
@@ -71,7 +67,8 @@ class RunRecorder(Callback):
 
     It holds every metric that was logged, by whom ever, with step and seconds; the configuration of model and data;
     the data's fingerprint; versions, machine and threads; the git commit, if the code is in a repository; how the run
-    ended. A resumed run's record begins with what its checkpoint had seen. Nothing is written under fast_dev_run.
+    ended. A resumed run's record begins with what its checkpoint had seen. Checkpoints hold the same, up to their step.
+    Nothing is written under fast_dev_run.
     """
 
     def __init__(self) -> None:
@@ -100,6 +97,7 @@ class RunRecorder(Callback):
             "resumed_at_step": trainer.global_step,
             "environment": {**environment(pl_module.device), "processes": trainer.world_size},
             "git": git_commit(),
+            "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,  # of seed_everything
             "model": dict(pl_module.hparams),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "data": None if data is None else {"class": type(data).__name__, **dict(data.hparams)},
@@ -125,10 +123,10 @@ class RunRecorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._history is None:
             return {}
-        return {"metrics": self._history.metrics, "seconds": self._history.seconds}
+        return {"metrics": self._history.metrics, "seconds": self._history.seconds, "facts": self._facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = dict(state_dict)
+        self._restored = {name: state_dict[name] for name in ("metrics", "seconds")}
 
     def _write(self, trainer: Trainer, status: str) -> None:
         if self._history is None or not self._facts or not trainer.is_global_zero:
@@ -144,34 +142,3 @@ class RunRecorder(Callback):
             "metrics": metrics,
         }
         write_json(self._folder / "record.json", {name: value for name, value in record.items() if value is not None})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one. Numbers that are not finite become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(_finite(value), default=str, allow_nan=False), encoding="utf-8")
-    aside.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def git_commit() -> dict[str, Any] | None:
-    """Commit of the repository that tracks this code, and whether files differ from it; None without one."""
-    package = Path(bsbr_pl.__file__).resolve()
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", str(package))  # an environment's folder may lie in somebody's repository
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None

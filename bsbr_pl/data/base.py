@@ -61,15 +61,16 @@ class TokenData(LightningDataModule):
         return TrainLoader(samples, lambda epoch: samples.train_batches(batch_size, epoch), self.num_workers)
 
     def val_dataloader(self) -> Loader:
-        return self._eval_loader("val")
+        return self.loader("val")
 
     def test_dataloader(self) -> Loader:
-        return self._eval_loader("test")
+        return self.loader("test")
 
     def predict_dataloader(self) -> Loader:
-        return self._eval_loader("test")
+        return self.loader("test")
 
-    def _eval_loader(self, split: str) -> Loader:
+    def loader(self, split: str) -> Loader:
+        """A split's batches for evaluation: each sample once, in order."""
         samples, batch_size = self.samples(split), self.eval_batch_size * process()[1]
         return Loader(samples, lambda epoch: samples.eval_batches(batch_size), self.num_workers)
 

@@ -1,8 +1,6 @@
 """Wall-clock time: of callables in interleaved rounds, of training steps and the waits between them, with intervals."""
 
 import math
-import os
-import platform
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,8 +92,8 @@ def bootstrap_interval(
     """Percentile bootstrap interval of a statistic (Efron & Tibshirani 1993, chapter 13); the same for the same seed.
 
     Args:
-        samples: n independent values.
-        statistic: reduces an array along `axis=1`: np.median, np.mean, ...
+        samples: n independent values, or rows of values (n, ...).
+        statistic: reduces the axis n of an array, which it is told as `axis`: np.median, np.mean, ...
         confidence: share of resampled statistics inside the interval.
         resamples: how many times n values are drawn, with replacement.
         seed: of the drawing; no global random state is used.
@@ -106,9 +104,13 @@ def bootstrap_interval(
     values = np.asarray(samples, dtype=float)
     if not len(values):
         raise ValueError("samples is empty: an interval needs at least one value")
-    drawn = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))]
+    random, found = np.random.default_rng(seed), []
+    at_once = max(1, 2_000_000 // values.size)  # resamples held in memory
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        found.append(statistic(values[random.integers(len(values), size=(rows, len(values)))], axis=1))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(statistic(drawn, axis=1), [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -177,37 +179,3 @@ class StepClock:
 
     def _between(self, start: Any, end: Any) -> float:
         return end - start if self.device.type != "cuda" else start.elapsed_time(end) / 1e3
-
-
-def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What a measured time depends on, as plain values: versions, machine, threads."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from .. import __version__
-
-    versions = {"python": platform.python_version(), "bsbr_pl": __version__, "torch": torch.__version__}
-    for package in ("lightning", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    facts: dict[str, Any] = {
-        "versions": {name: str(value) for name, value in versions.items()},
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(torch.device(device)),
-    }
-    if torch.device(device).type == "cuda":
-        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return facts
-
-
-def _cpu_name() -> str:
-    """The processor's own name where the system tells it (Linux), else its architecture."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import RunRecorder, StepTimer
-from callbacks.run_recorder import git_commit, write_json
 
 
 def record_of(folder) -> dict:
@@ -101,34 +100,3 @@ def test_a_run_that_fails_says_how(make_data, make_module, make_trainer, tmp_pat
 def test_fast_dev_run_writes_nothing(make_data, make_module, make_trainer, tmp_path):
     make_trainer(callbacks=RunRecorder(), fast_dev_run=2).fit(make_module(), make_data())
     assert not list(tmp_path.rglob("record.json"))
-
-
-def test_a_reader_never_sees_half_a_record(tmp_path):
-    path = tmp_path / "deep" / "record.json"
-    write_json(path, {"a": [1.0, math.nan, -math.inf], "b": (2,), 3: torch.float32})
-    assert json.loads(path.read_text()) == {"a": [1.0, None, None], "b": [2], "3": "torch.float32"}
-    circular: list = []
-    circular.append(circular)
-    with pytest.raises((ValueError, RecursionError)):
-        write_json(path, circular)
-    assert json.loads(path.read_text())["b"] == [2], "the old one is still whole"
-    assert [p.name for p in path.parent.iterdir()] == ["record.json"]
-
-
-def test_git_commit_is_that_of_the_code(tmp_path, monkeypatch):
-    import bsbr_pl
-
-    package = tmp_path / "bsbr_pl" / "__init__.py"
-    package.parent.mkdir()
-    package.write_text("")
-    monkeypatch.setattr(bsbr_pl, "__file__", str(package))
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    assert git_commit() is None, "no repository"
-    subprocess.run([*git, "init", "-q"], check=True)
-    assert git_commit() is None, "a repository that does not track this code"
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert git_commit() == {"commit": commit, "changed": False}
-    package.write_text("changed")
-    assert git_commit() == {"commit": commit, "changed": True}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bsbr_pl.utils.timing import StepClock, bootstrap_interval, environment, measure, synchronize
+from bsbr_pl.utils.timing import StepClock, bootstrap_interval, measure, synchronize
 
 
 class ScriptedClock:
@@ -137,15 +137,3 @@ def test_cuda_marks_are_events_and_only_read_synchronises(monkeypatch):
     assert calls[6:] == ["synchronize cuda:0"]
     synchronize("cpu")
     assert len(calls) == 7, "a CPU is never synchronised"
-
-
-def test_environment_is_plain_and_says_what_times_depend_on():
-    import json
-
-    found = environment()
-    assert json.loads(json.dumps(found)) == found
-    assert found["threads"] == torch.get_num_threads()
-    assert found["device"] == "cpu"
-    assert found["cpu"]
-    assert {"python", "torch", "lightning", "bsbr_pl"} <= set(found["versions"])
-    assert "gpu" not in found

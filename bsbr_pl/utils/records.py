@@ -1,0 +1,79 @@
+"""What a number depends on (versions, machine, commit), and how it is kept on disk."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parents[1] / "__init__.py"
+
+
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What a measured time depends on, as plain values: versions, machine, threads."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .. import __version__
+
+    versions = {"python": platform.python_version(), "bsbr_pl": __version__, "torch": torch.__version__}
+    for package in ("lightning", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    facts: dict[str, Any] = {
+        "versions": {name: str(value) for name, value in versions.items()},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(torch.device(device)),
+    }
+    if torch.device(device).type == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return facts
+
+
+def _cpu_name() -> str:
+    """The processor's own name where the system tells it (Linux), else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git_commit() -> dict[str, Any] | None:
+    """Commit of the repository that tracks this code, and whether files differ from it; None without one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(PACKAGE))  # an environment's folder may lie in somebody's repository
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one. Numbers that are not finite become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(finite(value), default=str, allow_nan=False), encoding="utf-8")
+    aside.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """Plain values for JSON: tuples as lists, keys as text, None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,51 @@
+"""What a number depends on, and how it is kept."""
+
+import json
+import math
+import subprocess
+
+import pytest
+import torch
+
+from bsbr_pl.utils.records import environment, git_commit, write_json
+
+
+def test_environment_is_plain_and_says_what_times_depend_on():
+    import json
+
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device"] == "cpu"
+    assert found["cpu"]
+    assert {"python", "torch", "lightning", "bsbr_pl"} <= set(found["versions"])
+    assert "gpu" not in found
+
+
+def test_a_reader_never_sees_half_a_record(tmp_path):
+    path = tmp_path / "deep" / "record.json"
+    write_json(path, {"a": [1.0, math.nan, -math.inf], "b": (2,), 3: torch.float32})
+    assert json.loads(path.read_text()) == {"a": [1.0, None, None], "b": [2], "3": "torch.float32"}
+    circular: list = []
+    circular.append(circular)
+    with pytest.raises((ValueError, RecursionError)):
+        write_json(path, circular)
+    assert json.loads(path.read_text())["b"] == [2], "the old one is still whole"
+    assert [p.name for p in path.parent.iterdir()] == ["record.json"]
+
+
+def test_git_commit_is_that_of_the_code(tmp_path, monkeypatch):
+    package = tmp_path / "bsbr_pl" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr("bsbr_pl.utils.records.PACKAGE", package)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    assert git_commit() is None, "no repository"
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert git_commit() is None, "a repository that does not track this code"
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert git_commit() == {"commit": commit, "changed": False}
+    package.write_text("changed")
+    assert git_commit() == {"commit": commit, "changed": True}
