@@ -1,0 +1,171 @@
+"""How well a trained model predicts: over a whole text, with intervals over its documents, and on recall tasks."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bsbr_pl.data import TextData, TokenData, associative_recall_hits
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.module import IGNORED, TokenMetrics, token_nats
+from bsbr_pl.utils.timing import bootstrap_interval
+
+MAX_BLOCKS = 1000  # units that intervals are drawn over; more documents are joined with their neighbours
+HIT_DISTANCES = (1, 8, 32, 128, 512)  # tokens; the last class has no end
+
+
+def text_accuracy(
+    model: LanguageModel, data: TextData, split: str = "val", on_batch: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """Predict every token of a split once, in windows of `data.eval_context_length`.
+
+    Args:
+        model: in evaluation mode, on any device.
+        data: with `prepare_data` done.
+        split: `train`, `val` or `test`.
+        on_batch: called after every batch.
+
+    Returns:
+        loss (nats a token), perplexity, accuracy, bits_per_byte; tokens, bytes, documents;
+        interval: loss, accuracy and bits_per_byte -> [low, high], 95 %, by bootstrap over documents;
+        blocks: nats and bytes of each document, or of up to 1000 groups of neighbouring ones, to compare models by;
+        by_position: {"start", "stop", "loss"}: tokens with start <= tokens of context before the last < stop;
+        recall: by the distance at which the token's bigram was last seen in its context (see
+        `associative_recall_hits`): {"slice", "tokens", "loss", "accuracy"} of `rest`, `hits` and each class of hits.
+    """
+    offsets = np.asarray(data.documents(split))
+    per_block = -(-(len(offsets) - 1) // MAX_BLOCKS)
+    starts = offsets[:-1:per_block] if per_block else offsets[:1]
+    sums = np.zeros((len(starts), 4))  # nats, tokens, right, bytes of each block
+    length = data.eval_context_length
+    positions = _Slices(_doublings(length))
+    hits = _Slices([("rest", 0, 1), ("hits", 1, None), *_distances()])
+    device = next(model.parameters()).device
+    metrics = TokenMetrics().to(device)
+    size = torch.as_tensor(data.tokenizer.token_bytes).to(device)
+    for batch, logits in _predictions(model, data, split, on_batch):
+        targets, counted = batch["targets"], batch["targets"] != IGNORED
+        metrics.update(logits, targets, batch["num_bytes"])
+        nats, right = token_nats(logits, targets), logits.argmax(-1) == targets
+        position = torch.arange(targets.shape[1], device=device).expand_as(targets)
+        place = batch["index"][:, None] + 1 + position  # in the stream, of the target
+        block = np.searchsorted(starts, place[counted].cpu().numpy(), "right") - 1
+        columns = (nats[counted], torch.ones_like(nats[counted]), right[counted], size[targets[counted]])
+        for column, values in enumerate(columns):
+            sums[:, column] += np.bincount(block.clip(0), values.cpu().double().numpy(), len(sums))
+        positions.add(position[counted], nats[counted], right[counted])
+        distance = associative_recall_hits(batch["input_ids"], targets)
+        hits.add(distance[counted], nats[counted], right[counted])
+    figures = {name: float(value) for name, value in metrics.compute().items()}
+    ratios = {"loss": (0, 1, 1.0), "accuracy": (2, 1, 1.0), "bits_per_byte": (0, 3, math.log(2))}
+    return {
+        **figures,
+        "tokens": int(sums[:, 1].sum()),
+        "bytes": int(sums[:, 3].sum()),
+        "documents": len(offsets) - 1,
+        "interval": {name: ratio_interval(sums[:, a], k * sums[:, b]) for name, (a, b, k) in ratios.items()},
+        "blocks": {"nats": sums[:, 0].tolist(), "bytes": sums[:, 3].tolist()},
+        "by_position": [
+            {"start": start, "stop": stop, "loss": found["loss"]} for (_, start, stop), found in positions.read()
+        ],
+        "recall": [{"slice": name, **found} for (name, _, _), found in hits.read()],
+    }
+
+
+def recall_accuracy(
+    model: LanguageModel, data: TokenData, split: str = "test", on_batch: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """The share of questions of a recall task that are answered right.
+
+    Returns:
+        loss (nats a question), accuracy, samples; interval: accuracy -> [low, high], 95 %, by bootstrap over samples;
+        slices: {"slice", "length" (tokens), "accuracy", "interval"} for each slice of the task.
+    """
+    metrics = TokenMetrics().to(next(model.parameters()).device)
+    by_slice: dict[int, list[np.ndarray]] = defaultdict(list)
+    lengths: dict[int, int] = {}
+    for batch, logits in _predictions(model, data, split, on_batch):
+        targets, counted = batch["targets"], batch["targets"] != IGNORED
+        metrics.update(logits, targets)
+        right = ((logits.argmax(-1) == targets) & counted).sum(1) / counted.sum(1)
+        for i in batch["slice"].unique().tolist():
+            by_slice[i].append(right[batch["slice"] == i].cpu().double().numpy())
+            lengths[i] = targets.shape[1]
+    figures = {name: float(value) for name, value in metrics.compute().items()}
+    slices = []
+    for i, parts in by_slice.items():
+        share = np.concatenate(parts)
+        found = {"length": lengths[i], "accuracy": float(share.mean()), "interval": _mean_interval(share)}
+        slices.append({"slice": data.slice_names[i], **found})
+    every = np.concatenate([share for parts in by_slice.values() for share in parts])
+    return {
+        "loss": figures["loss"],
+        "accuracy": figures["accuracy"],
+        "samples": len(every),
+        "interval": {"accuracy": _mean_interval(every)},
+        "slices": slices,
+    }
+
+
+def _mean_interval(values: np.ndarray) -> list[float]:
+    return list(bootstrap_interval(values, np.mean))
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray) -> list[float]:
+    """95 % bootstrap interval of sum(above) / sum(below), both (n,): n documents are drawn anew, with replacement."""
+
+    def ratio(drawn: np.ndarray, axis: int) -> np.ndarray:
+        sums = drawn.sum(axis)
+        return sums[..., 0] / sums[..., 1]
+
+    return list(bootstrap_interval(np.stack((above, below), 1), ratio))
+
+
+@torch.no_grad()
+def _predictions(
+    model: LanguageModel, data: TokenData, split: str, on_batch: Callable[[], object]
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Every batch of a split with its logits, on the model's device."""
+    device = next(model.parameters()).device
+    for loaded in data.loader(split):
+        batch = {name: tensor.to(device) for name, tensor in loaded.items()}
+        yield batch, model(batch["input_ids"])
+        on_batch()
+
+
+class _Slices:
+    """Sums over tokens in classes of a whole number: (name, start, stop) holds start <= number < stop."""
+
+    def __init__(self, classes: list[tuple[str, int, int | None]]) -> None:
+        self.classes = classes
+        self.sums = np.zeros((len(classes), 3))  # tokens, nats, right
+
+    def add(self, numbers: Tensor, nats: Tensor, right: Tensor) -> None:
+        for i, (_, start, stop) in enumerate(self.classes):
+            inside = numbers >= start if stop is None else (numbers >= start) & (numbers < stop)
+            self.sums[i] += [int(inside.sum()), float(nats[inside].sum()), int(right[inside].sum())]
+
+    def read(self) -> Iterator[tuple[tuple[str, int, int | None], dict[str, Any]]]:
+        """The classes that hold a token, with what was found."""
+        for one, (tokens, nats, right) in zip(self.classes, self.sums, strict=True):
+            if tokens:
+                yield one, {"tokens": int(tokens), "loss": nats / tokens, "accuracy": right / tokens}
+
+
+def _doublings(length: int) -> list[tuple[str, int, int | None]]:
+    """[0, 1), [1, 2), [2, 4), [4, 8), ... up to `length`."""
+    edges = [0, *(2**i for i in range(length.bit_length())), length]
+    return [("", a, b) for a, b in pairwise(edges) if a < b]
+
+
+def _distances() -> list[tuple[str, int, int | None]]:
+    ends = [*HIT_DISTANCES[1:], None]
+    return [
+        (f"{start} to {stop - 1} back" if stop else f"{start} or more back", start, stop)
+        for start, stop in zip(HIT_DISTANCES, ends, strict=True)
+    ]

@@ -1,0 +1,194 @@
+"""From checkpoints to results: certify each, then measure its accuracy, and the costs of all side by side."""
+
+import copy
+import platform
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bsbr_pl.data import TextData
+from bsbr_pl.utils.records import environment, git_commit
+
+from .accuracy import recall_accuracy, text_accuracy
+from .certificate import certify
+from .checkpoints import Checkpoint, labels
+from .results import Results
+from .scaling import measure_costs
+
+VERSION = 1  # changes whenever a measurement changes its meaning
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+MULTIPLES = (1, 2, 4, 8)
+
+
+@dataclass
+class Evaluation:
+    """Measures checkpoints on one device in one precision; what `results` holds already is not measured again.
+
+    Args:
+        checkpoints: as `read_all` gives them.
+        results: where rows are kept, as they come.
+        device: where to compute.
+        dtype: float32, bfloat16 or float64; of the weights and the computation.
+        split: of the data: `val` or `test`.
+        multiples: context lengths to predict text at, in lengths of training.
+        lengths: tokens, to measure costs at.
+        rounds: samples of each time.
+        command: that asks for it, kept beside each number.
+    """
+
+    checkpoints: Sequence[Checkpoint]
+    results: Results
+    device: str = "cpu"
+    dtype: str = "float32"
+    split: str = "val"
+    multiples: Sequence[int] = MULTIPLES
+    lengths: Sequence[int] = LENGTHS
+    rounds: int = 5
+    command: str = ""
+    problems: dict[str, str] = field(default_factory=dict)  # name of a checkpoint -> what went wrong with it
+
+    def __post_init__(self) -> None:
+        facts = environment(self.device)
+        wanted = ("cpu", "threads", "device", "gpu", "cuda")
+        self.environment = {
+            **{name: facts[name] for name in wanted if name in facts},
+            **{name: facts["versions"][name] for name in ("torch", "bsbr_pl")},
+            "dtype": self.dtype,
+            "commit": git_commit(),
+            "python": platform.python_version(),
+        }
+        self.problems |= {c.name: c.problem for c in self.checkpoints if c.problem}
+        self._labels = labels(self.checkpoints)
+
+    def run(self) -> None:
+        """Measure what is missing, with a progress bar. Ctrl-C loses only the measurement under way."""
+        usable = [c for c in self.checkpoints if c.module is not None]
+        certified = []
+        for checkpoint in tqdm(usable, "certificates", disable=None):
+            with self._attempt(checkpoint):
+                if self._certificate(checkpoint)["passed"]:
+                    certified.append(checkpoint)
+        for checkpoint in tqdm(certified, "accuracy", disable=None):
+            with self._attempt(checkpoint):
+                self._accuracy(checkpoint)
+        configurations: dict[str, list[Checkpoint]] = defaultdict(list)
+        for checkpoint in certified:
+            configurations[body(checkpoint)].append(checkpoint)
+        for length in tqdm(self.lengths, "costs", disable=None):
+            self._costs({key: members[0] for key, members in configurations.items()}, length)
+
+    def _certificate(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return self._once(
+            self.identity(checkpoint, "certificate"), checkpoint, lambda: certify(self._module(checkpoint)).as_dict()
+        )
+
+    def _accuracy(self, checkpoint: Checkpoint) -> None:
+        data = checkpoint.open_data()
+        if not isinstance(data, TextData):
+            identity = self.identity(checkpoint, "recall", split=self.split, data=data.fingerprint)
+            self._once(identity, checkpoint, lambda: recall_accuracy(self._module(checkpoint), data, self.split))
+            return
+        trained = data.context_length
+        for multiple in self.multiples:
+            length = multiple * trained
+            # As many tokens in a batch whatever the length, and in training's own length exactly its batches.
+            own = multiple == 1
+            batch = data.eval_batch_size if own else max(1, data.batch_size * trained // length)
+            longer = checkpoint.open_data(
+                eval_batch_size=batch, eval_context_length=data.eval_context_length if own else length
+            )
+            assert isinstance(longer, TextData)
+            identity = self.identity(
+                checkpoint, "text", split=self.split, data=data.fingerprint, length=longer.eval_context_length
+            )
+            self._once(
+                identity,
+                checkpoint,
+                lambda longer=longer: text_accuracy(self._module(checkpoint), longer, self.split),  # type: ignore[misc]
+            )
+
+    def _costs(self, representatives: dict[str, Checkpoint], length: int) -> None:
+        """The costs of one checkpoint of every configuration, in the same rounds."""
+        identities = {key: self.cost_identity(checkpoint, length) for key, checkpoint in representatives.items()}
+        missing = [key for key, identity in identities.items() if self.results.get(identity) is None]
+        names = {key: representatives[key].name for key in missing}
+        try:
+            models = {key: self._module(representatives[key]) for key in missing}
+            found = measure_costs(models, length, self.rounds) if models else {}
+        except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
+            for name in names.values():
+                self.problems[name] = f"costs at {length} tokens: {' '.join(str(error).split())[:300]}"
+            return
+        for key, values in found.items():
+            about = self._about(representatives[key]) | {"timed_with": sorted(names.values())}
+            self.results.add(identities[key], values, about)
+
+    def identity(self, checkpoint: Checkpoint, kind: str, **more: Any) -> dict[str, Any]:
+        """What decides the values of one measurement."""
+        return {
+            "kind": kind,
+            "checkpoint": checkpoint.digest,
+            **more,
+            "environment": self.environment,
+            "version": VERSION,
+        }
+
+    def cost_identity(self, checkpoint: Checkpoint, length: int) -> dict[str, Any]:
+        """Costs are those of an architecture at a size, whatever its weights: seeds share them."""
+        identity = self.identity(checkpoint, "cost", length=length, rounds=self.rounds)
+        return identity | {"checkpoint": body(checkpoint)}
+
+    def _once(
+        self, identity: dict[str, Any], checkpoint: Checkpoint, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        values = self.results.get(identity)
+        if values is None:
+            self.results.add(identity, measure(), self._about(checkpoint))
+            values = self.results.get(identity)
+        assert values is not None
+        return values
+
+    def _about(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {
+            "checkpoint": checkpoint.name,
+            "label": self._labels[checkpoint.digest],
+            "seed": checkpoint.seed,
+            "step": checkpoint.step,
+            "command": self.command,
+        }
+
+    def _module(self, checkpoint: Checkpoint) -> Any:
+        """A copy of the model on this device in this precision, in evaluation mode."""
+        assert checkpoint.module is not None
+        return copy.deepcopy(checkpoint.module.model).to(self.device, DTYPES[self.dtype]).eval()
+
+    @contextmanager
+    def _attempt(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """What goes wrong with one checkpoint becomes its problem, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self.problems[checkpoint.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def body(checkpoint: Checkpoint) -> str:
+    """What decides a model's costs: its architecture and sizes, but neither its weights nor how they were trained."""
+    assert checkpoint.module is not None
+    hparams = checkpoint.module.hparams
+    sizes = ("attention", "vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
+    return repr({name: hparams[name] for name in sizes})
+
+
+def this_command() -> str:
+    """The command line of this process."""
+    script = Path(sys.argv[0]).name
+    return shlex.join(["python", *(["-m", "bsbr_pl.evals"] if script == "__main__.py" else [script]), *sys.argv[1:]])

@@ -1,0 +1,187 @@
+"""The report: one HTML file that needs nothing else, the same in Markdown, tables as CSV, plots as PNG and SVG."""
+
+import base64
+import html
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ..evaluation import Evaluation
+from . import figures, tables
+from .figures import Plot
+from .findings import Findings
+from .table import Table, markdown
+
+TITLE = "Attention architectures compared"
+LEAD = (
+    "Certified first, then compared: no figure of a model that sees the future is ranked, and nothing is averaged but "
+    "seeds. Every number names its environment (E) and command (C), listed at the end."
+)
+TEMPLATE = Path(__file__).with_name("template.html")
+
+
+@dataclass
+class Heading:
+    """A heading within a section."""
+
+    text: str
+
+
+@dataclass
+class Verdict:
+    """A paragraph that sums up."""
+
+    text: str
+
+
+Part = str | Heading | Verdict | Table | Plot
+
+
+@dataclass
+class Section:
+    """A section of the report: paragraphs, tables and plots in order."""
+
+    title: str
+    parts: list[Part]
+
+    @property
+    def anchor(self) -> str:
+        return self.title.lower().replace(" ", "-")
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> Path:
+    """Write report.html, report.md, tables/ and plots/ into `folder`; the same rows give the same bytes.
+
+    Only rows of the evaluation's own checkpoints are read, whatever else the results hold.
+
+    Returns:
+        the path of report.html.
+    """
+    sections = contents(Findings(evaluation))
+    for name in ("tables", "plots"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, bytes] = {}
+    for part in (part for section in sections for part in section.parts):
+        if isinstance(part, Table):
+            _write(folder / "tables" / f"{part.name}.csv", part.to_csv().encode())
+        elif isinstance(part, Plot):
+            for kind in ("png", "svg"):
+                pictures[f"{part.name}.{kind}"] = part.image(kind)
+                _write(folder / "plots" / f"{part.name}.{kind}", pictures[f"{part.name}.{kind}"])
+    _write(folder / "report.md", as_markdown(sections).encode())
+    _write(folder / "report.html", as_html(sections, pictures).encode())
+    return folder / "report.html"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Aside, then renamed: a reader sees the old file or the new one."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+def contents(findings: Findings) -> list[Section]:
+    """Everything the report says; a section without content is left out."""
+    studies = findings.studies
+    text, recall = [study for study in studies if not study.recall], [study for study in studies if study.recall]
+
+    def each(among: list[tables.Study], *makes: Callable[[tables.Study, Findings], object]) -> list[Part]:
+        return present(make(study, findings) for study in among for make in makes)
+
+    verdicts: list[Part] = []
+    for study in studies:
+        verdicts += [Heading(study.title), Verdict(tables.summary(study)), *present([tables.verdict(study, findings)])]
+    costs: list[Part] = []
+    for place in findings.costs:
+        crossed = tables.crossovers(findings, place)
+        costs += [Heading(f"In {place}")] if len(findings.costs) > 1 else []
+        costs += present([tables.exponents(findings, place)])
+        costs += [". ".join(str(row[-1]) for row in crossed.rows if row[2] == "training pass") + "."] if crossed else []
+        costs += present([crossed, figures.cost_plots(findings, place)])
+        costs += present(tables.costs_by_length(findings, place, which) for which in tables.COSTS)
+    sources = (tables.environments, tables.data_sets, tables.commands)
+    courses, unrecorded = figures.clocks(findings)
+    maps, unmapped = figures.attention_maps(findings)
+    sections = [
+        Section("Verdict", verdicts or ["Nothing has been measured."]),
+        Section("Problems", [tables.problems(findings) or "None: every checkpoint was read and measured."]),
+        Section("Certificates", present(tables.certificates(findings, e) for e in findings.environments.values())),
+        Section("Accuracy", each(studies, tables.accuracy)),
+        Section("Length and position", each(text, tables.by_length, figures.length_plots)),
+        Section("Recall hits in text", each(text, tables.by_distance, figures.hits_plots)),
+        Section("Recall tasks", each(recall, figures.recall_plots, tables.recall)),
+        Section("Costs", costs),
+        Section("Four clocks", [*courses, *([f"Not recorded: {unrecorded}."] if unrecorded else [])]),
+        Section("Pareto fronts", each(studies, figures.pareto_plots)),
+        Section("Attention maps", [*maps, *([f"Without a map: {'; '.join(unmapped)}."] if unmapped else [])]),
+        Section("Environments", present(make(findings) for make in sources)),
+    ]
+    return [section for section in sections if section.parts]
+
+
+def present(found: Iterable[object]) -> list[Any]:
+    """Tables and plots, those in lists among them, without what there was nothing to make from."""
+    parts = [part for one in found for part in (one if isinstance(one, list) else [one])]
+    return [part for part in parts if part is not None]
+
+
+def as_markdown(sections: Sequence[Section]) -> str:
+    """Beside the plots and tables, which it links to."""
+    lines = [f"# {TITLE}", LEAD]
+    for section in sections:
+        lines.append(f"## {section.title}")
+        for part in section.parts:
+            if isinstance(part, Heading):
+                lines.append(f"### {markdown(part.text)}")
+            elif isinstance(part, Table):
+                lines.append(f"**{markdown(part.title)}** ([CSV](tables/{part.name}.csv))  \n{markdown(part.caption)}")
+                lines.append(part.to_markdown().rstrip())
+            elif isinstance(part, Plot):
+                lines.append(f"![{markdown(part.title)}](plots/{part.name}.png)")
+                lines.append(f"**{markdown(part.title)}** {markdown(part.caption)}")
+            else:
+                lines.append(markdown(part.text if isinstance(part, Verdict) else part))
+    return "\n\n".join(lines) + "\n"
+
+
+def as_html(sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
+    """One page that holds everything: it loads nothing, and its only script sorts tables."""
+    items = [f'<li><a href="#{section.anchor}">{section.title}</a></li>' for section in sections]
+    body = []
+    for section in sections:
+        body.append(f'<section aria-labelledby="{section.anchor}">\n<h2 id="{section.anchor}">{section.title}</h2>')
+        for plots, parts in itertools.groupby(section.parts, lambda part: isinstance(part, Plot)):
+            shown = [_html_part(part, pictures) for part in parts]
+            body += ['<div class="plots">', *shown, "</div>"] if plots else shown
+        body.append("</section>")
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(title=TITLE, lead=LEAD, contents="\n".join(items), body="\n".join(body))
+
+
+def _html_part(part: Part, pictures: Mapping[str, bytes]) -> str:
+    if isinstance(part, Heading):
+        return f"<h3>{html.escape(part.text)}</h3>"
+    if isinstance(part, str | Verdict):
+        shown, kind = (part, "") if isinstance(part, str) else (part.text, ' class="verdict"')
+        return f"<p{kind}>{html.escape(shown)}</p>"
+    title, caption = html.escape(part.title), html.escape(part.caption)
+    if isinstance(part, Plot):
+        kind = "png" if part.raster else "svg"
+        source = _data("image/png" if part.raster else "image/svg+xml", pictures[f"{part.name}.{kind}"])
+        return (
+            f'<figure id="plot-{part.name}"><figcaption><b>{title}</b> {caption}</figcaption>'
+            f'<img alt="{title}" src="{source}"></figure>'
+        )
+    link = _data("text/csv;charset=utf-8", part.to_csv().encode())
+    return (
+        f'<figure id="table-{part.name}"><figcaption><b>{title}</b> {caption} '
+        f'<a download="{part.name}.csv" href="{link}">CSV</a></figcaption>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{part.to_html()}</div></figure>'
+    )
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

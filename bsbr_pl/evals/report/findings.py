@@ -1,0 +1,372 @@
+"""What results hold, sorted into what may be compared.
+
+Nothing is averaged but seeds: a `Study` holds what may stand in one table, measured in one environment on one split of
+one data set; a `Group` of it, runs that differ in their seed alone.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ..accuracy import ratio_interval
+from ..checkpoints import Checkpoint, architecture, labels
+from ..evaluation import VERSION, Evaluation, body
+from .table import (
+    Measured,
+)
+
+Row = dict[str, Any]  # a row of results.jsonl
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # of reading what a checkpoint recorded
+
+
+@dataclass
+class Member:
+    """One checkpoint's rows in one environment on one split of its data."""
+
+    checkpoint: Checkpoint
+    certificate: Row | None
+    text: dict[int, Row] = field(default_factory=dict)  # by length
+    recall: Row | None = None
+
+    @property
+    def status(self) -> str:
+        if self.certificate is None:
+            return "not measured"
+        return "passed" if self.certificate["values"]["passed"] else "disqualified"
+
+    @property
+    def own(self) -> Row | None:
+        """What was found at the length that training validated at; on a recall task, all that was found."""
+        return self.recall or self.text.get(self.length or 0) or self.text.get(min(self.text, default=0))
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of the contexts that training validated in."""
+        arguments = self.checkpoint.data_arguments
+        return arguments.get("eval_context_length") or arguments.get("context_length")
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed alone and share their certificate's outcome, in order of seed."""
+
+    label: str
+    members: list[Member]
+    costs: dict[int, Row]  # by length
+
+    @property
+    def status(self) -> str:
+        return self.members[0].status
+
+    @property
+    def own(self) -> list[Row]:
+        return self._all([member.own for member in self.members])
+
+    def at(self, length: int) -> list[Row]:
+        """Accuracies at a context length; none unless every seed has one."""
+        return self._all([member.text.get(length) for member in self.members])
+
+    def cost(self, length: int | None, name: str) -> Measured | None:
+        return cost(self.costs.get(length or 0), name)
+
+    @staticmethod
+    def _all(rows: list[Row | None]) -> list[Row]:
+        found = [row for row in rows if row is not None]
+        return found if len(found) == len(rows) else []
+
+
+@dataclass
+class Study:
+    """Groups that may be compared with each other."""
+
+    name: str  # for files
+    title: str
+    split: str
+    recall: bool
+    groups: list[Group]
+
+    @property
+    def units(self) -> str:
+        """What intervals are drawn over."""
+        return "samples" if self.recall else "documents"
+
+    def ranked(self) -> list[Group]:
+        """The certified groups, best first: by bits per byte, or by accuracy on a recall task."""
+        name, sign = ("accuracy", -1) if self.recall else ("bits_per_byte", 1)
+        found = [(pooled(group.own, name), group) for group in self.groups if group.status == "passed"]
+        known = [(sign * value.value, group.label, group) for value, group in found if value]
+        return [group for _, _, group in sorted(known, key=lambda one: one[:2])]
+
+    def ordered(self) -> tuple[list[Group], int]:
+        """Every group: the ranked, those that could not be ranked, the disqualified; and how many are ranked."""
+        ranked = self.ranked()
+        rest = [group for group in self.groups if group not in ranked]
+        return ranked + sorted(rest, key=lambda group: (group.status == "disqualified", group.label)), len(ranked)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Context lengths that text was predicted at."""
+        return sorted({length for group in self.groups for member in group.members for length in member.text})
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of its accuracies and certificates."""
+        members = [member for group in self.groups for member in group.members]
+        return [row for m in members for row in (m.certificate, m.recall, *m.text.values()) if row is not None]
+
+
+class Findings:
+    """What the results say about the given checkpoints, and about no others."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        usable = [c for c in evaluation.checkpoints if c.module is not None]
+        self.labels: dict[str, str] = {}  # by digest; what all runs on the same data share need not be said
+        for fingerprint in {c.data_fingerprint for c in usable}:
+            self.labels |= labels([c for c in usable if c.data_fingerprint == fingerprint])
+        self.checkpoints = sorted(usable, key=lambda c: (self.labels[c.digest], c.seed or 0, c.name))
+        self.problems = dict(sorted(evaluation.problems.items()))
+        self.bodies = {c.digest: body(c) for c in self.checkpoints}
+        known, bodies = {c.digest for c in self.checkpoints}, set(self.bodies.values())
+        self.rows = [
+            row
+            for row in sorted(evaluation.results.rows, key=lambda row: key(row["identity"]))
+            if row["identity"].get("version") == VERSION
+            and row["identity"].get("checkpoint") in (bodies if row["identity"].get("kind") == "cost" else known)
+        ]
+        self.environments = _numbered("E", (key(row["identity"]["environment"]) for row in self.rows))
+        self.commands = _numbered("C", map(self.command, self.rows))
+        prints = [row["identity"]["data"] or "" for row in self.rows if "data" in row["identity"]]
+        self.data = _numbered("D", [*prints, *(c.data_fingerprint or "" for c in self.checkpoints)])
+        self._split = evaluation.split
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """A name for each body: its architecture, and the sizes in which those of one architecture differ."""
+        first = {self.bodies[c.digest]: c for c in reversed(self.checkpoints)}
+        own = {one: architecture(c) for one, c in first.items()}
+        names: dict[str, str] = {}
+        for one, c in sorted(first.items()):
+            assert c.module is not None
+            alike = [o.module.hparams for b, o in first.items() if own[b] == own[one] and o.module is not None]
+            sizes = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
+            varied = [f"{s}={c.module.hparams[s]}" for s in sizes if len({hparams[s] for hparams in alike}) > 1]
+            name = own[one] + (f" [{', '.join(varied)}]" if varied else "")
+            names[one] = name if name not in names.values() else f"{name} ({len(names) + 1})"
+        return names
+
+    def environment(self, row: Row) -> str:
+        """E1, E2, ... that a row was measured in."""
+        return self.environments[key(row["identity"]["environment"])]
+
+    @staticmethod
+    def command(row: Row) -> str:
+        """What made a row."""
+        return row["about"].get("command") or "not recorded"
+
+    def cost_source(self, place: str) -> str:
+        """`source` of an environment's costs, and whether all of a length were timed against each other."""
+        rows = [row for rows in self.costs[place].values() for row in rows.values()]
+        rounds = {(row["identity"]["length"], key(row["about"].get("timed_with"))) for row in rows}
+        apart = len(rounds) > len({length for length, _ in rounds})
+        return "Not all of a length were timed in the same rounds. " * apart + self.source(rows)
+
+    def source(self, rows: Sequence[Row]) -> str:
+        """Where numbers are from, for a caption."""
+        places = sorted({self.environment(row) for row in rows}, key=_natural)
+        commands = {self.commands[self.command(row)] for row in rows}
+        asked = ", ".join(sorted(commands, key=_natural))
+        return f"Environment {', '.join(places)}; command{'s' * (len(commands) > 1)} {asked}." if rows else ""
+
+    @cached_property
+    def costs(self) -> dict[str, dict[str, dict[int, Row]]]:
+        """By environment, name of the body, and length; of several, the one of most rounds."""
+        found: dict[str, dict[str, dict[int, Row]]] = {}
+        for row in self.rows:
+            identity = row["identity"]
+            if identity["kind"] == "cost":
+                where = found.setdefault(self.environment(row), {}).setdefault(self.names[identity["checkpoint"]], {})
+                before = where.get(identity["length"])
+                if before is None or before["identity"].get("rounds", 0) < identity.get("rounds", 0):
+                    where[identity["length"]] = row
+        return {place: dict(sorted(found[place].items())) for place in sorted(found, key=_natural)}
+
+    @cached_property
+    def studies(self) -> list[Study]:
+        """Every environment, data set and split by itself."""
+        found = []
+        for text, place in self.environments.items():
+            rows = [row for row in self.rows if self.environment(row) == place]
+            for where, members in self._members(rows).items():
+                data, split, recall = where
+                by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
+                for member in members:
+                    trained_on = member.checkpoint.data_fingerprint or ""
+                    elsewhere = f" [trained on {self.data[trained_on]}]" * (trained_on != data)
+                    by_label[self.labels[member.checkpoint.digest] + elsewhere, member.status].append(member)
+                costs = self.costs.get(place, {})
+                groups = [
+                    Group(label, of, costs.get(self.names[self.bodies[of[0].checkpoint.digest]], {}))
+                    for (label, _), of in by_label.items()
+                ]
+                facts = json.loads(text)
+                device = f"{place} ({facts.get('device', 'device unknown')}, {facts.get('dtype', 'dtype unknown')})"
+                title = f"{self.data_name(data)}, {split} split, on {device}"
+                found.append(Study(f"{place}_{self.data[data]}_{_slug(split)}", title, split, recall, groups))
+        return found
+
+    def _members(self, rows: Sequence[Row]) -> dict[tuple[str, str, bool], list[Member]]:
+        """The rows of one environment by (data fingerprint, split, whether a recall task), and checkpoint."""
+        certificates = {row["identity"]["checkpoint"]: row for row in rows if row["identity"]["kind"] == "certificate"}
+        measured = [row for row in rows if row["identity"]["kind"] in ("text", "recall")]
+
+        def where(row: Row) -> tuple[str, str, bool]:
+            identity = row["identity"]
+            return identity.get("data") or "", identity["split"], identity["kind"] == "recall"
+
+        places = sorted(map(where, measured), key=lambda place: (place[2], place))
+        found: dict[tuple[str, str, bool], list[Member]] = {place: [] for place in places}
+        for checkpoint in self.checkpoints:
+            own = [row for row in measured if row["identity"]["checkpoint"] == checkpoint.digest]
+            certificate = certificates.get(checkpoint.digest)
+            if not own and certificate is None:
+                continue
+            data = checkpoint.data_fingerprint or ""
+            # One without accuracies, as the disqualified are, stands beside those that saw the same data.
+            beside = sorted(set(map(where, own))) or [place for place in found if place[0] == data]
+            for place in beside or [(data, self._split, checkpoint.data_class not in (None, "TextData"))]:
+                here = [row for row in own if where(row) == place]
+                text = {row["identity"]["length"]: row for row in here if not place[2]}
+                recall = here[0] if here and place[2] else None
+                found.setdefault(place, []).append(Member(checkpoint, certificate, text, recall))
+        return found
+
+    def data_name(self, fingerprint: str) -> str:
+        """For a heading: class, source, D1."""
+        seen = [c for c in self.checkpoints if (c.data_fingerprint or "") == fingerprint and c.data_class]
+        source = str(seen[0].data_arguments.get("source", "")) if seen else ""
+        name = source.rstrip("/").split("/")[-1] if source.startswith((".", "/")) else source
+        return " ".join(filter(None, (seen[0].data_class if seen else "data", name, self.data[fingerprint])))
+
+
+def key(identity: Any) -> str:
+    """Plain values as text, the same whatever the order of their keys."""
+    return json.dumps(identity, sort_keys=True, default=str)
+
+
+def _numbered(letter: str, texts: Any) -> dict[str, str]:
+    """E1, E2, ... for different texts in their order."""
+    return {text: f"{letter}{i}" for i, text in enumerate(sorted(set(texts)), 1)}
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text)[:40]
+
+
+# Numbers from rows.
+
+
+def finite(value: Any) -> float | None:
+    """A number, unless it is missing or not finite."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def pooled(rows: Sequence[Row], name: str) -> Measured | None:
+    """The mean over seeds with the least and the largest; of a single run, its value with its own interval."""
+    return _pooled([row["values"].get(name) for row in rows], [_interval(row["values"], name) for row in rows])
+
+
+def slices(rows: Sequence[Row], part: str, name: str, by: str = "slice") -> dict[Any, Measured]:
+    """`pooled` for each entry of a list in the values, by the entry's `by`."""
+    found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        for entry in row["values"].get(part) or []:
+            found[entry[by]].append(entry)
+    values = {
+        which: _pooled([entry.get(name) for entry in of], [entry.get("interval") for entry in of])
+        for which, of in found.items()
+        if len(of) == len(rows)
+    }
+    return {which: value for which, value in values.items() if value}
+
+
+def _interval(values: Mapping[str, Any], name: str) -> Any:
+    return (values.get("interval") or {}).get(name)
+
+
+def _pooled(values: Sequence[Any], intervals: Sequence[Any]) -> Measured | None:
+    known = [number for value in values if (number := finite(value)) is not None]
+    if not known or len(known) < len(values):
+        return None
+    if len(known) > 1:
+        return Measured(fmean(known), min(known), max(known))
+    low, high = intervals[0] or (None, None)
+    return Measured(known[0], finite(low), finite(high))
+
+
+def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
+    """Bits per byte more than others have, documents paired, seeds averaged; a tie where the interval holds 0."""
+    nats, size = _blocks(rows)
+    theirs, their_size = _blocks(others)
+    if nats is None or theirs is None or not np.array_equal(size, their_size):
+        return None
+    more, bits = nats - theirs, math.log(2) * size
+    if not np.isfinite(more).all() or not bits.sum() > 0:
+        return None
+    low, high = ratio_interval(more, bits)
+    return Measured(float(more.sum() / bits.sum()), low, high, "tied" if low <= 0 <= high else "")
+
+
+def _blocks(rows: Sequence[Row]) -> tuple[np.ndarray | None, np.ndarray]:
+    """Nats of each block of documents, averaged over seeds, and its bytes."""
+    blocks = [row["values"].get("blocks") for row in rows]
+    if not blocks or None in blocks or len({key({"bytes": block["bytes"]}) for block in blocks}) > 1:
+        return None, np.zeros(0)
+    return np.mean([np.array(block["nats"], float) for block in blocks], 0), np.array(blocks[0]["bytes"], float)
+
+
+def cost(row: Row | None, name: str) -> Measured | None:
+    """A time with its interval, or a plain number of a row of costs."""
+    value = row["values"].get(name) if row else None
+    if isinstance(value, Mapping):
+        return _pooled([value.get("seconds")], [value.get("interval")])
+    found = finite(value)
+    return None if found is None else Measured(found)
+
+
+def samples(rows: Mapping[int, Row], name: str) -> dict[int, list[float]]:
+    """Length -> the samples of a time, or the one number; what is missing or not above 0 is left out."""
+    found = {}
+    for length, row in sorted(rows.items()):
+        value = row["values"].get(name)
+        values = value.get("samples") or [] if isinstance(value, Mapping) else [value]
+        known = [number for one in values if (number := finite(one)) is not None and number > 0]
+        if known and len(known) == len(values):
+            found[length] = known
+    return found
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of points (x, y) that no other point is below in one and not above in the other, in order of x."""
+    found = [
+        name
+        for name, (x, y) in points.items()
+        if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points.values())
+    ]
+    return sorted(found, key=lambda name: (points[name], name))
+
+
+def nearest(lengths: Any, length: int | None) -> int | None:
+    """The length nearest to another by ratio; the shorter of two."""
+    return min(lengths, key=lambda one: (abs(math.log(one / length)), one), default=None) if length else None

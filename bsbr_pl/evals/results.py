@@ -1,0 +1,64 @@
+"""results.jsonl: one line for each thing measured, kept the moment it is measured, never measured twice."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bsbr_pl.utils.records import finite
+
+
+class Results:
+    """The rows of one results.jsonl. A row is a flat dict of what was measured (its identity) and what was found.
+
+    Identity: everything that decides the values, among it checkpoint, kind, task, length, settings and environment.
+    Two rows of equal identity are the same measurement; the later one counts.
+
+    Args:
+        path: the file; it is made with the first row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[str, dict[str, Any]] = {}
+        lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+        damaged = 0
+        for line in lines:
+            try:
+                row = {name: dict(part) for name, part in json.loads(line).items()}
+                self._rows[key_of(row["identity"])] = {name: row[name] for name in ("identity", "about", "values")}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged += 1
+        if damaged:
+            warnings.warn(f"{path}: {damaged} damaged lines are left out, and measured again", stacklevel=2)
+            self._rewrite()
+
+    def get(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The values found for this identity, or None."""
+        row = self._rows.get(key_of(identity))
+        return row["values"] if row else None
+
+    def add(self, identity: Mapping[str, Any], values: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Keep a row: `about` holds what one wants to know beside it (the command, the file's name)."""
+        row = finite({"identity": identity, "about": about, "values": values})
+        self._rows[key_of(identity)] = row
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, allow_nan=False) + "\n")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self._rows.values())
+
+    def _rewrite(self) -> None:
+        """Without the damaged lines, so that the next one does not continue half a line."""
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in self._rows.values()), encoding="utf-8")
+        aside.replace(self.path)
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """A digest of an identity, the same whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(finite(identity), sort_keys=True, default=str).encode()).hexdigest()[:24]

@@ -1,0 +1,264 @@
+"""evaluate.py on real checkpoints: trained ones, a leaky one, damaged and hostile ones."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from bsbr_pl.attention import ARCHITECTURES, StandardAttention
+from bsbr_pl.data import InductionData
+from bsbr_pl.evals.__main__ import main
+from bsbr_pl.evals.checkpoints import find, labels, read, read_all
+from bsbr_pl.evals.evaluation import Evaluation
+from bsbr_pl.evals.results import Results
+from bsbr_pl.module import LanguageModule
+from callbacks import RunRecorder
+
+ROOT = Path(__file__).parents[2]
+
+
+class UpperTriangle(StandardAttention):
+    """Looks at the future instead of the past."""
+
+    def prefill(self, x: Tensor):  # type: ignore[override]
+        y, state = super().prefill(x.flip(1))
+        return y.flip(1), state
+
+
+def train(folder: Path, attention, data, seed: int = 0) -> None:
+    seed_everything(seed, verbose=False)
+    module = LanguageModule(attention, data.vocab_size, hidden_dim=16, num_layers=1, num_heads=2, warmup_steps=2)
+    Trainer(
+        default_root_dir=folder,
+        logger=False,
+        callbacks=[RunRecorder(), ModelCheckpoint(folder, "best", monitor="val/loss", save_last=True)],
+        max_epochs=-1,
+        max_steps=8,
+        val_check_interval=4,
+        log_every_n_steps=4,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    ).fit(module, data)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, make_data) -> Path:
+    """Two seeds of one architecture, another one, a recall task, a leak, and four files that are no checkpoints."""
+    folder = tmp_path_factory.mktemp("runs")
+    bsbr = partial(ARCHITECTURES["bsbr"], chunk_size=8)
+    train(folder / "bsbr0", bsbr, make_data(seed=0), seed=0)
+    train(folder / "bsbr1", bsbr, make_data(seed=1), seed=1)
+    train(folder / "linear", partial(ARCHITECTURES["linear"], chunk_size=8), make_data())
+    train(
+        folder / "recall",
+        ARCHITECTURES["standard"],
+        InductionData(16, 16, [8, 16], num_train=64, num_test=20, batch_size=8),
+    )
+    train(folder / "leaky", UpperTriangle, make_data())
+    whole = (folder / "linear" / "best.ckpt").read_bytes()
+    broken = folder / "broken"
+    broken.mkdir()
+    (broken / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
+    (broken / "empty.ckpt").write_bytes(b"")
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, broken / "foreign.ckpt")
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (broken / "was_here",))
+
+    with (broken / "hostile<script>.ckpt").open("wb") as stream:
+        pickle.dump({"hyper_parameters": Hostile(), "state_dict": {}}, stream)
+    saved = torch.load(folder / "linear" / "best.ckpt", weights_only=True)
+    saved["hyper_parameters"]["num_layers"] = 10**9
+    torch.save(saved, broken / "endless.ckpt")
+    saved["hyper_parameters"] |= {"num_layers": 1, "vocab_size": 10**12}
+    torch.save(saved, broken / "huge.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("evaluation")
+    arguments = [str(runs), f"--output_dir={output}", "--lengths=[16,32,64]", "--rounds=2", "--multiples=[1,2]"]
+    assert main([*arguments, "--device=cpu"]) == 0
+    return output
+
+
+def rows(output: Path, kind: str) -> list[dict]:
+    lines = (output / "results.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["identity"]["kind"] == kind]
+
+
+def test_everything_is_measured_once(runs, evaluated):
+    certificates = {row["about"]["checkpoint"]: row["values"]["passed"] for row in rows(evaluated, "certificate")}
+    assert len(certificates) == len({c.digest for c in read_all([runs]) if c.module})
+    assert not any(passed for name, passed in certificates.items() if "leaky" in name)
+    assert all(passed for name, passed in certificates.items() if "leaky" not in name)
+    texts = rows(evaluated, "text")
+    assert {(row["about"]["label"], row["identity"]["length"]) for row in texts} >= {
+        ("bsbr(chunk_size=8)", 32),
+        ("bsbr(chunk_size=8)", 64),
+        ("linear(chunk_size=8)", 64),
+    }
+    assert {row["about"]["seed"] for row in texts if "bsbr" in row["about"]["label"]} == {0, 1}
+    assert [row["about"]["label"] for row in rows(evaluated, "recall")] == ["standard"]
+    assert not any("UpperTriangle" in row["about"]["label"] for row in texts)
+    costs = rows(evaluated, "cost")
+    assert sorted((row["identity"]["length"], len(row["about"]["timed_with"])) for row in costs) == [
+        (length, 3) for length in (16, 32, 64) for _ in range(3)
+    ], "seeds share their costs; a leak has none"
+
+
+def test_a_second_call_measures_nothing_and_gives_the_same_report(runs, evaluated, monkeypatch):
+    def files() -> dict[str, bytes]:
+        return {str(p.relative_to(evaluated)): p.read_bytes() for p in evaluated.rglob("*") if p.is_file()}
+
+    before = files()
+    for name in ("certify", "text_accuracy", "recall_accuracy", "measure_costs"):
+        monkeypatch.setattr(f"bsbr_pl.evals.evaluation.{name}", lambda *a, **k: pytest.fail("measured again"))
+    arguments = [str(runs), f"--output_dir={evaluated}", "--lengths=[16,32,64]", "--rounds=2", "--multiples=[1,2]"]
+    assert main([*arguments, "--device=cpu"]) == 0
+    assert files() == before
+
+
+def test_the_validation_loss_is_that_of_training(runs, evaluated):
+    found = {row["about"]["checkpoint"]: row for row in rows(evaluated, "text") if row["identity"]["length"] == 32}
+    assert len(found) >= 3
+    for name, row in found.items():
+        record = read(Path(name)).record["metrics"]["val/loss"]
+        assert record["step"][-1] + 1 == row["about"]["step"], "the checkpoint has seen its own validation"
+        assert row["values"]["loss"] == pytest.approx(record["value"][-1], abs=1e-6)
+
+
+def test_what_is_no_checkpoint_is_named_and_runs_no_code(runs, evaluated):
+    report = (evaluated / "report.html").read_text()
+    for name in ("truncated.ckpt", "empty.ckpt", "foreign.ckpt", "hostile&lt;script&gt;.ckpt", "huge.ckpt"):
+        assert name in report
+    assert "hostile<script>" not in report
+    assert not (runs / "broken" / "was_here").exists()
+    assert "1000000000 layers" in (read(runs / "broken" / "endless.ckpt").problem or "")
+    assert read(runs / "broken" / "huge.ckpt").problem
+    assert "disqualified" in report
+
+
+def test_another_precision_is_another_row(runs, evaluated, tmp_path):
+    shutil.copy(evaluated / "results.jsonl", tmp_path)
+    results = Results(tmp_path / "results.jsonl")
+    before = len(results.rows)
+    evaluation = Evaluation(read_all([runs / "linear"]), results, dtype="float64", multiples=[1], lengths=[])
+    evaluation.run()
+    assert not evaluation.problems
+    new = results.rows[before:]
+    assert {row["identity"]["environment"]["dtype"] for row in new} == {"float64"}
+    old = [r for r in rows(evaluated, "text") if r["about"]["label"] == "linear(chunk_size=8)"]
+    assert new[1]["values"]["loss"] == pytest.approx(old[0]["values"]["loss"], rel=1e-4)
+
+
+def test_data_that_cannot_be_had_does_not_stop_the_rest(runs, tmp_path, monkeypatch):
+    def gone(self, **changes):
+        raise ValueError("source='x' is gone")
+
+    monkeypatch.setattr("bsbr_pl.evals.checkpoints.Checkpoint.open_data", gone)
+    evaluation = Evaluation(read_all([runs / "linear"]), Results(tmp_path / "r.jsonl"), lengths=[16, 32], rounds=1)
+    evaluation.run()
+    assert all("is gone" in problem for problem in evaluation.problems.values())
+    assert len([row for row in evaluation.results.rows if row["identity"]["kind"] == "cost"]) == 2
+
+
+def test_interrupting_keeps_what_was_measured(runs, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bsbr_pl.evals.evaluation.measure_costs", interrupt)
+    assert main([str(runs / "linear"), f"--output_dir={tmp_path}", "--multiples=[1]", "--device=cpu"]) == 130
+    assert {row["identity"]["kind"] for row in Results(tmp_path / "results.jsonl").rows} == {"certificate", "text"}
+    assert (tmp_path / "report.html").exists()
+
+
+def test_running_out_of_memory_at_one_length_is_a_problem_of_that_length(runs, tmp_path, monkeypatch):
+    from bsbr_pl.evals import evaluation as module
+
+    measure = module.measure_costs
+
+    def scarce(models, length, rounds):
+        if length > 16:
+            raise RuntimeError("not enough memory: you tried to allocate 1 TB")
+        return measure(models, length, rounds)
+
+    monkeypatch.setattr(module, "measure_costs", scarce)
+    results = Results(tmp_path / "r.jsonl")
+    found = Evaluation(read_all([runs / "linear"]), results, multiples=[1], lengths=[16, 32], rounds=1)
+    found.run()
+    assert [row["identity"]["length"] for row in found.results.rows if row["identity"]["kind"] == "cost"] == [16]
+    assert any("costs at 32 tokens" in problem for problem in found.problems.values())
+
+
+def test_find_takes_folders_files_and_patterns_once_each(runs, tmp_path):
+    everything = find([runs])
+    assert everything == find([runs, runs / "linear", str(runs / "*" / "*.ckpt")])
+    assert {path.name for path in find([runs / "linear"])} == {"best.ckpt", "last.ckpt"}
+    (tmp_path / "link.ckpt").symlink_to(everything[0])
+    assert find([everything[0], tmp_path / "link.ckpt"]) == [everything[0]]
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find([tmp_path / "nothing"])
+    (tmp_path / "void").mkdir()
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find([tmp_path / "void"])
+    (tmp_path / "folder.ckpt").mkdir()
+    assert read(tmp_path / "folder.ckpt").problem
+
+
+def test_labels_tell_configurations_apart_and_not_seeds(runs, tmp_path, make_data):
+    train(tmp_path / "wide", partial(ARCHITECTURES["bsbr"], chunk_size=8), make_data(context_length=16))
+    checkpoints = read_all([runs / "bsbr0", runs / "bsbr1", runs / "linear", tmp_path / "wide"])
+    best = [c for c in checkpoints if c.name.endswith("best.ckpt")]
+    assert [labels(checkpoints)[c.digest] for c in best] == [
+        "bsbr(chunk_size=8) [context_length=32]",
+        "bsbr(chunk_size=8) [context_length=32]",
+        "linear(chunk_size=8)",
+        "bsbr(chunk_size=8) [context_length=16]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere holds no checkpoint"),
+        (["{runs}", "--rounds=0"], "rounds must be at least 1"),
+        (["{runs}", "--lengths=[0]"], "lengths must be at least 1"),
+        (["{runs}", "--dtype=int8"], "dtype"),
+        (["{runs}", "--colour=red"], "colour"),
+    ],
+)
+def test_a_bad_argument_is_named(runs, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([argument.format(runs=runs) for argument in arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module_outside_the_checkout(runs, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", "bsbr_pl.evals", str(runs / "linear"), str(runs / "broken")]
+    options = ["--lengths=[16,32]", "--rounds=1", "--multiples=[1]", "--device=cpu"]
+    paths = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run([*command, *options], **paths, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "truncated.ckpt" in done.stderr
+    assert (tmp_path / "evaluation" / "report.html").exists()
+    assert f"python -m bsbr_pl.evals {runs}" in (tmp_path / "evaluation" / "results.jsonl").read_text()
+    help_ = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--help"], capture_output=True, text=True)
+    assert "samples of each time" in help_.stdout
