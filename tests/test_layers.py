@@ -12,11 +12,12 @@ PACKAGE = ROOT / "bsbr_pl"
 
 #: What a room (the longest matching name) may import of this project.
 ALLOWED = {
-    "bsbr_pl": set(),
+    "bsbr_pl": {"bsbr_pl.models"},
     "bsbr_pl.attention": {"bsbr_pl.attention"},
     "bsbr_pl.model": {"bsbr_pl.attention.base"},
+    "bsbr_pl.models": {"bsbr_pl.model", "bsbr_pl.attention"},
     "bsbr_pl.data": {"bsbr_pl.data"},
-    "bsbr_pl.utils": {"bsbr_pl.utils", "bsbr_pl.attention", "bsbr_pl.model"},
+    "bsbr_pl.utils": {"bsbr_pl.utils", "bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.models"},
     "bsbr_pl.module": {"bsbr_pl.model", "bsbr_pl.attention.base"},
     "bsbr_pl.evals": {"bsbr_pl"},
     "callbacks": {"callbacks", "bsbr_pl"},

@@ -1,0 +1,570 @@
+"""Models side by side by name: what they cost at every length, how well they recall, and what follows from it.
+
+Costs are those of `scaling.measure_costs`: of the model's body, for one sequence, all models timed in the same rounds.
+Accuracy is that of trained weights: of checkpoints, or of a short training that the results state. A model that fails
+its certificate (it sees the future, or decodes what it was not trained to say) is left out with a warning.
+"""
+
+import copy
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Trainer
+from tqdm import tqdm
+
+from bsbr_pl.attention import Attention, BSBRAttention, GAUAttention, SlidingWindowAttention
+from bsbr_pl.data import InductionData, TextData, TokenData
+from bsbr_pl.data.base import digest
+from bsbr_pl.data.corpus import default_cache_dir
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.models import model_class
+from bsbr_pl.module import IGNORED, LanguageModule, describe
+from bsbr_pl.utils.records import environment
+from bsbr_pl.utils.timing import bootstrap_interval
+
+from .accuracy import recall_accuracy, text_accuracy
+from .certificate import certify
+from .checkpoints import Checkpoint, read
+from .scaling import PASSES, crossover, exponent, measure_costs
+
+#: Which option bounds what an architecture attends to exactly.
+REACH: dict[type[Attention], str] = {
+    BSBRAttention: "chunk_size",
+    GAUAttention: "chunk_size",
+    SlidingWindowAttention: "window_size",
+}
+VERSION = 1  # changes whenever the same arguments would train other weights
+EVAL_TOKENS = 2**14  # in a batch of an evaluation, whatever the length
+
+
+class Cost(NamedTuple):
+    """A figure of `measure_costs`: its unit here, its name there, and what it is divided by."""
+
+    unit: str
+    key: str
+    divisor: float = 1.0
+
+
+#: The metrics of `compare_models` beside `accuracy`, and those of `scaling_analysis`.
+COSTS = {
+    "inference_time": Cost("s", "forward"),
+    "training_time": Cost("s", "training"),
+    "decode_time": Cost("s", "decode"),
+    "memory_usage": Cost("MB", "forward_bytes", 1e6),
+    "training_memory": Cost("MB", "training_bytes", 1e6),
+    "state_size": Cost("MB", "state_bytes", 1e6),
+    "flops": Cost("operations", "forward_flops"),
+}
+SCALING = {
+    "time": Cost("s", "forward"),
+    "memory": Cost("GB", "forward_bytes", 1e9),
+    "flops": Cost("operations", "forward_flops"),
+}
+
+
+def default_task(vocab_size: int = 16, seed: int = 0) -> InductionData:
+    """Induction heads in 32 tokens: which token followed the trigger before? One answer a sample.
+
+    The share of right answers after the 1200 steps that `compare_models` trains for (seed 0, on a CPU; guessing 0.07):
+
+        tokens            32     64    128    256   1024
+        Standard        1.00   0.47   0.12   0.08   0.06
+        BSBR            0.98   0.95   0.78   0.52   0.21    (chunks of 16 tokens)
+        SlidingWindow   0.91   0.45   0.26   0.18   0.11    (a window of 16 tokens)
+        Linear          1.00   1.00   1.00   0.69   0.08
+        DeltaNet        1.00   1.00   1.00   1.00   0.93
+    """
+    return InductionData(vocab_size, 32, (32,), batch_size=64, seed=seed)
+
+
+def compare_models(
+    seq_lengths: Sequence[int] = (64, 128, 256, 512, 1024),
+    models: Sequence[str] = ("BSBR", "Linear", "DeltaNet", "SlidingWindow", "Standard"),
+    metrics: Sequence[str] = ("inference_time", "memory_usage", "accuracy"),
+    *,
+    vocab_size: int = 16,
+    hidden_dim: int = 64,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    ff_dim: int | None = None,
+    reach: int = 16,
+    model_options: Mapping[str, Mapping[str, Any]] | None = None,
+    checkpoints: Mapping[str, str | Path] | None = None,
+    task: TokenData | None = None,
+    train_steps: int = 1200,
+    learning_rate: float = 5e-3,
+    cache_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    rounds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure models at several lengths.
+
+    Args:
+        seq_lengths: tokens T.
+        models: names of `bsbr_pl.models.MODELS`, keys of `ARCHITECTURES`, or names in `checkpoints`; kept in order.
+        metrics: inference_time, training_time, decode_time (s: forward pass, forward and backward, one more token
+            after T), memory_usage, training_memory (MB of 10^6 bytes: the peak of these passes beyond what the model
+            holds), state_size (MB: of the decode state), flops (forward pass, 2 a multiply-add), and accuracy: the
+            share of a task's answers that are right, on held-out samples of T tokens; None where they cannot be T long.
+        vocab_size: token ids of the default task, and of the models; at least those of `task`.
+        hidden_dim: width D of the models.
+        num_layers: layers of the models.
+        num_heads: heads of each attention.
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
+        reach: tokens of a chunk of BSBR and GAU, and of SlidingWindow's window, unless `model_options` says otherwise.
+        model_options: name -> options of its architecture: {"BSBR": {"chunk_size": 32}}, in tokens.
+        checkpoints: name -> file of a trained model. It is measured as it is, whatever its size, and its accuracy is
+            that on the data it was trained on.
+        task: a data set of `bsbr_pl.data`; what the other models are trained on for their accuracy; `default_task`
+            where None.
+        train_steps: optimiser steps of that training.
+        learning_rate: of that training, at its highest.
+        cache_dir: where the trained weights are kept, by all that decides them; $XDG_CACHE_HOME/bsbr_pl or
+            ~/.cache/bsbr_pl where None.
+        device: where to compute; CUDA where there is one, else the CPU.
+        rounds: samples of each time.
+        seed: of the weights, of the task and of the tokens that are timed.
+
+    Returns:
+        seq_lengths, models, metrics; units: metric -> unit; settings; accuracy_task: what was trained on, how long,
+        and the accuracy of guessing; disqualified: model -> the checks it failed. For each model left: each metric, a
+        list along seq_lengths with None where there is no figure; samples and intervals (95 %): metric -> the same;
+        accuracy_as_trained: the accuracy on held-out samples as long as those trained on. Plain values all through.
+
+    Raises:
+        ValueError: an unknown model or metric (lists the known ones), an argument out of range, no model left.
+        TypeError: an option that an architecture does not have (lists those it has).
+    """
+    _check_among("metrics", metrics, [*COSTS, "accuracy"])
+    files, device = checkpoints or {}, _device(device)
+    task = task or default_task(vocab_size, seed)
+    vocab_size = max(vocab_size, task.vocab_size) if "accuracy" in metrics else vocab_size
+    build = _builders(
+        models, files, _sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options
+    )
+    _check_among("checkpoints", files, models)
+    results = _empty(seq_lengths, models, metrics, COSTS, build, {"rounds": rounds, "seed": seed}, device)
+    trained = {name: _open(path) for name, path in files.items()}
+    if "accuracy" in metrics:
+        training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
+        results["accuracy_task"] = {"task": str(task), **training, "chance": _chance(task)} if build else None
+        folder = Path(cache_dir or default_cache_dir()).expanduser() / "comparison"
+        for name, arguments in tqdm(build.items(), "training", disable=None):
+            path = train(arguments | {"learning_rate": learning_rate}, task, train_steps, seed, device, folder)
+            trained[name] = _open(path)
+    built = {name: _model(trained.get(name) or build[name], seed).to(device).eval() for name in models}
+    _keep_certified(built, trained, results)
+    _measure(built, COSTS, results, rounds, seed)
+    for name in tqdm(built if "accuracy" in metrics else [], "accuracy", disable=None):
+        results[name]["accuracy_as_trained"] = _accuracy(built[name], trained[name])[0]
+        for length in seq_lengths:
+            _add(results[name], "accuracy", *_accuracy(built[name], trained[name], length), None)
+    return results
+
+
+def scaling_analysis(
+    seq_lengths: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
+    models: Sequence[str] = ("BSBR", "Linear", "Standard"),
+    metrics: Sequence[str] = ("time", "memory", "flops"),
+    *,
+    vocab_size: int = 256,
+    hidden_dim: int = 256,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    ff_dim: int | None = None,
+    reach: int = 128,
+    model_options: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str | torch.device | None = None,
+    rounds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What a forward pass over one sequence costs, at several lengths; the weights are random, costs do not see them.
+
+    Args:
+        seq_lengths: tokens T.
+        models: names of `bsbr_pl.models.MODELS` or keys of `ARCHITECTURES`; kept in order.
+        metrics: time (s), memory (GB of 10^9 bytes: the peak beyond what the model holds), flops (2 a multiply-add).
+        vocab_size, hidden_dim, num_layers, num_heads, ff_dim, reach, model_options, device, rounds, seed: as in
+            `compare_models`, and so is what is returned and raised.
+    """
+    _check_among("metrics", metrics, SCALING)
+    device = _device(device)
+    build = _builders(models, (), _sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options)
+    results = _empty(seq_lengths, models, metrics, SCALING, build, {"rounds": rounds, "seed": seed}, device)
+    built = {name: _model(arguments, seed).to(device).eval() for name, arguments in build.items()}
+    _keep_certified(built, {}, results)
+    _measure(built, SCALING, results, rounds, seed)
+    return results
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _check_among(argument: str, given: Collection[str], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{argument}: {name!r} is unknown; there are {', '.join(known)}")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _sizes(*values: int | None) -> dict[str, int | None]:
+    return dict(zip(("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim"), values, strict=True))
+
+
+def _builders(
+    models: Sequence[str],
+    given: Collection[str],
+    sizes: Mapping[str, Any],
+    reach: int,
+    options: Mapping[str, Mapping[str, Any]] | None,
+) -> dict[str, dict[str, Any]]:
+    """Name -> what `LanguageModel` and `LanguageModule` are built from, for the models that are not given."""
+    options = options or {}
+    _check_among("model_options", options, models)
+    found = {}
+    for name in models:
+        if name not in given:
+            cls = model_class(name)
+            reached = {REACH[cls.architecture]: reach} if cls.architecture in REACH else {}
+            found[name] = {"attention": cls.factory(**reached | dict(options.get(name, {}))), **sizes}
+    return found
+
+
+def _empty(
+    seq_lengths: Sequence[int],
+    models: Sequence[str],
+    metrics: Sequence[str],
+    costs: Mapping[str, Cost],
+    build: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    """What every comparison returns, before anything is measured."""
+    built_from = {name: {**one, "attention": describe(one["attention"])} for name, one in build.items()}
+    results: dict[str, Any] = {
+        "seq_lengths": list(seq_lengths),
+        "models": list(models),
+        "metrics": list(metrics),
+        "units": {metric: costs[metric].unit if metric in costs else "share" for metric in metrics},
+        "settings": {**settings, "models": built_from, "environment": environment(device)},
+        "accuracy_task": None,
+        "disqualified": {},
+    }
+    for name, values in (("seq_lengths", seq_lengths), ("models", models), ("metrics", metrics)):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} must hold at least one, and each once, got {list(values)}")
+    for length in seq_lengths:
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"seq_lengths must be positive integers, got {length!r}")
+    for name in models:
+        if name in results:
+            raise ValueError(f"models: {name!r} is what results call something else")
+        results[name] = {part: {metric: [] for metric in metrics} for part in ("samples", "intervals")}
+        results[name] |= {metric: [] for metric in metrics}
+    return results
+
+
+def _add(row: dict[str, Any], metric: str, value: float | None, interval: list[float] | None, samples: Any) -> None:
+    """One more length of one metric of one model."""
+    for into, what in ((row, value), (row["intervals"], interval), (row["samples"], samples)):
+        into[metric].append(what)
+
+
+def _open(path: str | Path) -> Checkpoint:
+    with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
+        checkpoint = read(Path(path))
+    if checkpoint.module is None:
+        raise ValueError(f"{path}: {checkpoint.problem}")
+    return checkpoint
+
+
+def _model(source: Checkpoint | Mapping[str, Any], seed: int) -> LanguageModel:
+    """The model of a checkpoint, or one with the random weights of a seed; the global random state is left alone."""
+    if isinstance(source, Checkpoint):
+        assert source.module is not None
+        return source.module.model
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return LanguageModel(**source)
+
+
+def _keep_certified(models: dict[str, LanguageModel], trained: Collection[str], results: dict[str, Any]) -> None:
+    """Take out of both what fails its certificate."""
+    for name in list(models):
+        certificate = certify(models[name] if name in trained else _stirred(models[name]))
+        if not certificate.passed:
+            failed = [check.name for check in certificate.checks if not check.passed]
+            warnings.warn(f"{name} is left out of the comparison: it fails {', '.join(failed)}", stacklevel=3)
+            results["disqualified"][name] = failed
+            results["models"].remove(name)
+            del models[name], results[name]
+    if not models:
+        raise ValueError(f"models: none is left, all fail their certificate: {results['disqualified']}")
+
+
+def _stirred(model: LanguageModel) -> LanguageModel:
+    """A copy with every parameter moved, so that none that starts at 0 hides a branch that leaks."""
+    model, random = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=random) * model.embedding.weight.shape[1] ** -0.5
+            parameter.add_(noise.to(parameter))
+    return model
+
+
+def _measure(
+    models: Mapping[str, LanguageModel], costs: Mapping[str, Cost], results: dict[str, Any], rounds: int, seed: int
+) -> None:
+    """Fill in the costs that are asked for, all models in the same rounds at each length."""
+    wanted = {metric: costs[metric] for metric in results["metrics"] if metric in costs}
+    keys = {cost.key for cost in wanted.values()}
+    memory = bool(keys & {"forward_bytes", "training_bytes"})
+    for length in tqdm(results["seq_lengths"] if wanted else [], "costs", disable=None):
+        try:
+            found = measure_costs(models, length, rounds, [one for one in PASSES if one in keys], memory, seed)
+        except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
+            warnings.warn(f"no costs at {length} tokens: {' '.join(str(error).split())[:300]}", stacklevel=3)
+            found = {}
+        for name in models:
+            for metric, (_, key, divisor) in wanted.items():
+                if not found:
+                    _add(results[name], metric, None, None, None)
+                    continue
+                value = found[name][key]
+                samples = [one / divisor for one in (value["samples"] if isinstance(value, dict) else [value])]
+                _add(results[name], metric, median(samples), list(bootstrap_interval(samples)), samples)
+
+
+# -- accuracy ----------------------------------------------------------------------------------------------------------
+
+
+def train(
+    arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, folder: Path
+) -> Path:
+    """The checkpoint of `LanguageModule(**arguments)` trained on `task`: from `folder`, or trained now and kept there.
+
+    Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
+    """
+    described = {**arguments, "attention": describe(arguments["attention"])}
+    code = [_source(part) for part in (arguments["attention"].func, LanguageModel, LanguageModule)]
+    data = (str(task), task.fingerprint)
+    key = digest(VERSION, described, data, steps, seed, device.type, torch.__version__, code)
+    path = folder / f"{key}.ckpt"
+    with suppress(ValueError):
+        _open(path)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{key}-{os.getpid()}.ckpt"
+    forked = [device] if device.type == "cuda" else []
+    with _quiet(), torch.random.fork_rng(forked):
+        torch.manual_seed(seed)
+        module = LanguageModule(**arguments)
+        trainer = Trainer(
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            max_steps=steps,
+            max_epochs=-1,
+            gradient_clip_val=1.0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=task)
+        try:
+            trainer.save_checkpoint(aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    return path
+
+
+def _source(part: type) -> str:
+    try:
+        return inspect.getsource(part)
+    except (OSError, TypeError):  # typed in, rather than in a file
+        return part.__qualname__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks on a training that is a detail here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in (".*LeafSpec", "The '.*_dataloader' does not have many workers", "GPU available but not"):
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _chance(data: TokenData) -> float | None:
+    """The accuracy of a blind guess among the answers that occur in a recall task; None for text."""
+    if isinstance(data, TextData):
+        return None
+    answers = torch.cat([batch["targets"].flatten() for batch in data.loader("test")]).unique()
+    return 1 / int((answers != IGNORED).sum())
+
+
+def _accuracy(
+    model: LanguageModel, checkpoint: Checkpoint, length: int | None = None
+) -> tuple[float | None, list[float] | None]:
+    """Accuracy on the test split of a checkpoint's own data, at this length, and its interval; None if impossible."""
+    try:
+        data = checkpoint.open_data(**({} if length is None else _at_length(checkpoint, length)))
+        next(iter(data.loader("test")))
+    except ValueError:  # says what is impossible at this length
+        if checkpoint.data_class is None or length is None:
+            raise
+        return None, None
+    measure = text_accuracy if isinstance(data, TextData) else recall_accuracy
+    found = measure(model, data, "test")  # type: ignore[arg-type]
+    return found["accuracy"], found["interval"]["accuracy"]
+
+
+def _at_length(checkpoint: Checkpoint, length: int) -> dict[str, Any]:
+    """The arguments of a checkpoint's data by which its test samples have this length."""
+    batch = {"eval_batch_size": max(1, EVAL_TOKENS // length)}
+    if checkpoint.data_class == "TextData":
+        return {**batch, "eval_context_length": length}
+    if checkpoint.data_class == "MQARData":
+        return {**batch, "test_segments": [[length, *checkpoint.data_arguments["test_segments"][0][1:]]]}
+    if checkpoint.data_class == "InductionData":
+        return {**batch, "test_lengths": [length]}
+    return {**batch, "context_length": length}
+
+
+# -- analysis ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What results say; `print` shows it as a table, `analysis["rankings"]` is `analysis.rankings`.
+
+    exponents: cost -> model -> {"exponent", "interval", "lengths"} of cost ~ length^exponent, see `scaling.exponent`.
+    crossovers: cost -> model -> other model -> {"length", "interval", "longest"}: from which length on the model costs
+        less than the other, see `scaling.crossover`.
+    rankings: metric -> models from best to worst at the longest length that all have a figure for: {"model", "length",
+        "value", "interval", "rank": [best, worst]}; a rank counts another model as better or worse where the 95 %
+        intervals do not overlap.
+    """
+
+    results: Mapping[str, Any]
+    exponents: dict[str, dict[str, Any]]
+    crossovers: dict[str, dict[str, dict[str, Any]]]
+    rankings: dict[str, list[dict[str, Any]]]
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __str__(self) -> str:
+        return "\n\n".join([*map(self._table, self.results["metrics"]), *self._notes()])
+
+    def _table(self, metric: str) -> str:
+        """One line a model: the figure at every length, and what follows from them."""
+        results, cost = self.results, metric in self.exponents
+        models, lengths, unit = results["models"], results["seq_lengths"], results["units"][metric]
+        other = "Standard" if "Standard" in models else models[0]
+        ranks = {row["model"]: row for row in self.rankings[metric]}
+        at = self.rankings[metric][0]["length"] if ranks else ""
+        head = [f"{metric} ({unit})", *map(str, lengths)]
+        rows = [[*head, *(("exponent", f"below {other} from") if cost else ()), f"rank at {at}"]]
+        for model in models:
+            row = [model, *(_number(value) for value in results[model][metric])]
+            if cost:
+                slope, passed = self.exponents[metric][model], self.crossovers[metric][model].get(other)
+                row.append(f"{slope['exponent']:.2f}{_span(slope['interval'], '.2f')}" if slope else "-")
+                row.append(_passed(passed) if passed else "-")
+            rows.append([*row, "-".join(map(str, dict.fromkeys(ranks[model]["rank"]))) if ranks else "-"])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+        return "\n".join("  ".join(line) for line in lines)
+
+    def _notes(self) -> Iterator[str]:
+        task = self.results.get("accuracy_task")
+        if task:
+            chance = "" if task["chance"] is None else f"; guessing gives {task['chance']:.3f}"
+            yield f"accuracy: trained for {task['steps']} steps on {task['task']}{chance}"
+        own = {model: self.results[model].get("accuracy_as_trained") for model in self.results["models"]}
+        if any(value is not None for value in own.values()):
+            yield "accuracy as trained: " + ", ".join(f"{model} {_number(value)}" for model, value in own.items())
+        for model, failed in self.results["disqualified"].items():
+            yield f"{model} is disqualified: it fails {', '.join(failed)}"
+
+
+def analyze_results(results: Mapping[str, Any], shortest: int = 0) -> Analysis:
+    """Exponents, crossovers and rankings, with 95 % intervals over the rounds that `results` keeps.
+
+    Args:
+        results: of `compare_models` or `scaling_analysis`; also after a way through JSON.
+        shortest: exponents leave shorter lengths out.
+    """
+    models, lengths = results["models"], results["seq_lengths"]
+    exponents, crossovers, rankings = {}, {}, {}
+    for metric in results["metrics"]:
+        samples = {m: {t: s for t, s in zip(lengths, results[m]["samples"][metric], strict=True) if s} for m in models}
+        if metric != "accuracy":
+            exponents[metric] = {m: exponent(samples[m], shortest) for m in models}
+            crossovers[metric] = {
+                m: {other: crossover(samples[m], samples[other]) for other in models if other != m} for m in models
+            }
+        rankings[metric] = _ranking(results, metric)
+    return Analysis(results, exponents, crossovers, rankings)
+
+
+def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
+    models, sign = results["models"], -1 if metric == "accuracy" else 1
+    full = [
+        (length, i)
+        for i, length in enumerate(results["seq_lengths"])
+        if all(results[model][metric][i] is not None for model in models)
+    ]
+    if not full:
+        return []
+    length, i = max(full)
+    rows = [
+        {"model": m, "length": length, "value": results[m][metric][i], "interval": results[m]["intervals"][metric][i]}
+        for m in models
+    ]
+    bounds = {row["model"]: sorted(sign * end for end in row["interval"]) for row in rows}
+    for row in rows:
+        low, high = bounds[row["model"]]
+        better = sum(other[1] < low for other in bounds.values())
+        worse = sum(other[0] > high for other in bounds.values())
+        row["rank"] = [1 + better, len(rows) - worse]
+    return sorted(rows, key=lambda row: sign * row["value"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _span(interval: Sequence[float | None] | None, form: str) -> str:
+    """An interval in brackets, nothing where it has no width."""
+    if interval is None or interval[0] == interval[1]:
+        return ""
+    return f" [{', '.join('never' if end is None else format(end, form) for end in interval)}]"
+
+
+def _passed(found: Mapping[str, Any]) -> str:
+    if found["length"] is None:
+        return f"not by {found['longest']}" + _span(found["interval"], "d")
+    return f"{found['length']}{_span(found['interval'], 'd')}"

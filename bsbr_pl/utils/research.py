@@ -1,0 +1,163 @@
+"""ExperimentRunner: an experiment of one's own over models and lengths, timed, kept cell by cell, and resumed."""
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bsbr_pl.models import model_class
+
+from .records import environment, finite, write_json
+from .timing import Timing, measure
+
+
+class ExperimentRunner:
+    """Runs `run_experiment` once for every model and length: `records = MyExperiment("folder").run()`.
+
+    A subclass sets `models`, `seq_lengths` and `metrics` in `setup` and defines `run_experiment`. Each cell (a model at
+    a length) is kept in `output_dir/records.json` as soon as it is done and never run again, unless anything that it
+    depends on is another: the config, the model's structure or weights, the class's own code, the machine. A cell that
+    fails is recorded with its error; the others go on, and the next `run` tries it again. Cells do not touch each
+    other: each has its own copy of the model and starts from the same random state.
+
+    Args:
+        output_dir: folder of the records; runs/<name of the class> where None.
+        config: what the experiment depends on; `self.config` in its methods. Models that are given by name only are
+            built from it: vocab_size, hidden_dim, ...
+        device: where models are put; `self.device` in the methods; CUDA where there is one, else the CPU.
+        rounds: how often a cell is run to be timed, after once to warm up. 0 runs it once, untimed: for experiments
+            that change their model.
+        seed: the random state that `setup` and every cell start from.
+    """
+
+    #: name -> model, or names of `bsbr_pl.models.MODELS` or keys of `ARCHITECTURES`.
+    models: Mapping[str, Any] | Sequence[str]
+    #: tokens.
+    seq_lengths: Sequence[int]
+    #: what `run_experiment` must return, at least.
+    metrics: Sequence[str] = ()
+
+    def __init__(
+        self,
+        output_dir: str | Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        rounds: int = 3,
+        seed: int = 0,
+    ) -> None:
+        if rounds < 0:
+            raise ValueError(f"rounds must be 0 (untimed) or more, got {rounds}")
+        self.path = Path(output_dir or Path("runs") / type(self).__name__) / "records.json"
+        self.config = dict(config or {})
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.rounds, self.seed = rounds, seed
+
+    # What a subclass defines.
+
+    def setup(self) -> None:
+        """Set `self.models`, `self.seq_lengths` and `self.metrics`; called by `run`, under the seed."""
+        raise NotImplementedError(f"{type(self).__name__} must define setup: self.models, seq_lengths, metrics")
+
+    def run_experiment(self, model: Any, seq_length: int) -> Mapping[str, Any]:
+        """One cell: plain values by name. The model is on `self.device`, in evaluation mode."""
+        raise NotImplementedError(f"{type(self).__name__} must define run_experiment(model, seq_length)")
+
+    def calculate_accuracy(self, outputs: Any) -> float:
+        """For `run_experiment` to call, where it measures accuracy: the share of `outputs` that are right."""
+        raise NotImplementedError(f"{type(self).__name__} must define calculate_accuracy(outputs), or not call it")
+
+    def analyze_results(self, results: list[dict[str, Any]]) -> Any:
+        """What the records of `run` say; themselves where a subclass does not define it."""
+        return results
+
+    def run(self) -> list[dict[str, Any]]:
+        """Run every cell that is not done yet, with a progress bar; Ctrl-C loses the cell under way only.
+
+        Returns:
+            a flat dict for each cell: model, seq_length, what `run_experiment` returned, and seconds, the median time
+            of one call, in seconds_low ... seconds_high (95 %); model, seq_length, error where it failed.
+            `pandas.DataFrame(records)` makes a table of them.
+
+        Raises:
+            ValueError: an unknown model name (lists the known ones), or records that cannot be read.
+        """
+        with torch.random.fork_rng(self._forked):
+            torch.manual_seed(self.seed)
+            self.setup()
+            models = dict(self.models) if isinstance(self.models, Mapping) else {n: self._build(n) for n in self.models}
+        kept = self._read()
+        digests = {name: self._digest(name, model) for name, model in models.items()}
+        cells = [(name, length, f"{digests[name]}-{length}") for name in models for length in self.seq_lengths]
+        with tqdm(cells, type(self).__name__) as bar:
+            for name, length, key in bar:
+                bar.set_postfix_str(f"{name}, {length} tokens")
+                if key not in kept or not kept[key]["done"]:
+                    done, found = self._cell(models[name], length)
+                    kept[key] = {"done": done, "record": {"model": name, "seq_length": length, **found}}
+                    write_json(self.path, kept)
+        return [kept[key]["record"] for *_, key in cells]
+
+    def _cell(self, model: Any, length: int) -> tuple[bool, dict[str, Any]]:
+        """Whether one cell ran, and what it found, or its error."""
+        values: Mapping[str, Any] = {}
+        timing: Timing | None = None
+
+        def once() -> None:
+            nonlocal values
+            torch.manual_seed(self.seed)
+            values = self.run_experiment(model, length)
+
+        try:
+            with torch.random.fork_rng(self._forked):
+                if isinstance(model, nn.Module):
+                    model = copy.deepcopy(model).to(self.device).eval()
+                if self.rounds:
+                    timing = measure({"cell": once}, self.rounds, warmup=1, device=self.device)["cell"]
+                else:
+                    once()
+            missing = [metric for metric in self.metrics if metric not in values]
+            if missing:
+                raise ValueError(f"run_experiment returned no {', '.join(missing)} (metrics), only {', '.join(values)}")
+            found = finite({name: _plain(value) for name, value in values.items()})
+            json.dumps(found)
+        except Exception as error:  # the other cells go on
+            return False, {"error": f"{type(error).__name__}: {error}"}
+        times = {"seconds": timing.median, "seconds_low": timing.low, "seconds_high": timing.high} if timing else {}
+        return True, {**times, **found}
+
+    @property
+    def _forked(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    def _build(self, name: str) -> nn.Module:
+        return model_class(name)(**self.config)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            return json.loads(self.path.read_text()) if self.path.exists() else {}
+        except ValueError as error:
+            raise ValueError(f"{self.path} holds no records ({error}): move it away to begin anew") from error
+
+    def _digest(self, name: str, model: Any) -> str:
+        """Of everything that the model's cells depend on beside their length."""
+        try:
+            code = inspect.getsource(type(self))
+        except (OSError, TypeError):  # typed in, rather than in a file
+            code = type(self).__qualname__
+        facts = [code, self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
+        content = hashlib.sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())
+        for tensor in model.state_dict().values() if isinstance(model, nn.Module) else ():
+            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return content.hexdigest()[:24]
+
+
+def _plain(value: Any) -> Any:
+    """A tensor or array of one number as that number."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value

@@ -1,0 +1,381 @@
+"""Comparisons: figures of certified models, accuracy of trained weights only, an analysis that finds the truth."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+
+from bsbr_pl.attention import ARCHITECTURES, StandardAttention
+from bsbr_pl.data import InductionData, MQARData
+from bsbr_pl.evals import analyze_results, compare_models, comparison, scaling_analysis
+from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
+from bsbr_pl.models import model_class
+from bsbr_pl.module import LanguageModule
+
+SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "device": "cpu", "rounds": 2}
+OPTIONS = {"BSBR": {"chunk_size": 4}, "Linear": {"chunk_size": 4}}
+TASK = {"vocab_size": 8, "context_length": 16, "test_lengths": (16,), "num_train": 64, "num_test": 40, "batch_size": 8}
+
+
+class Leaky(StandardAttention):
+    """Looks at everything, whenever it is trained."""
+
+    def prefill(self, x):
+        q, k, v = self.project(x)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.emit(mixed, x), super().prefill(x)[1]
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The trainings that take place."""
+    found, fit = [], Trainer.fit
+
+    def counted(self, module, *args, **kwargs):
+        found.append(module)
+        return fit(self, module, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", counted)
+    return found
+
+
+def made_up(**cost):
+    """Results of two rounds whose times are `cost[name](T)`, give or take a hundredth."""
+    lengths = [64, 128, 256, 512]
+    results = {
+        "seq_lengths": lengths,
+        "models": list(cost),
+        "metrics": ["inference_time"],
+        "units": {"inference_time": "s"},
+        "disqualified": {},
+    }
+    for name, of in cost.items():
+        samples = [[of(t) * 0.99, of(t), of(t) * 1.01] for t in lengths]
+        results[name] = {
+            "inference_time": [float(np.median(s)) for s in samples],
+            "samples": {"inference_time": samples},
+            "intervals": {"inference_time": [[s[0], s[-1]] for s in samples]},
+        }
+    return results
+
+
+# -- analysis
+
+
+def test_exponents_are_the_powers():
+    analysis = analyze_results(made_up(Standard=lambda t: 1e-6 * t**2, Linear=lambda t: 1e-4 * t))
+    for name, power in (("Standard", 2), ("Linear", 1)):
+        found = analysis.exponents["inference_time"][name]
+        assert found["exponent"] == pytest.approx(power, abs=1e-9)
+        assert power - 0.03 < found["interval"][0] < power < found["interval"][1] < power + 0.03
+        assert found["lengths"] == [64, 512]
+    bent = analyze_results(made_up(Standard=lambda t: max(1e-2, 1e-6 * t**2)), shortest=128)
+    assert bent.exponents["inference_time"]["Standard"]["exponent"] == pytest.approx(2)
+
+
+def test_crossovers_are_where_the_curves_cross():
+    analysis = analyze_results(made_up(Standard=lambda t: 1e-6 * t**2, Linear=lambda t: 2e-4 * t))
+    crossovers = analysis.crossovers["inference_time"]
+    assert crossovers["Linear"]["Standard"]["length"] == 200
+    low, high = crossovers["Linear"]["Standard"]["interval"]
+    assert 190 < low < 200 < high < 210
+    assert crossovers["Standard"]["Linear"]["length"] is None, "it is above at the longest"
+    assert "Linear" not in crossovers["Linear"]
+
+
+def test_rankings_tie_what_the_intervals_do_not_part():
+    times = {"a": lambda t: 2.0 * t, "b": lambda t: 1.0 * t, "c": lambda t: 2.01 * t, "d": lambda t: 9.0 * t}
+    ranking = analyze_results(made_up(**times)).rankings["inference_time"]
+    assert [row["model"] for row in ranking] == ["b", "a", "c", "d"]
+    assert [row["rank"] for row in ranking] == [[1, 1], [2, 3], [2, 3], [4, 4]]
+    assert {row["length"] for row in ranking} == {512}
+
+
+def test_more_accuracy_is_better_and_ranks_where_all_have_one():
+    results = {"seq_lengths": [8, 16], "models": ["a", "b"], "metrics": ["accuracy"], "units": {"accuracy": "share"}}
+    results |= {"disqualified": {}, "accuracy_task": None}
+    for name, first, second in (("a", 0.5, None), ("b", 0.9, 0.1)):
+        results[name] = {
+            "accuracy": [first, second],
+            "samples": {"accuracy": [None, None]},
+            "intervals": {"accuracy": [[first - 0.1, first + 0.1], second and [second, second]]},
+        }
+    analysis = analyze_results(results)
+    assert [(row["model"], row["rank"], row["length"]) for row in analysis.rankings["accuracy"]] == [
+        ("b", [1, 1], 8),
+        ("a", [2, 2], 8),
+    ]
+    assert "accuracy" not in analysis.exponents
+    assert str(analysis).splitlines()[1].split() == ["a", "0.5", "-", "2"]
+
+
+def test_the_table_is_aligned_and_says_it_all():
+    results = made_up(Standard=lambda t: 1e-6 * t**2, SlidingWindow=lambda t: 2e-4 * t)
+    results["disqualified"] = {"Old": ["suffix_0"]}
+    analysis = analyze_results(results)
+    table, note = str(analysis).split("\n\n")
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert " ".join(lines[0].split()) == "inference_time (s) 64 128 256 512 exponent below Standard from rank at 512"
+    assert lines[1].startswith("Standard ")
+    assert lines[1].endswith(" 2")
+    assert "1.00 [" in lines[2]
+    assert " 200 [" in lines[2]
+    assert note == "Old is disqualified: it fails suffix_0"
+    assert analysis["rankings"] is analysis.rankings
+
+
+# -- costs
+
+
+def test_results_are_lists_along_the_lengths_in_the_order_asked_for():
+    models = ("Linear", "BSBR", "sliding_window", "Standard")
+    metrics = [*comparison.COSTS]
+    results = compare_models((8, 13), models, metrics, model_options=OPTIONS, **SMALL)
+    assert results["seq_lengths"] == [8, 13]
+    assert tuple(results["models"]) == models
+    assert [key for key in results if key in models] == list(models)
+    assert results["units"] == {metric: cost.unit for metric, cost in comparison.COSTS.items()}
+    for name in models:
+        for metric in metrics:
+            values, samples = results[name][metric], results[name]["samples"][metric]
+            assert len(values) == 2
+            assert all(value > 0 for value in values)
+            assert [len(s) for s in samples] == [2 if metric.endswith("_time") else 1] * 2
+            assert values == [float(np.median(s)) for s in samples]
+            for value, (low, high) in zip(values, results[name]["intervals"][metric], strict=True):
+                assert low <= value <= high
+    model = model_class("BSBR")(16, 16, 1, 2, chunk_size=4)
+    assert results["settings"]["models"]["BSBR"]["attention"]["init_args"] == {"chunk_size": 4}
+    assert results["settings"]["models"]["sliding_window"]["attention"]["init_args"] == {"window_size": 16}, "reach"
+    assert results["BSBR"]["flops"] == [model.flops(t) - 2 * t * 16 * 16 for t in (8, 13)]
+    assert results["BSBR"]["state_size"] == [model.state_size(t) * 4 / 1e6 for t in (8, 13)]
+
+
+def test_results_go_through_json_unchanged():
+    results = compare_models((8, 16), ("BSBR", "Linear"), ("inference_time", "flops"), model_options=OPTIONS, **SMALL)
+    again = json.loads(json.dumps(results, allow_nan=False))
+    assert again == results
+    assert str(analyze_results(again)) == str(analyze_results(results))
+
+
+def test_scaling_analysis_counts_seconds_gigabytes_and_operations():
+    results = scaling_analysis((8, 16), ("Linear", "Standard"), model_options={"Linear": {"chunk_size": 4}}, **SMALL)
+    in_mb = compare_models((8, 16), ("Standard",), ("memory_usage", "flops"), **SMALL)["Standard"]
+    assert results["units"] == {"time": "s", "memory": "GB", "flops": "operations"}
+    assert results["Standard"]["memory"] == pytest.approx([value / 1e3 for value in in_mb["memory_usage"]])
+    assert results["Standard"]["flops"] == in_mb["flops"]
+    assert all(0 < seconds < 1 for name in ("Linear", "Standard") for seconds in results[name]["time"])
+    assert "time (s)" in str(analyze_results(results))
+
+
+def test_all_models_are_measured_together_at_each_length(monkeypatch):
+    calls, measure = [], comparison.measure_costs
+
+    def spy(models, length, *args):
+        calls.append((list(models), length))
+        return measure(models, length, *args)
+
+    monkeypatch.setattr(comparison, "measure_costs", spy)
+    scaling_analysis((8, 16), ("Standard", "BSBR"), ("time",), **SMALL)
+    assert calls == [(["Standard", "BSBR"], 8), (["Standard", "BSBR"], 16)]
+
+
+def test_a_length_without_memory_for_it_has_no_figures_and_the_others_go_on(monkeypatch):
+    measure = comparison.measure_costs
+
+    def scarce(models, length, *args):
+        if length == 16:
+            raise RuntimeError("out of memory")
+        return measure(models, length, *args)
+
+    monkeypatch.setattr(comparison, "measure_costs", scarce)
+    with pytest.warns(UserWarning, match="no costs at 16 tokens: out of memory"):
+        results = scaling_analysis((8, 16, 32), ("Standard",), ("time", "flops"), **SMALL)
+    for metric in ("time", "flops"):
+        assert [value is None for value in results["Standard"][metric]] == [False, True, False]
+    analysis = analyze_results(results)
+    assert analysis.exponents["flops"]["Standard"]["lengths"] == [8, 32]
+    assert "-" in str(analysis)
+
+
+# -- who may take part
+
+
+def test_a_model_that_sees_the_future_is_left_out(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "leaky", Leaky)
+    with pytest.warns(UserWarning, match="leaky is left out of the comparison: it fails suffix_0"):
+        results = scaling_analysis((8,), ("leaky", "Standard"), ("flops",), **SMALL)
+    assert results["models"] == ["Standard"]
+    assert "leaky" not in results
+    assert "suffix_1" in results["disqualified"]["leaky"]
+    assert "leaky is disqualified" in str(analyze_results(results))
+    with pytest.warns(UserWarning, match="leaky is left out"), pytest.raises(ValueError, match="none is left"):
+        scaling_analysis((8,), ("leaky",), ("flops",), **SMALL)
+
+
+def test_what_is_unknown_is_named_beside_what_is_known():
+    with pytest.raises(ValueError, match=r"'Mamba'; there are BSBR, Linear.*standard"):
+        compare_models((8,), ("BSBR", "Mamba"), **SMALL)
+    with pytest.raises(ValueError, match=r"metrics: 'speed' is unknown; there are inference_time.*accuracy"):
+        compare_models((8,), ("BSBR",), ("speed",), **SMALL)
+    with pytest.raises(ValueError, match="metrics: 'accuracy' is unknown; there are time, memory, flops"):
+        scaling_analysis((8,), ("BSBR",), ("accuracy",), **SMALL)
+    with pytest.raises(TypeError, match=r"no argument 'window'; it has .*chunk_size"):
+        compare_models((8,), ("BSBR",), model_options={"BSBR": {"window": 3}}, **SMALL)
+    with pytest.raises(ValueError, match="model_options: 'Linear' is unknown; there are BSBR"):
+        compare_models((8,), ("BSBR",), model_options={"Linear": {}}, **SMALL)
+    with pytest.raises(ValueError, match="checkpoints: 'Linear' is unknown"):
+        compare_models((8,), ("BSBR",), checkpoints={"Linear": "x.ckpt"}, **SMALL)
+
+
+def test_arguments_out_of_range_are_named():
+    for arguments, message in (
+        (((8, 8), ("BSBR",)), "seq_lengths must hold at least one, and each once"),
+        (((8,), ()), "models must hold at least one"),
+        (((0,), ("BSBR",)), "seq_lengths must be positive integers, got 0"),
+        (((8,), ("BSBR",), ()), "metrics must hold at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare_models(*arguments, **SMALL)
+
+
+# -- accuracy
+
+
+def compare_accuracy(cache, models=("BSBR", "Standard"), lengths=(16, 32), **arguments):
+    task = InductionData(**TASK)
+    return compare_models(
+        lengths, models, ("accuracy",), task=task, train_steps=3, cache_dir=cache, **SMALL | arguments
+    )
+
+
+def test_accuracy_is_that_of_the_trained_weights_and_training_happens_once(tmp_path, trainings):
+    first = compare_accuracy(tmp_path)
+    assert len(trainings) == 2
+    assert first["accuracy_task"]["steps"] == 3
+    assert first["accuracy_task"]["chance"] == 1 / 7
+    assert "InductionData(vocab_size=8, context_length=16" in first["accuracy_task"]["task"]
+    assert "guessing gives 0.143" in str(analyze_results(first))
+    again = compare_accuracy(tmp_path)
+    assert len(trainings) == 2, "the second call trains nothing"
+    for name, trained in zip(("BSBR", "Standard"), trainings, strict=True):
+        assert first[name] == again[name]
+        expected = [
+            recall_accuracy(trained.model.eval(), InductionData(**TASK | {"test_lengths": (t,)}))["accuracy"]
+            for t in (16, 32)
+        ]
+        assert first[name]["accuracy"] == expected
+        assert first[name]["accuracy_as_trained"] == expected[0]
+        assert all(
+            low <= a <= high for a, (low, high) in zip(expected, first[name]["intervals"]["accuracy"], strict=True)
+        )
+    assert [path.suffix for path in (tmp_path / "comparison").iterdir()] == [".ckpt"] * 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"hidden_dim": 8}, {"learning_rate": 1e-4}, {"model_options": {"BSBR": {"chunk_size": 4}}}]
+)
+def test_another_configuration_is_another_training(tmp_path, trainings, change):
+    compare_accuracy(tmp_path, ("BSBR",))
+    compare_accuracy(tmp_path, ("BSBR",), **change)
+    assert len(trainings) == 2
+
+
+def test_a_damaged_cache_is_trained_again(tmp_path, trainings):
+    first = compare_accuracy(tmp_path, ("BSBR",))
+    (file,) = (tmp_path / "comparison").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    assert compare_accuracy(tmp_path, ("BSBR",))["BSBR"] == first["BSBR"]
+    assert len(trainings) == 2
+
+
+def test_a_training_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def broken(self, path):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", broken)
+    with pytest.raises(OSError, match="no space left"):
+        compare_accuracy(tmp_path, ("BSBR",))
+    assert list((tmp_path / "comparison").iterdir()) == []
+
+
+def test_training_leaves_the_random_state_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    compare_accuracy(tmp_path, ("BSBR",))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_trained_model_that_leaks_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "leaky", Leaky)
+    with pytest.warns(UserWarning, match="leaky is left out"):
+        results = compare_accuracy(tmp_path, ("leaky", "BSBR"))
+    assert results["models"] == ["BSBR"]
+
+
+@pytest.fixture
+def mqar_checkpoint(tmp_path, make_trainer):
+    data = MQARData(64, train_segments=((16, 2, 64),), test_segments=((16, 2, 30),), batch_size=8)
+    trainer = make_trainer(max_steps=2, limit_val_batches=0)
+    trainer.fit(LanguageModule(StandardAttention, 64, hidden_dim=8, num_layers=1, num_heads=1), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    return tmp_path / "mine.ckpt"
+
+
+def test_a_checkpoint_is_measured_as_it_is_on_its_own_data(mqar_checkpoint, tmp_path, trainings):
+    lengths = (4, 16, 32, 64)
+    checkpoints = {"mine": mqar_checkpoint}
+    metrics = ("accuracy", "flops")
+    results = compare_models(lengths, ("mine",), metrics, checkpoints=checkpoints, cache_dir=tmp_path, **SMALL)
+    assert trainings == []
+    module = LanguageModule.load(mqar_checkpoint)
+    data = MQARData(64, train_segments=((16, 2, 64),), test_segments=((32, 2, 30),))
+    assert results["mine"]["accuracy"][2] == recall_accuracy(module.model, data)["accuracy"]
+    possible = [value is not None for value in results["mine"]["accuracy"]]
+    assert possible == [False, True, True, False], "4 tokens do not hold 2 pairs; 64 need more than 64 ids"
+    assert results["mine"]["flops"][1] == module.model.flops(16) - 2 * 16 * 64 * 8
+    assert results["accuracy_task"] is None
+    json.dumps(results, allow_nan=False)
+
+
+def test_a_checkpoint_of_text_is_tested_on_its_text(tmp_path, make_trainer, make_data, make_module, trainings):
+    trainer, module = make_trainer(max_steps=2, limit_val_batches=0), make_module("standard")
+    trainer.fit(module, datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "text.ckpt")
+    trainings.clear()
+    results = compare_models((16, 64), ("text",), ("accuracy",), checkpoints={"text": tmp_path / "text.ckpt"}, **SMALL)
+    assert trainings == []
+    model = LanguageModule.load(tmp_path / "text.ckpt").model
+    lengths = (16, 64, 32)
+    expected = [text_accuracy(model, make_data(eval_context_length=t), "test")["accuracy"] for t in lengths]
+    assert [*results["text"]["accuracy"], results["text"]["accuracy_as_trained"]] == expected
+
+
+def test_checkpoints_and_names_side_by_side(mqar_checkpoint, tmp_path, trainings):
+    results = compare_accuracy(tmp_path, ("BSBR", "mine"), (16,), checkpoints={"mine": mqar_checkpoint})
+    assert len(trainings) == 1
+    assert results["models"] == ["BSBR", "mine"]
+    assert all(0 <= results[name]["accuracy"][0] <= 1 for name in ("BSBR", "mine"))
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path / "x.ckpt").write_text("nothing")
+    with pytest.raises(ValueError, match=r"x\.ckpt"):
+        compare_models((8,), ("mine",), ("flops",), checkpoints={"mine": tmp_path / "x.ckpt"}, **SMALL)
+
+
+def test_a_short_training_learns_its_task(tmp_path):
+    """The default training in small: far above guessing, which random weights are not."""
+    task = MQARData(64, train_segments=((16, 2, 20_000),), test_segments=((16, 2, 500),), batch_size=64)
+    arguments = {"hidden_dim": 32, "num_layers": 2, "task": task, "cache_dir": tmp_path, "train_steps": 300}
+    results = compare_models((16,), ("DeltaNet",), ("accuracy",), **SMALL | arguments, learning_rate=1e-2)
+    assert results["accuracy_task"]["chance"] == 1 / 32
+    assert results["DeltaNet"]["accuracy"][0] > 0.5
+    assert math.isfinite(results["DeltaNet"]["accuracy"][0])

@@ -1,0 +1,188 @@
+"""ExperimentRunner: every cell once, resumed, timed, and none of them in the way of another."""
+
+import json
+
+import pytest
+import torch
+
+from bsbr_pl import BSBRModel, StandardTransformer
+from bsbr_pl.utils.research import ExperimentRunner
+
+SMALL = {"vocab_size": 11, "hidden_dim": 8, "num_layers": 1, "num_heads": 2}
+
+
+class Experiment(ExperimentRunner):
+    """Counts its calls; may be told to fail at a cell."""
+
+    calls: list
+    fails: tuple = ()
+    error: type[BaseException] = RuntimeError
+
+    def setup(self):
+        self.calls = []
+        self.models = {"bsbr": BSBRModel(**SMALL, chunk_size=4), "standard": StandardTransformer(**SMALL)}
+        self.seq_lengths = self.config.get("seq_lengths", [4, 9])
+        self.metrics = ["accuracy"]
+
+    def run_experiment(self, model, seq_length):
+        assert not model.training
+        name = type(model).__name__
+        self.calls.append((name, seq_length))
+        if (name, seq_length) in self.fails:
+            raise self.error("no luck")
+        outputs = model(torch.randint(0, 11, (1, seq_length)))
+        return {"accuracy": self.calculate_accuracy(outputs), "shape": list(outputs.shape), "drawn": torch.rand(())}
+
+    def calculate_accuracy(self, outputs):
+        return float((outputs.argmax(-1) == 0).float().mean())
+
+
+CELLS = [("BSBRModel", 4), ("BSBRModel", 9), ("StandardTransformer", 4), ("StandardTransformer", 9)]
+
+
+def test_records_are_flat_timed_and_in_order(tmp_path):
+    experiment = Experiment(tmp_path, rounds=3)
+    records = experiment.run()
+    assert [(r["model"], r["seq_length"]) for r in records] == [(m, t) for m in ("bsbr", "standard") for t in (4, 9)]
+    assert experiment.calls == [cell for cell in CELLS for _ in range(1 + 3)], "once to warm up, then three times"
+    for record in records:
+        assert 0 < record["seconds_low"] <= record["seconds"] <= record["seconds_high"]
+        assert record["shape"] == [1, record["seq_length"], 11]
+        assert isinstance(record["drawn"], float)
+    assert json.loads(json.dumps(records)) == records
+    assert experiment.analyze_results(records) is records
+
+
+def test_a_cell_that_is_done_is_not_run_again(tmp_path):
+    first = Experiment(tmp_path).run()
+    again = Experiment(tmp_path)
+    assert again.run() == first
+    assert again.calls == []
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_rest_is_as_if_uninterrupted(tmp_path):
+    whole = Experiment(tmp_path / "whole", rounds=0).run()
+    experiment = Experiment(tmp_path / "stopped", rounds=0)
+    experiment.fails, experiment.error = (CELLS[2],), KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run()
+    assert experiment.calls == CELLS[:3]
+    experiment.fails = ()
+    assert experiment.run() == whole
+    assert experiment.calls == CELLS[2:]
+
+
+def test_a_cell_that_fails_is_recorded_and_tried_again(tmp_path):
+    experiment = Experiment(tmp_path, rounds=0)
+    experiment.fails = (CELLS[1],)
+    records = experiment.run()
+    assert [record.get("error") for record in records] == [None, "RuntimeError: no luck", None, None]
+    assert len(experiment.calls) == 4
+    experiment.fails = ()
+    assert all("error" not in record for record in experiment.run())
+    assert experiment.calls == [CELLS[1]]
+
+
+def test_an_experiment_may_measure_what_it_calls_error(tmp_path):
+    class Errors(Experiment):
+        def run_experiment(self, model, seq_length):
+            self.calls.append(seq_length)
+            return {"accuracy": 1.0, "error": 0.0}
+
+    Errors(tmp_path, rounds=0).run()
+    again = Errors(tmp_path, rounds=0)
+    assert [record["error"] for record in again.run()] == [0.0] * 4
+    assert again.calls == []
+
+
+@pytest.mark.parametrize("change", [{"config": {"note": "another"}}, {"seed": 1}, {"rounds": 1}])
+def test_what_a_cell_depends_on_decides_whether_it_is_done(tmp_path, change):
+    Experiment(tmp_path, rounds=0).run()
+    other = Experiment(tmp_path, **{"rounds": 0} | change)
+    other.run()
+    assert set(other.calls) == set(CELLS)
+
+
+def test_other_weights_or_other_code_are_another_cell(tmp_path):
+    class Other(Experiment):
+        def setup(self):
+            super().setup()
+            with torch.no_grad():
+                self.models["bsbr"].embedding.weight.mul_(2)
+
+    class Same(Experiment):
+        pass
+
+    Other(tmp_path, rounds=0).run()
+    same = Same(tmp_path, rounds=0)
+    same.run()
+    assert set(same.calls) == set(CELLS), "its code is another"
+
+
+def test_more_lengths_run_only_what_is_new(tmp_path):
+    Experiment(tmp_path, rounds=0).run()
+    experiment = Experiment(tmp_path, rounds=0)
+    experiment.setup = lambda: (Experiment.setup(experiment), setattr(experiment, "seq_lengths", [4, 9, 5]))
+    assert len(experiment.run()) == 6
+    assert experiment.calls == [("BSBRModel", 5), ("StandardTransformer", 5)]
+
+
+def test_a_metric_that_is_promised_must_be_there(tmp_path):
+    class Forgetful(Experiment):
+        def run_experiment(self, model, seq_length):
+            return {"loss": 1.0}
+
+    record = Forgetful(tmp_path, rounds=0).run()[0]
+    assert record["error"] == "ValueError: run_experiment returned no accuracy (metrics), only loss"
+
+
+def test_cells_do_not_train_each_others_models(tmp_path):
+    class Training(Experiment):
+        def run_experiment(self, model, seq_length):
+            with torch.no_grad():
+                before = float(model.embedding.weight.abs().sum())
+                model.embedding.weight.zero_()
+            return {"accuracy": before}
+
+    assert all(record["accuracy"] > 0 for record in Training(tmp_path, rounds=0).run())
+
+
+def test_the_random_state_is_left_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    Experiment(tmp_path, rounds=1).run()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_models_by_name_are_built_from_the_config(tmp_path):
+    class Named(Experiment):
+        def setup(self):
+            self.models, self.seq_lengths, self.calls = ["BSBR", "gau"], [4], []
+
+    experiment = Named(tmp_path, config=SMALL, rounds=0)
+    assert [record["model"] for record in experiment.run()] == ["BSBR", "gau"]
+    assert experiment.calls == [("BSBRModel", 4), ("GAUTransformer", 4)]
+
+    class Unknown(Experiment):
+        def setup(self):
+            self.models, self.seq_lengths = ["Mamba"], [4]
+
+    with pytest.raises(ValueError, match="'Mamba'; there are BSBR, Linear"):
+        Unknown(tmp_path).run()
+
+
+def test_what_must_be_defined_says_so(tmp_path):
+    with pytest.raises(NotImplementedError, match="must define setup"):
+        ExperimentRunner(tmp_path).run()
+    with pytest.raises(NotImplementedError, match="calculate_accuracy"):
+        ExperimentRunner(tmp_path).calculate_accuracy(None)
+    with pytest.raises(ValueError, match="rounds must be 0"):
+        ExperimentRunner(tmp_path, rounds=-1)
+
+
+def test_a_damaged_file_is_named_and_kept(tmp_path):
+    (tmp_path / "records.json").write_text("{")
+    with pytest.raises(ValueError, match=r"records\.json holds no records"):
+        Experiment(tmp_path).run()
+    assert (tmp_path / "records.json").read_text() == "{"
