@@ -6,35 +6,29 @@ its certificate (it sees the future, or decodes what it was not trained to say) 
 """
 
 import copy
-import inspect
-import logging
-import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from lightning import Trainer
 from tqdm import tqdm
 
 from bsbr_pl.attention import Attention, BSBRAttention, GAUAttention, SlidingWindowAttention
 from bsbr_pl.data import InductionData, TextData, TokenData
-from bsbr_pl.data.base import digest
 from bsbr_pl.data.corpus import default_cache_dir
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
-from bsbr_pl.module import IGNORED, LanguageModule, describe
+from bsbr_pl.module import IGNORED, describe
 from bsbr_pl.utils.records import environment
 from bsbr_pl.utils.timing import bootstrap_interval
 
 from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
-from .checkpoints import Checkpoint, read
-from .scaling import PASSES, crossover, exponent, measure_costs
+from .checkpoints import Checkpoint
+from .scaling import PASSES, measure_costs
+from .training import open_checkpoint, train
 
 #: Which option bounds what an architecture attends to exactly.
 REACH: dict[type[Attention], str] = {
@@ -42,7 +36,6 @@ REACH: dict[type[Attention], str] = {
     GAUAttention: "chunk_size",
     SlidingWindowAttention: "window_size",
 }
-VERSION = 1  # changes whenever the same arguments would train other weights
 EVAL_TOKENS = 2**14  # in a batch of an evaluation, whatever the length
 
 
@@ -154,14 +147,14 @@ def compare_models(
     )
     _check_among("checkpoints", files, models)
     results = _empty(seq_lengths, models, metrics, COSTS, build, {"rounds": rounds, "seed": seed}, device)
-    trained = {name: _open(path) for name, path in files.items()}
+    trained = {name: open_checkpoint(path) for name, path in files.items()}
     if "accuracy" in metrics:
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
         results["accuracy_task"] = {"task": str(task), **training, "chance": _chance(task)} if build else None
         folder = Path(cache_dir or default_cache_dir()).expanduser() / "comparison"
         for name, arguments in tqdm(build.items(), "training", disable=None):
             path = train(arguments | {"learning_rate": learning_rate}, task, train_steps, seed, device, folder)
-            trained[name] = _open(path)
+            trained[name] = open_checkpoint(path)
     built = {name: _model(trained.get(name) or build[name], seed).to(device).eval() for name in models}
     _keep_certified(built, trained, results)
     _measure(built, COSTS, results, rounds, seed)
@@ -205,9 +198,6 @@ def scaling_analysis(
     _keep_certified(built, {}, results)
     _measure(built, SCALING, results, rounds, seed)
     return results
-
-
-# -- parts -------------------------------------------------------------------------------------------------------------
 
 
 def _check_among(argument: str, given: Collection[str], known: Collection[str]) -> None:
@@ -283,14 +273,6 @@ def _add(row: dict[str, Any], metric: str, value: float | None, interval: list[f
         into[metric].append(what)
 
 
-def _open(path: str | Path) -> Checkpoint:
-    with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
-        checkpoint = read(Path(path))
-    if checkpoint.module is None:
-        raise ValueError(f"{path}: {checkpoint.problem}")
-    return checkpoint
-
-
 def _model(source: Checkpoint | Mapping[str, Any], seed: int) -> LanguageModel:
     """The model of a checkpoint, or one with the random weights of a seed; the global random state is left alone."""
     if isinstance(source, Checkpoint):
@@ -348,74 +330,6 @@ def _measure(
                 _add(results[name], metric, median(samples), list(bootstrap_interval(samples)), samples)
 
 
-# -- accuracy ----------------------------------------------------------------------------------------------------------
-
-
-def train(
-    arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, folder: Path
-) -> Path:
-    """The checkpoint of `LanguageModule(**arguments)` trained on `task`: from `folder`, or trained now and kept there.
-
-    Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
-    """
-    described = {**arguments, "attention": describe(arguments["attention"])}
-    code = [_source(part) for part in (arguments["attention"].func, LanguageModel, LanguageModule)]
-    data = (str(task), task.fingerprint)
-    key = digest(VERSION, described, data, steps, seed, device.type, torch.__version__, code)
-    path = folder / f"{key}.ckpt"
-    with suppress(ValueError):
-        _open(path)
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{key}-{os.getpid()}.ckpt"
-    forked = [device] if device.type == "cuda" else []
-    with _quiet(), torch.random.fork_rng(forked):
-        torch.manual_seed(seed)
-        module = LanguageModule(**arguments)
-        trainer = Trainer(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
-            max_steps=steps,
-            max_epochs=-1,
-            gradient_clip_val=1.0,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule=task)
-        try:
-            trainer.save_checkpoint(aside)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    return path
-
-
-def _source(part: type) -> str:
-    try:
-        return inspect.getsource(part)
-    except (OSError, TypeError):  # typed in, rather than in a file
-        return part.__qualname__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's remarks on a training that is a detail here."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for message in (".*LeafSpec", "The '.*_dataloader' does not have many workers", "GPU available but not"):
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _chance(data: TokenData) -> float | None:
     """The accuracy of a blind guess among the answers that occur in a recall task; None for text."""
     if isinstance(data, TextData):
@@ -450,121 +364,3 @@ def _at_length(checkpoint: Checkpoint, length: int) -> dict[str, Any]:
     if checkpoint.data_class == "InductionData":
         return {**batch, "test_lengths": [length]}
     return {**batch, "context_length": length}
-
-
-# -- analysis ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What results say; `print` shows it as a table, `analysis["rankings"]` is `analysis.rankings`.
-
-    exponents: cost -> model -> {"exponent", "interval", "lengths"} of cost ~ length^exponent, see `scaling.exponent`.
-    crossovers: cost -> model -> other model -> {"length", "interval", "longest"}: from which length on the model costs
-        less than the other, see `scaling.crossover`.
-    rankings: metric -> models from best to worst at the longest length that all have a figure for: {"model", "length",
-        "value", "interval", "rank": [best, worst]}; a rank counts another model as better or worse where the 95 %
-        intervals do not overlap.
-    """
-
-    results: Mapping[str, Any]
-    exponents: dict[str, dict[str, Any]]
-    crossovers: dict[str, dict[str, dict[str, Any]]]
-    rankings: dict[str, list[dict[str, Any]]]
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    def __str__(self) -> str:
-        return "\n\n".join([*map(self._table, self.results["metrics"]), *self._notes()])
-
-    def _table(self, metric: str) -> str:
-        """One line a model: the figure at every length, and what follows from them."""
-        results, cost = self.results, metric in self.exponents
-        models, lengths, unit = results["models"], results["seq_lengths"], results["units"][metric]
-        other = "Standard" if "Standard" in models else models[0]
-        ranks = {row["model"]: row for row in self.rankings[metric]}
-        at = self.rankings[metric][0]["length"] if ranks else ""
-        head = [f"{metric} ({unit})", *map(str, lengths)]
-        rows = [[*head, *(("exponent", f"below {other} from") if cost else ()), f"rank at {at}"]]
-        for model in models:
-            row = [model, *(_number(value) for value in results[model][metric])]
-            if cost:
-                slope, passed = self.exponents[metric][model], self.crossovers[metric][model].get(other)
-                row.append(f"{slope['exponent']:.2f}{_span(slope['interval'], '.2f')}" if slope else "-")
-                row.append(_passed(passed) if passed else "-")
-            rows.append([*row, "-".join(map(str, dict.fromkeys(ranks[model]["rank"]))) if ranks else "-"])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-        return "\n".join("  ".join(line) for line in lines)
-
-    def _notes(self) -> Iterator[str]:
-        task = self.results.get("accuracy_task")
-        if task:
-            chance = "" if task["chance"] is None else f"; guessing gives {task['chance']:.3f}"
-            yield f"accuracy: trained for {task['steps']} steps on {task['task']}{chance}"
-        own = {model: self.results[model].get("accuracy_as_trained") for model in self.results["models"]}
-        if any(value is not None for value in own.values()):
-            yield "accuracy as trained: " + ", ".join(f"{model} {_number(value)}" for model, value in own.items())
-        for model, failed in self.results["disqualified"].items():
-            yield f"{model} is disqualified: it fails {', '.join(failed)}"
-
-
-def analyze_results(results: Mapping[str, Any], shortest: int = 0) -> Analysis:
-    """Exponents, crossovers and rankings, with 95 % intervals over the rounds that `results` keeps.
-
-    Args:
-        results: of `compare_models` or `scaling_analysis`; also after a way through JSON.
-        shortest: exponents leave shorter lengths out.
-    """
-    models, lengths = results["models"], results["seq_lengths"]
-    exponents, crossovers, rankings = {}, {}, {}
-    for metric in results["metrics"]:
-        samples = {m: {t: s for t, s in zip(lengths, results[m]["samples"][metric], strict=True) if s} for m in models}
-        if metric != "accuracy":
-            exponents[metric] = {m: exponent(samples[m], shortest) for m in models}
-            crossovers[metric] = {
-                m: {other: crossover(samples[m], samples[other]) for other in models if other != m} for m in models
-            }
-        rankings[metric] = _ranking(results, metric)
-    return Analysis(results, exponents, crossovers, rankings)
-
-
-def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
-    models, sign = results["models"], -1 if metric == "accuracy" else 1
-    full = [
-        (length, i)
-        for i, length in enumerate(results["seq_lengths"])
-        if all(results[model][metric][i] is not None for model in models)
-    ]
-    if not full:
-        return []
-    length, i = max(full)
-    rows = [
-        {"model": m, "length": length, "value": results[m][metric][i], "interval": results[m]["intervals"][metric][i]}
-        for m in models
-    ]
-    bounds = {row["model"]: sorted(sign * end for end in row["interval"]) for row in rows}
-    for row in rows:
-        low, high = bounds[row["model"]]
-        better = sum(other[1] < low for other in bounds.values())
-        worse = sum(other[0] > high for other in bounds.values())
-        row["rank"] = [1 + better, len(rows) - worse]
-    return sorted(rows, key=lambda row: sign * row["value"])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
-def _span(interval: Sequence[float | None] | None, form: str) -> str:
-    """An interval in brackets, nothing where it has no width."""
-    if interval is None or interval[0] == interval[1]:
-        return ""
-    return f" [{', '.join('never' if end is None else format(end, form) for end in interval)}]"
-
-
-def _passed(found: Mapping[str, Any]) -> str:
-    if found["length"] is None:
-        return f"not by {found['longest']}" + _span(found["interval"], "d")
-    return f"{found['length']}{_span(found['interval'], 'd')}"

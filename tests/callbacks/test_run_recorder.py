@@ -1,8 +1,6 @@
 """record.json holds what was logged, by whom ever, and what the run was; it is whole or not there."""
 
 import json
-import math
-import subprocess
 
 import pytest
 import torch

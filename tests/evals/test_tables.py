@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.evals.report import tables
 from bsbr_pl.evals.checkpoints import Checkpoint
 from bsbr_pl.evals.evaluation import VERSION, Evaluation, body
-from bsbr_pl.evals.results import Results
+from bsbr_pl.evals.report import tables
 from bsbr_pl.evals.report.findings import Findings, difference, front
 from bsbr_pl.evals.report.table import Column, Measured, Table, markdown
+from bsbr_pl.evals.results import Results
 from bsbr_pl.module import LanguageModule
 
 CPU = {"cpu": "a processor", "threads": 2, "device": "cpu", "torch": "2.13", "dtype": "float32"}
@@ -217,6 +217,18 @@ def test_a_tie_is_called_a_tie(tmp_path):
     bench.measured(worse, 1.5, noise=0.5, seed=2)
     assert [cell.note for cell in columns(verdict(bench))["bits per byte above the best"]] == ["best", "tied"]
     assert "tied with" in tables.summary(bench.findings.studies[0])
+
+
+def test_seeds_that_overlap_are_a_tie_whatever_the_documents_say(tmp_path):
+    def noted(apart: float) -> str:
+        runs = [checkpoint(name, seed) for name in ("standard", "linear") for seed in (0, 1)]
+        bench = Bench(tmp_path / str(apart), runs)
+        for one, bits in zip(runs, (1.5, 1.7, 1.5 + apart, 1.7 + apart), strict=True):
+            bench.measured(one, bits)
+        return columns(verdict(bench))["bits per byte above the best"][1].note
+
+    assert noted(0.1) == "tied"
+    assert noted(0.3) == ""
 
 
 def test_the_disqualified_are_last_named_and_not_ranked(tmp_path):

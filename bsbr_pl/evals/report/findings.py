@@ -180,9 +180,9 @@ class Findings:
 
     def source(self, rows: Sequence[Row]) -> str:
         """Where numbers are from, for a caption."""
-        places = sorted({self.environment(row) for row in rows}, key=_natural)
+        places = sorted({self.environment(row) for row in rows}, key=natural)
         commands = {self.commands[self.command(row)] for row in rows}
-        asked = ", ".join(sorted(commands, key=_natural))
+        asked = ", ".join(sorted(commands, key=natural))
         return f"Environment {', '.join(places)}; command{'s' * (len(commands) > 1)} {asked}." if rows else ""
 
     @cached_property
@@ -196,7 +196,7 @@ class Findings:
                 before = where.get(identity["length"])
                 if before is None or before["identity"].get("rounds", 0) < identity.get("rounds", 0):
                     where[identity["length"]] = row
-        return {place: dict(sorted(found[place].items())) for place in sorted(found, key=_natural)}
+        return {place: dict(sorted(found[place].items())) for place in sorted(found, key=natural)}
 
     @cached_property
     def studies(self) -> list[Study]:
@@ -266,7 +266,7 @@ def _numbered(letter: str, texts: Any) -> dict[str, str]:
     return {text: f"{letter}{i}" for i, text in enumerate(sorted(set(texts)), 1)}
 
 
-def _natural(name: str) -> tuple[int, str]:
+def natural(name: str) -> tuple[int, str]:
     return len(name), name
 
 
@@ -284,7 +284,7 @@ def finite(value: Any) -> float | None:
 
 def pooled(rows: Sequence[Row], name: str) -> Measured | None:
     """The mean over seeds with the least and the largest; of a single run, its value with its own interval."""
-    return _pooled([row["values"].get(name) for row in rows], [_interval(row["values"], name) for row in rows])
+    return pool([row["values"].get(name) for row in rows], [_interval(row["values"], name) for row in rows])
 
 
 def slices(rows: Sequence[Row], part: str, name: str, by: str = "slice") -> dict[Any, Measured]:
@@ -294,7 +294,7 @@ def slices(rows: Sequence[Row], part: str, name: str, by: str = "slice") -> dict
         for entry in row["values"].get(part) or []:
             found[entry[by]].append(entry)
     values = {
-        which: _pooled([entry.get(name) for entry in of], [entry.get("interval") for entry in of])
+        which: pool([entry.get(name) for entry in of], [entry.get("interval") for entry in of])
         for which, of in found.items()
         if len(of) == len(rows)
     }
@@ -305,7 +305,7 @@ def _interval(values: Mapping[str, Any], name: str) -> Any:
     return (values.get("interval") or {}).get(name)
 
 
-def _pooled(values: Sequence[Any], intervals: Sequence[Any]) -> Measured | None:
+def pool(values: Sequence[Any], intervals: Sequence[Any]) -> Measured | None:
     known = [number for value in values if (number := finite(value)) is not None]
     if not known or len(known) < len(values):
         return None
@@ -316,7 +316,10 @@ def _pooled(values: Sequence[Any], intervals: Sequence[Any]) -> Measured | None:
 
 
 def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
-    """Bits per byte more than others have, documents paired, seeds averaged; a tie where the interval holds 0."""
+    """Bits per byte more than others have, documents paired, seeds averaged.
+
+    A tie where the interval over documents holds 0, or where the seeds of the two overlap.
+    """
     nats, size = _blocks(rows)
     theirs, their_size = _blocks(others)
     if nats is None or theirs is None or not np.array_equal(size, their_size):
@@ -325,7 +328,9 @@ def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
     if not np.isfinite(more).all() or not bits.sum() > 0:
         return None
     low, high = ratio_interval(more, bits)
-    return Measured(float(more.sum() / bits.sum()), low, high, "tied" if low <= 0 <= high else "")
+    ours, other = ([sum(row["values"]["blocks"]["nats"]) for row in which] for which in (rows, others))
+    overlap = len(ours) + len(other) > 2 and min(ours) <= max(other) and min(other) <= max(ours)
+    return Measured(float(more.sum() / bits.sum()), low, high, "tied" if low <= 0 <= high or overlap else "")
 
 
 def _blocks(rows: Sequence[Row]) -> tuple[np.ndarray | None, np.ndarray]:
@@ -340,7 +345,7 @@ def cost(row: Row | None, name: str) -> Measured | None:
     """A time with its interval, or a plain number of a row of costs."""
     value = row["values"].get(name) if row else None
     if isinstance(value, Mapping):
-        return _pooled([value.get("seconds")], [value.get("interval")])
+        return pool([value.get("seconds")], [value.get("interval")])
     found = finite(value)
     return None if found is None else Measured(found)
 

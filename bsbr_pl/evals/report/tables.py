@@ -15,13 +15,13 @@ from .findings import (
     Member,
     Row,
     Study,
-    _natural,
-    _pooled,
     cost,
     difference,
     finite,
     front,
+    natural,
     nearest,
+    pool,
     pooled,
     samples,
     slices,
@@ -108,7 +108,8 @@ def verdict(study: Study, findings: Findings) -> Table | None:
     if len(among) > 1 and not study.recall:
         caption += (
             f"The distance to the best is paired by document{', seeds averaged' if seeds else ''}: where its interval "
-            "holds 0, the two are tied. Recall hits are tokens whose bigram occurred before in the context. "
+            f"holds 0{', or seeds of the two overlap' if seeds else ''}, the two are tied. Recall hits are tokens "
+            "whose bigram occurred before in the context. "
         )
     if on_front:
         caption += "Pareto front: no other is better and as quick to train, or as good and quicker. "
@@ -225,33 +226,45 @@ def problems(findings: Findings) -> Table | None:
 
 
 def certificates(findings: Findings, place: str) -> Table | None:
-    """Every check of every checkpoint in one environment."""
+    """What each checkpoint was certified by in one environment; of the suffix checks, the largest."""
     found = {
         row["identity"]["checkpoint"]: row
         for row in findings.rows
         if row["identity"]["kind"] == "certificate" and findings.environment(row) == place
     }
-    checks = [
-        (checkpoint, check)
-        for checkpoint in findings.checkpoints
-        if checkpoint.digest in found
-        for check in found[checkpoint.digest]["values"]["checks"]
-    ]
+    certified = [checkpoint for checkpoint in findings.checkpoints if checkpoint.digest in found]
+
+    def checks(one: Checkpoint, kind: str) -> list[dict[str, Any]]:
+        every = found[one.digest]["values"]["checks"]
+        return [check for check in every if check["name"] == kind or check["name"].startswith(f"{kind}_")]
+
+    def worst(kind: str) -> Callable[[Checkpoint], Cell]:
+        def cell(one: Checkpoint) -> Cell:
+            numbers = [finite(check["measured"]) for check in checks(one, kind)]
+            known = [number for number in numbers if number is not None]
+            return max(known, default=None) if len(known) == len(numbers) else "not finite"
+
+        return cell
+
+    kinds = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
+    limits = {kind: check["limit"] for one in certified for kind in kinds for check in checks(one, kind)}
     columns: Columns = [
-        (ARCHITECTURE, lambda one: findings.labels[one[0].digest]),
-        (Column("checkpoint"), lambda one: one[0].name),
-        (Column("check"), lambda one: one[1]["name"]),
-        (Column("measured"), lambda one: "not finite" if finite(one[1]["measured"]) is None else one[1]["measured"]),
-        (Column("limit"), lambda one: one[1]["limit"]),
-        (Column("outcome"), lambda one: "passed" if one[1]["passed"] else "failed"),
+        (ARCHITECTURE, lambda one: findings.labels[one.digest]),
+        (Column("checkpoint"), lambda one: one.name),
+        (
+            Column("outcome"),
+            lambda one: "passed" if found[one.digest]["values"]["passed"] else f"failed: {failed(found[one.digest])}",
+        ),
+        *((Column(f"{kind} (at most {limit:g})"), worst(kind)) for kind, limit in limits.items()),
     ]
     caption = (
-        "What is measured must not exceed the limit. suffix_K: change of logits 0 to K when all later tokens are "
-        "others. future_gradient: gradient to later tokens. random_tokens: standard errors by which the loss on random "
-        "tokens lies below chance. decode_step, decode_prefill: decoded logits against those of all tokens at once. "
+        "suffix: the largest change of logits up to a token when all later tokens are others, for tokens around the "
+        "edges of chunks and windows. future_gradient: gradient to later tokens. random_tokens: standard errors by "
+        "which the loss on random tokens lies below chance. decode_step, decode_prefill: decoded logits against those "
+        "of all tokens at once. Each check by itself is in results.jsonl. "
     )
     caption += findings.source(list(found.values()))
-    return tabulate(f"certificates_{place}", f"Certificates in {place}", caption, checks, columns)
+    return tabulate(f"certificates_{place}", f"Certificates in {place}", caption, certified, columns)
 
 
 def accuracy(study: Study, findings: Findings) -> Table | None:
@@ -356,7 +369,7 @@ def recall(study: Study, findings: Findings) -> Table | None:
         (Column("seed"), lambda one: one[1].checkpoint.seed),
         (Column("slice"), lambda one: one[2]["slice"]),
         (Column("length", "tokens"), lambda one: one[2].get("length")),
-        (Column("accuracy", "%"), lambda one: _pooled([one[2].get("accuracy")], [one[2].get("interval")])),
+        (Column("accuracy", "%"), lambda one: pool([one[2].get("accuracy")], [one[2].get("interval")])),
     ]
     caption = "Share of questions answered right, with 95 % bootstrap intervals over samples. "
     title = f"Recall by slice: {study.title}"
@@ -506,7 +519,7 @@ def commands(findings: Findings) -> Table | None:
     columns: Columns = [
         (Column("id"), lambda one: findings.commands[one[0]]),
         (Column("command"), lambda one: one[0]),
-        (Column("environment"), lambda one: ", ".join(sorted({findings.environment(r) for r in one[1]}, key=_natural))),
+        (Column("environment"), lambda one: ", ".join(sorted({findings.environment(r) for r in one[1]}, key=natural))),
         (Column("rows"), lambda one: len(one[1])),
     ]
     caption = "What was run for the numbers in this report, and how many rows of results.jsonl it made of them."

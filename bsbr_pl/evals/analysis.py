@@ -1,0 +1,122 @@
+"""What a comparison says: growth exponents, crossover lengths and rankings, with intervals, and as a table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .scaling import crossover, exponent
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What results say; `print` shows it as a table, `analysis["rankings"]` is `analysis.rankings`.
+
+    exponents: cost -> model -> {"exponent", "interval", "lengths"} of cost ~ length^exponent, see `scaling.exponent`.
+    crossovers: cost -> model -> other model -> {"length", "interval", "longest"}: from which length on the model costs
+        less than the other, see `scaling.crossover`.
+    rankings: metric -> models from best to worst at the longest length that all have a figure for: {"model", "length",
+        "value", "interval", "rank": [best, worst]}; a rank counts another model as better or worse where the 95 %
+        intervals do not overlap.
+    """
+
+    results: Mapping[str, Any]
+    exponents: dict[str, dict[str, Any]]
+    crossovers: dict[str, dict[str, dict[str, Any]]]
+    rankings: dict[str, list[dict[str, Any]]]
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __str__(self) -> str:
+        return "\n\n".join([*map(self._table, self.results["metrics"]), *self._notes()])
+
+    def _table(self, metric: str) -> str:
+        """One line a model: the figure at every length, and what follows from them."""
+        results, cost = self.results, metric in self.exponents
+        models, lengths, unit = results["models"], results["seq_lengths"], results["units"][metric]
+        other = "Standard" if "Standard" in models else models[0]
+        ranks = {row["model"]: row for row in self.rankings[metric]}
+        at = self.rankings[metric][0]["length"] if ranks else ""
+        head = [f"{metric} ({unit})", *map(str, lengths)]
+        rows = [[*head, *(("exponent", f"below {other} from") if cost else ()), f"rank at {at}"]]
+        for model in models:
+            row = [model, *(_number(value) for value in results[model][metric])]
+            if cost:
+                slope, passed = self.exponents[metric][model], self.crossovers[metric][model].get(other)
+                row.append(f"{slope['exponent']:.2f}{_span(slope['interval'], '.2f')}" if slope else "-")
+                row.append(_passed(passed) if passed else "-")
+            rows.append([*row, "-".join(map(str, dict.fromkeys(ranks[model]["rank"]))) if ranks else "-"])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+        return "\n".join("  ".join(line) for line in lines)
+
+    def _notes(self) -> Iterator[str]:
+        task = self.results.get("accuracy_task")
+        if task:
+            chance = "" if task["chance"] is None else f"; guessing gives {task['chance']:.3f}"
+            yield f"accuracy: trained for {task['steps']} steps on {task['task']}{chance}"
+        own = {model: self.results[model].get("accuracy_as_trained") for model in self.results["models"]}
+        if any(value is not None for value in own.values()):
+            yield "accuracy as trained: " + ", ".join(f"{model} {_number(value)}" for model, value in own.items())
+        for model, failed in self.results["disqualified"].items():
+            yield f"{model} is disqualified: it fails {', '.join(failed)}"
+
+
+def analyze_results(results: Mapping[str, Any], shortest: int = 0) -> Analysis:
+    """Exponents, crossovers and rankings, with 95 % intervals over the rounds that `results` keeps.
+
+    Args:
+        results: of `compare_models` or `scaling_analysis`; also after a way through JSON.
+        shortest: exponents leave shorter lengths out.
+    """
+    models, lengths = results["models"], results["seq_lengths"]
+    exponents, crossovers, rankings = {}, {}, {}
+    for metric in results["metrics"]:
+        samples = {m: {t: s for t, s in zip(lengths, results[m]["samples"][metric], strict=True) if s} for m in models}
+        if metric != "accuracy":
+            exponents[metric] = {m: exponent(samples[m], shortest) for m in models}
+            crossovers[metric] = {
+                m: {other: crossover(samples[m], samples[other]) for other in models if other != m} for m in models
+            }
+        rankings[metric] = _ranking(results, metric)
+    return Analysis(results, exponents, crossovers, rankings)
+
+
+def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
+    models, sign = results["models"], -1 if metric == "accuracy" else 1
+    full = [
+        (length, i)
+        for i, length in enumerate(results["seq_lengths"])
+        if all(results[model][metric][i] is not None for model in models)
+    ]
+    if not full:
+        return []
+    length, i = max(full)
+    rows = [
+        {"model": m, "length": length, "value": results[m][metric][i], "interval": results[m]["intervals"][metric][i]}
+        for m in models
+    ]
+    bounds = {row["model"]: sorted(sign * end for end in row["interval"]) for row in rows}
+    for row in rows:
+        low, high = bounds[row["model"]]
+        better = sum(other[1] < low for other in bounds.values())
+        worse = sum(other[0] > high for other in bounds.values())
+        row["rank"] = [1 + better, len(rows) - worse]
+    return sorted(rows, key=lambda row: sign * row["value"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _span(interval: Sequence[float | None] | None, form: str) -> str:
+    """An interval in brackets, nothing where it has no width."""
+    if interval is None or interval[0] == interval[1]:
+        return ""
+    return f" [{', '.join('never' if end is None else format(end, form) for end in interval)}]"
+
+
+def _passed(found: Mapping[str, Any]) -> str:
+    if found["length"] is None:
+        return f"not by {found['longest']}" + _span(found["interval"], "d")
+    return f"{found['length']}{_span(found['interval'], 'd')}"

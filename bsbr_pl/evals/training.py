@@ -1,0 +1,100 @@
+"""Short trainings for a comparison, done once and kept."""
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from bsbr_pl.data import TokenData
+from bsbr_pl.data.base import digest
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.module import LanguageModule, describe
+
+from .checkpoints import Checkpoint, read
+
+VERSION = 1  # changes whenever the same arguments would train other weights
+
+
+def train(
+    arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, folder: Path
+) -> Path:
+    """The checkpoint of `LanguageModule(**arguments)` trained on `task`: from `folder`, or trained now and kept there.
+
+    Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
+    """
+    described = {**arguments, "attention": describe(arguments["attention"])}
+    code = [_source(part) for part in (arguments["attention"].func, LanguageModel, LanguageModule)]
+    data = (str(task), task.fingerprint)
+    key = digest(VERSION, described, data, steps, seed, device.type, torch.__version__, code)
+    path = folder / f"{key}.ckpt"
+    with suppress(ValueError):
+        open_checkpoint(path)
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{key}-{os.getpid()}.ckpt"
+    forked = [device] if device.type == "cuda" else []
+    with _quiet(), torch.random.fork_rng(forked):
+        torch.manual_seed(seed)
+        module = LanguageModule(**arguments)
+        trainer = Trainer(
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            max_steps=steps,
+            max_epochs=-1,
+            gradient_clip_val=1.0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=task)
+        try:
+            trainer.save_checkpoint(aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    return path
+
+
+def _source(part: type) -> str:
+    try:
+        return inspect.getsource(part)
+    except (OSError, TypeError):  # typed in, rather than in a file
+        return part.__qualname__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks on a training that is a detail here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in (".*LeafSpec", "The '.*_dataloader' does not have many workers", "GPU available but not"):
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint that has a module; the global random state is left alone.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
+        checkpoint = read(Path(path))
+    if checkpoint.module is None:
+        raise ValueError(f"{path}: {checkpoint.problem}")
+    return checkpoint
