@@ -40,7 +40,8 @@ def bare_loop(cli: CLI) -> float:
     module.trainer = trainer  # configure_optimizers asks for the number of steps; nothing else is used
     configured = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    model, parameters = module.model.to(trainer.strategy.root_device).train(), list(module.parameters())
+    model = module.model.to(trainer.strategy.root_device).train()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]  # in the order that fit sums norms in
     device = trainer.strategy.root_device
     steps, loss = 0, float("nan")
     training, validation = data.train_dataloader(), data.val_dataloader()

@@ -30,7 +30,8 @@ def main(
             plt.ylim(0, 1.05)
         plt.xlabel("sequence length (tokens)")
         plt.ylabel(f"{metric} ({results['units'][metric]})")
-    plt.legend()
+        if i == 1:
+            plt.legend()
     plt.tight_layout()
     plt.savefig(folder / "compare.png", dpi=100)
     plt.close()
