@@ -92,7 +92,7 @@ class LanguageModule(LightningModule):
 
     def __init__(
         self,
-        attention: list[Callable[[int, int], Attention]] | Callable[[int, int], Attention],
+        attention: tuple[Callable[[int, int], Attention], ...] | Callable[[int, int], Attention],
         vocab_size: int,
         hidden_dim: int = 256,
         num_layers: int = 4,
@@ -111,7 +111,7 @@ class LanguageModule(LightningModule):
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}")
-        described = [describe(a) for a in attention] if isinstance(attention, list) else describe(attention)
+        described = [describe(a) for a in attention] if isinstance(attention, list | tuple) else describe(attention)
         arguments = {name: value for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
         factories = [build(d) for d in described] if isinstance(described, list) else build(described)
