@@ -30,6 +30,15 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.double().view_as(targets)
 
 
+def token_figures(nats: Tensor, tokens: Tensor, correct: Tensor, num_bytes: Tensor) -> dict[str, Tensor]:
+    """What sums over counted tokens come to; see `TokenMetrics`."""
+    loss = nats / tokens
+    figures = {"loss": loss, "perplexity": loss.exp(), "accuracy": correct / tokens}
+    if num_bytes > 0:
+        figures["bits_per_byte"] = nats / math.log(2) / num_bytes
+    return figures
+
+
 class TokenMetrics(Metric):
     """Sums over counted tokens, from which every validation figure follows; exact whatever the batches or processes.
 
@@ -57,11 +66,7 @@ class TokenMetrics(Metric):
             self.bytes += num_bytes.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        loss = self.nats / self.tokens
-        figures = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.correct / self.tokens}
-        if self.bytes > 0:
-            figures["bits_per_byte"] = self.nats / math.log(2) / self.bytes
-        return figures
+        return token_figures(self.nats, self.tokens, self.correct, self.bytes)
 
 
 class LanguageModule(LightningModule):

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,23 +12,20 @@ from torch import Tensor
 
 from bsbr_pl.data import TextData, TokenData, associative_recall_hits
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.module import IGNORED, TokenMetrics, token_nats
+from bsbr_pl.module import IGNORED, TokenMetrics, token_figures, token_nats
 from bsbr_pl.utils.timing import bootstrap_interval
 
 MAX_BLOCKS = 1000  # units that intervals are drawn over; more documents are joined with their neighbours
 HIT_DISTANCES = (1, 8, 32, 128, 512)  # tokens; the last class has no end
 
 
-def text_accuracy(
-    model: LanguageModel, data: TextData, split: str = "val", on_batch: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
+def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> dict[str, Any]:
     """Predict every token of a split once, in windows of `data.eval_context_length`.
 
     Args:
         model: in evaluation mode, on any device.
         data: with `prepare_data` done.
         split: `train`, `val` or `test`.
-        on_batch: called after every batch.
 
     Returns:
         loss (nats a token), perplexity, accuracy, bits_per_byte; tokens, bytes, documents;
@@ -46,11 +43,9 @@ def text_accuracy(
     positions = _Slices(_doublings(length))
     hits = _Slices([("rest", 0, 1), ("hits", 1, None), *_distances()])
     device = next(model.parameters()).device
-    metrics = TokenMetrics().to(device)
     size = torch.as_tensor(data.tokenizer.token_bytes).to(device)
-    for batch, logits in _predictions(model, data, split, on_batch):
+    for batch, logits in _predictions(model, data, split):
         targets, counted = batch["targets"], batch["targets"] != IGNORED
-        metrics.update(logits, targets, batch["num_bytes"])
         nats, right = token_nats(logits, targets), logits.argmax(-1) == targets
         position = torch.arange(targets.shape[1], device=device).expand_as(targets)
         place = batch["index"][:, None] + 1 + position  # in the stream, of the target
@@ -61,10 +56,10 @@ def text_accuracy(
         positions.add(position[counted], nats[counted], right[counted])
         distance = associative_recall_hits(batch["input_ids"], targets)
         hits.add(distance[counted], nats[counted], right[counted])
-    figures = {name: float(value) for name, value in metrics.compute().items()}
+    figures = token_figures(*torch.from_numpy(sums.sum(0)))
     ratios = {"loss": (0, 1, 1.0), "accuracy": (2, 1, 1.0), "bits_per_byte": (0, 3, math.log(2))}
     return {
-        **figures,
+        **{name: float(value) for name, value in figures.items()},
         "tokens": int(sums[:, 1].sum()),
         "bytes": int(sums[:, 3].sum()),
         "documents": len(offsets) - 1,
@@ -77,9 +72,7 @@ def text_accuracy(
     }
 
 
-def recall_accuracy(
-    model: LanguageModel, data: TokenData, split: str = "test", on_batch: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
+def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
     """The share of questions of a recall task that are answered right.
 
     Returns:
@@ -89,7 +82,7 @@ def recall_accuracy(
     metrics = TokenMetrics().to(next(model.parameters()).device)
     by_slice: dict[int, list[np.ndarray]] = defaultdict(list)
     lengths: dict[int, int] = {}
-    for batch, logits in _predictions(model, data, split, on_batch):
+    for batch, logits in _predictions(model, data, split):
         targets, counted = batch["targets"], batch["targets"] != IGNORED
         metrics.update(logits, targets)
         right = ((logits.argmax(-1) == targets) & counted).sum(1) / counted.sum(1)
@@ -127,15 +120,12 @@ def ratio_interval(above: np.ndarray, below: np.ndarray) -> list[float]:
 
 
 @torch.no_grad()
-def _predictions(
-    model: LanguageModel, data: TokenData, split: str, on_batch: Callable[[], object]
-) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def _predictions(model: LanguageModel, data: TokenData, split: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Every batch of a split with its logits, on the model's device."""
     device = next(model.parameters()).device
     for loaded in data.loader(split):
         batch = {name: tensor.to(device) for name, tensor in loaded.items()}
         yield batch, model(batch["input_ids"])
-        on_batch()
 
 
 class _Slices:

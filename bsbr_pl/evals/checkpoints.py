@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import inspect
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,11 @@ import bsbr_pl.data
 from bsbr_pl.attention import ARCHITECTURES, Attention
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule, build
+from bsbr_pl.utils.records import one_line
 
-_LOADING = ("batch_size", "eval_batch_size", "num_workers", "cache_dir")  # of data: not what is learnt, but how
+#: What a model's size is, of the arguments of `LanguageModel`.
+SIZES = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
+_UNCHOSEN = ("seed", "eval_batch_size", "num_workers", "cache_dir")  # of data: what does not make another configuration
 _KEYS: dict[type[Attention], str] = {cls: key for key, cls in ARCHITECTURES.items()}
 
 
@@ -43,7 +47,7 @@ class Checkpoint:
         flat = {"data": self.data_class, "checkpoint": Path(self.name).stem}
         for part, values in (
             ("model", dict(self.module.hparams)),
-            ("data", {k: v for k, v in self.data_arguments.items() if k != "seed" and k not in _LOADING[1:]}),
+            ("data", {k: v for k, v in self.data_arguments.items() if k not in _UNCHOSEN}),
             ("training", self.record.get("training", {})),
         ):
             flat |= {f"{part}.{key}": value for key, value in values.items() if key[0] != "_"}
@@ -104,7 +108,7 @@ def read(path: Path) -> Checkpoint:
             data_fingerprint=saved[data_class].get("fingerprint") if data_class else None,
         )
     except Exception as error:  # hostile files can fail anywhere
-        return Checkpoint(name=name, problem=" ".join(str(error).split())[:400])
+        return Checkpoint(name=name, problem=one_line(error))
 
 
 def read_all(paths: Iterable[str | Path]) -> list[Checkpoint]:
@@ -145,6 +149,11 @@ def architecture(checkpoint: Checkpoint) -> str:
         options = ", ".join(f"{key}={value}" for key, value in chosen.items())
         names.append(_KEYS.get(cls, cls.__name__) + (f"({options})" if options else ""))
     return " + ".join(dict.fromkeys(names))
+
+
+def kind(label: str) -> str:
+    """The architecture's key of a label, without options: `bsbr` of `bsbr(chunk_size=64) [hidden_dim=128]`."""
+    return re.split(r"[( \[]", label)[0]
 
 
 def _record(kept: dict[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from bsbr_pl.data.corpus import default_cache_dir
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
 from bsbr_pl.module import IGNORED, describe
-from bsbr_pl.utils.records import environment
+from bsbr_pl.utils.records import environment, one_line
 from bsbr_pl.utils.timing import bootstrap_interval
 
 from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
-from .checkpoints import Checkpoint
+from .checkpoints import SIZES, Checkpoint
 from .scaling import PASSES, measure_costs
 from .training import open_checkpoint, train
 
@@ -212,7 +212,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _sizes(*values: int | None) -> dict[str, int | None]:
-    return dict(zip(("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim"), values, strict=True))
+    return dict(zip(SIZES, values, strict=True))
 
 
 def _builders(
@@ -319,7 +319,7 @@ def _measure(
         try:
             found = measure_costs(models, length, rounds, [one for one in PASSES if one in keys], memory, seed)
         except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
-            warnings.warn(f"no costs at {length} tokens: {' '.join(str(error).split())[:300]}", stacklevel=3)
+            warnings.warn(f"no costs at {length} tokens: {one_line(error, 300)}", stacklevel=3)
             found = {}
         for name in models:
             for metric, (_, key, divisor) in wanted.items():

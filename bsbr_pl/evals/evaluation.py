@@ -1,13 +1,13 @@
 """From checkpoints to results: certify each, then measure its accuracy, and the costs of all side by side."""
 
 import copy
-import platform
 import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from bsbr_pl.data import TextData
-from bsbr_pl.utils.records import environment, git_commit
+from bsbr_pl.utils.records import environment, git_commit, one_line
 
 from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
-from .checkpoints import Checkpoint, labels
+from .checkpoints import SIZES, Checkpoint, labels
 from .results import Results
 from .scaling import measure_costs
 
@@ -61,10 +61,9 @@ class Evaluation:
         wanted = ("cpu", "threads", "device", "gpu", "cuda")
         self.environment = {
             **{name: facts[name] for name in wanted if name in facts},
-            **{name: facts["versions"][name] for name in ("torch", "bsbr_pl")},
+            **{name: facts["versions"][name] for name in ("torch", "bsbr_pl", "python")},
             "dtype": self.dtype,
             "commit": git_commit(),
-            "python": platform.python_version(),
         }
         self.problems |= {c.name: c.problem for c in self.checkpoints if c.problem}
         self._labels = labels(self.checkpoints)
@@ -97,24 +96,18 @@ class Evaluation:
             identity = self.identity(checkpoint, "recall", split=self.split, data=data.fingerprint)
             self._once(identity, checkpoint, lambda: recall_accuracy(self._module(checkpoint), data, self.split))
             return
-        trained = data.context_length
         for multiple in self.multiples:
-            length = multiple * trained
             # As many tokens in a batch whatever the length, and in training's own length exactly its batches.
-            own = multiple == 1
-            batch = data.eval_batch_size if own else max(1, data.batch_size * trained // length)
-            longer = checkpoint.open_data(
-                eval_batch_size=batch, eval_context_length=data.eval_context_length if own else length
-            )
-            assert isinstance(longer, TextData)
-            identity = self.identity(
-                checkpoint, "text", split=self.split, data=data.fingerprint, length=longer.eval_context_length
-            )
-            self._once(
-                identity,
-                checkpoint,
-                lambda longer=longer: text_accuracy(self._module(checkpoint), longer, self.split),  # type: ignore[misc]
-            )
+            length, batch = data.eval_context_length, data.eval_batch_size
+            if multiple > 1:
+                length, batch = multiple * data.context_length, max(1, data.batch_size // multiple)
+            identity = self.identity(checkpoint, "text", split=self.split, data=data.fingerprint, length=length)
+            self._once(identity, checkpoint, partial(self._text_accuracy, checkpoint, length, batch))
+
+    def _text_accuracy(self, checkpoint: Checkpoint, length: int, batch_size: int) -> dict[str, Any]:
+        data = checkpoint.open_data(eval_batch_size=batch_size, eval_context_length=length)
+        assert isinstance(data, TextData)
+        return text_accuracy(self._module(checkpoint), data, self.split)
 
     def _costs(self, representatives: dict[str, Checkpoint], length: int) -> None:
         """The costs of one checkpoint of every configuration, in the same rounds."""
@@ -126,7 +119,7 @@ class Evaluation:
             found = measure_costs(models, length, self.rounds) if models else {}
         except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
             for name in names.values():
-                self.problems[name] = f"costs at {length} tokens: {' '.join(str(error).split())[:300]}"
+                self.problems[name] = f"costs at {length} tokens: {one_line(error, 300)}"
             return
         for key, values in found.items():
             about = self._about(representatives[key]) | {"timed_with": sorted(names.values())}
@@ -177,15 +170,14 @@ class Evaluation:
         try:
             yield
         except Exception as error:
-            self.problems[checkpoint.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            self.problems[checkpoint.name] = f"{type(error).__name__}: {one_line(error)}"
 
 
 def body(checkpoint: Checkpoint) -> str:
     """What decides a model's costs: its architecture and sizes, but neither its weights nor how they were trained."""
     assert checkpoint.module is not None
     hparams = checkpoint.module.hparams
-    sizes = ("attention", "vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
-    return repr({name: hparams[name] for name in sizes})
+    return repr({name: hparams[name] for name in ("attention", *SIZES)})
 
 
 def this_command() -> str:

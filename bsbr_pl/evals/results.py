@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bsbr_pl.utils.records import finite
+from bsbr_pl.utils.records import finite, write_whole
 
 
 class Results:
@@ -54,9 +54,7 @@ class Results:
 
     def _rewrite(self) -> None:
         """Without the damaged lines, so that the next one does not continue half a line."""
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in self._rows.values()), encoding="utf-8")
-        aside.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self._rows.values()).encode())
 
 
 def key_of(identity: Mapping[str, Any]) -> str:

@@ -63,11 +63,21 @@ def git_commit() -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one. Numbers that are not finite become null."""
+    """`write_whole` of a value as JSON; numbers that are not finite become null."""
+    write_whole(path, json.dumps(finite(value), default=str, allow_nan=False).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(finite(value), default=str, allow_nan=False), encoding="utf-8")
+    aside.write_bytes(content)
     aside.replace(path)
+
+
+def one_line(error: Exception, longest: int = 400) -> str:
+    """An error's message on one line, cut at `longest` characters."""
+    return " ".join(str(error).split())[:longest]
 
 
 def finite(value: Any) -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from bsbr_pl.utils.records import write_whole
+
 from ..evaluation import Evaluation
 from . import figures, tables
 from .figures import Plot
@@ -61,26 +63,17 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
         the path of report.html.
     """
     sections = contents(Findings(evaluation))
-    for name in ("tables", "plots"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
     pictures: dict[str, bytes] = {}
     for part in (part for section in sections for part in section.parts):
         if isinstance(part, Table):
-            _write(folder / "tables" / f"{part.name}.csv", part.to_csv().encode())
+            write_whole(folder / "tables" / f"{part.name}.csv", part.to_csv().encode())
         elif isinstance(part, Plot):
             for kind in ("png", "svg"):
                 pictures[f"{part.name}.{kind}"] = part.image(kind)
-                _write(folder / "plots" / f"{part.name}.{kind}", pictures[f"{part.name}.{kind}"])
-    _write(folder / "report.md", as_markdown(sections).encode())
-    _write(folder / "report.html", as_html(sections, pictures).encode())
+                write_whole(folder / "plots" / f"{part.name}.{kind}", pictures[f"{part.name}.{kind}"])
+    write_whole(folder / "report.md", as_markdown(sections).encode())
+    write_whole(folder / "report.html", as_html(sections, pictures).encode())
     return folder / "report.html"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Aside, then renamed: a reader sees the old file or the new one."""
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_bytes(content)
-    aside.replace(path)
 
 
 def contents(findings: Findings) -> list[Section]:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from bsbr_pl.utils.records import one_line
 from bsbr_pl.utils.visualization import attention_inputs, draw_maps
 
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, kind
 from .findings import (
     MALFORMED,
     Findings,
@@ -94,7 +94,7 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     seen: dict[str, int] = {}
     found = {}
     for name in sorted(set(names)):
-        architecture = re.split(r"[( \[]", name)[0]
+        architecture = kind(name)
         number = seen[architecture] = seen.get(architecture, -1) + 1
         color, marker = STYLES.get(architecture) or OTHERS[zlib.crc32(architecture.encode()) % len(OTHERS)]
         paler = 1 - 0.7 ** (number // 4)
@@ -398,7 +398,7 @@ def attention_maps(findings: Findings) -> tuple[list[Plot], list[str]]:
         try:
             plots.append(_map_plot(f"attention_{number}", label, checkpoint, ids))
         except Exception as error:  # no map, or none of this: the report goes on without the picture
-            missing.append(f"{label}: {' '.join(str(error).split())[:200]}")
+            missing.append(f"{label}: {one_line(error, 200)}")
     return plots, missing
 
 
@@ -408,7 +408,7 @@ def _first_window(checkpoint: Checkpoint) -> torch.Tensor | str:
         data = checkpoint.open_data(eval_batch_size=1, num_workers=0)
         return next(iter(data.loader("val")))["input_ids"][:1, : MAP_TOKENS[0]]
     except Exception as error:
-        return f"its data cannot be had ({' '.join(str(error).split())[:200]})"
+        return f"its data cannot be had ({one_line(error, 200)})"
 
 
 def _map_plot(name: str, label: str, checkpoint: Checkpoint, ids: torch.Tensor) -> Plot:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..accuracy import ratio_interval
-from ..checkpoints import Checkpoint, architecture, labels
+from ..checkpoints import SIZES, Checkpoint, architecture, labels
 from ..evaluation import VERSION, Evaluation, body
 from .table import (
     Measured,
@@ -156,8 +156,7 @@ class Findings:
         for one, c in sorted(first.items()):
             assert c.module is not None
             alike = [o.module.hparams for b, o in first.items() if own[b] == own[one] and o.module is not None]
-            sizes = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
-            varied = [f"{s}={c.module.hparams[s]}" for s in sizes if len({hparams[s] for hparams in alike}) > 1]
+            varied = [f"{s}={c.module.hparams[s]}" for s in SIZES if len({hparams[s] for hparams in alike}) > 1]
             name = own[one] + (f" [{', '.join(varied)}]" if varied else "")
             names[one] = name if name not in names.values() else f"{name} ({len(names) + 1})"
         return names

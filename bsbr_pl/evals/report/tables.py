@@ -1,12 +1,11 @@
 """The tables of the report."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..checkpoints import Checkpoint
+from ..checkpoints import Checkpoint, kind
 from ..scaling import PASSES, crossover, exponent
 from .findings import (
     MALFORMED,
@@ -234,20 +233,20 @@ def certificates(findings: Findings, place: str) -> Table | None:
     }
     certified = [checkpoint for checkpoint in findings.checkpoints if checkpoint.digest in found]
 
-    def checks(one: Checkpoint, kind: str) -> list[dict[str, Any]]:
+    def checks(one: Checkpoint, of: str) -> list[dict[str, Any]]:
         every = found[one.digest]["values"]["checks"]
-        return [check for check in every if check["name"] == kind or check["name"].startswith(f"{kind}_")]
+        return [check for check in every if check["name"] == of or check["name"].startswith(f"{of}_")]
 
-    def worst(kind: str) -> Callable[[Checkpoint], Cell]:
+    def worst(of: str) -> Callable[[Checkpoint], Cell]:
         def cell(one: Checkpoint) -> Cell:
-            numbers = [finite(check["measured"]) for check in checks(one, kind)]
+            numbers = [finite(check["measured"]) for check in checks(one, of)]
             known = [number for number in numbers if number is not None]
             return max(known, default=None) if len(known) == len(numbers) else "not finite"
 
         return cell
 
     kinds = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
-    limits = {kind: check["limit"] for one in certified for kind in kinds for check in checks(one, kind)}
+    limits = {of: check["limit"] for one in certified for of in kinds for check in checks(one, of)}
     columns: Columns = [
         (ARCHITECTURE, lambda one: findings.labels[one.digest]),
         (Column("checkpoint"), lambda one: one.name),
@@ -255,7 +254,7 @@ def certificates(findings: Findings, place: str) -> Table | None:
             Column("outcome"),
             lambda one: "passed" if found[one.digest]["values"]["passed"] else f"failed: {failed(found[one.digest])}",
         ),
-        *((Column(f"{kind} (at most {limit:g})"), worst(kind)) for kind, limit in limits.items()),
+        *((Column(f"{of} (at most {limit:g})"), worst(of)) for of, limit in limits.items()),
     ]
     caption = (
         "suffix: the largest change of logits up to a token when all later tokens are others, for tokens around the "
@@ -438,7 +437,7 @@ def exponents(findings: Findings, place: str) -> Table | None:
 def crossovers(findings: Findings, place: str) -> Table | None:
     """From which length on one costs less than another: than `standard`, or every pair where there is none."""
     bodies = findings.costs[place]
-    standard = [name for name in bodies if re.split(r"[( \[]", name)[0] == "standard"]
+    standard = [name for name in bodies if kind(name) == "standard"]
     pairs = [(a, b) for b in standard or bodies for a in bodies if a not in standard and a != b]
     found = []
     for value, title, _ in COSTS:
