@@ -1,16 +1,22 @@
 """What the callbacks cost: `fit` with all five against a bare PyTorch loop of the same model, data and validation.
 
-    python benchmarks/callback_overhead.py                      # the README's configuration: all its steps, once
-    python benchmarks/callback_overhead.py --config configs/gau.yaml --steps 200 --validate-every 100 --rounds 3
+    python benchmarks/callback_overhead.py                      # the README's configuration, all its steps
+    python benchmarks/callback_overhead.py --config configs/gau.yaml --steps 200 --validate-every 100
 
-A round times the bare loop, `fit` without the five callbacks, and `fit` with them, in an order that changes; each from
-its first batch to its last validation, with everything that is set up, logged, drawn and saved in between. Reading the
-data and building the model come before. All three must end at the same validation loss. `RunSummary` is left out: it
+Three processes do the same training: the bare loop, `fit` without the five callbacks, and `fit` with them. Only one
+runs at a time: each is let go on for a slice of two seconds in turn, in an order that changes, and its slices are
+summed, so that what slows the machine for a while slows all three. Counted is the time from the first batch to the
+end of the training, with everything that is set up, validated, logged, drawn and saved in between; reading the data
+and building the model come before. All three must end at the same validation loss. `RunSummary` is left out: it
 compresses the validation text and writes a sample, once, whatever the length of the run.
 """
 
 import argparse
 import logging
+import os
+import random
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,17 +25,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import ROOT, parser, publish
 from lightning import Callback, LightningDataModule
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from bsbr_pl.module import LanguageModule, TokenMetrics  # noqa: E402
-from bsbr_pl.utils.allocator import keep_freed_memory  # noqa: E402
-from bsbr_pl.utils.records import environment  # noqa: E402
-from bsbr_pl.utils.timing import summarize  # noqa: E402
-from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, RunSummary, StepTimer  # noqa: E402
-from train import BASE_CONFIG, CLI  # noqa: E402
+from bsbr_pl.module import LanguageModule, TokenMetrics
+from bsbr_pl.utils.allocator import keep_freed_memory
+from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, RunSummary, StepTimer
+from train import BASE_CONFIG, CLI
 
 LOOP, FIT, WATCHED = "bare loop", "fit", "fit with callbacks"
 
@@ -73,16 +75,13 @@ def validate(model: torch.nn.Module, batches: object, device: torch.device) -> f
     return float(metrics.compute()["loss"])
 
 
-def timed(what: str, options: argparse.Namespace, folder: str) -> tuple[float, float]:
-    """Seconds, and the last validation loss."""
-    arguments = [
-        "--config",
-        str(BASE_CONFIG),
-        "--config",
-        options.config,
-        "--trainer.logger.init_args.save_dir",
-        folder,
-    ]
+def train(what: str, options: argparse.Namespace, folder: str) -> None:
+    """One of the three, in a process of its own; it stops when it is ready, and prints its last validation loss."""
+    keep_freed_memory()
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    arguments = ["--config", str(BASE_CONFIG), "--config", options.config]
+    arguments += ["--trainer.logger.init_args.save_dir", folder]
     for name, value in (("max_steps", options.steps), ("val_check_interval", options.validate_every)):
         arguments += [f"--trainer.{name}", str(value)] if value else []
     sys.argv = sys.argv[:1]  # Lightning warns about arguments that it is not given
@@ -92,44 +91,70 @@ def timed(what: str, options: argparse.Namespace, folder: str) -> tuple[float, f
     others = [c for c in cli.trainer.callbacks if not isinstance(c, (RunSummary, *map(type, measuring)))]
     cli.trainer.callbacks = [*measuring, *others] if what == WATCHED else others
     cli.datamodule.prepare_data()
-    start = time.perf_counter()
+    os.kill(os.getpid(), signal.SIGSTOP)
     if what == LOOP:
         loss = bare_loop(cli)
     else:
         cli.trainer.fit(cli.model, cli.datamodule)
         loss = float(cli.trainer.callback_metrics["val/loss"])
-    return time.perf_counter() - start, loss
+    print(f"\n{loss:.6f}", flush=True)
+
+
+def take_turns(processes: dict[str, subprocess.Popen], slice_seconds: float) -> dict[str, float]:
+    """Let one stopped process go on at a time until all have ended: the seconds that each was given."""
+    given, order, shuffle = dict.fromkeys(processes, 0.0), list(processes), random.Random(0).shuffle
+    while order:
+        shuffle(order)
+        for name in list(order):
+            start = time.perf_counter()
+            processes[name].send_signal(signal.SIGCONT)
+            try:
+                processes[name].wait(slice_seconds)
+                order.remove(name)
+            except subprocess.TimeoutExpired:
+                processes[name].send_signal(signal.SIGSTOP)
+            given[name] += time.perf_counter() - start
+    return given
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "bsbr.yaml"), help="an architecture's YAML")
-    parser.add_argument("--steps", type=int, help="optimiser steps of a run; by default those of the configuration")
-    parser.add_argument("--validate-every", type=int, help="steps; by default as in the configuration")
-    parser.add_argument("--rounds", type=int, default=1)
-    options = parser.parse_args()
-    keep_freed_memory()
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    options = parser(__doc__, rounds=1)
+    options.add_argument("--config", default=str(ROOT / "configs" / "bsbr.yaml"), help="an architecture's YAML")
+    options.add_argument("--steps", type=int, help="optimiser steps of a run; by default those of the configuration")
+    options.add_argument("--validate-every", type=int, help="steps; by default as in the configuration")
+    options.add_argument("--slice", type=float, default=2.0, help="seconds of a turn")
+    options.add_argument(
+        "--only", choices=(LOOP, FIT, WATCHED), help=argparse.SUPPRESS
+    )  # what a process is started with
+    options.add_argument("--folder", help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    if chosen.only:
+        return train(chosen.only, chosen, chosen.folder)
 
-    seconds: dict[str, list[float]] = {LOOP: [], FIT: [], WATCHED: []}
-    losses: set[float] = set()
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(options.rounds):
-            for what in [*seconds][i % 3 :] + [*seconds][: i % 3]:
-                taken, loss = timed(what, options, folder)
-                seconds[what].append(taken)
-                losses.add(round(loss, 6))
-                print(f"round {i}: {what:<20} {taken:8.2f} s   val/loss {loss:.6f}", flush=True)
-
-    facts = environment()
-    print(f"\n{Path(options.config).stem} on {facts['cpu']}, {facts['threads']} threads, torch {torch.__version__}")
-    for what in (FIT, WATCHED):
-        ratios = summarize([b / a for a, b in zip(seconds[LOOP], seconds[what], strict=True)])
-        interval = f"   [{ratios.low:.4f}, {ratios.high:.4f}]" if options.rounds > 1 else ""
-        print(f"{what} / {LOOP}: {ratios.median:.4f}{interval}")
-    if len(losses) > 1:
-        sys.exit(f"the runs did not do the same work: validation losses {sorted(losses)}")
+    rows = []
+    for _ in range(chosen.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            processes = {}
+            for what in (LOOP, FIT, WATCHED):
+                command = [sys.executable, *sys.argv, "--only", what, "--folder", str(Path(folder) / what)]
+                processes[what] = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+                os.waitid(os.P_PID, processes[what].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # ready, or failed
+            seconds = take_turns(processes, chosen.slice)
+            losses = {what: process.communicate()[0].split()[-1] for what, process in processes.items()}
+        if len(set(losses.values())) > 1:
+            sys.exit(f"the runs did not do the same work: validation losses {losses}")
+        rows += [
+            {
+                "run": what,
+                "seconds": seconds[what],
+                f"over {LOOP}": seconds[what] / seconds[LOOP],
+                "val/loss": losses[what],
+            }
+            for what in seconds
+        ]
+    publish(rows, chosen.out)
 
 
 if __name__ == "__main__":

@@ -96,10 +96,10 @@ class BSBRAttention(Attention[Chunks]):
         return F.layer_norm(k, k.shape[-1:]) / self.head_dim**0.5 if self.normalize else k
 
     def bound(self, retrieved: Tensor, v: Tensor) -> Tensor:
-        """`retrieved` (B, H, T, .) with rows scaled so that `v`, what they retrieve, stays below the gain in size."""
+        """`retrieved` (B, H, N, C, .) with rows scaled so that `v`, what they retrieve, is below the gain in size."""
         if not self.normalize:
             return retrieved
-        return self.gain * retrieved * (1 + v.square().mean(-1, keepdim=True)).rsqrt()
+        return retrieved * (self.gain[..., None] * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
 
     def chunk_weights(self, r: Tensor, h: Tensor, first: int = 0) -> Tensor:
         """P: queries r (B, H, M, K) of chunks first, first + 1, ... over keys h (B, H, N, K) -> (B, H, M, N)."""
@@ -133,7 +133,7 @@ class BSBRAttention(Attention[Chunks]):
         scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
         local = causal_softmax(scores.masked_fill(chunk[:, None] != chunk, -torch.inf))
         retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.address(k).mT)
-        return local + self.bound(retrieved, retrieved @ v)
+        return local + self.bound(retrieved[:, :, None], (retrieved @ v)[:, :, None])[:, :, 0]
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
@@ -142,38 +142,42 @@ class BSBRAttention(Attention[Chunks]):
         return self.out(merge_heads(mixed).to(x.dtype))
 
     def read(self, q: Tensor, S: Tensor) -> Tensor:
-        """q (..., H, C, K) and what its chunk retrieved, S (..., H, K, V / compression) -> (..., H, C, V)."""
+        """q (B, H, N, C, K) and what the chunks retrieved, S (B, H, N, K, V / compression) -> (B, H, N, C, V)."""
         retrieved = at_least_fp32(q) @ S
         if self.state_dim != self.head_dim:
-            retrieved = retrieved @ at_least_fp32(self.up)
+            retrieved = retrieved @ at_least_fp32(self.up)[:, None]
         return self.bound(retrieved, retrieved)
 
     def write(self, k: Tensor, v: Tensor) -> Tensor:
-        """A chunk's k, v (..., H, C, K) -> its state F (..., H, K, V / compression)."""
+        """k, v (B, H, N, C, K) -> the chunks' states F (B, H, N, K, V / compression)."""
         v = at_least_fp32(v)
-        return self.address(k).mT @ (v if self.state_dim == self.head_dim else v @ at_least_fp32(self.down))
+        if self.state_dim != self.head_dim:
+            v = v @ at_least_fp32(self.down)[:, None]
+        return self.address(k).mT @ v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K), r, h (B, H, N, K) -> mixed values (B, H, T, V); chunk states F and what each
+        chunk retrieved, S, both (B, H, N, K, V / compression)."""
+        T = q.shape[2]
+        q, k, v = (to_chunks(part, min(self.chunk_size, T)).contiguous() for part in (q, k, v))  # (B, H, N, C, K)
+        flat = (part.transpose(1, 2).flatten(0, 1) for part in (self.rotate(q), self.rotate(k), v))  # (B N, H, C, K)
+        local = F.scaled_dot_product_attention(*flat, is_causal=True).unflatten(0, (len(q), -1)).transpose(1, 2)
+        states = self.write(k, v)
+        S = self.combine(self.chunk_weights(r, h), states)
+        return (local + self.read(q, S)).flatten(2, 3)[:, :, :T], states, S
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Chunks]:
-        B, T, _ = x.shape
-        C = min(self.chunk_size, T)
-        q_all, k_all, v_all = self.project(x)
-        q, k, v = (to_chunks(part, C).transpose(1, 2) for part in (q_all, k_all, v_all))  # (B, N, H, C, K)
-        flat = (self.rotate(q).flatten(0, 1), self.rotate(k).flatten(0, 1), v.flatten(0, 1))
-        local = F.scaled_dot_product_attention(*flat, is_causal=True).unflatten(0, (B, -1))
-
+        q, k, v = self.project(x)
         r, h = self.route(x)
-        states = self.write(k, v).transpose(1, 2)  # (B, H, N, K, V)
-        S = self.mix(self.chunk_weights(r, h), states)
-        mixed = local + self.read(q, S.transpose(1, 2))
-
-        done = T // self.chunk_size
+        mixed, states, S = self.mix(q, k, v, r, h)
+        done = x.shape[1] // self.chunk_size
         rest = done * self.chunk_size
         state = Chunks(
-            states[:, :, :done], h[:, :, :done], S[:, :, -1], k_all[:, :, rest:], v_all[:, :, rest:], x[:, rest:].sum(1)
+            states[:, :, :done], h[:, :, :done], S[:, :, -1], k[:, :, rest:], v[:, :, rest:], x[:, rest:].sum(1)
         )
-        return self.emit(mixed.transpose(1, 2).flatten(2, 3)[:, :, :T], x), state
+        return self.emit(mixed, x), state
 
-    def mix(self, weights: Tensor, states: Tensor) -> Tensor:
+    def combine(self, weights: Tensor, states: Tensor) -> Tensor:
         """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
         if self.retrieval_top_k is None or self.retrieval_top_k >= states.shape[2]:
             return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
@@ -195,15 +199,16 @@ class BSBRAttention(Attention[Chunks]):
         states, h, S, k, v, x_sum = state
         if k.shape[2] == 0 and h.shape[2] > 0:  # a chunk starts: it retrieves
             r = split_heads(self.chunk_query(x)[:, None], self.num_heads)
-            S = self.mix(self.chunk_weights(r, h, first=h.shape[2]), states)[:, :, 0]
+            S = self.combine(self.chunk_weights(r, h, first=h.shape[2]), states)[:, :, 0]
         x = x[:, None]
         q, k_t, v_t = self.project(x)
         k, v, x_sum = torch.cat((k, k_t), 2), torch.cat((v, v_t), 2), x_sum + x[:, 0]
         position = k.shape[2] - 1
         local = F.scaled_dot_product_attention(self.rotate(q, position), self.rotate(k), v)
-        output = self.emit(local + self.read(q, S), x)[:, 0]
+        retrieved = self.read(q[:, :, None], S[:, :, None])[:, :, 0]
+        output = self.emit(local + retrieved, x)[:, 0]
         if k.shape[2] == self.chunk_size:  # a chunk ends: it becomes a state and a key
-            states = torch.cat((states, self.write(k, v)[:, :, None]), 2)
+            states = torch.cat((states, self.write(k[:, :, None], v[:, :, None])), 2)
             h_c = split_heads(self.chunk_key(x_sum / self.chunk_size)[:, None], self.num_heads)
             h = torch.cat((h, h_c), 2)
             k, v, x_sum = k[:, :, :0], v[:, :, :0], torch.zeros_like(x_sum)

@@ -5,8 +5,10 @@
 
 with q, k, v = SiLU of a short causal convolution of the projections, and q, k of unit length. Chunked, per chunk of C:
 
-    (I + tril(diag(beta) K K^T, -1)) [U, W] = diag(beta) [V, K]       (unit lower triangular solve)
-    U' = U - W S ;   O = Q S + tril(Q K^T) U' ;   S <- S + K^T U'
+    U = (I + tril(diag(beta) K K^T, -1))^-1 diag(beta) (V - K S)       (what is written; S from before the chunk)
+    O = Q S + tril(Q K^T) U ;   S <- S + K^T U
+
+The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
 Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the chunked form Yang et al. 2024, arXiv 2406.06484, section 3.2.
 Cost: O(T (C + K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
@@ -18,7 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, ShortConvolution, at_least_fp32, check_positive, merge_heads, split_heads, to_chunks
+from .base import (
+    Attention,
+    ShortConvolution,
+    at_least_fp32,
+    check_positive,
+    lower_triangle,
+    merge_heads,
+    split_heads,
+    to_chunks,
+)
 
 
 class Memory(NamedTuple):
@@ -66,21 +77,32 @@ class DeltaNetAttention(Attention[Memory]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(self.norm(mixed.to(x.dtype))))
 
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """q, k, v (B, H, T, K), beta (B, H, T, 1) -> mixed values (B, H, T, V), and S after the last token."""
+        T = q.shape[2]
+        q, k, v, beta = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v, beta))  # (B, H, N, C, .)
+        C = q.shape[3]
+        k_beta, v_beta = beta * k, beta * v
+        overlaps = at_least_fp32(k_beta @ k.mT)  # no solver in bf16
+        identity = torch.eye(C, dtype=overlaps.dtype, device=overlaps.device).expand_as(overlaps)
+        inverses = torch.linalg.solve_triangular(overlaps, identity, upper=False, unitriangular=True)
+        S = torch.zeros_like(k[:, :, 0].mT @ v[:, :, 0])
+        before, written = [], []
+        for k_n, k_beta_n, v_beta_n, inverse_n in zip(
+            *(part.unbind(2) for part in (k, k_beta, v_beta, inverses)), strict=True
+        ):
+            U = inverse_n @ (v_beta_n - k_beta_n @ S)
+            before.append(S)
+            written.append(U)
+            S = S + k_n.mT @ U
+        scores = (q @ k.mT) * lower_triangle(C, like=q)
+        mixed = q @ torch.stack(before, 2) + scores @ torch.stack(written, 2)
+        return mixed.flatten(2, 3)[:, :, :T], S
+
     def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
         *parts, before = self.project(x)
-        q, k, v, beta = (to_chunks(part, min(self.chunk_size, x.shape[1])) for part in parts)  # (B, H, N, C, .)
-        K = beta * k
-        right = at_least_fp32(torch.cat((beta * v, K), -1))  # no solver in bf16
-        UW = torch.linalg.solve_triangular(at_least_fp32(K @ k.mT), right, upper=False, unitriangular=True)
-        U, W = UW.to(v.dtype).chunk(2, -1)
-        scores = (q @ k.mT).tril()
-        S = v.new_zeros(len(x), self.num_heads, self.head_dim, self.head_dim)
-        mixed = []
-        for q_n, k_n, U_n, W_n, scores_n in zip(*(part.unbind(2) for part in (q, k, U, W, scores)), strict=True):
-            update = U_n - W_n @ S
-            mixed.append(q_n @ S + scores_n @ update)
-            S = S + k_n.mT @ update
-        return self.emit(torch.cat(mixed, 2)[:, :, : x.shape[1]], x), Memory(S, before)
+        mixed, S = self.mix(*parts)
+        return self.emit(mixed, x), Memory(S, before)
 
     def init_state(self, batch_size: int) -> Memory:
         before = self.conv.nothing_before(batch_size)
@@ -100,6 +122,7 @@ class DeltaNetAttention(Attention[Memory]):
         padded = -(-num_tokens // C) * C
         projections = num_tokens * (4 * D * D + D * self.num_heads + self.conv.weight.numel())
         products = 2 * C * D  # K K^T and Q K^T
-        solve = C * D  # half of C^2 for each of 2D columns, per chunk
-        loop = C * D + 3 * K * D  # scores U' ; W S, Q S, K^T U'
-        return 2 * (projections + padded * (products + solve + loop))
+        inverse = padded // C * self.num_heads * C**3 // 2  # half of C^2 for each of C columns
+        loop = C * D + 2 * K * D  # (...)^-1 (...) ; K S, K^T U
+        outputs = K * D + C * D  # Q S, scores U
+        return 2 * (projections + inverse + padded * (products + loop + outputs))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, at_least_fp32, check_positive, rotary, shift, to_chunks
+from .base import Attention, at_least_fp32, check_positive, lower_triangle, rotary, running_sum, to_chunks
 
 
 class Chunk(NamedTuple):
@@ -88,19 +88,23 @@ class GAUAttention(Attention[Chunk]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(F.silu(self.u(x)) * mixed[:, 0].to(x.dtype))
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Chunk]:
-        T, C = x.shape[1], self.chunk_size
-        all_z, all_v = self.shared(x), self.values(x)[:, 0]
-        z, v = (to_chunks(part, min(C, T), dim=1) for part in (all_z, all_v))  # (B, N, C, S), (B, N, C, E)
+    def mix(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, T, S), v (B, T, E) -> mixed values (B, T, E), and k'^T v summed over the finished chunks (B, S, E)."""
+        T, C = z.shape[1], self.chunk_size
+        z, v = (to_chunks(part, min(C, T), dim=1) for part in (z, v))  # (B, N, C, S), (B, N, C, E)
         q, k, q_lin, k_lin = self.views(z)
-        inside = (q @ k.mT / C).relu().square().tril() @ v
-        past = (k_lin.mT @ v).cumsum(1)[:, None]  # (B, 1, N, S, E), after each chunk
-        count = (torch.arange(v.shape[1], device=x.device) * C).clamp(min=1)[:, None, None]
-        mixed = inside + q_lin @ (shift(past)[:, 0] / count)
-        finished = T // C
-        kv = past[:, 0, finished - 1] if finished else torch.zeros_like(past[:, 0, 0])
-        state = Chunk(kv, all_z[:, finished * C :], all_v[:, finished * C :], finished)
-        return self.emit(mixed.flatten(1, 2)[:, None, :T], x), state
+        inside = (q @ k.mT / C).relu().square() * lower_triangle(q.shape[2], like=q) @ v
+        before, total = running_sum(k_lin.mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
+        count = (torch.arange(v.shape[1], device=v.device) * C).clamp(min=1)[:, None, None]
+        mixed = inside + (q_lin / count) @ before
+        return mixed.flatten(1, 2)[:, :T], before[:, -1] if T % C else total
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Chunk]:
+        z, v = self.shared(x), self.values(x)[:, 0]
+        mixed, kv = self.mix(z, v)
+        finished = x.shape[1] // self.chunk_size
+        rest = finished * self.chunk_size
+        return self.emit(mixed[:, None], x), Chunk(kv, z[:, rest:], v[:, rest:], finished)
 
     def init_state(self, batch_size: int) -> Chunk:
         B, S, E = batch_size, self.key_dim, self.value_dim

@@ -17,7 +17,17 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, ShortConvolution, at_least_fp32, check_positive, merge_heads, shift, split_heads, to_chunks
+from .base import (
+    Attention,
+    ShortConvolution,
+    at_least_fp32,
+    check_positive,
+    lower_triangle,
+    merge_heads,
+    running_sum,
+    split_heads,
+    to_chunks,
+)
 
 EPSILON = 1e-6
 
@@ -38,7 +48,7 @@ class LinearAttention(Attention[Sums]):
         conv_size: taps of the short convolution on q, k and v; 1 for none.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 128, conv_size: int = 4) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 4) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
         self.chunk_size = chunk_size
@@ -64,16 +74,21 @@ class LinearAttention(Attention[Sums]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(mixed).to(x.dtype))
 
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """phi(q), phi(k), v (B, H, T, K) -> mixed values (B, H, T, V), and S, z after the last token."""
+        T = q.shape[2]
+        q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
+        S_before, S = running_sum(k.mT @ v, dim=2)  # (B, H, N, K, V), (B, H, K, V)
+        z_before, z = running_sum(k.sum(3), dim=2)  # (B, H, N, K), (B, H, K)
+        scores = (q @ k.mT) * lower_triangle(q.shape[3], like=q)
+        total = scores.sum(-1, keepdim=True) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
+        mixed = (scores @ v + q @ S_before) * (total + EPSILON).reciprocal()
+        return mixed.flatten(2, 3)[:, :, :T], S, z
+
     def prefill(self, x: Tensor) -> tuple[Tensor, Sums]:
-        q, k, v, before = self.project(x)
-        q, k, v = (to_chunks(part, min(self.chunk_size, x.shape[1])) for part in (q, k, v))  # (B, H, N, C, K)
-        S = (k.mT @ v).cumsum(2)  # (B, H, N, K, V), after each chunk
-        z = k.sum(3).cumsum(2)  # (B, H, N, K)
-        S_before, z_before = shift(S), shift(z)
-        scores = (q @ k.mT).tril()
-        mixed = scores @ v + q @ S_before
-        mixed = mixed / (scores.sum(-1, keepdim=True) + q @ z_before[..., None] + EPSILON)
-        return self.emit(mixed.flatten(2, 3)[:, :, : x.shape[1]], x), Sums(S[:, :, -1], z[:, :, -1], before)
+        *qkv, before = self.project(x)
+        mixed, S, z = self.mix(*qkv)
+        return self.emit(mixed, x), Sums(S, z, before)
 
     def init_state(self, batch_size: int) -> Sums:
         H, K = self.num_heads, self.head_dim

@@ -2,8 +2,8 @@
 
     o_t = sum_{t - w < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (w = window_size keys, self included)
 
-The sequence is cut in blocks of C <= w queries; a block attends to itself and to the w keys before it, so that no
-T x T matrix is ever formed.
+The sequence is cut in blocks of C <= w queries; a block meets its own keys and those of the blocks before it that reach
+into its window, so that no T x T matrix is ever formed.
 
 Source: Beltagy et al. 2020, arXiv 2004.05150, section 3.1, one-sided; rotary positions (arXiv 2104.09864).
 Cost: O(T w D). Decode state: a window of keys and values, 2 w D numbers.
@@ -59,20 +59,34 @@ class SlidingWindowAttention(Attention[Window]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(mixed).to(x.dtype))
 
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v (B, H, T, K) -> mixed values (B, H, T, V)."""
+        T = q.shape[2]
+        if self.window_size >= T:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        C, r = self.blocks()
+        q, k, v = (to_chunks(at_least_fp32(part), C) for part in (q, k, v))  # (B, H, N, C, K)
+        rest = q.shape[2] - r
+        first = self.banded(*(part[:, :, :r].flatten(2, 3) for part in (q, k, v)), keys_before=0)
+        near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
+        return torch.cat((first, self.banded(q[:, :, r:], near_k, near_v, r * C).flatten(2, 3)), 2)[:, :, :T]
+
+    def blocks(self) -> tuple[int, int]:
+        """C, and how many blocks before its own a block of C queries sees."""
+        C = min(64, self.window_size)
+        return C, -(-(self.window_size - 1) // C)
+
+    def banded(self, q: Tensor, k: Tensor, v: Tensor, keys_before: int) -> Tensor:
+        """Softmax attention where key `keys_before` stands at the first query's place: (..., C, K) -> (..., C, V)."""
+        shape, at = (q.shape[-2], k.shape[-2]), keys_before
+        visible = torch.ones(shape, dtype=torch.bool, device=q.device).tril(at).triu(at - self.window_size + 1)
+        bias = torch.full(shape, -torch.inf, dtype=q.dtype, device=q.device).masked_fill(visible, 0)
+        return (q * self.head_dim**-0.5 @ k.mT).add_(bias).softmax(-1) @ v
+
     def prefill(self, x: Tensor) -> tuple[Tensor, Window]:
-        T, w = x.shape[1], self.window_size
         q, k, v = self.project(x)
-        state = Window(k[:, :, -w:], v[:, :, -w:], T)
-        if w >= T:
-            return self.emit(F.scaled_dot_product_attention(q, k, v, is_causal=True), x), state
-        q, k, v = (to_chunks(part, w).transpose(1, 2) for part in (q, k, v))  # (B, N, H, C, K), C = w
-        first = F.scaled_dot_product_attention(q[:, 0], k[:, 0], v[:, 0], is_causal=True)[:, None]
-        pairs_k = torch.cat((k[:, :-1], k[:, 1:]), 3).flatten(0, 1)  # (B (N - 1), H, 2C, K)
-        pairs_v = torch.cat((v[:, :-1], v[:, 1:]), 3).flatten(0, 1)
-        band = torch.ones(w, 2 * w, dtype=torch.bool, device=x.device).triu(1).tril(w)  # i < j <= i + w
-        rest = F.scaled_dot_product_attention(q[:, 1:].flatten(0, 1), pairs_k, pairs_v, attn_mask=band)
-        mixed = torch.cat((first, rest.unflatten(0, (x.shape[0], -1))), 1)  # (B, N, H, C, V)
-        return self.emit(mixed.transpose(1, 2).flatten(2, 3)[:, :, :T], x), state
+        state = Window(k[:, :, -self.window_size :], v[:, :, -self.window_size :], x.shape[1])
+        return self.emit(self.mix(q, k, v), x), state
 
     def init_state(self, batch_size: int) -> Window:
         nothing = self._zeros(batch_size, self.num_heads, 0, self.head_dim)
@@ -90,7 +104,7 @@ class SlidingWindowAttention(Attention[Window]):
         return 2 * min(num_tokens, self.window_size) * self.hidden_dim
 
     def flops(self, num_tokens: int) -> int:
-        D, w = self.hidden_dim, min(num_tokens, self.window_size)
-        blocks = -(-num_tokens // w)
-        pairs = w * (w + 1) // 2 + (blocks - 1) * w * 2 * w
-        return 2 * (4 * num_tokens * D * D + 2 * pairs * D)
+        T, D = num_tokens, self.hidden_dim
+        C, r = self.blocks()
+        pairs = T * (T + 1) // 2 if self.window_size >= T else (r * C) ** 2 + (-(-T // C) - r) * C * (r + 1) * C
+        return 2 * (4 * T * D * D + 2 * pairs * D)

@@ -167,7 +167,9 @@ def _elementwise(operations: int, of_input: bool = False) -> Any:
     def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
         shape = _shape((inputs if of_input else outputs)[0])
         name = (outputs[0].node().kind()).removeprefix("aten::").rstrip("_")
-        return Counter({f"elementwise:{name}": operations * prod(shape or ())})
+        kind = outputs[0].type().dtype() if shape is not None else None
+        complex_product = 6 if name == "mul" and kind is not None and kind.is_complex else 1  # 4 products, 2 sums
+        return Counter({f"elementwise:{name}": operations * complex_product * prod(shape or ())})
 
     return handle
 
@@ -176,6 +178,8 @@ def _elementwise(operations: int, of_input: bool = False) -> Any:
 _ELEMENTWISE: dict[str, tuple[int, bool]] = {
     **{f"aten::{name}{end}": (1, False) for name in ("add", "sub", "mul", "div", "pow") for end in ("", "_")},
     **{f"aten::{name}": (1, False) for name in ("rsub", "neg", "square", "exp", "log", "sqrt", "rsqrt", "sin", "cos")},
+    "aten::reciprocal": (1, False),
+    "aten::polar": (2, False),  # sine and cosine
     **{f"aten::{name}": (1, False) for name in ("relu", "abs", "clamp", "clamp_min", "cumsum", "maximum", "minimum")},
     **{f"aten::{name}": (1, True) for name in ("sum", "mean", "amax", "max", "topk", "argmax")},
     "aten::sigmoid": (4, False),  # negate, exponential, add, divide
@@ -193,8 +197,17 @@ _ELEMENTWISE: dict[str, tuple[int, bool]] = {
 #: Operators without arithmetic on activations, besides those that fvcore ignores by itself.
 _MOVES = [
     *("aten::clone", "aten::embedding", "aten::expand_as", "aten::eye", "aten::index_select", "aten::le", "aten::lt"),
-    *("aten::mT", "aten::ne", "aten::numel", "aten::pad", "aten::repeat", "aten::tril", "aten::triu"),
-    *("aten::unflatten", "aten::where"),
+    *(
+        "aten::mT",
+        "aten::ne",
+        "aten::numel",
+        "aten::ones_like",
+        "aten::pad",
+        "aten::repeat",
+        "aten::tril",
+        "aten::triu",
+    ),
+    *("aten::unflatten", "aten::view_as_complex", "aten::view_as_real", "aten::where"),
 ]
 
 

@@ -32,7 +32,7 @@ class Calls(nn.Module):
 
 
 @pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("length", [96, 256, 515])
+@pytest.mark.parametrize("length", [160, 256, 515])
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=[f"{n}{o or ''}" for n, o in OPTIONS])
 def test_both_counters_equal_the_closed_form(name, options, length, width):
     model = LanguageModel(partial(ARCHITECTURES[name], **options), 128, width, num_layers=1, num_heads=2)

@@ -1,0 +1,51 @@
+"""What the scripts of this folder share: a table on the screen, a JSON file beside it, ratios of interleaved times."""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bsbr_pl.utils.records import environment, git_commit, write_json  # noqa: E402
+from bsbr_pl.utils.timing import Timing, summarize  # noqa: E402
+
+
+def parser(doc: str | None, rounds: int) -> ArgumentParser:
+    """An ArgumentParser with the options that every script has."""
+    options = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=rounds, help=f"samples of each time, default {rounds}")
+    default = ROOT / "benchmarks" / "results" / f"{Path(sys.argv[0]).stem}.json"
+    options.add_argument(
+        "--out", type=Path, default=default, help="JSON file, default benchmarks/results/<script>.json"
+    )
+    return options
+
+
+def ratio(numerator: Timing, denominator: Timing) -> Timing:
+    """Of two calls timed in the same rounds: the ratio of each round, their median and its interval."""
+    return summarize([a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)])
+
+
+def publish(rows: list[dict[str, Any]], out: Path) -> None:
+    """Print the rows as a table and write them with the command, the commit and the machine that made them."""
+    facts = environment()
+    print(f"{facts['cpu']}, {facts['threads']} threads, torch {facts['versions']['torch']}\n")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([shown(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    for i, line in enumerate(cells):
+        print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |")
+        if i == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    command = " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]])
+    write_json(out, {"command": command, "commit": git_commit(), "environment": facts, "rows": rows})
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,145 @@
+"""Against what one might use instead: the published predecessor and two well-known packages, in their own environment.
+
+    python -m venv others && others/bin/pip install -c constraints.txt -e . local-attention
+    others/bin/pip install --no-build-isolation git+https://github.com/idiap/fast-transformers    # compiles
+    git clone https://github.com/JacobFV/bsbr predecessor
+    PYTHONPATH=predecessor/src others/bin/python benchmarks/others.py
+
+- layer: forward and backward of a whole attention layer, hidden 256, 4 heads, chunk or window 128, one sequence,
+  against the layer of the same name in the predecessor (PyPI `bsbr` holds its BSBR, its repository the other six too);
+- operation: without projections, as in operation.py, against the causal linear attention of fast-transformers (C++)
+  and the window of local-attention.
+
+Speed-up: their time over ours, round by round. Nothing of theirs is a dependency; what is not installed is left out.
+"""
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from common import parser, publish, ratio
+from operation import NUM_HEADS, call, operation
+from torch import Tensor, nn
+
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.utils.allocator import keep_freed_memory
+from bsbr_pl.utils.timing import measure
+
+HIDDEN_DIM, CHUNK = 256, 128
+# Registry key -> module, class and arguments beyond the width (and heads) in the predecessor.
+PREDECESSOR = {
+    "bsbr": ("bsbr", "BSBRAttention", (NUM_HEADS, CHUNK)),
+    "standard": ("bsbr_extras.standard_transformer", "StandardAttention", (NUM_HEADS,)),
+    "sliding_window": ("bsbr_extras.sliding_window_transformer", "SlidingWindowAttention", (NUM_HEADS, CHUNK)),
+    "linear": ("bsbr_extras.linear_transformer", "LinearAttention", (NUM_HEADS,)),
+    "delta_net": ("bsbr_extras.delta_net", "DeltaNetAttention", (NUM_HEADS,)),
+    "hopfield": ("bsbr_extras.hopfield_network", "HopfieldAttention", (NUM_HEADS,)),
+    "gau": ("bsbr_extras.gau", "ChunkGatedAttentionUnit", (CHUNK,)),
+}
+
+
+def both_passes(layer: nn.Module, length: int) -> Callable[[], object]:
+    x = torch.randn(1, length, HIDDEN_DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    inputs = [x, *layer.parameters()]
+
+    def run() -> object:
+        out = layer(x)
+        out = out[0] if isinstance(out, tuple) else out
+        return torch.autograd.grad(out.square().mean(), inputs, allow_unused=True)
+
+    return run
+
+
+def predecessor_layer(name: str) -> nn.Module:
+    module, kind, arguments = PREDECESSOR[name]
+    return getattr(importlib.import_module(module), kind)(HIDDEN_DIM, *arguments).eval()
+
+
+def fast_transformers(length: int) -> Callable[[], object]:
+    from fast_transformers.attention.causal_linear_attention import CausalLinearAttention
+    from fast_transformers.masking import LengthMask, TriangularCausalMask
+
+    attention = CausalLinearAttention(HIDDEN_DIM // NUM_HEADS)
+    mask, lengths = TriangularCausalMask(length), LengthMask(torch.tensor([length]))
+    inputs = [part.transpose(1, 2).detach().requires_grad_() for part in operation("linear", length)[1]]  # (B, T, H, K)
+    return backward_too(lambda q, k, v: attention(q, k, v, mask, lengths, lengths), inputs)
+
+
+def local_attention(length: int) -> Callable[[], object]:
+    from local_attention import LocalAttention
+
+    attention = LocalAttention(CHUNK, causal=True, exact_windowsize=True, use_rotary_pos_emb=False)
+    inputs = [part.detach().requires_grad_() for part in operation("sliding_window", length)[1]]
+    return backward_too(attention, inputs)
+
+
+def backward_too(forward: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
+    with torch.no_grad():
+        weights = torch.randn(forward(*inputs).shape, generator=torch.Generator().manual_seed(1))
+    return lambda: torch.autograd.grad(forward(*inputs), inputs, weights)
+
+
+def main() -> None:
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--layer-lengths", type=int, nargs="*", default=[1024, 4096], help="tokens")
+    options.add_argument("--operation-lengths", type=int, nargs="*", default=[4096, 16384], help="tokens")
+    chosen = options.parse_args()
+    keep_freed_memory()
+    pairs: list[tuple[str, int, str, Callable[[], Callable[[], object]], Callable[[], object]]] = []
+    for length in chosen.layer_lengths:
+        for name in PREDECESSOR:
+            ours = both_passes(ARCHITECTURES[name](HIDDEN_DIM, NUM_HEADS), length)
+            pairs.append(
+                (
+                    "layer",
+                    length,
+                    f"predecessor's {name}",
+                    lambda n=name, t=length: both_passes(predecessor_layer(n), t),
+                    ours,
+                )
+            )
+    for length in chosen.operation_lengths:
+        pairs.append(
+            (
+                "operation",
+                length,
+                "fast-transformers' linear",
+                lambda t=length: fast_transformers(t),
+                call("linear", length),
+            )
+        )
+        pairs.append(
+            (
+                "operation",
+                length,
+                "local-attention's window",
+                lambda t=length: local_attention(t),
+                call("sliding_window", length),
+            )
+        )
+    rows = []
+    for what, length, name, build, ours in pairs:
+        try:
+            theirs = build()
+        except ImportError as error:
+            print(f"left out: {name}: {error}")
+            continue
+        timings = measure({"theirs": theirs, "ours": ours}, chosen.rounds, warmup=1, min_seconds=0.05)
+        gain = ratio(timings["theirs"], timings["ours"])
+        rows.append(
+            {
+                "what": what,
+                "tokens": length,
+                "against": name,
+                "theirs, ms": timings["theirs"].median * 1e3,
+                "ours, ms": timings["ours"].median * 1e3,
+                "speed-up": gain.median,
+                "95 % interval": [gain.low, gain.high],
+            }
+        )
+        print(rows[-1], flush=True)
+    publish(rows, chosen.out)
+
+
+if __name__ == "__main__":
+    main()
