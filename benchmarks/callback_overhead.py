@@ -137,20 +137,22 @@ def main() -> None:
             processes = {}
             for what in (LOOP, FIT, WATCHED):
                 command = [sys.executable, *sys.argv, "--only", what, "--folder", str(Path(folder) / what)]
-                processes[what] = subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-                )
+                with open(Path(folder) / f"{what}.log", "w") as log:
+                    processes[what] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
                 os.waitid(os.P_PID, processes[what].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # ready, or failed
             seconds = take_turns(processes, chosen.slice)
-            losses = {what: process.communicate()[0].split()[-1] for what, process in processes.items()}
-        if len(set(losses.values())) > 1:
+            losses = {what: process.communicate()[0].split()[-1:] for what, process in processes.items()}
+            for what, process in processes.items():
+                if process.returncode:
+                    sys.exit(f"{what} failed:\n{(Path(folder) / f'{what}.log').read_text()[-2000:]}")
+        if len({*map(tuple, losses.values())}) > 1:
             sys.exit(f"the runs did not do the same work: validation losses {losses}")
         rows += [
             {
                 "run": what,
                 "seconds": seconds[what],
                 f"over {LOOP}": seconds[what] / seconds[LOOP],
-                "val/loss": losses[what],
+                "val/loss": losses[what][0],
             }
             for what in seconds
         ]

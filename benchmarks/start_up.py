@@ -8,6 +8,7 @@ Each is a process of its own, from its start to its end, in interleaved rounds.
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from common import ROOT, parser, publish, ratio
 
@@ -18,12 +19,12 @@ TRAIN = [sys.executable, str(ROOT / "train.py"), "fit"]
 
 def main() -> None:
     options = parser(__doc__, rounds=7)
-    options.add_argument("--source", default="stdlib", help="text of the training step's data, as in TextData")
+    options.add_argument("--config", type=Path, default=ROOT / "configs" / "bsbr.yaml", help="of the training step")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         one_step = [
             *TRAIN,
-            *("--config", str(ROOT / "configs" / "bsbr.yaml"), f"--data.source={chosen.source}"),
+            *("--config", str(chosen.config.resolve())),
             *("--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.callbacks=[]"),
             *("--trainer.enable_checkpointing=false", "--trainer.logger=false"),
         ]

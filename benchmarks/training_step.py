@@ -22,7 +22,7 @@ from bsbr_pl.utils.flops import matmul_peak
 from bsbr_pl.utils.timing import measure
 
 SIZE = {"vocab_size": 8192, "hidden_dim": 256, "num_layers": 4, "num_heads": 4}
-SHORT, BATCH = 512, 8
+SHORT = 512  # tokens
 
 
 def training_step(model: LanguageModel, batch: int, length: int) -> Callable[[], object]:
@@ -44,6 +44,7 @@ def main() -> None:
     options = parser(__doc__, rounds=5)
     options.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384], help="tokens")
     options.add_argument("--architectures", nargs="+", default=["bsbr"], choices=list(ARCHITECTURES))
+    options.add_argument("--batch", type=int, default=8, help=f"sequences of {SHORT} tokens for the share of the peak")
     chosen = options.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
@@ -66,13 +67,15 @@ def main() -> None:
                 }
             )
     before = matmul_peak()
-    timing = measure({"standard": training_step(models["standard"], BATCH, SHORT)}, 3 * chosen.rounds)["standard"]
+    timing = measure({"standard": training_step(models["standard"], chosen.batch, SHORT)}, 3 * chosen.rounds)[
+        "standard"
+    ]
     peak = max(before, matmul_peak())
-    flops = 3 * BATCH * models["standard"].flops(SHORT)
+    flops = 3 * chosen.batch * models["standard"].flops(SHORT)
     rows.append(
         {
             "architecture": "standard",
-            "batch": BATCH,
+            "batch": chosen.batch,
             "tokens": SHORT,
             "seconds": timing.median,
             "GFLOP/s": flops / timing.median / 1e9,

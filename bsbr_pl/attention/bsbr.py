@@ -160,11 +160,11 @@ class BSBRAttention(Attention[Chunks]):
         chunk retrieved, S, both (B, H, N, K, V / compression)."""
         T = q.shape[2]
         q, k, v = (to_chunks(part, min(self.chunk_size, T)).contiguous() for part in (q, k, v))  # (B, H, N, C, K)
-        flat = (part.transpose(1, 2).flatten(0, 1) for part in (self.rotate(q), self.rotate(k), v))  # (B N, H, C, K)
-        local = F.scaled_dot_product_attention(*flat, is_causal=True).unflatten(0, (len(q), -1)).transpose(1, 2)
+        q_in, k_in, v_in = (part.transpose(1, 2).flatten(0, 1) for part in (self.rotate(q), self.rotate(k), v))
+        local = F.scaled_dot_product_attention(q_in, k_in, v_in, is_causal=True).unflatten(0, (len(q), -1))
         states = self.write(k, v)
         S = self.combine(self.chunk_weights(r, h), states)
-        return (local + self.read(q, S)).flatten(2, 3)[:, :, :T], states, S
+        return (local.transpose(1, 2) + self.read(q, S)).flatten(2, 3)[:, :, :T], states, S
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Chunks]:
         q, k, v = self.project(x)

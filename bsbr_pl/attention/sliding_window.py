@@ -67,7 +67,8 @@ class SlidingWindowAttention(Attention[Window]):
         C, r = self.blocks()
         q, k, v = (to_chunks(at_least_fp32(part), C) for part in (q, k, v))  # (B, H, N, C, K)
         rest = q.shape[2] - r
-        first = self.banded(*(part[:, :, :r].flatten(2, 3) for part in (q, k, v)), keys_before=0)
+        first_q, first_k, first_v = (part[:, :, :r].flatten(2, 3) for part in (q, k, v))
+        first = self.banded(first_q, first_k, first_v, keys_before=0)
         near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
         return torch.cat((first, self.banded(q[:, :, r:], near_k, near_v, r * C).flatten(2, 3)), 2)[:, :, :T]
 

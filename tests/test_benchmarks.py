@@ -1,0 +1,57 @@
+"""Every script of benchmarks/ at toy size: it runs, and writes its rows with the command and the machine. No times."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400))
+
+SCRIPTS = {
+    "operation": ("--lengths", "130", "--rounds", "1"),
+    "training_step": ("--lengths", "64", "--batch", "1", "--rounds", "1"),
+    "growth": (
+        *("--lengths", "130", "260", "--contexts", "16", "130", "--prefill", "130", "--rounds", "1"),
+        *("--architectures", "bsbr top-k 8"),
+    ),
+    "start_up": ("--config", "{config}", "--rounds", "1"),
+    "callback_overhead": ("--config", "{config}", "--slice", "0.2"),
+    "others": ("--layer-lengths", "16", "--operation-lengths", "16", "--rounds", "1"),
+}
+CONFIG = """
+trainer: {max_steps: 4, val_check_interval: 2, log_every_n_steps: 1}
+model:
+  attention: {class_path: bsbr_pl.attention.BSBRAttention, init_args: {chunk_size: 8}}
+  hidden_dim: 16
+  num_layers: 1
+  num_heads: 2
+data:
+  class_path: bsbr_pl.data.TextData
+  init_args: {source: "%s", tokenizer: bytes, context_length: 32, batch_size: 2}
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script(script, tmp_path):
+    text, config, out = tmp_path / "text.py", tmp_path / "config.yaml", tmp_path / "rows.json"
+    text.write_text(TEXT)
+    config.write_text(CONFIG % text)
+    arguments = [argument.format(text=text, config=config) for argument in SCRIPTS[script]]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *arguments, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = json.loads(out.read_text())
+    assert written["command"].startswith(f"python benchmarks/{script}.py")
+    assert written["environment"]["threads"] >= 1
+    if script == "others":  # what it compares with is never installed beside the tests
+        assert done.stdout.count("left out") == 9
+        return
+    assert written["rows"]
+    for row in written["rows"]:
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert numbers
+        assert all(math.isfinite(value) for value in numbers), row
