@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 def test_bf16_mixed_learns_as_fp32_does(name, one_thread, tmp_path):
     text = "".join(path.read_text() for path in sorted((ROOT / "bsbr_pl").rglob("*.py")))
     (tmp_path / "text.txt").write_text(text)
-    data = TextData(str(tmp_path / "text.txt"), "bytes", context_length=32, batch_size=8, cache_dir=str(tmp_path))
+    sizes = {"context_length": 32, "batch_size": 8, "eval_batch_size": 256}
+    data = TextData(str(tmp_path / "text.txt"), "bytes", cache_dir=str(tmp_path), **sizes)
     for fp32, bf16 in compare([name], data, steps=40)[name]:
         assert fp32 < 3.3  # it has learnt something: ln 257 = 5.5
         assert bf16 == pytest.approx(fp32, rel=0.01)
