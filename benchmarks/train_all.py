@@ -29,8 +29,8 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="folder for the runs: output/ARCHITECTURE/seedN")
     parser.add_argument("--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("options", nargs="*", help="of train.py, after --")
-    arguments = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, options = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     for seed in arguments.seeds:
         for name in arguments.architectures:
             folder = arguments.output / name / f"seed{seed}"
@@ -43,7 +43,7 @@ def main() -> int:
                 *("--trainer.max_steps=160", "--trainer.val_check_interval=40"),
                 f"--trainer.logger.init_args.save_dir={arguments.output / name}",
                 *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version=seed{seed}"),
-                *("--trainer.enable_progress_bar=false", *arguments.options),
+                *("--trainer.enable_progress_bar=false", *options),
             ]
             if subprocess.run(command, check=False).returncode:
                 return 1

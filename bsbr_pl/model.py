@@ -1,5 +1,6 @@
 """A causal language model around any attention: embedding, pre-norm residual layers, tied head, generation."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,23 @@ from .attention.base import Attention, check_positive
 
 #: Builds the attention of one layer from (hidden_dim, num_heads): an Attention class, or a `functools.partial` of one.
 AttentionFactory = Callable[[int, int], Attention]
+
+
+def check_number(what: str, valid: Callable[[float], bool], whole: bool = False, **arguments: float) -> None:
+    """Raise a ValueError that names the first argument that is not a finite number as `what` says and `valid` tests."""
+    for name, value in arguments.items():
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not (is_number and -math.inf < value < math.inf and valid(value)):
+            raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def check_ids(input_ids: Tensor) -> None:
+    """Raise a ValueError unless these are token ids (B, T), at least one."""
+    if input_ids.dim() != 2 or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            "input_ids must be (batch, length) in int64, both at least 1, got shape "
+            f"{tuple(input_ids.shape)} in {str(input_ids.dtype).removeprefix('torch.')}"
+        )
 
 
 class FeedForward(nn.Module):
@@ -75,15 +93,15 @@ class LanguageModel(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        ff_dim = 4 * hidden_dim if ff_dim is None else ff_dim
         check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers)
-        if ff_dim < 0:
-            raise ValueError(f"ff_dim must be 0 (no feed-forward networks) or more, got {ff_dim}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        ff_dim = 4 * hidden_dim if ff_dim is None else ff_dim
+        check_number("0 (no feed-forward networks) or more", lambda width: width >= 0, whole=True, ff_dim=ff_dim)
+        check_number("at least 0 and below 1", lambda share: 0 <= share < 1, dropout=dropout)
         factories = list(attention) if isinstance(attention, Sequence) else [attention] * num_layers
         if len(factories) != num_layers:
             raise ValueError(f"attention must list one architecture a layer: {len(factories)} for {num_layers} layers")
+        if not all(map(callable, factories)):
+            raise ValueError(f"attention must be an Attention class or another builder of one, got {attention!r}")
         self.vocab_size = vocab_size
         self.embedding = nn.Embedding(vocab_size, hidden_dim)
         self.dropout = nn.Dropout(dropout)
@@ -124,6 +142,7 @@ class LanguageModel(nn.Module):
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> the last layer's normed activations (B, T, D), from which `head` makes logits."""
+        check_ids(input_ids)
         x = self.embed(input_ids)
         for branch in self.branches:
             x = branch(x)
@@ -145,6 +164,7 @@ class LanguageModel(nn.Module):
 
     def prefill(self, input_ids: Tensor) -> tuple[Tensor, list[Any]]:
         """ids (B, T) -> logits of the token after the last (B, vocab_size) and the decode state."""
+        check_ids(input_ids)
         x, states = self._decode(input_ids, lambda attention, x: attention.prefill(x))
         return self.head(self.norm(x[:, -1])), states
 
@@ -189,30 +209,23 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: on an empty prompt or an argument out of range.
         """
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise ValueError(f"input_ids must be (batch, length >= 1), got shape {tuple(input_ids.shape)}")
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        check_number("0 or more", lambda value: value >= 0, temperature=temperature)
+        check_number("an integer of 0 or more", lambda n: n >= 0, whole=True, max_new_tokens=max_new_tokens)
+        check_number("an integer from 0 to 2^64 - 1", lambda n: 0 <= n < 2**64, whole=True, seed=seed)
         if top_k is not None:
             check_positive(top_k=top_k)
         generator = torch.Generator(input_ids.device).manual_seed(seed)
         training = self.training
         self.eval()
-        ids = [input_ids]
-        logits, states = self.prefill(input_ids)
-        for i in range(max_new_tokens):
-            if temperature == 0:
-                token = logits.argmax(-1)
-            else:
-                if top_k is not None and top_k < logits.shape[-1]:
-                    worst_kept = logits.topk(top_k).values[:, -1:]
-                    logits = logits.masked_fill(logits < worst_kept, -torch.inf)
-                probabilities = (logits.float() / temperature).softmax(-1)
-                token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-            ids.append(token[:, None])
-            if i + 1 < max_new_tokens:
-                logits, states = self.step(token, states)
-        self.train(training)
+        try:
+            ids = [input_ids]
+            logits, states = self.prefill(input_ids)
+            for i in range(max_new_tokens):
+                ids.append(_sample(logits, temperature, top_k, generator)[:, None])
+                if i + 1 < max_new_tokens:
+                    logits, states = self.step(ids[-1][:, 0], states)
+        finally:
+            self.train(training)
         return torch.cat(ids, 1)
 
     @torch.no_grad()
@@ -222,6 +235,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: where an attention has no map (BSBR with state compression) or the heads differ in number.
         """
+        check_ids(input_ids)
         maps, x = [], self.embed(input_ids)
         for branch in self.branches:
             if isinstance(branch.inner, Attention):
@@ -241,3 +255,14 @@ class LanguageModel(nn.Module):
         """Floating-point operations of `forward` on one sequence, 2 a multiply-add; see `Attention.flops`."""
         head = 2 * num_tokens * self.embedding.weight.numel()
         return head + sum(branch.inner.flops(num_tokens) for branch in self.branches)
+
+
+def _sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
+    """One token of each row: logits (B, vocab_size) -> ids (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        best = logits.topk(top_k)  # by index: logits in bf16 are often equal, and exactly top_k are to be kept
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
+    below_best = logits.double() - logits.amax(-1, keepdim=True)  # no temperature divides 0 to infinity
+    return torch.multinomial((below_best / temperature).softmax(-1).float(), 1, generator=generator)[:, 0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from .attention.base import Attention
-from .model import AttentionFactory, LanguageModel
+from .model import AttentionFactory, LanguageModel, check_number
 
 IGNORED = -100  # a target that is not counted
 
@@ -112,12 +112,13 @@ class LanguageModule(LightningModule):
         beta2: float = 0.95,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}")
+        check_number("positive", lambda rate: rate > 0, learning_rate=learning_rate)
+        check_number("a share from 0 to 1", lambda share: 0 <= share <= 1, min_learning_rate=min_learning_rate)
+        check_number("0 or more", lambda steps: steps >= 0, whole=True, warmup_steps=warmup_steps)
+        check_number("0 or more", lambda decay: decay >= 0, weight_decay=weight_decay)
+        check_number("at least 0 and below 1", lambda beta: 0 <= beta < 1, beta1=beta1, beta2=beta2)
         described = [describe(a) for a in attention] if isinstance(attention, list | tuple) else describe(attention)
-        arguments = {name: value for name, value in locals().items() if name in CONFIGURATION}
+        arguments = {name: plain(value) for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
         factories = [build(d) for d in described] if isinstance(described, list) else build(described)
         self.model = LanguageModel(factories, vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout)
@@ -207,7 +208,8 @@ class LanguageModule(LightningModule):
             {"params": matrices, "weight_decay": hp["weight_decay"]},
             {"params": [p for p in self.parameters() if id(p) not in kept], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=hp["learning_rate"], betas=(hp["beta1"], hp["beta2"]), fused=True)
+        fused = "mixed" not in self.trainer.precision  # where Lightning 2.6.6 will not clip for a fused one
+        optimizer = torch.optim.AdamW(groups, lr=hp["learning_rate"], betas=(hp["beta1"], hp["beta2"]), fused=fused)
         steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
         warmup, lowest = min(hp["warmup_steps"], steps), hp["min_learning_rate"]
 
@@ -225,19 +227,25 @@ class LanguageModule(LightningModule):
 CONFIGURATION = [name for name in LanguageModule.__init__.__annotations__ if name not in ("attention", "return")]
 
 
+def plain(value: Any) -> Any:
+    """A float for the subclass of float that numpy calculates with, which `load` would refuse; the rest as it is."""
+    return float(value) if isinstance(value, float) else value
+
+
 def describe(factory: AttentionFactory | dict[str, Any]) -> dict[str, Any]:
     """A builder of attentions as plain data, `{"class_path": ..., "init_args": {...}}`, for a checkpoint to hold.
 
     Raises:
         ValueError: where it is neither an Attention class nor a `functools.partial` of one.
     """
-    if isinstance(factory, dict):
-        return {"class_path": factory["class_path"], "init_args": dict(factory.get("init_args", {}))}
+    if isinstance(factory, dict) and "class_path" in factory:
+        class_path, options = factory["class_path"], factory.get("init_args", {})
+        return {"class_path": class_path, "init_args": {name: plain(value) for name, value in options.items()}}
     parts = [factory.func, *factory.args] if isinstance(factory, functools.partial) else [factory]
     for part in parts:
         if isinstance(part, type) and issubclass(part, Attention):
             options = factory.keywords if isinstance(factory, functools.partial) else {}
-            return {"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": dict(options)}
+            return describe({"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": options})
     raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {factory!r}")
 
 

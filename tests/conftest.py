@@ -7,12 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import TextData
 from bsbr_pl.module import LanguageModule
+
+# The same examples on every run and no clock: a busy machine must not decide whether a test passes. Others, and more of
+# them: `pytest --hypothesis-profile=long --hypothesis-seed=1`.
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", settings.get_profile("ci"), derandomize=False, max_examples=2000)
+settings.load_profile("ci")
 
 
 class Lines(Logger):

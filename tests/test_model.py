@@ -77,9 +77,25 @@ def test_sampling_is_seeded_and_obeys_top_k():
     assert {int(model.generate(text, 1, top_k=3, temperature=9.0, seed=s)[0, -1]) for s in range(40)} == best
 
 
+def test_exactly_top_k_of_equal_logits_are_sampled():
+    model = model_of("standard")
+    torch.nn.init.zeros_(model.embedding.weight)  # every logit is 0
+    assert len({int(model.generate(ids(1, 6), 1, top_k=2, seed=seed)[0, -1]) for seed in range(30)}) == 2
+
+
+@pytest.mark.parametrize("temperature", [1e-12, 1e-45, 5e-324])
+def test_next_to_no_temperature_is_greedy(temperature):
+    model = model_of("standard")
+    greedy = model.generate(ids(1, 4), 8, temperature=0)
+    assert torch.equal(model.generate(ids(1, 4), 8, temperature=temperature), greedy)
+
+
 def test_generation_leaves_the_mode_as_it_was():
     model = model_of("standard", dropout=0.5).train()
     assert torch.equal(model.generate(ids(1, 4), 3), model.generate(ids(1, 4), 3))
+    assert model.training
+    with pytest.raises(ValueError, match="input_ids must lie in"):
+        model.generate(torch.tensor([[V]]), 3)
     assert model.training
 
 
@@ -139,12 +155,16 @@ def test_longer_than_anything_seen_is_no_error():
     ("arguments", "words"),
     [
         ({"hidden_dim": 15}, "hidden_dim must be a multiple of num_heads, got 15 and 2"),
+        ({"hidden_dim": None}, "hidden_dim must be a positive integer, got None"),
         ({"hidden_dim": 6}, "rotary positions need an even head width, got 3"),
         ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
         ({"num_heads": 0}, "num_heads must be a positive integer, got 0"),
         ({"vocab_size": 0}, "vocab_size must be a positive integer, got 0"),
         ({"ff_dim": -1}, r"ff_dim must be 0 \(no feed-forward networks\) or more, got -1"),
+        ({"ff_dim": 2.5}, r"ff_dim must be 0 \(no feed-forward networks\) or more, got 2.5"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1.0"),
+        ({"dropout": None}, r"dropout must be at least 0 and below 1, got None"),
+        ({"attention": None}, "attention must be an Attention class or another builder of one, got None"),
         ({"attention": [StandardAttention]}, "attention must list one architecture a layer: 1 for 2 layers"),
         ({"attention": partial(BSBRAttention, chunk_size=0)}, "chunk_size must be a positive integer, got 0"),
         ({"attention": partial(BSBRAttention, chunk_size=2.5)}, "chunk_size must be a positive integer, got 2.5"),
@@ -168,10 +188,25 @@ def test_ids_outside_the_vocabulary_are_named(bad):
         model_of("standard")(torch.tensor([[1, bad]]))
 
 
+@pytest.mark.parametrize("bad", [ids(3), ids(1, 0), ids(0, 3), ids(1, 3).float(), ids(1, 2, 3)])
+@every_architecture
+def test_what_are_no_ids_is_said(name, bad):
+    model = model_of(name)
+    for call in (model, model.prefill, model.get_attention_weights):
+        with pytest.raises(
+            ValueError, match=r"input_ids must be \(batch, length\) in int64, both at least 1, got shape"
+        ):
+            call(bad)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"temperature": -1}, "temperature must be 0 or more"),
+        ({"temperature": float("nan")}, "temperature must be 0 or more, got nan"),
+        ({"temperature": float("inf")}, "temperature must be 0 or more, got inf"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be an integer of 0 or more, got -1"),
+        ({"seed": 2**64}, "seed must be an integer from 0"),
         ({"top_k": 0}, "top_k must be a positive integer"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "input_ids must be"),
     ],

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,13 @@ def test_a_checkpoint_gives_back_the_same_model(attention, tmp_path):
         assert again.hparams == module.hparams
 
 
+def test_numbers_from_numpy_can_be_loaded(tmp_path):
+    attention = partial(ARCHITECTURES["hopfield"], beta=np.float64(0.5))
+    module = module_of(attention, learning_rate=np.float64(0.01), dropout=np.float64(0.1))
+    torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "a.ckpt")
+    assert LanguageModule.load(tmp_path / "a.ckpt").hparams == module.hparams
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
 def test_what_is_no_checkpoint_is_named(content, tmp_path):
     path = tmp_path / "bad.ckpt"
@@ -200,7 +208,15 @@ def test_a_builder_that_cannot_be_stored_is_refused(factory):
     ("arguments", "words"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be positive, got '1e-3'"),
+        ({"min_learning_rate": 2}, "min_learning_rate must be a share from 0 to 1, got 2"),
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be 0 or more, got 2.5"),
+        ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
+        ({"beta1": 1.0}, "beta1 must be at least 0 and below 1, got 1.0"),
+        ({"beta2": math.inf}, "beta2 must be at least 0 and below 1, got inf"),
+        ({"attention": {}}, "attention must be an Attention class or a functools.partial of one, got {}"),
     ],
 )
 def test_bad_arguments_are_named(arguments, words):

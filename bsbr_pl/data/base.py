@@ -1,11 +1,15 @@
 """What all data modules share: loaders for the three splits, and a state that tells what data a checkpoint saw."""
 
 import hashlib
+import inspect
 import json
 import warnings
 from abc import abstractmethod
+from numbers import Integral
+from types import FrameType
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from .loader import Loader, Samples, TrainLoader, process
@@ -34,11 +38,18 @@ class TokenData(LightningDataModule):
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
         ):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
+                raise ValueError(f"{name}={value!r} is no integer")
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} is too small: at least {least}")
         self.context_length, self.batch_size = context_length, batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.seed, self.num_workers = seed, num_workers
+
+    def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
+        """Numbers and arrays of numpy become Python's own: a checkpoint that runs no code can hold no others."""
+        super().save_hyperparameters(*args, frame=frame or inspect.currentframe().f_back, **kwargs)  # type: ignore[union-attr]
+        self.hparams.update({name: plain(value) for name, value in self.hparams.items()})
 
     @property
     @abstractmethod
@@ -88,6 +99,13 @@ class TokenData(LightningDataModule):
                 "are not those of its training run, and its place in an epoch means nothing here",
                 stacklevel=2,
             )
+
+
+def plain(value: Any) -> Any:
+    """Without numpy's types."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def digest(*values: object) -> str:

@@ -104,18 +104,30 @@ def as_dict(timing: Timing) -> dict[str, Any]:
 Samples = Mapping[int, Sequence[float]]
 
 
+def _above_zero(samples: Samples) -> list[int]:
+    """The lengths whose values all have a logarithm.
+
+    Raises:
+        ValueError: a length below 1, or a value that is no finite number.
+    """
+    for length, values in samples.items():
+        if length < 1 or not np.isfinite(values).all():
+            raise ValueError(f"samples must map lengths of at least 1 to finite numbers, got {length}: {list(values)}")
+    return sorted(length for length, values in samples.items() if len(values) and min(values) > 0)
+
+
 def exponent(samples: Samples, shortest: int = 0, resamples: int = 1000) -> dict[str, Any] | None:
     """The slope of ln(median) over ln(length): the cost grows as length^exponent.
 
     Args:
-        samples: values at each length.
+        samples: values at each length; those with a value of 0 or less are left out.
         shortest: lengths below are left out.
         resamples: bootstrap resamples of the rounds, for the interval.
 
     Returns:
         exponent, interval [low, high] (95 %), lengths [shortest, longest]; None with fewer than two lengths.
     """
-    lengths = sorted(length for length, values in samples.items() if length >= shortest and min(values) > 0)
+    lengths = [length for length in _above_zero(samples) if length >= shortest]
     if len(lengths) < 2:
         return None
     drawn = np.log([_medians(samples[length], resamples, length) for length in lengths])  # (lengths, 1 + resamples)
@@ -127,12 +139,14 @@ def exponent(samples: Samples, shortest: int = 0, resamples: int = 1000) -> dict
 def crossover(samples: Samples, other: Samples, resamples: int = 1000) -> dict[str, Any]:
     """From which length on `samples` stays below `other`, between lengths on straight lines in logarithms.
 
+    Lengths that either has no value above 0 for are left out.
+
     Returns:
         length: where it passes; the shortest common length if it was below all along; None if it is not below at the
         longest. interval: [low, high], 95 %, over bootstrap resamples of the rounds; high None where more than 2.5 %
         of these do not pass. longest: the longest common length.
     """
-    lengths = sorted(set(samples) & set(other))
+    lengths = sorted({*_above_zero(samples)} & {*_above_zero(other)})
     if not lengths:
         return {"length": None, "interval": None, "longest": None}
     ours, theirs = (

@@ -4,15 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from bsbr_pl.data import TextData
-
-# The same examples on every run and no clock: a busy machine must not decide whether a test passes.
-settings.register_profile(
-    "data", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("data")
 
 WORDS = [
     "self",

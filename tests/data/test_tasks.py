@@ -88,6 +88,16 @@ def test_published_settings_are_possible() -> None:
     ]
 
 
+def test_arguments_from_numpy_leave_only_plain_ones() -> None:
+    """As a checkpoint holds them, and as the fingerprint reads them."""
+    data, same = InductionData(16, 8, np.array([8, 16]), np.int64(64)), InductionData(16, 8, [8, 16], 64)
+    assert data.hparams == same.hparams
+    assert type(data.hparams["num_train"]) is int
+    assert data.fingerprint == same.fingerprint
+    nested = MQARData(train_segments=[(np.int64(16), 2, 20)]).hparams["train_segments"]
+    assert [type(number) for number in nested[0]] == [int, int, int]
+
+
 def test_bad_input(folder: Path, cache: str) -> None:
     with pytest.raises(ValueError, match=r"segment \(T=64, N=17\)"):
         MQARData(test_segments=[(64, 17, 10)])

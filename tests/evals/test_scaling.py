@@ -1,5 +1,8 @@
 """Costs: what is measured, and what exponents and crossovers make of it."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 
@@ -49,6 +52,21 @@ def test_a_crossover_that_is_not_reached_or_was_there_all_along():
     assert crossover({256: [1.0]}, {512: [1.0]})["length"] is None, "no length in common"
     back = crossover(dict(zip(LENGTHS, [[1.0], [3.0], [1.0], [3.0], [1.0]], strict=True)), {n: [2.0] for n in LENGTHS})
     assert 2048 < back["length"] < 4096, "it passed before, and fell behind again"
+
+
+def test_a_length_without_cost_is_left_out():
+    free = {256: [0.1], 512: [0.0], 1024: [0.0]}
+    assert crossover(free, {n: [1.0] for n in free}) == {"length": 256, "interval": [256, 256], "longest": 256}
+    assert crossover({256: [0.0]}, {256: [1.0]}) == {"length": None, "interval": None, "longest": None}
+
+
+@pytest.mark.parametrize("samples", [{256: [1.0, math.nan], 512: [1.0]}, {256: [math.inf], 512: [1.0]}, {0: [1.0]}])
+def test_what_is_no_measurement_is_refused(samples):
+    for ask in (exponent, partial(crossover, {256: [1.0]})):
+        with pytest.raises(
+            ValueError, match=r"samples must map lengths of at least 1 to finite numbers, got (256|0): "
+        ):
+            ask(samples)
 
 
 def test_an_uncertain_crossover_says_so():

@@ -89,6 +89,11 @@ def test_interval_is_reproducible_takes_a_statistic_and_leaves_random_state_alon
     assert torch.equal(torch.get_rng_state(), before[1])
     with pytest.raises(ValueError, match="samples is empty"):
         bootstrap_interval([])
+    with pytest.raises(ValueError, match="samples must be finite numbers, got nan"):
+        bootstrap_interval([1.0, np.nan])
+    for wrong in ({"confidence": 1.5}, {"resamples": 0}):
+        with pytest.raises(ValueError, match=r"confidence=.* must be from 0 to 1 and resamples=.* at least 1"):
+            bootstrap_interval([1.0], **wrong)
 
 
 def test_steps_of_several_batches_and_interrupted_waits():

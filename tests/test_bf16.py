@@ -1,0 +1,23 @@
+"""Mixed bfloat16 trains every architecture, to the loss of fp32; the long form is benchmarks/bf16.py."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bf16 import compare
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.data import TextData
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_bf16_mixed_learns_as_fp32_does(name, one_thread, tmp_path):
+    text = "".join(path.read_text() for path in sorted((ROOT / "bsbr_pl").rglob("*.py")))
+    (tmp_path / "text.txt").write_text(text)
+    sizes = {"context_length": 32, "batch_size": 8, "eval_batch_size": 256}
+    data = TextData(str(tmp_path / "text.txt"), "bytes", cache_dir=str(tmp_path), **sizes)
+    for fp32, bf16 in compare([name], data, steps=40)[name]:
+        assert fp32 < 3.3  # it has learnt something: ln 257 = 5.5
+        assert bf16 == pytest.approx(fp32, rel=0.01)
+        assert bf16 != fp32
