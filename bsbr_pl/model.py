@@ -1,6 +1,5 @@
 """A causal language model around any attention: embedding, pre-norm residual layers, tied head, generation."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,18 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention.base import Attention, check_positive
+from .attention.base import Attention, check_number, check_positive
 
 #: Builds the attention of one layer from (hidden_dim, num_heads): an Attention class, or a `functools.partial` of one.
 AttentionFactory = Callable[[int, int], Attention]
-
-
-def check_number(what: str, valid: Callable[[float], bool], whole: bool = False, **arguments: float) -> None:
-    """Raise a ValueError that names the first argument that is not a finite number as `what` says and `valid` tests."""
-    for name, value in arguments.items():
-        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not (is_number and -math.inf < value < math.inf and valid(value)):
-            raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
 def check_ids(input_ids: Tensor) -> None:

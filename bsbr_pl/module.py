@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import Metric
 
-from .attention.base import Attention
-from .model import AttentionFactory, LanguageModel, check_number
+from .attention.base import Attention, check_number
+from .model import AttentionFactory, LanguageModel
 
 IGNORED = -100  # a target that is not counted
 

@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "sliding_window": {"window_size": SIZES, **ROPE},
     "linear": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
-    "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2), **ROPE},
+    "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2) | st.just(1), **ROPE},
     "gau": {"chunk_size": SIZES, "expansion_factor": st.integers(1, 3), "key_dim": st.integers(1, 9), **ROPE},
     "bsbr": {
         "chunk_size": SIZES,
@@ -104,8 +104,7 @@ def attentions(choose: st.DrawFn) -> Attention:
 def sequences(choose: st.DrawFn, attention: Attention, batch: int = 3, longest: int = 20) -> torch.Tensor:
     """(B, T, D) in fp64: tokens all different or from a vocabulary of a few, large or small."""
     B, T = choose(st.integers(1, batch)), choose(st.integers(1, longest))
-    few = [] if getattr(attention, "retrieval_top_k", None) else [1, 2]  # BSBR's map keeps too many equal chunks
-    vocabulary, scale = choose(st.sampled_from([*few, B * T])), choose(st.sampled_from([1.0, 0.01, 3.0]))
+    vocabulary, scale = choose(st.sampled_from([1, 2, B * T])), choose(st.sampled_from([1.0, 0.01, 3.0]))
     random = torch.Generator().manual_seed(choose(SEEDS))
     tokens = torch.randn(vocabulary, attention.hidden_dim, generator=random, dtype=torch.float64)
     return scale * tokens[torch.randperm(B * T, generator=random).view(B, T) % vocabulary]
@@ -118,8 +117,9 @@ def test_forward_is_the_definition_and_decoding(data, attention, dtype):
     exact = 10 * TOLERANCE[torch.float64]  # over so few numbers, rounding does not average out
     forward = results(type(attention).forward, attention, x)
     assert_close(forward, results(definition, attention, x), exact)
-    assert_close(results(decode, attention, x), forward, exact)
-    assert_close({"output": decode(attention, x, split).detach()}, {"output": forward["output"]}, exact)
+    output = {"output": forward["output"]}  # whose gradients are not unique where equal chunks compete for top_k
+    assert_close(results(decode, attention, x), output if getattr(attention, "retrieval_top_k", 0) else forward, exact)
+    assert_close({"output": decode(attention, x, split).detach()}, output, exact)
     low, x = attention.to(dtype), x.to(dtype)
     assert_close({"output": low(x).detach()}, {"output": definition(low, x).detach()}, 3 * TOLERANCE[dtype])
 
@@ -145,10 +145,10 @@ def test_costs_are_those_of_the_closed_forms(data, attention):
 
 @given(st.data(), st.sampled_from(list(ARCHITECTURES)), NO_SIZE)
 def test_an_option_that_is_no_size_is_named(data, name, value):
-    counts = set(OPTIONS[name]) - {"rope", "normalize", "beta", "num_updates"}
+    counts = set(OPTIONS[name]) - {"rope", "normalize", "beta"}
     option = data.draw(st.sampled_from(["hidden_dim", "num_heads", *sorted(counts)]))
-    assume((option, value) != ("retrieval_top_k", None))
-    with pytest.raises(ValueError, match=f"{option} must be a positive integer"):
+    assume((option, value) not in [("retrieval_top_k", None), ("num_updates", 0)])
+    with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more), got"):
         ARCHITECTURES[name](**{"hidden_dim": 4, "num_heads": 2} | {option: value})
 
 
@@ -211,6 +211,7 @@ WRONG = {
     **{name: BELOW_0 | st.none() for name in ("temperature", "weight_decay")},
     "learning_rate": BELOW_0 | st.sampled_from([None, 0]),
     **{name: NO_SHARE | st.none() for name in ("min_learning_rate", "beta1", "beta2", "dropout")},
+    "beta": BELOW_0 | st.just(0),
     "attention": st.sampled_from([None, 3, "bsbr", torch.nn.Linear, {}, [None], []]),
 }
 
@@ -224,11 +225,11 @@ def test_a_wrong_argument_is_named(data, name):
         with pytest.raises(ValueError, match=f"{name} must be"):
             model.generate(torch.zeros(1, 1, dtype=torch.long), **{"max_new_tokens": 1} | {name: value})
         return
-    for cls in (LanguageModel, LanguageModule):
+    for cls in (LanguageModel, LanguageModule, partial(ARCHITECTURES["hopfield"], 4, 2)):
         takes = name in inspect.signature(cls).parameters
         if takes and (cls, value) != (LanguageModel, torch.nn.Linear):  # that builds a module, of another kind
             with pytest.raises(ValueError, match=f"{name} must"):
-                cls(**right | {name: value})
+                cls(**({} if name == "beta" else right) | {name: value})
 
 
 IDS = st.integers(-3, 8) | st.sampled_from([-(2**63), 2**63 - 1])

@@ -7,6 +7,8 @@ Shape legend, used in every file of this folder:
     C  tokens in a chunk (or window)     N  chunks
 """
 
+import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -102,6 +104,14 @@ def check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_number(what: str, valid: Callable[[float], bool], whole: bool = False, **arguments: float) -> None:
+    """Raise a ValueError that names the first argument that is not a finite number as `what` says and `valid` tests."""
+    for name, value in arguments.items():
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not (is_number and -math.inf < value < math.inf and valid(value)):
+            raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

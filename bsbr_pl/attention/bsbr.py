@@ -108,8 +108,8 @@ class BSBRAttention(Attention[Chunks]):
         past = torch.arange(h.shape[2], device=r.device) < chunks
         scores = (r @ h.mT / self.head_dim**0.5).masked_fill(~past, -torch.inf)
         if self.retrieval_top_k is not None and self.retrieval_top_k < h.shape[2]:
-            worst_kept = scores.topk(self.retrieval_top_k).values[..., -1:]
-            scores = scores.masked_fill(scores < worst_kept, -torch.inf)
+            best = scores.topk(self.retrieval_top_k)  # by index: chunks of the same text have the same score
+            scores = torch.full_like(scores, -torch.inf).scatter(-1, best.indices, best.values)
         null = torch.zeros_like(scores[..., :1])
         if not self.normalize:
             null = null.masked_fill(chunks > 0, -torch.inf)  # the first chunk has nothing else

@@ -54,6 +54,8 @@ class GAUAttention(Attention[Chunk]):
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, expansion_factor=expansion_factor, key_dim=key_dim)
+        if rope and key_dim % 2:
+            raise ValueError(f"key_dim must be even for rotary positions, got {key_dim}")
         self.num_heads = 1
         self.chunk_size = chunk_size
         self.rope = rope

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, at_least_fp32, causal_softmax, merge_heads, rotary, split_heads
+from .base import Attention, at_least_fp32, causal_softmax, check_number, merge_heads, rotary, split_heads
 
 
 class StoredPatterns(NamedTuple):
@@ -38,13 +38,12 @@ class HopfieldAttention(Attention[StoredPatterns]):
         self, hidden_dim: int, num_heads: int, num_updates: int = 1, beta: float | None = None, rope: bool = True
     ) -> None:
         super().__init__(hidden_dim, num_heads)
-        if num_updates < 0:
-            raise ValueError(f"num_updates must be 0 or more, got {num_updates}")
-        if beta is not None and beta <= 0:
-            raise ValueError(f"beta must be positive, got {beta}: it is an inverse temperature")
+        check_number("0 or more", lambda n: n >= 0, whole=True, num_updates=num_updates)
+        beta = self.head_dim**-0.5 if beta is None else beta
+        check_number("positive", lambda inverse_temperature: inverse_temperature > 0, beta=beta)
         self.num_updates = num_updates
         self.rope = rope
-        self.beta = nn.Parameter(torch.full((num_heads, 1, 1), beta or self.head_dim**-0.5))
+        self.beta = nn.Parameter(torch.full((num_heads, 1, 1), float(beta)))
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 

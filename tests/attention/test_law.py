@@ -237,6 +237,15 @@ def test_window_as_long_as_the_text_is_standard():
     assert not torch.allclose(window(sequence(2 * C + 1))[:, -1], standard(sequence(2 * C + 1))[:, -1])
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_bsbr_keeps_top_k_of_equal_chunks(normalize):
+    """The same text again and again: every chunk scores the same, and still only so many are mixed."""
+    bsbr = build("bsbr", {"chunk_size": 2, "retrieval_top_k": 2, "normalize": normalize})
+    x = sequence(1).expand(-1, 13, -1)
+    assert ((bsbr.chunk_map(x) > 0).sum(-1) == torch.arange(7).clamp(max=2)).all()
+    assert_close(results(type(bsbr).forward, bsbr, x), results(definition, bsbr, x), 1e-10)
+
+
 def test_bsbr_chunk_map_is_strict_and_may_retrieve_nothing():
     x = sequence(4 * C + 3)
     P = build("bsbr", {"chunk_size": C}).chunk_map(x)
