@@ -2,17 +2,26 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
+from jsonargparse import Namespace, set_parsing_settings
+from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks  # noqa: F401 - imported, so that YAML and command line need no more than the name of a class
+from bsbr_pl.checkpoint import CheckedCheckpointIO
+from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.allocator import keep_freed_memory
+from bsbr_pl.utils.records import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
+TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may name classes of these, and import no others
+MENDABLE = (ValueError, OSError, MisconfigurationException, ModuleNotFoundError)  # by a user, who gets one line to read
+BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
 
 
 class CLI(LightningCLI):
@@ -22,16 +31,46 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keep what the command line and the configs say: Lightning would let a checkpoint's arguments win unseen."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse to call what is no class, and names that lead out of the folder that they belong to."""
+        for part in _with_class_path(self.config):
+            module, _, name = part["class_path"].rpartition(".")
+            if not isinstance(getattr(sys.modules.get(module), name, None), type):
+                raise ValueError(f"class_path {part['class_path']!r} names no class, and functions are not called")
+            for key, value in (part.get("init_args") or {}).items():
+                if key in BELOW and isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts):
+                    raise ValueError(f"{key}={value!r} of {name} leads out of its folder: give a name without '..'")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """With checkpoints that are checked, beside whatever other plugins are asked for."""
+        asked = self._get(self.config_init, "trainer")["plugins"]
+        plugins = asked if isinstance(asked, list) else [asked] if asked else []
+        return super().instantiate_trainer(plugins=[*plugins, CheckedCheckpointIO()], **kwargs)
+
+
+def _with_class_path(value: Any) -> Iterator[Namespace]:
+    """Everything in a configuration that is to be made by calling something."""
+    if isinstance(value, Namespace):
+        if "class_path" in value:
+            yield value
+        value = list(vars(value).values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _with_class_path(part)
+
 
 def main(args: ArgsType = None, run: bool = True) -> CLI:
     """Run the command line `args` (sys.argv where None)."""
     keep_freed_memory()
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=TRUSTED, instantiate_subclass_spec_in_any=False
+    )
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
     every_subcommand: dict[str, Any] = {"default_config_files": [str(BASE_CONFIG)]}
     return CLI(
         LanguageModule,
-        LightningDataModule,
+        TokenData,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
@@ -45,5 +84,5 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:  # what a user can mend; anything else shows its traceback
-        sys.exit(f"train.py: error: {error}")
+    except MENDABLE as error:  # anything else shows its traceback
+        sys.exit(f"train.py: error: {one_line(error)}")

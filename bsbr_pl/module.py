@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from .attention.base import Attention
+from .checkpoint import load_checkpoint
 from .model import AttentionFactory, LanguageModel
 
 IGNORED = -100  # a target that is not counted
@@ -129,15 +130,15 @@ class LanguageModule(LightningModule):
         """The trained module of a checkpoint, in evaluation mode. Code in a checkpoint is never run.
 
         Raises:
-            ValueError: naming the file, where it is missing or no checkpoint of this class.
+            ValueError: naming the file, where it is missing, damaged or no checkpoint of this class.
         """
         return cls.open(path, map_location)[0]
 
     @classmethod
     def open(cls, path: str | Path, map_location: str = "cpu") -> tuple["LanguageModule", dict[str, Any]]:
         """The module as `load` gives it, and all that the checkpoint holds."""
+        checkpoint = load_checkpoint(path, map_location)
         try:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
             hyper_parameters, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
             if hyper_parameters["num_layers"] > len(weights):
                 raise ValueError(f"{hyper_parameters['num_layers']} layers, but {len(weights)} tensors")
