@@ -1,14 +1,15 @@
 """Train, validate or test any attention as a language model: `python train.py fit --config configs/bsbr.yaml`."""
 
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
-from lightning import Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks  # noqa: F401 - imported, so that YAML and command line need no more than the name of a class
@@ -20,13 +21,35 @@ from bsbr_pl.utils.records import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
 TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may name classes of these, and import no others
-MENDABLE = (ValueError, OSError, MisconfigurationException, ModuleNotFoundError)  # by a user, who gets one line to read
+MENDABLE = (ValueError, OSError, ImportError, MisconfigurationException)  # by a user, who gets one line to read
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration with the run; a folder that holds one already must be meant to be gone on with."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
+        super().__init__(parser, config, overwrite=config.get("ckpt_path") is not None, **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        try:
+            super().setup(trainer, pl_module, stage)
+        except RuntimeError as error:
+            if "to NOT exist" not in str(error):
+                raise
+            here = f"{trainer.log_dir} holds another run"
+            raise ValueError(f"{here}: choose another folder, or give its ckpt_path to go on with it") from error
 
 
 class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"a file given as --config is no text in UTF-8: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Keep what the command line and the configs say: Lightning would let a checkpoint's arguments win unseen."""
@@ -74,14 +97,23 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveConfig,
         parser_kwargs={name: every_subcommand for name in ("fit", "validate", "test", "predict")},
         args=args,
         run=run,
     )
 
 
+def _say_in_a_line(failed: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's thread could not write: it says so to the main thread too, if that goes on."""
+    if isinstance(failed.exc_value, MENDABLE):
+        print(f"train.py: {one_line(failed.exc_value)}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
+
+
 if __name__ == "__main__":
+    threading.excepthook = _say_in_a_line
     try:
         main()
     except MENDABLE as error:  # anything else shows its traceback

@@ -78,7 +78,8 @@ def evaluated(path: Path) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for part in ("fabric", "pytorch"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),

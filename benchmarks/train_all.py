@@ -4,11 +4,12 @@
     python benchmarks/train_all.py runs/all --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
     python evaluate.py runs/all
 
-Everything after `--` goes to train.py. A run that has finished is not trained again.
+Everything after `--` goes to train.py. A run that has finished is not trained again, one that was stopped goes on.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,9 @@ def main() -> int:
             folder = arguments.output / name / f"seed{seed}"
             if finished(folder):
                 continue
+            checkpoint = folder / "checkpoints" / "last.ckpt"
+            if not checkpoint.exists():  # it was stopped before there was anything to go on from
+                shutil.rmtree(folder, ignore_errors=True)
             print(f"{name}, seed {seed}", flush=True)
             command = [
                 *(sys.executable, str(ROOT / "train.py"), "fit", f"--config={ROOT / 'configs' / name}.yaml"),
@@ -43,6 +47,7 @@ def main() -> int:
                 *("--trainer.max_steps=160", "--trainer.val_check_interval=40"),
                 f"--trainer.logger.init_args.save_dir={arguments.output / name}",
                 *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version=seed{seed}"),
+                *([f"--ckpt_path={checkpoint}"] if checkpoint.exists() else []),
                 *("--trainer.enable_progress_bar=false", *arguments.options),
             ]
             if subprocess.run(command, check=False).returncode:

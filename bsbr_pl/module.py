@@ -150,6 +150,18 @@ class LanguageModule(LightningModule):
             raise ValueError(f"{path} is not a readable checkpoint of {cls.__name__}: {error}") from error
         return module.to(map_location).eval(), checkpoint
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what kind of model a checkpoint is of, where its weights do not fit this one.
+
+        Raises:
+            ValueError: naming the arguments that differ.
+        """
+        weights, own = checkpoint["state_dict"], self.state_dict()
+        if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
+            saved = checkpoint["hyper_parameters"]
+            other = [f"{name}={saved.get(name)!r}" for name, value in self.hparams.items() if saved.get(name) != value]
+            raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T, vocab_size)."""
         return self.model(input_ids)

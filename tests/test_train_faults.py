@@ -1,11 +1,14 @@
 """The command line against hostile configurations and a failing machine: nothing foreign runs, nothing old is lost."""
 
+import resource
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import train
-from benchmarks.damage import tiny
+from benchmarks.damage import ROOT, quiet, tiny
 
 
 @pytest.fixture
@@ -47,3 +50,80 @@ def test_a_configuration_calls_and_imports_nothing_foreign(name, options, tmp_pa
     )
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "imported").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FAULTS = {
+    "--trainer.accelerator=gpu": "No supported gpu backend found",
+    "--trainer.logger.init_args.name=../../x": "name='../../x' of TensorBoardLogger leads out of its folder",
+    "--trainer.logger.init_args.version=/x": "version='/x' of TensorBoardLogger leads out of its folder",
+    "--trainer.logger.init_args.save_dir=file": "File exists: ",
+    "--trainer.logger.init_args.version=version_0": "holds another run",
+    "--trainer.plugins=lightning.pytorch.plugins.TorchCheckpointIO": "multiple values for CheckpointIO",
+    "--data.cache_dir=file": "file",
+    "--data.source=binary": "binary is not UTF-8",
+    "--data.source=void": "source='void' is a folder without files",
+    "--config=binary": "--config is no text in UTF-8",
+    "--config=void": "void",
+    "--ckpt_path=void": "void is not a readable checkpoint: Is a directory",
+    "--model.hidden_dim=32": "do not fit this model, but one with hidden_dim=16",
+    "--model.attention=LinearAttention": "bsbr_pl.attention.bsbr.BSBRAttention",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, one_thread):
+    """A folder with a finished run, and what else the faults need; and the options of that run."""
+    folder = tmp_path_factory.mktemp("run")
+    argv, sys.argv = sys.argv, ["train.py"]
+    options = tiny(folder)
+    with quiet():
+        train.main(["fit", *options])
+    sys.argv = argv
+    (folder / "binary").write_bytes(bytes(range(256)))
+    (folder / "file").write_text("")
+    (folder / "void").mkdir()
+    return folder, options
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_answered_and_nothing_is_lost(fault, run, monkeypatch, capsys):
+    folder, options = run
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    before = contents(folder)
+    resumed = [f"--ckpt_path={folder / 'runs/version_0/checkpoints/last.ckpt'}"] if fault.startswith("--model") else []
+    with pytest.raises((SystemExit, *train.MENDABLE)) as error:
+        train.main(["fit", *options, *resumed, fault])
+    assert FAULTS[fault] in str(error.value) + capsys.readouterr().err
+    assert before.items() <= contents(folder).items()
+
+
+def test_without_tensorboard_there_is_a_sentence(run, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    with pytest.raises(train.MENDABLE, match="Neither `tensorboard` nor `tensorboardX` is available"):
+        train.main(["fit", *run[1]])
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_the_older_checkpoint(run):
+    """As if the disk were full after 20 kB of each file: less than a checkpoint, more than the rest."""
+    folder, options = run
+    before = contents(folder / "runs/version_0/checkpoints")
+    last = folder / "runs/version_0/checkpoints/last.ckpt"
+    resumed = ["--trainer.logger.init_args.version=version_0", "--trainer.max_steps=4", f"--ckpt_path={last}"]
+    result = subprocess.run(
+        [sys.executable, ROOT / "train.py", "fit", *options, *resumed],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("train.py: error: [Errno 27] File too large: ")
+    assert "Traceback" not in result.stderr
+    assert contents(folder / "runs/version_0/checkpoints") == before
