@@ -4,7 +4,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -22,10 +22,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """
     try:
         with open(path, "rb") as stream:
-            with zipfile.ZipFile(stream) as archive:  # torch writes a CRC-32 of each part, and never looks at it
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"Bad CRC-32 for file {damaged!r}")
+            _check(stream)
             stream.seek(0)  # the same open file, even if another one has its name by now
             checkpoint = torch.load(stream, map_location=map_location, weights_only=True)
         missing = [part for part in PARTS if part not in checkpoint]
@@ -34,6 +31,16 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except Exception as error:  # damage can fail anywhere
         raise ValueError(f"{path} is not a readable checkpoint: {_reason(error)}") from error
     return checkpoint
+
+
+def _check(stream: IO[bytes]) -> None:
+    """Look at what `torch.load` does not: torch writes a CRC-32 of each part of the archive, and ignores it."""
+    with zipfile.ZipFile(stream) as archive:
+        damaged = archive.testzip()
+        # Attributes are 0. One of their bits means a folder, whose content torch takes from memory as it happens to be.
+        marked = [part.filename for part in archive.infolist() if part.external_attr]
+    if damaged or marked:
+        raise zipfile.BadZipFile(f"{damaged or marked[0]} is not what was written")
 
 
 def _reason(error: Exception) -> str:
