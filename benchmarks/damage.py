@@ -4,8 +4,8 @@
 
 Trains a tiny model, then cuts its checkpoint short at 50 places and turns 200 random bits, one in a copy. Each of these
 250 copies must be refused in one sentence that names the file, or hold exactly what the whole checkpoint holds. Prints
-how many were, for each way of using them, and exits with 1 if anything else came of one. The same for every single bit of
-a checkpoint of 2 kB, most of which are not of its content but of the archive around it.
+how many were, for each way of using them, and exits with 1 if anything else came of one. The same for every single bit
+of a checkpoint of 2 kB, most of which belong to the archive around its content.
 """
 
 import collections
@@ -125,7 +125,7 @@ def ways(folder: Path) -> tuple[Path, dict[str, Callable[[Path], Any]]]:
         "load_checkpoint": load_checkpoint,
         "LanguageModule.load": lambda path: weights(LanguageModule.load(path)),
         "evaluate.py": evaluated,
-        "train.py fit": lambda path: run("fit", f"--ckpt_path={path}"),
+        "train.py fit": lambda path: run("fit", f"--ckpt_path={path}", "--weights_only=false"),  # not obeyed
         "train.py validate": lambda path: run("validate", f"--ckpt_path={path}"),
         "train.py test": lambda path: run("test", f"--ckpt_path={path}"),
     }
