@@ -26,19 +26,19 @@ BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and cal
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the configuration with the run; a folder that holds one already must be meant to be gone on with."""
+    """Saves the configuration with the run, in a folder that holds no other run, unless this one goes on with it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
-        super().__init__(parser, config, overwrite=config.get("ckpt_path") is not None, **options)
+        super().__init__(parser, config, overwrite=True, **options)
+        self.goes_on = config.get("ckpt_path") is not None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        try:
-            super().setup(trainer, pl_module, stage)
-        except RuntimeError as error:
-            if "to NOT exist" not in str(error):
-                raise
-            here = f"{trainer.log_dir} holds another run"
-            raise ValueError(f"{here}: choose another folder, or give its ckpt_path to go on with it") from error
+        if stage != "fit":  # validate and test may be told to use a run's folder, which keeps its configuration
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if not self.goes_on and ((folder / "record.json").exists() or any(folder.glob("checkpoints/*.ckpt"))):
+            raise ValueError(f"{folder} holds another run: choose another one, or give its ckpt_path to go on with it")
+        super().setup(trainer, pl_module, stage)
 
 
 class CLI(LightningCLI):
@@ -117,4 +117,4 @@ if __name__ == "__main__":
     try:
         main()
     except MENDABLE as error:  # anything else shows its traceback
-        sys.exit(f"train.py: error: {one_line(error)}")
+        sys.exit(f"train.py: error: {one_line(error, 1000)}")

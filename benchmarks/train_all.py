@@ -4,7 +4,7 @@
     python benchmarks/train_all.py runs/all --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
     python evaluate.py runs/all
 
-Everything after `--` goes to train.py. A run that has finished is not trained again, one that was stopped goes on.
+Everything after `--` goes to train.py. A run that has finished is not trained again.
 """
 
 import argparse
@@ -37,8 +37,7 @@ def main() -> int:
             folder = arguments.output / name / f"seed{seed}"
             if finished(folder):
                 continue
-            checkpoint = folder / "checkpoints" / "last.ckpt"
-            if not checkpoint.exists():  # it was stopped before there was anything to go on from
+            if not (folder / "checkpoints" / "last.ckpt").exists():  # stopped before there was anything to go on from
                 shutil.rmtree(folder, ignore_errors=True)
             print(f"{name}, seed {seed}", flush=True)
             command = [
@@ -47,7 +46,6 @@ def main() -> int:
                 *("--trainer.max_steps=160", "--trainer.val_check_interval=40"),
                 f"--trainer.logger.init_args.save_dir={arguments.output / name}",
                 *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version=seed{seed}"),
-                *([f"--ckpt_path={checkpoint}"] if checkpoint.exists() else []),
                 *("--trainer.enable_progress_bar=false", *arguments.options),
             ]
             if subprocess.run(command, check=False).returncode:

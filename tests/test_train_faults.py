@@ -102,6 +102,16 @@ def test_a_fault_is_answered_and_nothing_is_lost(fault, run, monkeypatch, capsys
     assert before.items() <= contents(folder).items()
 
 
+def test_validating_in_the_folder_of_a_run_leaves_it_as_it_was(run, monkeypatch):
+    folder, options = run
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    before = contents(folder)
+    last = folder / "runs/version_0/checkpoints/last.ckpt"
+    with quiet():
+        train.main(["validate", *options, "--trainer.logger.init_args.version=version_0", f"--ckpt_path={last}"])
+    assert before.items() <= contents(folder).items()
+
+
 def test_without_tensorboard_there_is_a_sentence(run, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
