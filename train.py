@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -26,11 +27,15 @@ BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and cal
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the configuration with the run, in a folder that holds no other run, unless this one goes on with it."""
+    """Saves the configuration with the run, in a folder that no other process trains in.
+
+    A folder that holds a run already must be meant to be gone on with, by a `ckpt_path`.
+    """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
         super().__init__(parser, config, overwrite=True, **options)
         self.goes_on = config.get("ckpt_path") is not None
+        self.lock: FileLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":  # validate and test may be told to use a run's folder, which keeps its configuration
@@ -38,7 +43,21 @@ class SaveConfig(SaveConfigCallback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not self.goes_on and ((folder / "record.json").exists() or any(folder.glob("checkpoints/*.ckpt"))):
             raise ValueError(f"{folder} holds another run: choose another one, or give its ckpt_path to go on with it")
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(folder / ".training.lock")  # the system's own, which ends with the process
+            try:
+                self.lock.acquire(blocking=False)
+            except Timeout as error:
+                raise ValueError(f"another process trains in {folder}: start again, or choose another one") from error
         super().setup(trainer, pl_module, stage)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
 
 class CLI(LightningCLI):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import train
 from benchmarks.damage import ROOT, quiet, tiny
@@ -100,6 +101,19 @@ def test_a_fault_is_answered_and_nothing_is_lost(fault, run, monkeypatch, capsys
         train.main(["fit", *options, *resumed, fault])
     assert FAULTS[fault] in str(error.value) + capsys.readouterr().err
     assert before.items() <= contents(folder).items()
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(run, monkeypatch):
+    folder, options = run
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    last = folder / "runs/version_0/checkpoints/last.ckpt"
+    before = contents(folder / "runs/version_0/checkpoints")
+    again = ["fit", *options, "--trainer.logger.init_args.version=version_0", f"--ckpt_path={last}"]
+    with FileLock(folder / "runs/version_0/.training.lock"), pytest.raises(ValueError, match="another process trains in"):
+        train.main(again)
+    assert contents(folder / "runs/version_0/checkpoints") == before
+    with quiet():
+        train.main(again)  # as soon as that process is gone
 
 
 def test_validating_in_the_folder_of_a_run_leaves_it_as_it_was(run, monkeypatch):
