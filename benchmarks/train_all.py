@@ -9,6 +9,7 @@ Everything after `--` goes to train.py. A run that has finished is not trained a
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ def main() -> int:
             folder = arguments.output / name / f"seed{seed}"
             if finished(folder):
                 continue
+            if not (folder / "checkpoints" / "last.ckpt").exists():  # stopped before there was anything to go on from
+                shutil.rmtree(folder, ignore_errors=True)
             print(f"{name}, seed {seed}", flush=True)
             command = [
                 *(sys.executable, str(ROOT / "train.py"), "fit", f"--config={ROOT / 'configs' / name}.yaml"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from .attention.base import Attention, check_number
+from .checkpoint import load_checkpoint
 from .model import AttentionFactory, LanguageModel
 
 IGNORED = -100  # a target that is not counted
@@ -130,15 +131,15 @@ class LanguageModule(LightningModule):
         """The trained module of a checkpoint, in evaluation mode. Code in a checkpoint is never run.
 
         Raises:
-            ValueError: naming the file, where it is missing or no checkpoint of this class.
+            ValueError: naming the file, where it is missing, damaged or no checkpoint of this class.
         """
         return cls.open(path, map_location)[0]
 
     @classmethod
     def open(cls, path: str | Path, map_location: str = "cpu") -> tuple["LanguageModule", dict[str, Any]]:
         """The module as `load` gives it, and all that the checkpoint holds."""
+        checkpoint = load_checkpoint(path, map_location)
         try:
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
             hyper_parameters, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
             if hyper_parameters["num_layers"] > len(weights):
                 raise ValueError(f"{hyper_parameters['num_layers']} layers, but {len(weights)} tensors")
@@ -149,6 +150,18 @@ class LanguageModule(LightningModule):
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint of {cls.__name__}: {error}") from error
         return module.to(map_location).eval(), checkpoint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what kind of model a checkpoint is of, where its weights do not fit this one.
+
+        Raises:
+            ValueError: naming the arguments that differ.
+        """
+        weights, own = checkpoint["state_dict"], self.state_dict()
+        if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
+            saved = checkpoint["hyper_parameters"]
+            other = [f"{name}={saved.get(name)!r}" for name, value in self.hparams.items() if saved.get(name) != value]
+            raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T, vocab_size)."""

@@ -98,7 +98,8 @@ def test_validation_of_a_checkpoint_repeats_the_number_of_training(arguments, tm
 
 MISTAKES = [
     (["--model.attention=NoSuchAttention"], "NoSuchAttention"),
-    (["--model.attention=torch.nn.Linear"], "subclass of <class 'Attention'>"),
+    (["--model.attention=lightning.Trainer"], "subclass of <class 'Attention'>"),
+    (["--model.attention=torch.nn.Linear"], "Importing 'torch.nn.Linear' is not allowed"),
     (["--model.attention.chunk=4"], "Option 'chunk' is not accepted"),
     (["--model.attention.chunk_size=four"], "chunk_size"),
     (["--model.attention.chunk_size=0"], "chunk_size must be a positive integer, got 0"),

@@ -9,6 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from bsbr_pl.utils.allocator import keep_freed_memory
+from bsbr_pl.utils.records import one_line
 
 from .checkpoints import read_all
 from .evaluation import LENGTHS, MULTIPLES, Evaluation, this_command
@@ -40,12 +41,17 @@ def evaluate(
 
     Raises:
         ValueError: naming the argument, or a path that holds no checkpoint.
+        OSError: naming what cannot be read or written.
     """
     for name, values in (("multiples", multiples), ("lengths", lengths), ("rounds", [rounds])):
         if any(value < 1 for value in values):
             raise ValueError(f"{name} must be at least 1, got {values}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
+        raise ValueError(f"device={device!r} cannot be used here: {one_line(error)}") from error
     evaluation = Evaluation(
         checkpoints=read_all(paths),
         results=Results(Path(output_dir) / "results.jsonl"),
@@ -79,8 +85,10 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     try:
         return evaluate(**options.as_dict())
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: error: {one_line(error)}\n")
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(one_line(error))
 
 
 if __name__ == "__main__":

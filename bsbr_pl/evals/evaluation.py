@@ -20,7 +20,7 @@ from bsbr_pl.utils.records import environment, git_commit, one_line
 from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
 from .checkpoints import SIZES, Checkpoint, labels
-from .results import Results
+from .results import NotKeptError, Results
 from .scaling import measure_costs
 
 VERSION = 1  # changes whenever a measurement changes its meaning
@@ -166,9 +166,11 @@ class Evaluation:
 
     @contextmanager
     def _attempt(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """What goes wrong with one checkpoint becomes its problem, and the others go on."""
+        """What goes wrong with one checkpoint becomes its problem, and the others go on while rows can be kept."""
         try:
             yield
+        except NotKeptError:
+            raise
         except Exception as error:
             self.problems[checkpoint.name] = f"{type(error).__name__}: {one_line(error)}"
 

@@ -10,6 +10,10 @@ from typing import Any
 from bsbr_pl.utils.records import finite, write_whole
 
 
+class NotKeptError(OSError):
+    """A row could not be written, so nothing more should be measured."""
+
+
 class Results:
     """The rows of one results.jsonl. A row is a flat dict of what was measured (its identity) and what was found.
 
@@ -41,12 +45,19 @@ class Results:
         return row["values"] if row else None
 
     def add(self, identity: Mapping[str, Any], values: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Keep a row: `about` holds what one wants to know beside it (the command, the file's name)."""
+        """Keep a row: `about` holds what one wants to know beside it (the command, the file's name).
+
+        Raises:
+            NotKeptError: naming the file.
+        """
         row = finite({"identity": identity, "about": about, "values": values})
         self._rows[key_of(identity)] = row
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, allow_nan=False) + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise NotKeptError(error.errno, error.strerror, str(self.path)) from error
 
     @property
     def rows(self) -> list[dict[str, Any]]:

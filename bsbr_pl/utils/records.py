@@ -1,5 +1,6 @@
 """What a number depends on (versions, machine, commit), and how it is kept on disk."""
 
+import contextlib
 import json
 import math
 import os
@@ -67,12 +68,24 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(finite(value), default=str, allow_nan=False).encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one, even if the disk is full or power is lost.
+
+    Raises:
+        OSError: naming the file, which then is as it was before.
+    """
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_bytes(content)
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def one_line(error: Exception, longest: int = 400) -> str:

@@ -241,6 +241,8 @@ def test_labels_tell_configurations_apart_and_not_seeds(runs, tmp_path, make_dat
         (["{runs}", "--rounds=0"], "rounds must be at least 1"),
         (["{runs}", "--lengths=[0]"], "lengths must be at least 1"),
         (["{runs}", "--dtype=int8"], "dtype"),
+        (["{runs}", "--device=toaster"], "device='toaster' cannot be used here"),
+        (["{runs}/linear", "--output_dir={runs}/linear/best.ckpt", "--device=cpu"], "best.ckpt/results.jsonl"),
         (["{runs}", "--colour=red"], "colour"),
     ],
 )
