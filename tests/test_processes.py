@@ -209,8 +209,8 @@ def test_what_a_killed_process_had_claimed_is_free(tmp_path):
     claim = "results = Results(Path('results.jsonl')).claim({'kind': 'text'}, wait=False)"
     script = f"import time; from pathlib import Path; from bsbr_pl.evals.results import Results; {claim}"
     script += "; print(results.__enter__(), flush=True); time.sleep(100)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*PYTHON, "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    process = subprocess.Popen([*PYTHON, "-c", script], cwd=tmp_path, **pipe)
     assert process.stdout is not None
     assert process.stdout.readline() == "True\n"
     results = Results(tmp_path / "results.jsonl")
