@@ -1,26 +1,32 @@
 """FailTogether: an error in one of several processes ends all of them."""
 
+import atexit
+import faulthandler
+
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 
 class FailTogether(Callback):
-    """Leaves the group of processes when an error ends this one, so that none waits for another for ever.
+    """Lets a process with an error go, so that no other waits for it for ever: they get an error of their own.
 
-    A ModelCheckpoint with `save_on_exception` saves at an error, and waits for the other processes to have come there
-    too, which wait for this one elsewhere. Without the group it saves and goes (the first process does; under `fsdp2`,
-    where all are needed for a checkpoint, none does), and the others get an error of their own. What stops all
-    processes at once, as Ctrl-C and SIGTERM do, is no error, and changes nothing.
+    A ModelCheckpoint with `save_on_exception` would wait for all processes to save, which wait elsewhere: among several
+    processes an error is not saved, the last checkpoint before it is there. What all processes get, as Ctrl-C and
+    SIGTERM, is no error, and changes nothing.
+
+    Args:
+        seconds: that the process may take to exit; closing connections under way has been seen to block.
     """
 
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds = seconds
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size == 1 or not isinstance(exception, Exception):
+        alone = trainer.world_size == 1 or not torch.distributed.is_initialized()
+        if alone or not isinstance(exception, Exception):
             return
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            for callback in trainer.checkpoint_callbacks:
-                if isinstance(callback, ModelCheckpoint):
-                    callback.save_on_exception = False
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback.save_on_exception = False
+        atexit.register(faulthandler.dump_traceback_later, self.seconds, exit=True)

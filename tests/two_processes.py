@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import InductionData, TextData, TokenData
@@ -18,18 +19,24 @@ from bsbr_pl.module import LanguageModule
 GLOBAL_BATCH, STEPS, SAVED = 4, 5, 2
 STRATEGIES = ("ddp", "fsdp2")
 RUNS = (*ARCHITECTURES, "recall")
-RESUMED = ("bsbr", "gau")
+RESUMED = ("bsbr",)
 ON_TWO = [(before, after) for before, after in itertools.product(("auto", *STRATEGIES), STRATEGIES) if before != after]
 
 
-class Losses(Callback):
+class Losses(Logger):
     """Keeps the loss of every step, as it is logged."""
 
+    name, version = "losses", 0
+
     def __init__(self) -> None:
+        super().__init__()
         self.found: list[float] = []
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        self.found.append(float(trainer.callback_metrics["train/loss"]))
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.found += [float(metrics["train/loss"])] if "train/loss" in metrics else []
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 def data_of(name: str, folder: Path, processes: int) -> TokenData:
@@ -67,8 +74,9 @@ def fit(name: str, folder: Path, strategy: str, processes: int, resume: str = ""
         num_sanity_val_steps=0,
         gradient_clip_val=0.3,
         use_distributed_sampler=False,
-        logger=False,
-        callbacks=[losses, saving],
+        logger=losses,
+        log_every_n_steps=1,
+        callbacks=[saving],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
