@@ -47,16 +47,29 @@ def folder(texts, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def options(texts) -> list[str]:
+    """A command line of seconds on two processes, with all callbacks of base.yaml."""
+    data = {"source": texts, "tokenizer": "bytes", "context_length": 32, "batch_size": 2, "cache_dir": "cache"}
+    trainer = {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 2, "accelerator": "cpu", "devices": 2}
+    model = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2}
+    sections = {"data": data, "trainer": trainer, "model": model}
+    named = [f"--{section}.{key}={value}" for section, values in sections.items() for key, value in values.items()]
+    return ["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *named]
+
+
+@pytest.fixture(scope="module")
 def alone(folder, one_thread) -> dict[str, dict[str, Any]]:
     """What each run logs on one process."""
     return {name: fit(name, folder, "auto", 1) for name in RUNS}
 
 
 @pytest.fixture(scope="module")
-def two(folder, alone) -> dict[str, dict[str, Any]]:
+def two(folder, options, alone) -> dict[str, dict[str, Any]]:
     """What each run logs on two processes, by run and strategy, and going on from checkpoints of others."""
-    done = run(*TORCHRUN, ROOT / "tests" / "two_processes.py", folder, folder=folder)
+    command = [*options, "--trainer.strategy=fsdp2"]
+    done = run(*TORCHRUN, ROOT / "tests" / "two_processes.py", folder, *command, folder=folder)
     assert done.returncode == 0, done.stderr
+    (folder / "printed").write_text(done.stdout)
     return json.loads((folder / "two.json").read_text())
 
 
@@ -103,29 +116,26 @@ def test_processes_count_equally_many_targets(processes, folder):
             assert counted != {0}
 
 
-@pytest.fixture(scope="module")
-def options(texts) -> list[str]:
-    """A command line of seconds on two processes, with all callbacks of base.yaml."""
-    data = {"source": texts, "tokenizer": "bytes", "context_length": 32, "batch_size": 2, "cache_dir": "cache"}
-    trainer = {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 2, "accelerator": "cpu", "devices": 2}
-    model = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2}
-    sections = {"data": data, "trainer": trainer, "model": model}
-    named = [f"--{section}.{key}={value}" for section, values in sections.items() for key, value in values.items()]
-    return ["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *named]
-
-
-@pytest.mark.parametrize(("launcher", "strategy"), [(PYTHON, "ddp"), (TORCHRUN, "fsdp2")], ids=["own", "torchrun"])
-def test_the_command_line_trains_on_two_processes(launcher, strategy, options, tmp_path):
-    done = run(*launcher, ROOT / "train.py", *options, f"--trainer.strategy={strategy}", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bits per byte of xz -9") == done.stdout.count("Generated:") == 1
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
-    record = json.loads((tmp_path / "runs/version_0/record.json").read_text())
+def check_run(folder: Path, printed: str) -> None:
+    """The first process alone printed, logged and saved, in one folder."""
+    assert printed.count("bits per byte of xz -9") == printed.count("Generated:") == 1
+    assert [path.name for path in (folder / "runs").iterdir()] == ["version_0"]
+    record = json.loads((folder / "runs/version_0/record.json").read_text())
     assert (record["status"], record["steps"], record["environment"]["processes"]) == ("finished", 4, 2)
     for name in ("train/loss", "val/loss", "step/seconds", "memory/peak_tensor_bytes", "flops/forward_flops"):
         assert record["metrics"][name]["value"][0] > 0
     assert record["metrics"]["attention/entropy_nats/layer0"]["step"] == [3]
-    assert LanguageModule.load(tmp_path / "runs/version_0/checkpoints/last.ckpt").hparams["hidden_dim"] == 16
+    assert LanguageModule.load(folder / "runs/version_0/checkpoints/last.ckpt").hparams["hidden_dim"] == 16
+
+
+def test_the_command_line_trains_on_two_processes(options, tmp_path):
+    done = run(*PYTHON, ROOT / "train.py", *options, "--trainer.strategy=ddp", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_run(tmp_path, done.stdout)
+
+
+def test_the_command_line_trains_under_torchrun(two, folder):
+    check_run(folder, (folder / "printed").read_text())
 
 
 def test_one_process_that_fails_ends_all(tmp_path):
@@ -162,11 +172,11 @@ def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
     """Two real processes, and this one, which keeps one row to itself for a while."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evaluate.py").write_text(EVALUATE)
-    paths = [checkpoint(name, "auto", folder) for name in ("bsbr", "linear", "recall")]
+    paths = [checkpoint(name, "auto", folder) for name in ("bsbr", "linear")]
     results = Results(tmp_path / "evaluation" / "results.jsonl")
     ours = Evaluation(read_all(paths), results)
     rows = [ours.identity(found, "certificate") for found in ours.checkpoints]
-    arguments = [*paths, "--lengths=[8,16,24,32,40,48]", "--rounds=2", "--multiples=[1,2]", "--device=cpu"]
+    arguments = [*paths, "--lengths=[8,16,32,64]", "--rounds=2", "--multiples=[1,2]", "--device=cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with results.claim(rows[0], wait=False) as claimed:
         assert claimed
@@ -183,27 +193,30 @@ def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     keys = [key_of(json.loads(line)["identity"]) for line in results.path.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 3 + (2 + 2 + 1) + 3 * 6, "nothing is missing, nothing measured twice"
+    assert len(keys) == len(set(keys)) == 2 * (1 + 2 + 4), "nothing is missing, nothing measured twice"
     times = [np.loadtxt(file, ndmin=2) for file in tmp_path.glob("times*")]
     spans = np.concatenate(times)[np.concatenate(times)[:, 0].argsort()]
-    assert len(spans) == 6
+    assert len(spans) == 4
     assert (spans[1:, 0] >= spans[:-1, 1]).all(), "no two processes measured times at once"
     first, second = ((tmp_path / "evaluation" / f"report{number}" / "report.html").read_bytes() for number in "12")
     assert first == second
 
 
+HOLD = "import sys, time, filelock as f; held = f.FileLock(sys.argv[1]); held.acquire(); print(); time.sleep(99)"
+
+
 def test_what_a_killed_process_had_claimed_is_free(tmp_path):
-    claim = "results = Results(Path('results.jsonl')).claim({'kind': 'text'}, wait=False)"
-    script = f"import time; from pathlib import Path; from bsbr_pl.evals.results import Results; {claim}"
-    script += "; print(results.__enter__(), flush=True); time.sleep(100)"
-    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
-    process = subprocess.Popen([*PYTHON, "-c", script], cwd=tmp_path, **pipe)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "True\n"
-    results = Results(tmp_path / "results.jsonl")
-    with results.claim({"kind": "text"}, wait=False) as claimed:
-        assert not claimed
-    process.kill()
-    process.communicate()
-    with results.claim({"kind": "text"}, wait=False) as claimed:
+    results, row = Results(tmp_path / "results.jsonl"), {"kind": "text"}
+    with results.claim(row, wait=False) as claimed:
+        assert claimed
+    file = tmp_path / ".lock" / key_of(row)
+    assert file.exists()
+    with subprocess.Popen([*PYTHON, "-u", "-c", HOLD, str(file)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with results.claim(row, wait=False) as claimed_meanwhile:
+            pass
+        process.kill()
+    assert not claimed_meanwhile
+    with results.claim(row, wait=False) as claimed:
         assert claimed

@@ -12,6 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
+import train
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import InductionData, TextData, TokenData
 from bsbr_pl.module import LanguageModule
@@ -73,6 +74,7 @@ def fit(name: str, folder: Path, strategy: str, processes: int, resume: str = ""
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         gradient_clip_val=0.3,
+        accumulate_grad_batches=2 if name == "recall" else 1,
         use_distributed_sampler=False,
         logger=losses,
         log_every_n_steps=1,
@@ -88,14 +90,15 @@ def checkpoint(name: str, strategy: str, folder: Path) -> str:
     return str(folder / f"{name}-{strategy}-step={SAVED}.ckpt")
 
 
-def main(folder: Path) -> None:
-    """What one of two processes does."""
+def main(folder: Path, arguments: list[str]) -> None:
+    """What one of two processes does; at the end the command line `arguments` of train.py."""
     found = {f"{name} {strategy}": fit(name, folder, strategy, 2) for name in RUNS for strategy in STRATEGIES}
     for name, (before, after) in itertools.product(RESUMED, ON_TWO):
         found[f"{name} {before} {after}"] = fit(name, folder, after, 2, checkpoint(name, before, folder))
     if torch.distributed.get_rank() == 0:
         (folder / "two.json").write_text(json.dumps(found))
+    train.main(arguments)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

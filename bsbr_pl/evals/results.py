@@ -1,7 +1,7 @@
 """results.jsonl: one line for each thing measured, kept the moment it is measured, never measured twice.
 
 Several processes may work on one file. Locks are the system's own, which die with the process that holds them; their
-empty files lie in `.locks/` beside the results.
+empty files lie in `.lock/` beside the results.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ class Results:
             lock.release()
 
     def _lock(self, name: str) -> FileLock:
-        folder = self.path.parent / ".locks"
+        folder = self.path.parent / ".lock"
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / name)
 
