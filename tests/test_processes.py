@@ -151,9 +151,9 @@ import sys, time
 from pathlib import Path
 import bsbr_pl.evals.__main__ as command
 from bsbr_pl.evals import evaluation
+from bsbr_pl.evals.report import Findings, as_markdown, contents
 
-measure, write = evaluation.measure_costs, command.write_report
-number = sys.argv.pop(1)
+measure, number = evaluation.measure_costs, sys.argv.pop(1)
 
 def timed(*args):
     start = time.time()
@@ -163,7 +163,11 @@ def timed(*args):
     return found
 
 evaluation.measure_costs = timed
-command.write_report = lambda evaluated, folder: write(evaluated, folder / f"report{number}")
+
+def write_report(evaluated, folder):
+    (folder / f"report{number}.md").write_text(as_markdown(contents(Findings(evaluated))))
+
+command.write_report = write_report
 sys.exit(command.main())
 """
 
@@ -198,8 +202,9 @@ def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
     spans = np.concatenate(times)[np.concatenate(times)[:, 0].argsort()]
     assert len(spans) == 4
     assert (spans[1:, 0] >= spans[:-1, 1]).all(), "no two processes measured times at once"
-    first, second = ((tmp_path / "evaluation" / f"report{number}" / "report.html").read_bytes() for number in "12")
+    first, second = ((tmp_path / "evaluation" / f"report{number}.md").read_text() for number in "12")
     assert first == second
+    assert "bsbr" in first
 
 
 HOLD = "import sys, time, filelock as f; held = f.FileLock(sys.argv[1]); held.acquire(); print(); time.sleep(99)"
