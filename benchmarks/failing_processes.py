@@ -3,7 +3,7 @@
     python benchmarks/failing_processes.py                      # both launchers, strategies, processes and ways to fail
     python benchmarks/failing_processes.py --launchers torchrun --strategies ddp --ranks 1 --ways raised --rounds 10
 
-A line for each run. Exits with 1 if any ended with 0, or left a process behind after three minutes. CPU, gloo; needs pgrep.
+A line for each run. Exits with 1 if any ended with 0 or left a process after three minutes. CPU, gloo; needs pgrep.
 """
 
 import argparse
