@@ -11,8 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torchmetrics import Metric
 
 from .attention.base import Attention, check_number
@@ -20,6 +24,9 @@ from .checkpoint import load_checkpoint
 from .model import AttentionFactory, LanguageModel
 
 IGNORED = -100  # a target that is not counted
+
+# `--trainer.strategy=fsdp2`: a checkpoint is one file, as everywhere else, not a folder with a part of each process.
+StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
 
 
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
@@ -163,6 +170,25 @@ class LanguageModule(LightningModule):
             other = [f"{name}={saved.get(name)!r}" for name, value in self.hparams.items() if saved.get(name) != value]
             raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
 
+    def configure_model(self) -> None:
+        """With the strategy `fsdp2`, shard the weights over all processes: every layer by itself, then what is left."""
+        if self.device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        mesh = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))
+        for module in (*self.model.branches, self.model):
+            fully_shard(module, mesh=mesh)
+        register_fsdp_forward_method(self.model, "hidden")  # leaves the embedding whole for `head`, until the backward
+
+    def whole_model(self) -> LanguageModel:
+        """The model with all its weights: a copy where they are sharded, and then every process must ask for it."""
+        if not isinstance(self.model, FSDPModule):
+            return self.model
+        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
+        with torch.device("meta"):
+            copy = type(self)(**self.hparams).model
+        copy.load_state_dict(weights, assign=True)
+        return copy
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T, vocab_size)."""
         return self.model(input_ids)
@@ -172,7 +198,7 @@ class LanguageModule(LightningModule):
         if "slice" in batch:  # a recall task asks at few positions: only they need logits
             hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
         loss = F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # each process counts as many tokens: no weights
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -211,6 +237,18 @@ class LanguageModule(LightningModule):
             if key.startswith(f"{stage}_"):
                 self.log(f"{stage}/accuracy{key.removeprefix(stage)}", metrics.compute()["accuracy"])
                 metrics.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name what the optimiser's state belongs to: its numbers are places in the groups, but FSDP2 reads (and
+        writes) them as places in the model."""
+        if isinstance(self.model, FSDPModule):
+            return
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        for optimizer, saved in zip(self.trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+            saved["state"] = {order[i]: state for i, state in saved["state"].items()}
+            for group in saved["param_groups"]:
+                group["params"] = [order[i] for i in group["params"]]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; the learning rate rises linearly for `warmup_steps`, then falls along half a cosine, by step."""

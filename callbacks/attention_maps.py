@@ -67,13 +67,14 @@ class AttentionMaps(Callback):
     @torch.no_grad()
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._looked = trainer.global_step
+        assert isinstance(pl_module, LanguageModule)
+        model = pl_module.whole_model()
         if self._probe is None:
             return
-        assert isinstance(pl_module, LanguageModule)
-        modes = [(module, module.training) for module in pl_module.model.modules()]
-        pl_module.model.eval()
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
         try:
-            self._show(trainer, attention_inputs(pl_module.model, self._probe.to(pl_module.device)))
+            self._show(trainer, attention_inputs(model, self._probe.to(pl_module.device)))
         finally:
             for module, training in modes:
                 module.training = training

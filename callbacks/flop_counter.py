@@ -62,10 +62,10 @@ class FlopCounter(StepWindows):
 
     def _count(self, trainer: Trainer, pl_module: LightningModule, input_ids: torch.Tensor) -> None:
         self._per_token = 0.0
+        assert isinstance(pl_module, LanguageModule)
+        model, length = pl_module.whole_model(), input_ids.shape[1]
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, LanguageModule)
-        model, length = pl_module.model, input_ids.shape[1]
         macs, flops, closed = count_macs(model, input_ids), count_flops(model, input_ids), model.flops(length)
         self._per_token = count_flops(model, input_ids, backward=True) / length
         self._peak = matmul_peak(pl_module.device, _dtype(str(trainer.precision)))

@@ -37,9 +37,10 @@ class RunSummary(Callback):
         print(f"{' + '.join(names)}: {parameters:,} parameters; at {T} tokens of context", end=" ")
         print(f"{model.flops(T) // T:,} FLOPs a token forward and a decode state of {model.state_size(T):,} numbers")
 
-    @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        assert isinstance(pl_module, LanguageModule)
+        model = pl_module.whole_model()
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         rows = [(key.removeprefix("val/").replace("_", " "), f"{value:.4f}") for key, value in sorted(metrics.items())]
@@ -54,9 +55,9 @@ class RunSummary(Callback):
         rows += [("checkpoint", checkpoint)] if checkpoint else []
         print(f"\nAfter {trainer.global_step} steps:")
         print("\n".join(f"  {name:<28} {value}" for name, value in rows))
-        if isinstance(data, TextData) and isinstance(pl_module, LanguageModule) and self.num_tokens:
+        if isinstance(data, TextData) and self.num_tokens:
             start = torch.tensor(
                 [[data.tokenizer.eos_id, *data.tokenizer.encode(self.prompt)]], device=pl_module.device
             )
-            ids = pl_module.model.generate(start, self.num_tokens, self.temperature, self.top_k)
+            ids = model.generate(start, self.num_tokens, self.temperature, self.top_k)
             print(f"\nGenerated:\n{data.tokenizer.decode(ids[0, 1:].tolist())}\n")

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from bsbr_pl.data import TextData
 from bsbr_pl.utils.records import environment, git_commit, one_line
+from bsbr_pl.utils.timing import undisturbed
 
 from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
@@ -29,9 +30,19 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
 
 
+class Cell(NamedTuple):
+    """One measurement of one checkpoint, for a row of the results."""
+
+    identity: dict[str, Any]
+    checkpoint: Checkpoint
+    measure: Callable[[], dict[str, Any]]
+
+
 @dataclass
 class Evaluation:
     """Measures checkpoints on one device in one precision; what `results` holds already is not measured again.
+
+    Processes that are given the same results at once divide the work, and all of them end with every row.
 
     Args:
         checkpoints: as `read_all` gives them.
@@ -71,38 +82,60 @@ class Evaluation:
     def run(self) -> None:
         """Measure what is missing, with a progress bar. Ctrl-C loses only the measurement under way."""
         usable = [c for c in self.checkpoints if c.module is not None]
-        certified = []
-        for checkpoint in tqdm(usable, "certificates", disable=None):
+        self._share("certificates", [self._certificate(checkpoint) for checkpoint in usable])
+        found = [self.results.get(self.identity(checkpoint, "certificate")) for checkpoint in usable]
+        certified = [c for c, certificate in zip(usable, found, strict=True) if certificate and certificate["passed"]]
+        cells: list[Cell] = []
+        for checkpoint in certified:
             with self._attempt(checkpoint):
-                if self._certificate(checkpoint)["passed"]:
-                    certified.append(checkpoint)
-        for checkpoint in tqdm(certified, "accuracy", disable=None):
-            with self._attempt(checkpoint):
-                self._accuracy(checkpoint)
+                cells += self._accuracies(checkpoint)
+        self._share("accuracy", cells)
         configurations: dict[str, list[Checkpoint]] = defaultdict(list)
         for checkpoint in certified:
             configurations[body(checkpoint)].append(checkpoint)
         for length in tqdm(self.lengths, "costs", disable=None):
             self._costs({key: members[0] for key, members in configurations.items()}, length)
+        self.results.read()
 
-    def _certificate(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        return self._once(
-            self.identity(checkpoint, "certificate"), checkpoint, lambda: certify(self._module(checkpoint)).as_dict()
-        )
+    def _share(self, title: str, cells: Sequence[Cell]) -> None:
+        """Measure what is missing and no other process is at; then wait for those, in case one of them gives up."""
+        for wait in (False, True):
+            others = []
+            for cell in tqdm(cells, title, disable=None):
+                with self._attempt(cell.checkpoint):
+                    if not self._measured(cell, wait):
+                        others.append(cell)
+            if not others:
+                return
+            cells = others
 
-    def _accuracy(self, checkpoint: Checkpoint) -> None:
+    def _measured(self, cell: Cell, wait: bool) -> bool:
+        """Whether the results hold this cell, after measuring it if need be; False where another process is at it."""
+        if self.results.get(cell.identity) is not None:
+            return True
+        with self.results.claim(cell.identity, wait) as claimed:
+            if claimed and self.results.get(cell.identity) is None:
+                self.results.add(cell.identity, cell.measure(), self._about(cell.checkpoint))
+            return claimed
+
+    def _certificate(self, checkpoint: Checkpoint) -> Cell:
+        identity = self.identity(checkpoint, "certificate")
+        return Cell(identity, checkpoint, lambda: certify(self._module(checkpoint)).as_dict())
+
+    def _accuracies(self, checkpoint: Checkpoint) -> list[Cell]:
         data = checkpoint.open_data()
         if not isinstance(data, TextData):
             identity = self.identity(checkpoint, "recall", split=self.split, data=data.fingerprint)
-            self._once(identity, checkpoint, lambda: recall_accuracy(self._module(checkpoint), data, self.split))
-            return
+            return [Cell(identity, checkpoint, lambda: recall_accuracy(self._module(checkpoint), data, self.split))]
+        cells = []
         for multiple in self.multiples:
             # As many tokens in a batch whatever the length, and in training's own length exactly its batches.
             length, batch = data.eval_context_length, data.eval_batch_size
             if multiple > 1:
                 length, batch = multiple * data.context_length, max(1, data.batch_size // multiple)
             identity = self.identity(checkpoint, "text", split=self.split, data=data.fingerprint, length=length)
-            self._once(identity, checkpoint, partial(self._text_accuracy, checkpoint, length, batch))
+            cells.append(Cell(identity, checkpoint, partial(self._text_accuracy, checkpoint, length, batch)))
+        return cells
 
     def _text_accuracy(self, checkpoint: Checkpoint, length: int, batch_size: int) -> dict[str, Any]:
         data = checkpoint.open_data(eval_batch_size=batch_size, eval_context_length=length)
@@ -112,18 +145,22 @@ class Evaluation:
     def _costs(self, representatives: dict[str, Checkpoint], length: int) -> None:
         """The costs of one checkpoint of every configuration, in the same rounds."""
         identities = {key: self.cost_identity(checkpoint, length) for key, checkpoint in representatives.items()}
-        missing = [key for key, identity in identities.items() if self.results.get(identity) is None]
-        names = {key: representatives[key].name for key in missing}
-        try:
-            models = {key: self._module(representatives[key]) for key in missing}
-            found = measure_costs(models, length, self.rounds) if models else {}
-        except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
-            for name in names.values():
-                self.problems[name] = f"costs at {length} tokens: {one_line(error, 300)}"
+        if all(self.results.get(identity) is not None for identity in identities.values()):
             return
-        for key, values in found.items():
-            about = self._about(representatives[key]) | {"timed_with": sorted(names.values())}
-            self.results.add(identities[key], values, about)
+        with undisturbed():
+            self.results.read()
+            missing = [key for key, identity in identities.items() if self.results.get(identity) is None]
+            names = {key: representatives[key].name for key in missing}
+            try:
+                models = {key: self._module(representatives[key]) for key in missing}
+                found = measure_costs(models, length, self.rounds) if models else {}
+            except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
+                for name in names.values():
+                    self.problems[name] = f"costs at {length} tokens: {one_line(error, 300)}"
+                return
+            for key, values in found.items():
+                about = self._about(representatives[key]) | {"timed_with": sorted(names.values())}
+                self.results.add(identities[key], values, about)
 
     def identity(self, checkpoint: Checkpoint, kind: str, **more: Any) -> dict[str, Any]:
         """What decides the values of one measurement."""
@@ -139,16 +176,6 @@ class Evaluation:
         """Costs are those of an architecture at a size, whatever its weights: seeds share them."""
         identity = self.identity(checkpoint, "cost", length=length, rounds=self.rounds)
         return identity | {"checkpoint": body(checkpoint)}
-
-    def _once(
-        self, identity: dict[str, Any], checkpoint: Checkpoint, measure: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        values = self.results.get(identity)
-        if values is None:
-            self.results.add(identity, measure(), self._about(checkpoint))
-            values = self.results.get(identity)
-        assert values is not None
-        return values
 
     def _about(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {

@@ -1,11 +1,18 @@
-"""results.jsonl: one line for each thing measured, kept the moment it is measured, never measured twice."""
+"""results.jsonl: one line for each thing measured, kept the moment it is measured, never measured twice.
+
+Several processes may work on one file. Locks are the system's own, which die with the process that holds them; their
+empty files lie in `.lock/` beside the results.
+"""
 
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from bsbr_pl.utils.records import finite, write_whole
 
@@ -27,8 +34,18 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[str, dict[str, Any]] = {}
-        lines = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
-        damaged = 0
+        self.read()
+
+    def read(self) -> None:
+        """Take over what the file holds: rows that other processes have added."""
+        if not self.path.exists():
+            return
+        with self._lock("file"):
+            self._read()
+
+    def _read(self) -> None:
+        lines, damaged = self.path.read_bytes().decode(errors="replace").splitlines(), 0
+        self._rows = {}
         for line in lines:
             try:
                 row = {name: dict(part) for name, part in json.loads(line).items()}
@@ -36,7 +53,7 @@ class Results:
             except (ValueError, KeyError, TypeError, AttributeError):
                 damaged += 1
         if damaged:
-            warnings.warn(f"{path}: {damaged} damaged lines are left out, and measured again", stacklevel=2)
+            warnings.warn(f"{self.path}: {damaged} damaged lines are left out, and measured again", stacklevel=4)
             self._rewrite()
 
     def get(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -53,11 +70,35 @@ class Results:
         row = finite({"identity": identity, "about": about, "values": values})
         self._rows[key_of(identity)] = row
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as stream:
+            with self._lock("file"), self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
             raise NotKeptError(error.errno, error.strerror, str(self.path)) from error
+
+    @contextmanager
+    def claim(self, identity: Mapping[str, Any], wait: bool) -> Iterator[bool]:
+        """Keep other processes from measuring this; False where one of them is at it, unless told to `wait` for it.
+
+        Rows are read again, so that `get` says whether there is still something to measure.
+        """
+        try:
+            lock = self._lock(key_of(identity))
+            lock.acquire(blocking=wait)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise NotKeptError(error.errno, error.strerror, str(self.path)) from error
+        try:
+            self.read()
+            yield True
+        finally:
+            lock.release()
+
+    def _lock(self, name: str) -> FileLock:
+        folder = self.path.parent / ".lock"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / name)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

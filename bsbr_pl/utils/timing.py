@@ -1,14 +1,18 @@
 """Wall-clock time: of callables in interleaved rounds, of training steps and the waits between them, with intervals."""
 
 import math
+import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 Clock = Callable[[], float]  # seconds from any start, never going back
 
@@ -17,6 +21,12 @@ def synchronize(device: str | torch.device) -> None:
     """Wait until `device` has finished what it was given; a CPU always has."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def undisturbed() -> FileLock:
+    """A lock on this machine, to be held while measuring times, so that no two of a user's processes do at once."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    return FileLock(Path(tempfile.gettempdir()) / f"bsbr_pl-times-{user}.lock")
 
 
 @dataclass(frozen=True)

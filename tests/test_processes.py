@@ -1,0 +1,227 @@
+"""Several processes: losses, figures and checkpoints are those of one, a failure ends all, evaluations are shared."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from two_processes import GLOBAL_BATCH, RESUMED, RUNS, SAVED, STRATEGIES, checkpoint, data_of, fit
+
+from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData
+from bsbr_pl.data.loader import Steps
+from bsbr_pl.evals.checkpoints import read_all
+from bsbr_pl.evals.evaluation import Evaluation
+from bsbr_pl.evals.results import Results, key_of
+from bsbr_pl.module import IGNORED, LanguageModule
+
+ROOT = Path(__file__).parent.parent
+PYTHON = [sys.executable, "-W", "ignore"]
+TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def run(*command: object, folder: Path, seconds: int = 240) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, start_new_session=True, **pipes)
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whatever the processes left behind
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+@pytest.fixture(scope="module")
+def folder(texts, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("processes")
+    (root / "texts").symlink_to(texts)
+    return root
+
+
+@pytest.fixture(scope="module")
+def options(texts) -> list[str]:
+    """A command line of seconds on two processes, with all callbacks of base.yaml."""
+    data = {"source": texts, "tokenizer": "bytes", "context_length": 32, "batch_size": 2, "cache_dir": "cache"}
+    trainer = {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 2, "accelerator": "cpu", "devices": 2}
+    model = {"hidden_dim": 16, "num_layers": 2, "num_heads": 2}
+    sections = {"data": data, "trainer": trainer, "model": model}
+    named = [f"--{section}.{key}={value}" for section, values in sections.items() for key, value in values.items()]
+    return ["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *named]
+
+
+@pytest.fixture(scope="module")
+def alone(folder, one_thread) -> dict[str, dict[str, Any]]:
+    """What each run logs on one process."""
+    return {name: fit(name, folder, "auto", 1) for name in RUNS}
+
+
+@pytest.fixture(scope="module")
+def two(folder, options, alone) -> dict[str, dict[str, Any]]:
+    """What each run logs on two processes, by run and strategy, and going on from checkpoints of others."""
+    command = [*options, "--trainer.strategy=fsdp2"]
+    done = run(*TORCHRUN, ROOT / "tests" / "two_processes.py", folder, *command, folder=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed").write_text(done.stdout)
+    return json.loads((folder / "two.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_log_what_one_does(name, strategy, alone, two, folder):
+    one, both = alone[name], two[f"{name} {strategy}"]
+    last = data_of(name, folder, 1).samples("val").eval_batches(GLOBAL_BATCH)[-1]
+    assert len(last) % 2 == 1, "the processes get unequal shares"
+    assert both["losses"] == pytest.approx(one["losses"], rel=1e-9)
+    assert both.keys() == one.keys()
+    for key in one:
+        if key.startswith("val/"):
+            assert both[key] == pytest.approx(one[key], rel=1e-9), key
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations(("auto", *STRATEGIES), 2)))
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_goes_on_under_any_other_strategy(name, before, after, alone, two, folder):
+    """From one process to two and back, ddp and fsdp2: the losses are those of the run that was never stopped."""
+    saved = checkpoint(name, before, folder)
+    found = fit(name, folder, "auto", 1, saved) if after == "auto" else two[f"{name} {before} {after}"]
+    assert found["losses"] == pytest.approx(alone[name]["losses"][SAVED:], rel=1e-9)
+    assert found["val/loss"] == pytest.approx(alone[name]["val/loss"], rel=1e-9)
+    assert sum(p.numel() for p in LanguageModule.load(saved).parameters()) > 0
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_count_equally_many_targets(processes, folder):
+    """What makes the mean over processes of mean losses the mean over all tokens."""
+    few = {"num_train": 24, "batch_size": 4}
+    for data in (
+        data_of("bsbr", folder, 1),
+        InductionData(16, 24, [16], **few),
+        SelectiveCopyData(16, 24, 4, **few),
+        MQARData(64, [(16, 2, 24), (24, 3, 24)], [(16, 2, 8)], batch_size=4),
+        NeedleData(str(folder / "texts"), "bytes", context_length=32, cache_dir=str(folder / "cache"), **few),
+    ):
+        samples = data.samples("train")
+        batches = samples.train_batches(4 * processes, 0)
+        for shares in zip(*(Steps(samples, batches, rank, processes) for rank in range(processes)), strict=True):
+            counted = {int((share["targets"] != IGNORED).sum()) for share in shares}
+            assert len(counted) == 1
+            assert counted != {0}
+
+
+def check_run(folder: Path, printed: str) -> None:
+    """The first process alone printed, logged and saved, in one folder."""
+    assert printed.count("bits per byte of xz -9") == printed.count("Generated:") == 1
+    assert [path.name for path in (folder / "runs").iterdir()] == ["version_0"]
+    record = json.loads((folder / "runs/version_0/record.json").read_text())
+    assert (record["status"], record["steps"], record["environment"]["processes"]) == ("finished", 4, 2)
+    for name in ("train/loss", "val/loss", "step/seconds", "memory/peak_tensor_bytes", "flops/forward_flops"):
+        assert record["metrics"][name]["value"][0] > 0
+    assert record["metrics"]["attention/entropy_nats/layer0"]["step"] == [3]
+    assert LanguageModule.load(folder / "runs/version_0/checkpoints/last.ckpt").hparams["hidden_dim"] == 16
+
+
+def test_the_command_line_trains_on_two_processes(options, tmp_path):
+    done = run(*PYTHON, ROOT / "train.py", *options, "--trainer.strategy=ddp", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_run(tmp_path, done.stdout)
+
+
+def test_the_command_line_trains_under_torchrun(two, folder):
+    check_run(folder, (folder / "printed").read_text())
+
+
+def test_one_process_that_fails_ends_all(tmp_path):
+    """One of the cases of the script: without `callbacks.FailTogether` the processes wait for each other."""
+    only = ["--launchers=own", "--strategies=ddp", "--ranks=0", "--ways=raised"]
+    done = run(*PYTHON, ROOT / "benchmarks" / "failing_processes.py", *only, folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "error shown: True, left: 0" in done.stdout
+
+
+EVALUATE = """
+import sys, time
+from pathlib import Path
+import bsbr_pl.evals.__main__ as command
+from bsbr_pl.evals import evaluation
+from bsbr_pl.evals.report import Findings, as_markdown, contents
+
+measure, number = evaluation.measure_costs, sys.argv.pop(1)
+
+def timed(*args):
+    start = time.time()
+    found = measure(*args)
+    with open(f"times{number}", "a") as stream:
+        stream.write(f"{start} {time.time()}\\n")
+    return found
+
+evaluation.measure_costs = timed
+
+def write_report(evaluated, folder):
+    (folder / f"report{number}.md").write_text(as_markdown(contents(Findings(evaluated))))
+
+command.write_report = write_report
+sys.exit(command.main())
+"""
+
+
+def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
+    """Two real processes, and this one, which keeps one row to itself for a while."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    paths = [checkpoint(name, "auto", folder) for name in ("bsbr", "linear")]
+    results = Results(tmp_path / "evaluation" / "results.jsonl")
+    ours = Evaluation(read_all(paths), results)
+    rows = [ours.identity(found, "certificate") for found in ours.checkpoints]
+    arguments = [*paths, "--lengths=[8,16,32,64]", "--rounds=2", "--multiples=[1,2]", "--device=cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with results.claim(rows[0], wait=False) as claimed:
+        assert claimed
+        both = [
+            subprocess.Popen([*PYTHON, "evaluate.py", number, *arguments], env=environment, stderr=subprocess.PIPE)
+            for number in "12"
+        ]
+        deadline = time.monotonic() + 120
+        while not all(results.get(row) for row in rows[1:]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            results.read()
+        assert not results.get(rows[0])
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    keys = [key_of(json.loads(line)["identity"]) for line in results.path.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 2 * (1 + 2 + 4), "nothing is missing, nothing measured twice"
+    times = [np.loadtxt(file, ndmin=2) for file in tmp_path.glob("times*")]
+    spans = np.concatenate(times)[np.concatenate(times)[:, 0].argsort()]
+    assert len(spans) == 4
+    assert (spans[1:, 0] >= spans[:-1, 1]).all(), "no two processes measured times at once"
+    first, second = ((tmp_path / "evaluation" / f"report{number}.md").read_text() for number in "12")
+    assert first == second
+    assert "bsbr" in first
+
+
+HOLD = "import sys, time, filelock as f; held = f.FileLock(sys.argv[1]); held.acquire(); print(); time.sleep(99)"
+
+
+def test_what_a_killed_process_had_claimed_is_free(tmp_path):
+    results, row = Results(tmp_path / "results.jsonl"), {"kind": "text"}
+    with results.claim(row, wait=False) as claimed:
+        assert claimed
+    file = tmp_path / ".lock" / key_of(row)
+    assert file.exists()
+    with subprocess.Popen([*PYTHON, "-u", "-c", HOLD, str(file)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with results.claim(row, wait=False) as claimed_meanwhile:
+            pass
+        process.kill()
+    assert not claimed_meanwhile
+    with results.claim(row, wait=False) as claimed:
+        assert claimed
