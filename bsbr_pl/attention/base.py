@@ -130,11 +130,11 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def to_chunks(x: Tensor, chunk: int, dim: int = 2) -> Tensor:
-    """Cut axis `dim` of length T into (N, chunk), zeros after the last token: no earlier chunk can see them."""
+    """Cut axis `dim` (T) into (N, chunk), contiguous, zeros after the last token: no earlier chunk can see them."""
     missing = -x.shape[dim] % chunk
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
-    return x.unflatten(dim, (-1, chunk))
+    return x.unflatten(dim, (-1, chunk)).contiguous()
 
 
 def running_sum(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -159,7 +159,7 @@ class BSBRAttention(Attention[Chunks]):
         """q, k, v (B, H, T, K), r, h (B, H, N, K) -> mixed values (B, H, T, V); chunk states F and what each
         chunk retrieved, S, both (B, H, N, K, V / compression)."""
         T = q.shape[2]
-        q, k, v = (to_chunks(part, min(self.chunk_size, T)).contiguous() for part in (q, k, v))  # (B, H, N, C, K)
+        q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
         q_in, k_in, v_in = (part.transpose(1, 2).flatten(0, 1) for part in (self.rotate(q), self.rotate(k), v))
         local = F.scaled_dot_product_attention(q_in, k_in, v_in, is_causal=True).unflatten(0, (len(q), -1))
         states = self.write(k, v)
