@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
@@ -123,6 +124,7 @@ class LanguageModule(LightningModule):
         self.model = LanguageModel(factories, vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout)
         self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})  # type: ignore[assignment]
         self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
+        self._dropout_seed: int | None = None
 
     @classmethod
     def load(cls, path: str | Path, map_location: str = "cpu") -> "LanguageModule":
@@ -158,8 +160,32 @@ class LanguageModule(LightningModule):
         if "slice" in batch:  # a recall task asks at few positions: only they need logits
             hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
         loss = F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        self._loss = loss.detach()
         return loss
+
+    def on_fit_start(self) -> None:
+        if self._dropout_seed is None:
+            self._dropout_seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Dropout follows from seed, process, step and batch, so that a resumed run needs no random state restored."""
+        key = (self._dropout_seed, self.global_rank, self.global_step, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))  # type: ignore[arg-type]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the loss: Lightning would do so only after the hook where checkpoints are saved, which then lack it."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every > 0 and (self.global_step + 1) % every == 0:
+            loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
+            for logger in self.loggers:
+                logger.log_metrics({"train/loss": float(loss)}, step=self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dropout_seed"] = self._dropout_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._dropout_seed = checkpoint.get("dropout_seed")
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluation_step("val", batch)
@@ -208,10 +234,16 @@ class LanguageModule(LightningModule):
             {"params": [p for p in self.parameters() if id(p) not in kept], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=hp["learning_rate"], betas=(hp["beta1"], hp["beta2"]), fused=True)
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
-        warmup, lowest = min(hp["warmup_steps"], steps), hp["min_learning_rate"]
+
+        @functools.cache
+        def total_steps() -> int:
+            max_steps = self.trainer.max_steps
+            return max_steps if max_steps > 0 else int(self.trainer.estimated_stepping_batches)
 
         def share(step: int) -> float:
+            # At step 0, which is now, Lightning could only tell by making the loaders, which then cannot be resumed.
+            steps, lowest = total_steps() if step else math.inf, hp["min_learning_rate"]
+            warmup = min(hp["warmup_steps"], steps)
             if step < warmup:
                 return (step + 1) / warmup
             done = min(1.0, (step - warmup) / max(1, steps - warmup))

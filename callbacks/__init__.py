@@ -1,10 +1,22 @@
 """Lightning hooks, thin: each reads an instrument at the right moment and logs it."""
 
 from .attention_maps import AttentionMaps
+from .finite_loss import FiniteLoss
 from .flop_counter import FlopCounter
+from .last_checkpoint import LastCheckpoint, Stopped
 from .peak_memory import PeakMemory
 from .run_recorder import RunRecorder
 from .run_summary import RunSummary
 from .step_timer import StepTimer
 
-__all__ = ["AttentionMaps", "FlopCounter", "PeakMemory", "RunRecorder", "RunSummary", "StepTimer"]
+__all__ = [
+    "AttentionMaps",
+    "FiniteLoss",
+    "FlopCounter",
+    "LastCheckpoint",
+    "PeakMemory",
+    "RunRecorder",
+    "RunSummary",
+    "StepTimer",
+    "Stopped",
+]

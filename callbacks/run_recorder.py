@@ -73,7 +73,6 @@ class RunRecorder(Callback):
 
     def __init__(self) -> None:
         self._history: History | None = None
-        self._restored: dict[str, Any] = {}
         self._facts: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -82,14 +81,12 @@ class RunRecorder(Callback):
                 self._history = History(str(trainer.default_root_dir))
             if self._history not in trainer.loggers:
                 trainer.loggers = [*trainer.loggers, self._history]
+            self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._history is None:
             return
-        if self._restored:
-            self._history.restore(**self._restored)
         self._history.start()
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
         data = getattr(trainer, "datamodule", None)
         self._facts = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -126,7 +123,9 @@ class RunRecorder(Callback):
         return {"metrics": self._history.metrics, "seconds": self._history.seconds, "facts": self._facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = {name: state_dict[name] for name in ("metrics", "seconds")}
+        if self._history is not None and state_dict:
+            self._history.restore(state_dict["metrics"], state_dict["seconds"])
+            self._facts = state_dict.get("facts", {})  # where training is over already, they are all that is known
 
     def _write(self, trainer: Trainer, status: str) -> None:
         if self._history is None or not self._facts or not trainer.is_global_zero:
