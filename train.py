@@ -40,6 +40,7 @@ class CLI(LightningCLI):
         options.ckpt_path, version = str(path), arguments.version
         if self.subcommand == "fit":
             arguments.version = path.parent.parent.name
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is meant to
         super().instantiate_classes()
         options.ckpt_path, arguments.version = None, version
 
@@ -86,7 +87,10 @@ if __name__ == "__main__":
     except (ValueError, FileNotFoundError) as error:  # what a user can mend; anything else shows its traceback
         sys.exit(f"train.py: error: {error}")
     except callbacks.Stopped as stopped:
-        print(f"train.py: {stopped}: the same command with --ckpt_path=last goes on from there", file=sys.stderr)
+        print(
+            f"train.py: stopped by {stopped}: the same command with --ckpt_path=last goes on from there",
+            file=sys.stderr,
+        )
         raise
     except SIGTERMException:  # outside of training; Lightning 2.6 would exit with 0
         sys.exit(128 + signal.SIGTERM)

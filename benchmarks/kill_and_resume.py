@@ -12,6 +12,7 @@ checkpoints fall on every place in an epoch.
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning import Callback, Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,46 +36,34 @@ from bsbr_pl.data import TextData  # noqa: E402
 from bsbr_pl.evals.__main__ import main as evaluate  # noqa: E402
 
 TEXT = "\n".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(150))
-CONFIG = {
-    "seed_everything": 1,
-    "trainer": {
-        "accelerator": "cpu",
-        "max_steps": 40,
-        "val_check_interval": 14,
-        "accumulate_grad_batches": 2,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-        "callbacks": [
-            {"class_path": "callbacks.StepTimer"},
-            {"class_path": "callbacks.AttentionMaps", "init_args": {"every_n_steps": 7}},
-            {"class_path": "callbacks.RunRecorder"},
-            {
-                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"filename": "best", "monitor": "val/loss", "enable_version_counter": False},
-            },
-            {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_steps": 3}},
-            {"class_path": "callbacks.FiniteLoss"},
-        ],
-    },
-    "model": {
-        "attention": {"class_path": "bsbr_pl.attention.BSBRAttention", "init_args": {"chunk_size": 16}},
-        "hidden_dim": 64,
-        "num_layers": 2,
-        "num_heads": 2,
-        "dropout": 0.1,
-    },
-    "data": {
-        "class_path": "bsbr_pl.data.TextData",
-        "init_args": {
-            "source": "text.txt",
-            "tokenizer": "bytes",
-            "context_length": 64,
-            "batch_size": 4,
-            "num_workers": 1,
-            "cache_dir": "cache",
-        },
-    },
-}
+CONFIG = """
+seed_everything: 1
+trainer:
+  accelerator: cpu
+  max_steps: 40
+  val_check_interval: 14
+  accumulate_grad_batches: 2
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  callbacks:
+    - class_path: callbacks.StepTimer
+    - {class_path: callbacks.AttentionMaps, init_args: {every_n_steps: 7}}
+    - class_path: callbacks.RunRecorder
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {filename: best, monitor: val/loss, enable_version_counter: false}
+    - {class_path: callbacks.LastCheckpoint, init_args: {every_n_steps: 3}}
+    - class_path: callbacks.FiniteLoss
+model:
+  attention: {class_path: bsbr_pl.attention.BSBRAttention, init_args: {chunk_size: 16}}
+  hidden_dim: 64
+  num_layers: 2
+  num_heads: 2
+  dropout: 0.1
+data:
+  class_path: bsbr_pl.data.TextData
+  init_args:
+    {source: text.txt, tokenizer: bytes, context_length: 64, batch_size: 4, num_workers: 1, cache_dir: cache}
+"""
 
 
 class SampleOrder(Callback):
@@ -116,8 +104,10 @@ def measure() -> None:
 
 def in_folder(folder: Path, job: Callable[..., None], options: Sequence[str]) -> None:
     """What a killed process does; its output goes to a file."""
+    multiprocessing.set_start_method("fork", force=True)  # for the workers of loaders, as in any other process
     os.chdir(folder)
     sys.argv = sys.argv[:1]  # Lightning warns about arguments that it is not given
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "temporary")
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -134,36 +124,31 @@ class Jobs:
     """Processes that begin with everything imported: a start takes a tenth of a second instead of many."""
 
     def __init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["kill_and_resume"])
+        self.context = multiprocessing.get_context("forkserver")  # which imports this file once, and forks from there
 
     def start(self, folder: Path, job: Callable[..., None], *options: str) -> Any:
         process = self.context.Process(target=in_folder, args=(folder, job, options))
         process.start()
         return process
 
-    def finish(self, folder: Path, job: Callable[..., None], *options: str) -> float:
-        """Run to the end; the seconds it took."""
-        start = time.perf_counter()
+    def finish(self, folder: Path, job: Callable[..., None], *options: str) -> None:
+        """Run to the end."""
         process = self.start(folder, job, *options)
         process.join()
         if process.exitcode:
             raise RuntimeError(f"exit code {process.exitcode}:\n{(folder / 'output.txt').read_text()[-3000:]}")
-        return time.perf_counter() - start
 
 
 def half_written(folder: Path) -> list[Path]:
     """Files of a checkpoint that is being written: beside its place, or in the folder for temporary files."""
     beside = [path for path in folder.glob("runs/*/checkpoints/*") if path.suffix != ".ckpt"]
-    return beside + [path for path in Path(tempfile.gettempdir()).iterdir() if path.is_file()]
+    return beside + [path for path in folder.glob("temporary/*") if path.is_file()]
 
 
-def wait_for(condition: Callable[[], Any], process: Any) -> bool:
-    """Wait until it holds; False where the process ends first."""
-    while not condition():
-        if process.exitcode is not None:
-            return False
-    return True
+def wait_for(condition: Callable[[], Any], process: Any) -> None:
+    """Wait, without a pause, until it holds or the process ends."""
+    while not condition() and process.exitcode is None:
+        pass
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
@@ -194,11 +179,12 @@ def trained(folder: Path) -> dict[str, Any]:
     """All that a finished run in `folder` came to and that must not depend on kills."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it says what it drops
     (run,) = folder.glob("runs/*")
     last, best = (torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
     record = json.loads((run / "record.json").read_text())
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    columns = {name: list(zip(*events.Scalars(name), strict=True)) for name in events.Tags()["scalars"]}
+    scalars = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
     order = next(state for name, state in last["callbacks"].items() if "SampleOrder" in name)
     loader = last["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     recorder = last["callbacks"]["RunRecorder"]["metrics"]
@@ -210,7 +196,9 @@ def trained(folder: Path) -> dict[str, Any]:
         "loader": loader,
         "curves in the checkpoint": exact(recorder),
         "curves in record.json": exact(record["metrics"]),
-        "curves in TensorBoard": exact({name: {"step": c[1], "value": c[2]} for name, c in columns.items()}),
+        "curves in TensorBoard": exact(
+            {name: {"step": [e.step for e in s], "value": [e.value for e in s]} for name, s in scalars.items()}
+        ),
         "status": (record["status"], record["steps"]),
     }
 
@@ -236,7 +224,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 def prepare_training(folder: Path) -> None:
     (folder / "text.txt").write_text(TEXT)
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "config.yaml").write_text(CONFIG)
 
 
 def prepare_texts(folder: Path) -> None:
@@ -245,67 +233,61 @@ def prepare_texts(folder: Path) -> None:
         (folder / "texts" / f"{i}.txt").write_text(TEXT.replace("add", f"add_{i}") * 8)
 
 
+#: What is killed: how its folder is prepared, the job, what it came to, and the file by which its work has begun.
+KINDS = {
+    "training": (prepare_training, fit, trained, "runs/*/events*"),
+    "tokenizing": (prepare_texts, tokenize, tokenized, "tokenized/.*"),
+    "evaluating": (prepare_training, measure, measured, "evaluation/results.jsonl"),
+}
+
+
 def kill_again(what: str, kills: int, draw: random.Random, folder: Path, jobs: Jobs) -> int:
     """Kill so many processes, each of them once, and count those that did not end like the one that was left alone."""
-    makes = {
-        "training": (prepare_training, fit, trained, "runs/*/events*"),
-        "tokenizing": (prepare_texts, tokenize, tokenized, "tokenized/.*"),
-        "evaluating": (prepare_training, measure, measured, "evaluation/results.jsonl"),
-    }
-    prepare, job, outcome, first_file = makes[what]
-    origin = folder / what
-    origin.mkdir()
+    prepare, job, outcome, first_file = KINDS[what]
+    origin, alone = folder / what, folder / f"{what}-alone"
+    (origin / "temporary").mkdir(parents=True)
     prepare(origin)
     if what == "evaluating":
         jobs.finish(origin, fit)
-    alone = shutil.copytree(origin, folder / f"{what}-alone")
-    start = time.perf_counter()
-    process = jobs.start(alone, job)
-    if not wait_for(lambda: any(alone.glob(first_file)), process):
-        raise RuntimeError((alone / "output.txt").read_text()[-3000:])
-    begun = time.perf_counter()
-    process.join()
-    lasts = time.perf_counter() - begun
+    shutil.copytree(origin, alone)
+    jobs.finish(alone, job)
     expected = outcome(alone)
-    print(f"{what}: {begun - start:.1f} s to its first file, {lasts:.1f} s from there to its end", flush=True)
 
-    failed = during_saves = anew = finished = 0
-    for i in range(kills):
-        place = shutil.copytree(origin, folder / f"{what}-{i}")
-        during_save = what == "training" and i % 5 == 0
+    failed = saves = anew = number = 0
+    lasts = 0.0  # seconds from its first file to its end
+    while number < kills:
+        place = shutil.copytree(origin, folder / f"{what}-{number}")
         process = jobs.start(place, job)
         wait_for(lambda place=place: any(place.glob(first_file)), process)
-        time.sleep(draw.uniform(0, lasts))
-        if during_save:
-            wait_for(lambda place=place: half_written(place), process)
-        process.kill()
+        begun = time.perf_counter()
+        if lasts:
+            process.join(draw.uniform(0, lasts))
+            if what == "training" and number % 5 == 0:
+                wait_for(lambda place=place: half_written(place), process)
+            process.kill()
         process.join()
-        finished += process.exitcode == 0
+        if process.exitcode == 0:  # now it is known how long it lasts
+            lasts = time.perf_counter() - begun
+            shutil.rmtree(place)
+            continue
         left = half_written(place) if what == "training" else []
-        during_saves += bool(left)
-        for path in left:
-            path.unlink()
-        options = []
-        if what == "training":
-            options = ["--ckpt_path=last"] if any(place.glob("runs/*/checkpoints/last.ckpt")) else []
-            anew += not options
-            if not options:
-                shutil.rmtree(place / "runs", ignore_errors=True)
+        saves += bool(left)
+        options = ["--ckpt_path=last"] if any(place.glob("runs/*/checkpoints/last.ckpt")) else []
+        if what == "training" and not options:
+            anew += 1
+            shutil.rmtree(place / "runs", ignore_errors=True)
         try:
-            jobs.finish(place, job, *options)
+            jobs.finish(place, job, *options if what == "training" else [])
             found = list(differences(expected, outcome(place)))
         except Exception as error:
             found = [f"{type(error).__name__}: {error}"]
         failed += bool(found)
         for line in found[:10]:
-            print(f"  kill {i}: {line}", flush=True)
-        if not found:
-            shutil.rmtree(place)
-    saves = f", {during_saves} of them while a checkpoint was being written, {anew} before the first one was"
-    late = f", {finished} came after its end" if finished else ""
-    print(
-        f"{what}: {kills} kills{saves if what == 'training' else ''}{late}; {kills - failed} ended as if there was none"
-    )
+            print(f"  kill {number}: {line}", flush=True)
+        shutil.rmtree(place)
+        number += 1
+    more = f", {saves} of them while a checkpoint was being written, {anew} before there was one"
+    print(f"{what}: {kills} kills{more if what == 'training' else ''}; {kills - failed} ended as if there was none")
     return failed
 
 
@@ -313,13 +295,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    kinds = ["training", "tokenizing", "evaluating"]
-    parser.add_argument("--what", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--what", nargs="+", choices=list(KINDS), default=list(KINDS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder, "temporary")
-        temporary.mkdir()
-        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)  # watched for half-written files
         jobs, draw = Jobs(), random.Random(options.seed)
         failed = sum(kill_again(what, options.kills, draw, Path(folder), jobs) for what in options.what)
     return int(failed > 0)

@@ -23,7 +23,7 @@ class Stopped(SystemExit):
 
     def __init__(self, signum: int, step: int, path: Path) -> None:
         super().__init__(128 + signum)
-        self.message = f"stopped by {signal.Signals(signum).name} after {step} steps, which {path} holds"
+        self.message = f"{signal.Signals(signum).name} after {step} steps, which {path} holds"
 
     def __str__(self) -> str:
         return self.message
@@ -64,6 +64,8 @@ class LastCheckpoint(Checkpoint):
                 signal.signal(signum, self._on_signal)
         if trainer.ckpt_path and trainer.is_global_zero:
             _drop_later_events(trainer)
+            for left in self._path.parent.glob("*.tmp"):  # by a process that was killed while it wrote
+                left.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:  # not where it was saved: other callbacks had something to do there, too

@@ -158,7 +158,7 @@ def test_a_signal_saves_and_stops(fit, tmp_path, capsys, place, signum, options,
     assert signal.getsignal(signum) is before
     assert stopped.value.code == 128 + signum
     path = tmp_path / "run" / "run" / "checkpoints" / "last.ckpt"
-    assert str(stopped.value) == f"stopped by {signum.name} after {stops_after} steps, which {path} holds"
+    assert str(stopped.value) == f"{signum.name} after {stops_after} steps, which {path} holds"
     assert torch.load(path, weights_only=True)["global_step"] == stops_after
     assert f"{signum.name}: stopping after this step" in capsys.readouterr().err
     weights, _, curves, _ = fit("whole", **options)
