@@ -1,5 +1,6 @@
 """RunRecorder: everything a run can say about itself, in one record.json."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -74,6 +75,7 @@ class RunRecorder(Callback):
     def __init__(self) -> None:
         self._history: History | None = None
         self._facts: dict[str, Any] = {}
+        self._trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -87,6 +89,7 @@ class RunRecorder(Callback):
         if self._history is None:
             return
         self._history.start()
+        self._trained = True
         data = getattr(trainer, "datamodule", None)
         self._facts = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,7 +115,8 @@ class RunRecorder(Callback):
             self._write(trainer, "running")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, "finished")
+        if self._history is not None and (self._trained or not self._is_finished()):
+            self._write(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._write(trainer, f"stopped by {type(exception).__name__}: {exception}")
@@ -126,6 +130,11 @@ class RunRecorder(Callback):
         if self._history is not None and state_dict:
             self._history.restore(state_dict["metrics"], state_dict["seconds"])
             self._facts = state_dict.get("facts", {})  # where training is over already, they are all that is known
+
+    def _is_finished(self) -> bool:
+        """Whether the record says so already: then a resumed run found nothing left to do, and has nothing to add."""
+        path = self._folder / "record.json"
+        return path.exists() and json.loads(path.read_text())["status"] == "finished"
 
     def _write(self, trainer: Trainer, status: str) -> None:
         if self._history is None or not self._facts or not trainer.is_global_zero:

@@ -141,6 +141,17 @@ def test_a_run_goes_on_in_its_folder_without_doubled_steps(fit, tmp_path):
     assert record["metrics"]["train/loss"]["value"] == curves["train/loss"][1]
 
 
+@pytest.mark.parametrize("steps", [6, 7, 8])  # within an epoch, at its end, and after a validation
+def test_a_finished_run_can_be_prolonged(fit, tmp_path, steps):
+    fit("run", max_steps=steps)
+    last = str(tmp_path / "run" / "run" / "checkpoints" / "last.ckpt")
+    *_, curves, batches = fit("more", last, max_steps=13)
+    *_, whole_curves, whole = fit("whole", max_steps=13)
+    assert [batch[:2] for batch in batches] == [batch[:2] for batch in whole[steps:]]
+    for name in ("train/loss", "val/loss"):  # other values: the schedule was a shorter one
+        assert curves[name][0] == whole_curves[name][0]
+
+
 @pytest.mark.parametrize(
     ("place", "signum", "options", "stops_after"),
     [
