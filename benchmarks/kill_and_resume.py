@@ -120,23 +120,19 @@ def in_folder(folder: Path, job: Callable[..., None], options: Sequence[str]) ->
         os._exit(1)
 
 
-class Jobs:
-    """Processes that begin with everything imported: a start takes a tenth of a second instead of many."""
+def start(folder: Path, job: Callable[..., None], *options: str) -> Any:
+    """A process that does a job; forked from one that has imported everything and done nothing."""
+    process = multiprocessing.get_context("forkserver").Process(target=in_folder, args=(folder, job, options))
+    process.start()
+    return process
 
-    def __init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")  # which imports this file once, and forks from there
 
-    def start(self, folder: Path, job: Callable[..., None], *options: str) -> Any:
-        process = self.context.Process(target=in_folder, args=(folder, job, options))
-        process.start()
-        return process
-
-    def finish(self, folder: Path, job: Callable[..., None], *options: str) -> None:
-        """Run to the end."""
-        process = self.start(folder, job, *options)
-        process.join()
-        if process.exitcode:
-            raise RuntimeError(f"exit code {process.exitcode}:\n{(folder / 'output.txt').read_text()[-3000:]}")
+def finish(folder: Path, job: Callable[..., None], *options: str) -> None:
+    """Do a job to its end, in a process."""
+    process = start(folder, job, *options)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"exit code {process.exitcode}:\n{(folder / 'output.txt').read_text()[-3000:]}")
 
 
 def half_written(folder: Path) -> list[Path]:
@@ -145,10 +141,10 @@ def half_written(folder: Path) -> list[Path]:
     return beside + [path for path in folder.glob("temporary/*") if path.is_file()]
 
 
-def wait_for(condition: Callable[[], Any], process: Any) -> None:
-    """Wait, without a pause, until it holds or the process ends."""
+def wait_for(condition: Callable[[], Any], process: Any, pause: float = 0.01) -> None:
+    """Wait until it holds or the process ends."""
     while not condition() and process.exitcode is None:
-        pass
+        time.sleep(pause)
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
@@ -241,29 +237,29 @@ KINDS = {
 }
 
 
-def kill_again(what: str, kills: int, draw: random.Random, folder: Path, jobs: Jobs) -> int:
+def kill_again(what: str, kills: int, draw: random.Random, folder: Path) -> int:
     """Kill so many processes, each of them once, and count those that did not end like the one that was left alone."""
     prepare, job, outcome, first_file = KINDS[what]
     origin, alone = folder / what, folder / f"{what}-alone"
     (origin / "temporary").mkdir(parents=True)
     prepare(origin)
     if what == "evaluating":
-        jobs.finish(origin, fit)
+        finish(origin, fit)
     shutil.copytree(origin, alone)
-    jobs.finish(alone, job)
+    finish(alone, job)
     expected = outcome(alone)
 
     failed = saves = anew = number = 0
     lasts = 0.0  # seconds from its first file to its end
     while number < kills:
         place = shutil.copytree(origin, folder / f"{what}-{number}")
-        process = jobs.start(place, job)
+        process = start(place, job)
         wait_for(lambda place=place: any(place.glob(first_file)), process)
         begun = time.perf_counter()
         if lasts:
             process.join(draw.uniform(0, lasts))
             if what == "training" and number % 5 == 0:
-                wait_for(lambda place=place: half_written(place), process)
+                wait_for(lambda place=place: half_written(place), process, pause=0)
             process.kill()
         process.join()
         if process.exitcode == 0:  # now it is known how long it lasts
@@ -277,7 +273,7 @@ def kill_again(what: str, kills: int, draw: random.Random, folder: Path, jobs: J
             anew += 1
             shutil.rmtree(place / "runs", ignore_errors=True)
         try:
-            jobs.finish(place, job, *options if what == "training" else [])
+            finish(place, job, *options if what == "training" else [])
             found = list(differences(expected, outcome(place)))
         except Exception as error:
             found = [f"{type(error).__name__}: {error}"]
@@ -297,9 +293,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--what", nargs="+", choices=list(KINDS), default=list(KINDS))
     options = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(ROOT)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["train", "bsbr_pl.evals.__main__"])
     with tempfile.TemporaryDirectory() as folder:
-        jobs, draw = Jobs(), random.Random(options.seed)
-        failed = sum(kill_again(what, options.kills, draw, Path(folder), jobs) for what in options.what)
+        draw = random.Random(options.seed)
+        failed = sum(kill_again(what, options.kills, draw, Path(folder)) for what in options.what)
     return int(failed > 0)
 
 

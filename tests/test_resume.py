@@ -22,7 +22,7 @@ OPTIONS = [
     *("--data.cache_dir=cache", "--model.hidden_dim=16", "--model.num_heads=2", "--model.dropout=0.1"),
     *("--trainer.accelerator=cpu", "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=1"),
 ]
-FIT = ["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *OPTIONS]
+FIT = ["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", "--config=light.yaml", *OPTIONS]
 LIGHT = """
 trainer:
   callbacks:
@@ -48,9 +48,9 @@ def weights(run: str) -> dict[str, torch.Tensor]:
 
 
 def test_last_goes_on_with_the_newest_run_in_its_folder(folder):
-    train.main([*FIT, "--config=light.yaml", "--trainer.max_steps=3", "--model.num_layers=1"])
-    train.main([*FIT, "--config=light.yaml", "--trainer.max_steps=3"])
-    train.main([*FIT, "--config=light.yaml", "--trainer.max_steps=6", "--ckpt_path=last"])
+    train.main([*FIT, "--trainer.max_steps=3", "--model.num_layers=1"])
+    train.main([*FIT, "--trainer.max_steps=3"])
+    train.main([*FIT, "--trainer.max_steps=6", "--ckpt_path=last"])
     assert sorted(path.name for path in (folder / "runs").iterdir()) == ["version_0", "version_1"]
     run = folder / "runs/version_1"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -65,19 +65,17 @@ def test_last_goes_on_with_the_newest_run_in_its_folder(folder):
     assert (saved["ckpt_path"], saved["trainer"]["logger"]["init_args"]["version"]) == (None, None)
 
     (folder / "record.json").write_bytes((run / "record.json").read_bytes())
-    finished = train.main(
-        [*FIT, "--config=light.yaml", "--trainer.max_steps=6", "--ckpt_path=last"]
-    )  # nothing is left to do
+    finished = train.main([*FIT, "--trainer.max_steps=6", "--ckpt_path=last"])  # nothing is left to do
     assert finished.trainer.global_step == 6
     again = json.loads((run / "record.json").read_text())
     assert (again["metrics"], again["status"]) == (record["metrics"], "finished")
 
-    older = [*FIT, "--config=light.yaml", "--model.num_layers=1", "--trainer.max_steps=4", "--ckpt_path=last"]
+    older = [*FIT, "--model.num_layers=1", "--trainer.max_steps=4", "--ckpt_path=last"]
     train.main([*older, "--trainer.logger.init_args.version=0"])
     assert len(list((folder / "runs").iterdir())) == 2
     assert json.loads((folder / "runs/version_0/record.json").read_text())["steps"] == 4
 
-    validate = ["validate", *FIT[1:], "--config=light.yaml", "--model.num_layers=1", "--ckpt_path=last"]
+    validate = ["validate", *FIT[1:], "--model.num_layers=1", "--ckpt_path=last"]
     measured = train.main(validate).trainer.callback_metrics["val/loss"]  # of version_0, the newest now
     assert float(measured) != pytest.approx(record["metrics"]["val/loss"]["value"][-1])
 
