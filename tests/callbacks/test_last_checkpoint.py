@@ -141,6 +141,15 @@ def test_a_run_goes_on_in_its_folder_without_doubled_steps(fit, tmp_path):
     assert record["metrics"]["train/loss"]["value"] == curves["train/loss"][1]
 
 
+def test_a_validation_that_was_cut_off_is_made_again(fit, tmp_path):
+    with pytest.raises(RuntimeError, match="no more"):
+        fit("run", more=[DoInValidation(1, crash)])
+    weights, _, curves, _ = fit("whole")
+    resumed = fit("again", str(tmp_path / "run" / "run" / "checkpoints" / "last.ckpt"))
+    assert same(resumed[0], weights)
+    assert same(resumed[2], curves)
+
+
 @pytest.mark.parametrize("steps", [6, 7, 8])  # within an epoch, at its end, and after a validation
 def test_a_finished_run_can_be_prolonged(fit, tmp_path, steps):
     fit("run", max_steps=steps)
