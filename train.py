@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import callbacks  # imported, so that YAML and command line need no more than the name of a class
@@ -87,7 +88,8 @@ if __name__ == "__main__":
     except (ValueError, FileNotFoundError) as error:  # what a user can mend; anything else shows its traceback
         sys.exit(f"train.py: error: {error}")
     except callbacks.Stopped as stopped:
-        print(
+        say = rank_zero_only(print)
+        say(
             f"train.py: stopped by {stopped}: the same command with --ckpt_path=last goes on from there",
             file=sys.stderr,
         )

@@ -137,8 +137,7 @@ def finish(folder: Path, job: Callable[..., None], *options: str) -> None:
 
 def half_written(folder: Path) -> list[Path]:
     """Files of a checkpoint that is being written: beside its place, or in the folder for temporary files."""
-    beside = [path for path in folder.glob("runs/*/checkpoints/*") if path.suffix != ".ckpt"]
-    return beside + [path for path in folder.glob("temporary/*") if path.is_file()]
+    return [*folder.glob("runs/*/checkpoints/*.tmp"), *filter(Path.is_file, folder.glob("temporary/*"))]
 
 
 def wait_for(condition: Callable[[], Any], process: Any, pause: float = 0.01) -> None:
@@ -181,16 +180,13 @@ def trained(folder: Path) -> dict[str, Any]:
     record = json.loads((run / "record.json").read_text())
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     scalars = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
-    order = next(state for name, state in last["callbacks"].items() if "SampleOrder" in name)
-    loader = last["loops"]["fit_loop"]["state_dict"]["combined_loader"]
-    recorder = last["callbacks"]["RunRecorder"]["metrics"]
     return {
         "last": {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")},
         "best": {key: best[key] for key in ("state_dict", "global_step")},
         "files": sorted(path.name for path in run.glob("checkpoints/*.ckpt")),
-        "order": order,
-        "loader": loader,
-        "curves in the checkpoint": exact(recorder),
+        "order": next(state for name, state in last["callbacks"].items() if "SampleOrder" in name),
+        "loader": last["loops"]["fit_loop"]["state_dict"]["combined_loader"],
+        "curves in the checkpoint": exact(last["callbacks"]["RunRecorder"]["metrics"]),
         "curves in record.json": exact(record["metrics"]),
         "curves in TensorBoard": exact(
             {name: {"step": [e.step for e in s], "value": [e.value for e in s]} for name, s in scalars.items()}
@@ -206,16 +202,15 @@ def tokenized(folder: Path) -> dict[str, bytes]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The rows of results.jsonl by identity, their values where no clock has a part in them, and the report's files."""
+    """The rows of results.jsonl by identity, with values where no clock has a part in them, and the report's files."""
     rows = [json.loads(line) for line in (folder / "evaluation" / "results.jsonl").read_text().splitlines()]
     values = {json.dumps(row["identity"]): row["values"] for row in rows}
     if len(values) < len(rows):
         raise RuntimeError("something was measured twice")
     if not (folder / "evaluation" / "report.html").read_text().rstrip().endswith("</html>"):
         raise RuntimeError("report.html is cut short")
-    files = sorted(path.relative_to(folder).as_posix() for path in (folder / "evaluation").rglob("*.[a-z]*"))
     kept = {key: found if '"kind": "cost"' not in key else sorted(found) for key, found in values.items()}
-    return {"rows": kept, "files": [name for name in files if not name.endswith(".tmp")]}
+    return {"rows": kept, "files": sorted(p.name for p in (folder / "evaluation").glob("*/*.[cps][snv][vg]"))}
 
 
 def prepare_training(folder: Path) -> None:
@@ -256,17 +251,18 @@ def kill_again(what: str, kills: int, draw: random.Random, folder: Path) -> int:
         process = start(place, job)
         wait_for(lambda place=place: any(place.glob(first_file)), process)
         begun = time.perf_counter()
+        during_save = what == "training" and number % 5 == 0
         if lasts:
             process.join(draw.uniform(0, lasts))
-            if what == "training" and number % 5 == 0:
+            if during_save:
                 wait_for(lambda place=place: half_written(place), process, pause=0)
             process.kill()
         process.join()
-        if process.exitcode == 0:  # now it is known how long it lasts
-            lasts = time.perf_counter() - begun
+        left = half_written(place)
+        if process.exitcode == 0 or (during_save and not left):  # too late: another try
+            lasts = time.perf_counter() - begun if process.exitcode == 0 else lasts
             shutil.rmtree(place)
             continue
-        left = half_written(place) if what == "training" else []
         saves += bool(left)
         options = ["--ckpt_path=last"] if any(place.glob("runs/*/checkpoints/last.ckpt")) else []
         if what == "training" and not options:
@@ -283,7 +279,9 @@ def kill_again(what: str, kills: int, draw: random.Random, folder: Path) -> int:
         shutil.rmtree(place)
         number += 1
     more = f", {saves} of them while a checkpoint was being written, {anew} before there was one"
-    print(f"{what}: {kills} kills{more if what == 'training' else ''}; {kills - failed} ended as if there was none")
+    print(
+        f"{what}: {kills} kills{more * (what == 'training')}; {kills - failed} ended as if there was none", flush=True
+    )
     return failed
 
 
