@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from common import ROOT, parser, publish
 from lightning import Callback, LightningDataModule
 
-from bsbr_pl.module import LanguageModule, TokenMetrics
+from bsbr_pl.metrics import TokenMetrics
+from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.allocator import keep_freed_memory
 from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, RunSummary, StepTimer
 from train import BASE_CONFIG, CLI

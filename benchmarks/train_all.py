@@ -4,7 +4,7 @@
     python benchmarks/train_all.py runs/all --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
     python evaluate.py runs/all
 
-Everything after `--` goes to train.py. A run that has finished is not trained again.
+Everything after `--` goes to train.py. A run that has finished is not trained again; one that was interrupted goes on.
 """
 
 import argparse
@@ -48,6 +48,8 @@ def main() -> int:
                 *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version=seed{seed}"),
                 *("--trainer.enable_progress_bar=false", *options),
             ]
+            if (folder / "checkpoints" / "last.ckpt").exists():
+                command.append("--ckpt_path=last")
             if subprocess.run(command, check=False).returncode:
                 return 1
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
@@ -17,64 +18,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torchmetrics import Metric
 
 from .attention.base import Attention, check_number
 from .checkpoint import load_checkpoint
+from .metrics import IGNORED, TokenMetrics
 from .model import AttentionFactory, LanguageModel
-
-IGNORED = -100  # a target that is not counted
 
 # `--trainer.strategy=fsdp2`: a checkpoint is one file, as everywhere else, not a folder with a part of each process.
 StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
-
-
-def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of every token, -ln p(target): logits (B, T, vocab_size) and targets (B, T) -> (B, T) in float64.
-
-    0 where the target is -100, which is not counted. Sums of these are what every reported loss is made of.
-    """
-    nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return nats.double().view_as(targets)
-
-
-def token_figures(nats: Tensor, tokens: Tensor, correct: Tensor, num_bytes: Tensor) -> dict[str, Tensor]:
-    """What sums over counted tokens come to; see `TokenMetrics`."""
-    loss = nats / tokens
-    figures = {"loss": loss, "perplexity": loss.exp(), "accuracy": correct / tokens}
-    if num_bytes > 0:
-        figures["bits_per_byte"] = nats / math.log(2) / num_bytes
-    return figures
-
-
-class TokenMetrics(Metric):
-    """Sums over counted tokens, from which every validation figure follows; exact whatever the batches or processes.
-
-    `compute` gives `loss` (nats a token), `perplexity` (exp loss), `accuracy` (share of tokens whose likeliest guess is
-    right) and, where bytes were counted, `bits_per_byte` (nats in all / ln 2 / bytes in all).
-    """
-
-    full_state_update = False
-    nats: Tensor
-    correct: Tensor
-    tokens: Tensor
-    bytes: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("nats", "correct", "tokens", "bytes"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, targets: Tensor, num_bytes: Tensor | None = None) -> None:
-        """logits (B, T, vocab_size), targets (B, T) with -100 where not counted, num_bytes (B,) of text they cover."""
-        self.nats += token_nats(logits, targets).sum()
-        self.correct += (logits.argmax(-1) == targets).sum()
-        self.tokens += (targets != IGNORED).sum()
-        if num_bytes is not None:
-            self.bytes += num_bytes.sum()
-
-    def compute(self) -> dict[str, Tensor]:
-        return token_figures(self.nats, self.tokens, self.correct, self.bytes)
 
 
 class LanguageModule(LightningModule):
@@ -132,6 +83,7 @@ class LanguageModule(LightningModule):
         self.model = LanguageModel(factories, vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout)
         self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})  # type: ignore[assignment]
         self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
+        self._dropout_seed: int | None = None
 
     @classmethod
     def load(cls, path: str | Path, map_location: str = "cpu") -> "LanguageModule":
@@ -159,7 +111,7 @@ class LanguageModule(LightningModule):
         return module.to(map_location).eval(), checkpoint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what kind of model a checkpoint is of, where its weights do not fit this one.
+        """Go on with the run's dropout; say of what model the checkpoint is, where its weights do not fit this one.
 
         Raises:
             ValueError: naming the arguments that differ.
@@ -169,6 +121,7 @@ class LanguageModule(LightningModule):
             saved = checkpoint["hyper_parameters"]
             other = [f"{name}={saved.get(name)!r}" for name, value in self.hparams.items() if saved.get(name) != value]
             raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
+        self._dropout_seed = checkpoint.get("dropout_seed")
 
     def configure_model(self) -> None:
         """With the strategy `fsdp2`, shard the weights over all processes: every layer by itself, then what is left."""
@@ -198,8 +151,26 @@ class LanguageModule(LightningModule):
         if "slice" in batch:  # a recall task asks at few positions: only they need logits
             hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
         loss = F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # each process counts as many tokens: no weights
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        self._loss = loss.detach()
         return loss
+
+    def on_fit_start(self) -> None:
+        if self._dropout_seed is None:
+            self._dropout_seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Dropout follows from seed, process, step and batch, so that a resumed run needs no random state restored."""
+        key = (self._dropout_seed, self.global_rank, self.global_step, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))  # type: ignore[arg-type]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the loss: Lightning would do so only after the hook where checkpoints are saved, which then lack it."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every > 0 and (self.global_step + 1) % every == 0:
+            loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
+            for logger in self.loggers:
+                logger.log_metrics({"train/loss": float(loss)}, step=self.global_step)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluation_step("val", batch)
@@ -239,8 +210,11 @@ class LanguageModule(LightningModule):
                 metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name what the optimiser's state belongs to: its numbers are places in the groups, but FSDP2 reads (and
-        writes) them as places in the model."""
+        """Keep the seed of dropout, and name what the optimiser's state belongs to.
+
+        Its numbers are places in the groups, but FSDP2 reads (and writes) them as places in the model.
+        """
+        checkpoint["dropout_seed"] = self._dropout_seed
         if isinstance(self.model, FSDPModule):
             return
         names = {id(parameter): name for name, parameter in self.named_parameters()}
@@ -261,10 +235,16 @@ class LanguageModule(LightningModule):
         ]
         fused = "mixed" not in self.trainer.precision  # where Lightning 2.6.6 will not clip for a fused one
         optimizer = torch.optim.AdamW(groups, lr=hp["learning_rate"], betas=(hp["beta1"], hp["beta2"]), fused=fused)
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
-        warmup, lowest = min(hp["warmup_steps"], steps), hp["min_learning_rate"]
+
+        @functools.cache
+        def total_steps() -> int:
+            max_steps = self.trainer.max_steps
+            return max_steps if max_steps > 0 else int(self.trainer.estimated_stepping_batches)
 
         def share(step: int) -> float:
+            # At step 0, which is now, Lightning could only tell by making the loaders, which then cannot be resumed.
+            steps, lowest = total_steps() if step else math.inf, hp["min_learning_rate"]
+            warmup = min(hp["warmup_steps"], steps)
             if step < warmup:
                 return (step + 1) / warmup
             done = min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -2,10 +2,23 @@
 
 from .attention_maps import AttentionMaps
 from .fail_together import FailTogether
+from .finite_loss import FiniteLoss
 from .flop_counter import FlopCounter
+from .last_checkpoint import LastCheckpoint, Stopped
 from .peak_memory import PeakMemory
 from .run_recorder import RunRecorder
 from .run_summary import RunSummary
 from .step_timer import StepTimer
 
-__all__ = ["AttentionMaps", "FailTogether", "FlopCounter", "PeakMemory", "RunRecorder", "RunSummary", "StepTimer"]
+__all__ = [
+    "AttentionMaps",
+    "FailTogether",
+    "FiniteLoss",
+    "FlopCounter",
+    "LastCheckpoint",
+    "PeakMemory",
+    "RunRecorder",
+    "RunSummary",
+    "StepTimer",
+    "Stopped",
+]

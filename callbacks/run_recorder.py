@@ -1,5 +1,6 @@
 """RunRecorder: everything a run can say about itself, in one record.json."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -73,8 +74,8 @@ class RunRecorder(Callback):
 
     def __init__(self) -> None:
         self._history: History | None = None
-        self._restored: dict[str, Any] = {}
         self._facts: dict[str, Any] = {}
+        self._trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -82,14 +83,13 @@ class RunRecorder(Callback):
                 self._history = History(str(trainer.default_root_dir))
             if self._history not in trainer.loggers:
                 trainer.loggers = [*trainer.loggers, self._history]
+            self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._history is None:
             return
-        if self._restored:
-            self._history.restore(**self._restored)
         self._history.start()
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
+        self._trained = True
         data = getattr(trainer, "datamodule", None)
         self._facts = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,7 +115,8 @@ class RunRecorder(Callback):
             self._write(trainer, "running")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, "finished")
+        if self._history is not None and (self._trained or not self._is_finished()):
+            self._write(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._write(trainer, f"stopped by {type(exception).__name__}: {exception}")
@@ -126,7 +127,14 @@ class RunRecorder(Callback):
         return {"metrics": self._history.metrics, "seconds": self._history.seconds, "facts": self._facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = {name: state_dict[name] for name in ("metrics", "seconds")}
+        if self._history is not None and state_dict:
+            self._history.restore(state_dict["metrics"], state_dict["seconds"])
+            self._facts = state_dict.get("facts", {})  # where training is over already, they are all that is known
+
+    def _is_finished(self) -> bool:
+        """Whether the record says so already: then a resumed run found nothing left to do, and has nothing to add."""
+        path = self._folder / "record.json"
+        return path.exists() and json.loads(path.read_text())["status"] == "finished"
 
     def _write(self, trainer: Trainer, status: str) -> None:
         if self._history is None or not self._facts or not trainer.is_global_zero:

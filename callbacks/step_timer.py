@@ -1,6 +1,7 @@
 """StepTimer: seconds of a step and of the wait for its data, tokens a second."""
 
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from lightning import LightningModule, Trainer
@@ -23,8 +24,8 @@ class StepTimer(StepWindows):
         warmup_steps: optimiser steps at the start that are not counted.
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+    def __init__(self, warmup_steps: int = 3) -> None:
+        super().__init__(warmup_steps)
         self._all: list[float] = []
 
     def on_window(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
@@ -44,3 +45,9 @@ class StepTimer(StepWindows):
         if self._all:
             p50, p95 = np.quantile(self._all, [0.5, 0.95])
             log(trainer, {"step/p50_seconds": float(p50), "step/p95_seconds": float(p95)})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._all}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._all = list(state_dict["seconds"])

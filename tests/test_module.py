@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from lightning import Trainer
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, BSBRAttention, StandardAttention
-from bsbr_pl.module import LanguageModule, TokenMetrics, build, describe
+from bsbr_pl.metrics import TokenMetrics
+from bsbr_pl.module import LanguageModule, build, describe
 
 SMALL = {"vocab_size": 17, "hidden_dim": 16, "num_layers": 2, "num_heads": 2}
 

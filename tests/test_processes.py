@@ -20,7 +20,8 @@ from bsbr_pl.data.loader import Steps
 from bsbr_pl.evals.checkpoints import read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.results import Results, key_of
-from bsbr_pl.module import IGNORED, LanguageModule
+from bsbr_pl.metrics import IGNORED
+from bsbr_pl.module import LanguageModule
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [sys.executable, "-W", "ignore"]

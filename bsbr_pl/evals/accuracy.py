@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bsbr_pl.data import TextData, TokenData, associative_recall_hits
+from bsbr_pl.metrics import IGNORED, TokenMetrics, token_figures, token_nats
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.module import IGNORED, TokenMetrics, token_figures, token_nats
 from bsbr_pl.utils.timing import bootstrap_interval
 
 MAX_BLOCKS = 1000  # units that intervals are drawn over; more documents are joined with their neighbours

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bsbr_pl.metrics import token_nats
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.module import token_nats
 
 TOLERANCE = 1e-8  # of float64 logits, relative to the largest
 STANDARD_ERRORS = 4.0  # by which the loss on random tokens may lie below ln V by chance

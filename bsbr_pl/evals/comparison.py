@@ -18,9 +18,10 @@ from tqdm import tqdm
 from bsbr_pl.attention import Attention, BSBRAttention, GAUAttention, SlidingWindowAttention
 from bsbr_pl.data import InductionData, TextData, TokenData
 from bsbr_pl.data.corpus import default_cache_dir
+from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
-from bsbr_pl.module import IGNORED, describe
+from bsbr_pl.module import describe
 from bsbr_pl.utils.records import environment, one_line
 from bsbr_pl.utils.timing import bootstrap_interval
 

@@ -1,0 +1,127 @@
+"""LastCheckpoint: last.ckpt, from which an interrupted run goes on as if nothing had happened."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from .step_windows import at_window_edge
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """A signal ended training, and its state is saved. The exit code is 128 + signal, as if it had died of it."""
+
+    def __init__(self, signum: int, step: int, path: Path) -> None:
+        super().__init__(128 + signum)
+        self.message = f"{signal.Signals(signum).name} after {step} steps, which {path} holds"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves `checkpoints/last.ckpt` in the run's folder: every so many steps, after each validation, and at the end.
+
+    A run that is resumed from it takes the very steps that it would have taken. Therefore nothing is saved while
+    gradients are accumulated, nor between a step and the validation that follows it, which Lightning 2.6 would leave
+    out after resuming; and an error saves nothing, because it can come in the middle of a step.
+
+    SIGTERM and SIGINT (Ctrl-C) end training by `Stopped` as soon as the step or validation under way is over and saved;
+    a second one ends the process at once.
+
+    Args:
+        every_n_steps: optimiser steps from one checkpoint to the next.
+
+    Raises:
+        ValueError: if `every_n_steps` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.last_model_path = ""  # as ModelCheckpoint calls it
+        self._signal: signal.Signals | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._path = Path(trainer.log_dir or trainer.default_root_dir, "checkpoints", "last.ckpt")
+        self._seen = self._saved = trainer.global_step
+        self._between_steps, self._stopping = True, False
+        self._signal = signal.SIGTERM if trainer.received_sigterm else None
+        if threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
+            for signum in SIGNALS:  # Lightning puts back what was there before
+                signal.signal(signum, self._on_signal)
+        if trainer.ckpt_path and trainer.is_global_zero:
+            _drop_later_events(trainer)
+            for left in self._path.parent.glob("*.tmp"):  # by a process that was killed while it wrote
+                left.unlink()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._stopping:  # not where it was saved: other callbacks had something to do there, too
+            raise Stopped(self._signal or signal.SIGTERM, trainer.global_step, self._path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._between_steps = trainer.global_step > self._seen
+        if self._between_steps:
+            self._seen = trainer.global_step
+            due = trainer.global_step % self.every_n_steps == 0
+            if (self._asked_to_stop(trainer) or due) and not _validation_follows(trainer):
+                self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._between_steps:
+            self._asked_to_stop(trainer)
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > self._saved:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.save()  # what was logged up to here must outlive a kill as well
+        trainer.save_checkpoint(self._path)
+        self._saved, self.last_model_path = trainer.global_step, str(self._path)
+
+    def _asked_to_stop(self, trainer: Trainer) -> bool:
+        """Whether a signal has come to any process; several processes ask each other at the edges of windows only."""
+        if trainer.world_size == 1 or at_window_edge(trainer):
+            self._stopping = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        return self._stopping
+
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a worker of a loader, which the signal reached as well
+            if signum == signal.SIGTERM:
+                os._exit(128 + signum)
+            return
+        self._signal = signal.Signals(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        print(f"\n{self._signal.name}: stopping after this step; a second one stops without saving", file=sys.stderr)
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates right after this batch."""
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def _drop_later_events(trainer: Trainer) -> None:
+    """Tell TensorBoard to forget what an interrupted run logged after the checkpoint that this one goes on from."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
+            logger.experiment.file_writer.add_event(start)
