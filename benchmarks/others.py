@@ -38,14 +38,14 @@ PREDECESSOR = {
 }
 
 
-def both_passes(layer: nn.Module, length: int) -> Callable[[], object]:
+def passes(layer: nn.Module, length: int, backward: bool) -> Callable[[], object]:
     x = torch.randn(1, length, HIDDEN_DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
     inputs = [x, *layer.parameters()]
 
     def run() -> object:
         out = layer(x)
         out = out[0] if isinstance(out, tuple) else out
-        return torch.autograd.grad(out.square().mean(), inputs, allow_unused=True)
+        return torch.autograd.grad(out.square().mean(), inputs, allow_unused=True) if backward else out
 
     return run
 
@@ -85,59 +85,41 @@ def main() -> None:
     options.add_argument("--operation-lengths", type=int, nargs="*", default=[4096, 16384], help="tokens")
     chosen = options.parse_args()
     keep_freed_memory()
-    pairs: list[tuple[str, int, str, Callable[[], Callable[[], object]], Callable[[], object]]] = []
-    for length in chosen.layer_lengths:
-        for name in PREDECESSOR:
-            ours = both_passes(ARCHITECTURES[name](HIDDEN_DIM, NUM_HEADS), length)
-            pairs.append(
-                (
-                    "layer",
-                    length,
-                    f"predecessor's {name}",
-                    lambda n=name, t=length: both_passes(predecessor_layer(n), t),
-                    ours,
-                )
-            )
-    for length in chosen.operation_lengths:
-        pairs.append(
-            (
-                "operation",
-                length,
-                "fast-transformers' linear",
-                lambda t=length: fast_transformers(t),
-                call("linear", length),
-            )
-        )
-        pairs.append(
-            (
-                "operation",
-                length,
-                "local-attention's window",
-                lambda t=length: local_attention(t),
-                call("sliding_window", length),
-            )
-        )
-    rows = []
-    for what, length, name, build, ours in pairs:
-        try:
-            theirs = build()
-        except ImportError as error:
-            print(f"left out: {name}: {error}")
-            continue
+    rows: list[dict] = []
+
+    def compare(what: str, length: int, against: str, theirs: Callable[[], object], ours: Callable[[], object]) -> None:
         timings = measure({"theirs": theirs, "ours": ours}, chosen.rounds, warmup=1, min_seconds=0.05)
         gain = ratio(timings["theirs"], timings["ours"])
-        rows.append(
-            {
-                "what": what,
-                "tokens": length,
-                "against": name,
-                "theirs, ms": timings["theirs"].median * 1e3,
-                "ours, ms": timings["ours"].median * 1e3,
-                "speed-up": gain.median,
-                "95 % interval": [gain.low, gain.high],
-            }
-        )
+        row = {"what": what, "tokens": length, "against": against}
+        row |= {f"{name}, ms": timing.median * 1e3 for name, timing in timings.items()}
+        rows.append(row | {"speed-up": gain.median, "95 % interval": [gain.low, gain.high]})
         print(rows[-1], flush=True)
+
+    for length in chosen.layer_lengths:
+        for name in PREDECESSOR:
+            try:
+                theirs, ours = predecessor_layer(name), ARCHITECTURES[name](HIDDEN_DIM, NUM_HEADS)
+            except ImportError as error:
+                print(f"left out: predecessor's {name}: {error}")
+                continue
+            backward = True
+            try:
+                passes(theirs, length, backward)()
+            except RuntimeError as error:
+                print(f"predecessor's {name} has no backward pass: {str(error).split(':')[0]}")
+                backward = False
+            what = "layer" if backward else "layer, forward alone"
+            both = [passes(layer, length, backward) for layer in (theirs, ours)]
+            compare(what, length, f"predecessor's {name}", *both)
+    for length in chosen.operation_lengths:
+        for against, build, name in (
+            ("fast-transformers' linear", fast_transformers, "linear"),
+            ("local-attention's window", local_attention, "sliding_window"),
+        ):
+            try:
+                compare("operation", length, against, build(length), call(name, length))
+            except ImportError as error:
+                print(f"left out: {against}: {error}")
     publish(rows, chosen.out)
 
 

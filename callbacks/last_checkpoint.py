@@ -11,7 +11,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from .step_windows import at_window_edge
 
@@ -123,5 +122,7 @@ def _drop_later_events(trainer: Trainer) -> None:
     """Tell TensorBoard to forget what an interrupted run logged after the checkpoint that this one goes on from."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # there where its logger is
+
             start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
             logger.experiment.file_writer.add_event(start)

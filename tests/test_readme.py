@@ -26,6 +26,7 @@ HERE = {
     "train.py fit --config configs/delta_net.yaml": APART,
     "train.py fit --config configs/bsbr.yaml --model.attention.chunk_size=64 --trainer.max_steps=100": APART,
     "train.py validate --config configs/bsbr.yaml --ckpt_path runs/version_0/checkpoints/best.ckpt": TRAIN,
+    "train.py fit --config configs/bsbr.yaml --ckpt_path last": [*TRAIN, "--trainer.max_steps=4"],
     "train.py fit --help": [],
     "evaluate.py runs/": EVALUATE,
     "-m bsbr_pl.evals runs/": EVALUATE,
@@ -91,7 +92,7 @@ def test_the_commands_run(tmp_path, monkeypatch, one_thread, capfd):
     for command, more in HERE.items():
         assert not run(command, more), command
         printed[command] = capfd.readouterr().out
-    fit, validate, help_, evaluate = (list(HERE)[i] for i in (0, 3, 4, 5))
+    fit, validate, help_, evaluate = (list(HERE)[i] for i in (0, 3, 5, 6))
     for words in ("bits per byte", "xz -9", "gzip -9", "accuracy", "Generated:"):
         assert words in printed[fit]
     assert "val/loss" in printed[validate]
