@@ -116,7 +116,8 @@ class LanguageModule(LightningModule):
         Raises:
             ValueError: naming the arguments that differ.
         """
-        weights, own = checkpoint["state_dict"], self.state_dict()
+        own = self.state_dict()
+        weights = checkpoint.get("state_dict", own)  # fsdp2 has loaded them by itself
         if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
             saved = checkpoint["hyper_parameters"]
             other = [f"{name}={saved.get(name)!r}" for name, value in self.hparams.items() if saved.get(name) != value]

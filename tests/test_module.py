@@ -153,7 +153,8 @@ def test_a_checkpoint_gives_back_the_same_model(attention, tmp_path):
 def test_numbers_from_numpy_can_be_loaded(tmp_path):
     attention = partial(ARCHITECTURES["hopfield"], beta=np.float64(0.5))
     module = module_of(attention, learning_rate=np.float64(0.01), dropout=np.float64(0.1))
-    torch.save({"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}, tmp_path / "a.ckpt")
+    saved = {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    torch.save(saved | {"pytorch-lightning_version": "2.6.6"}, tmp_path / "a.ckpt")
     assert LanguageModule.load(tmp_path / "a.ckpt").hparams == module.hparams
 
 

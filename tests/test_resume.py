@@ -1,7 +1,6 @@
 """Interrupted runs from the command line: `--ckpt_path last`, signals, kills."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -113,13 +112,3 @@ def test_a_signal_saves_and_says_how_to_go_on(signum):
     more = checkpoint["global_step"] + 1
     cli = train.main([*FIT, f"--trainer.max_steps={more}", "--ckpt_path=last"])
     assert cli.trainer.global_step == more
-
-
-def test_killed_anywhere_and_resumed_ends_as_if_it_had_not_been(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/kill_and_resume.py", "--kills=3", "--what=training"]
-    with open("output.txt", "w+") as output:  # a pipe would be waited for as long as any process of a killed one has it
-        environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, timeout=300)
-    said = Path("output.txt").read_text()
-    assert done.returncode == 0, said
-    assert "3 ended as if there was none" in said
