@@ -216,10 +216,10 @@ class LanguageModule(LightningModule):
         Its numbers are places in the groups, but FSDP2 reads (and writes) them as places in the model.
         """
         checkpoint["dropout_seed"] = self._dropout_seed
-        if isinstance(self.model, FSDPModule):
+        if isinstance(self.model, FSDPModule) or not checkpoint.get("optimizer_states"):
             return
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        for optimizer, saved in zip(self.trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+        for optimizer, saved in zip(self.trainer.optimizers, checkpoint["optimizer_states"], strict=True):
             order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
             saved["state"] = {order[i]: state for i, state in saved["state"].items()}
             for group in saved["param_groups"]:

@@ -197,17 +197,8 @@ _ELEMENTWISE: dict[str, tuple[int, bool]] = {
 #: Operators without arithmetic on activations, besides those that fvcore ignores by itself.
 _MOVES = [
     *("aten::clone", "aten::embedding", "aten::expand_as", "aten::eye", "aten::index_select", "aten::le", "aten::lt"),
-    *(
-        "aten::mT",
-        "aten::ne",
-        "aten::numel",
-        "aten::ones_like",
-        "aten::pad",
-        "aten::repeat",
-        "aten::tril",
-        "aten::triu",
-    ),
-    *("aten::unflatten", "aten::view_as_complex", "aten::view_as_real", "aten::where"),
+    *("aten::mT", "aten::ne", "aten::numel", "aten::ones_like", "aten::pad", "aten::repeat", "aten::scatter"),
+    *("aten::tril", "aten::triu", "aten::unflatten", "aten::view_as_complex", "aten::view_as_real", "aten::where"),
 ]
 
 
