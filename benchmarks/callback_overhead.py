@@ -124,10 +124,8 @@ def main() -> None:
     options.add_argument("--steps", type=int, help="optimiser steps of a run; by default those of the configuration")
     options.add_argument("--validate-every", type=int, help="steps; by default as in the configuration")
     options.add_argument("--slice", type=float, default=2.0, help="seconds of a turn")
-    options.add_argument(
-        "--only", choices=(LOOP, FIT, WATCHED), help=argparse.SUPPRESS
-    )  # what a process is started with
-    options.add_argument("--folder", help=argparse.SUPPRESS)
+    for hidden in ("--only", "--folder"):  # what a process of one of the three is started with
+        options.add_argument(hidden, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.only:
         return train(chosen.only, chosen, chosen.folder)
@@ -142,18 +140,20 @@ def main() -> None:
                     processes[what] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
                 os.waitid(os.P_PID, processes[what].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # ready, or failed
             seconds = take_turns(processes, chosen.slice)
-            losses = {what: process.communicate()[0].split()[-1:] for what, process in processes.items()}
+            losses = {}
             for what, process in processes.items():
+                said = process.communicate()[0]
                 if process.returncode:
                     sys.exit(f"{what} failed:\n{(Path(folder) / f'{what}.log').read_text()[-2000:]}")
-        if len({*map(tuple, losses.values())}) > 1:
+                losses[what] = said.split()[-1]
+        if len({*losses.values()}) > 1:
             sys.exit(f"the runs did not do the same work: validation losses {losses}")
         rows += [
             {
                 "run": what,
                 "seconds": seconds[what],
                 f"over {LOOP}": seconds[what] / seconds[LOOP],
-                "val/loss": losses[what][0],
+                "val/loss": losses[what],
             }
             for what in seconds
         ]

@@ -15,7 +15,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,12 @@ def damages(whole: bytes, cuts: int = 50, flips: int = 200, seed: int = 0) -> It
     """Copies of a file, by what was done to them: cut short at places an equal way apart, one random bit turned."""
     for size in np.linspace(0, len(whole) - 1, cuts).astype(int):
         yield f"cut after {size} bytes", whole[:size]
-    for place in np.random.default_rng(seed).choice(8 * len(whole), flips, replace=False):
-        copy = bytearray(whole)
-        copy[place // 8] ^= 1 << place % 8
-        yield f"bit {place % 8} of byte {place // 8} turned", bytes(copy)
+    yield from flipped(whole, np.random.default_rng(seed).choice(8 * len(whole), flips, replace=False))
 
 
-def every_bit(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """Copies of a file with one bit turned each."""
-    for place in range(8 * len(whole)):
+def flipped(whole: bytes, places: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+    """Copies of a file with one bit turned each, the bits counted through all bytes."""
+    for place in places:
         copy = bytearray(whole)
         copy[place // 8] ^= 1 << place % 8
         yield f"bit {place % 8} of byte {place // 8} turned", bytes(copy)
@@ -140,7 +137,9 @@ def main() -> int:
         parts = {"hyper_parameters": {"a": 1}, "pytorch-lightning_version": "2.6.6"}
         torch.save({"state_dict": {"a": torch.arange(5.0), "b": torch.ones(3, dtype=torch.bfloat16)}, **parts}, small)
         print(f"every bit of {small.stat().st_size} bytes:")
-        wrong += count(small, every_bit(small.read_bytes()), {"load_checkpoint": load_checkpoint})
+        wrong += count(
+            small, flipped(small.read_bytes(), range(8 * small.stat().st_size)), {"load_checkpoint": load_checkpoint}
+        )
     return int(wrong > 0)
 
 

@@ -4,7 +4,7 @@
     python benchmarks/growth.py --lengths 256 512 --contexts 64 256 --prefill 256 --rounds 1       # a minute's look
 
 - exponents: least-squares slope of ln(cost) over ln(tokens) of the attention operation, forward and backward (as in
-  operation.py): seconds, and the peak of live tensor bytes beyond its inputs;
+  operation.py): seconds, and the peak of live tensor bytes, its inputs among them;
 - decode: milliseconds a token of a model (hidden 256, 4 layers), the mean over the 128 tokens that follow the context
   (BSBR does most of its work once in a chunk of 128), and the ratio of the longest context to the shortest;
 - prefill: `model.prefill`, which leaves the decode state, over the forward pass to the same last token's logits.
@@ -78,8 +78,7 @@ def main() -> None:
         for name, timing in measure(calls, chosen.rounds, min_seconds=0.1).items():
             seconds[name][length] = timing.samples
         for name, one in calls.items():
-            used = measure_memory(one, "cpu")
-            peaks[name][length] = [used["peak_bytes"] - used["held_bytes"]]
+            peaks[name][length] = [measure_memory(one, "cpu")["peak_bytes"]]
     rows = []
     for name in chosen.architectures:
         model, ids = build(name), tokens(chosen.prefill)

@@ -65,11 +65,15 @@ def unit(x: Tensor) -> Tensor:
 
 def call(name: str, length: int) -> Callable[[], object]:
     """Forward and backward of an operation."""
-    mix, inputs = operation(name, length)
+    return both_passes(*operation(name, length))
+
+
+def both_passes(forward: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
+    """Forward, and the gradients by all inputs of a sum with dense random weights."""
     inputs = [tensor.requires_grad_() for tensor in inputs]
     with torch.no_grad():
-        weights = torch.randn(mix(*inputs).shape, generator=torch.Generator().manual_seed(1))
-    return lambda: torch.autograd.grad(mix(*inputs), inputs, weights)
+        weights = torch.randn(forward(*inputs).shape, generator=torch.Generator().manual_seed(1))
+    return lambda: torch.autograd.grad(forward(*inputs), inputs, weights)
 
 
 def main() -> None:

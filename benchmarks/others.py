@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 import torch
 from common import parser, publish, ratio
-from operation import NUM_HEADS, call, operation
-from torch import Tensor, nn
+from operation import NUM_HEADS, both_passes, call, operation
+from torch import nn
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.utils.allocator import keep_freed_memory
@@ -61,22 +61,15 @@ def fast_transformers(length: int) -> Callable[[], object]:
 
     attention = CausalLinearAttention(HIDDEN_DIM // NUM_HEADS)
     mask, lengths = TriangularCausalMask(length), LengthMask(torch.tensor([length]))
-    inputs = [part.transpose(1, 2).detach().requires_grad_() for part in operation("linear", length)[1]]  # (B, T, H, K)
-    return backward_too(lambda q, k, v: attention(q, k, v, mask, lengths, lengths), inputs)
+    inputs = [part.transpose(1, 2) for part in operation("linear", length)[1]]  # (B, T, H, K)
+    return both_passes(lambda q, k, v: attention(q, k, v, mask, lengths, lengths), inputs)
 
 
 def local_attention(length: int) -> Callable[[], object]:
     from local_attention import LocalAttention
 
     attention = LocalAttention(CHUNK, causal=True, exact_windowsize=True, use_rotary_pos_emb=False)
-    inputs = [part.detach().requires_grad_() for part in operation("sliding_window", length)[1]]
-    return backward_too(attention, inputs)
-
-
-def backward_too(forward: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
-    with torch.no_grad():
-        weights = torch.randn(forward(*inputs).shape, generator=torch.Generator().manual_seed(1))
-    return lambda: torch.autograd.grad(forward(*inputs), inputs, weights)
+    return both_passes(attention, operation("sliding_window", length)[1])
 
 
 def main() -> None:

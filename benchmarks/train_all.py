@@ -37,7 +37,8 @@ def main() -> int:
             folder = arguments.output / name / f"seed{seed}"
             if finished(folder):
                 continue
-            if not (folder / "checkpoints" / "last.ckpt").exists():  # stopped before there was anything to go on from
+            goes_on = (folder / "checkpoints" / "last.ckpt").exists()
+            if not goes_on:  # stopped before there was anything to go on from
                 shutil.rmtree(folder, ignore_errors=True)
             print(f"{name}, seed {seed}", flush=True)
             command = [
@@ -48,7 +49,7 @@ def main() -> int:
                 *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version=seed{seed}"),
                 *("--trainer.enable_progress_bar=false", *options),
             ]
-            if (folder / "checkpoints" / "last.ckpt").exists():
+            if goes_on:
                 command.append("--ckpt_path=last")
             if subprocess.run(command, check=False).returncode:
                 return 1

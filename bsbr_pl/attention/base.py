@@ -101,9 +101,7 @@ class Attention(nn.Module, Generic[State]):
 
 def check_positive(**arguments: int) -> None:
     """Raise a ValueError that names the first argument that is not an integer of at least 1."""
-    for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    check_number("a positive integer", lambda value: value >= 1, whole=True, **arguments)
 
 
 def check_number(what: str, valid: Callable[[float], bool], whole: bool = False, **arguments: float) -> None:

@@ -86,7 +86,7 @@ class DeltaNetAttention(Attention[Memory]):
         overlaps = at_least_fp32(k_beta @ k.mT)  # no solver in bf16
         identity = torch.eye(C, dtype=overlaps.dtype, device=overlaps.device).expand_as(overlaps)
         inverses = torch.linalg.solve_triangular(overlaps, identity, upper=False, unitriangular=True)
-        S = torch.zeros_like(k[:, :, 0].mT @ v[:, :, 0])
+        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
         before, written = [], []
         for k_n, k_beta_n, v_beta_n, inverse_n in zip(
             *(part.unbind(2) for part in (k, k_beta, v_beta, inverses)), strict=True
