@@ -184,6 +184,7 @@ _ELEMENTWISE: dict[str, tuple[int, bool]] = {
     **{f"aten::{name}": (1, True) for name in ("sum", "mean", "amax", "max", "topk", "argmax")},
     "aten::sigmoid": (4, False),  # negate, exponential, add, divide
     "aten::silu": (5, False),
+    "aten::softplus": (3, False),  # exponential, add, logarithm
     "aten::tanh": (5, False),
     "aten::elu": (3, False),
     "aten::gelu": (5, False),

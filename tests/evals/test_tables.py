@@ -29,7 +29,7 @@ LOWEST, SIZE = 100, 10  # documents, bytes of each
 
 def module(name: str = "standard", seed: int = 0, **options: Any) -> LanguageModule:
     torch.manual_seed(seed)
-    if name in ("bsbr", "linear", "delta_net", "gau"):
+    if name in ("bsbr", "linear", "delta_net", "gated_delta_net", "gau"):
         options = {"chunk_size": 8} | options
     return LanguageModule(partial(ARCHITECTURES[name], **options), 257, hidden_dim=16, num_layers=2, num_heads=2)
 

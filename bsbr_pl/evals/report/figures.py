@@ -49,10 +49,11 @@ STYLES = {
     "sliding_window": ("#e69f00", "D"),
     "linear": ("#56b4e9", "^"),
     "delta_net": ("#0072b2", "v"),
+    "gated_delta_net": ("#7a5fb5", "*"),
     "hopfield": ("#cc79a7", "P"),
     "gau": ("#009e73", "X"),
 }
-OTHERS = (("#8c6d46", "<"), ("#7f7f7f", ">"), ("#a6a300", "h"), ("#7a5fb5", "*"))
+OTHERS = (("#8c6d46", "<"), ("#7f7f7f", ">"), ("#a6a300", "h"))
 SETTINGS: Any = {
     "svg.hashsalt": "bsbr_pl",
     "svg.fonttype": "none",
