@@ -5,7 +5,7 @@
 
 Each row is one model on the whole validation text: the trained one; BSBR with its weights, before any training; BSBR
 after `--heal-steps` more. To tell what these are worth, two that get the same few steps: Standard, trained on, and
-BSBR from its own start. The fine-tune's learning rate falls from `--heal-rate` to 0 along half a cosine.
+BSBR from its own start. The fine-tune's learning rate rises to `--heal-rate` in a tenth of its steps, then falls to 0.
 
 Runs are kept in `--folder`, and not done again. Options that are not listed here go to train.py.
 """
@@ -23,7 +23,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=640, help="of training Standard")
     options.add_argument("--heal-steps", type=int, default=64, help="of the fine-tune")
-    options.add_argument("--heal-rate", type=float, default=3e-3, help="learning rate of the fine-tune, at its start")
+    options.add_argument("--heal-rate", type=float, default=3e-3, help="learning rate of the fine-tune, at its highest")
     options.add_argument("--chunk-size", type=int, default=64, help="of BSBR, tokens")
     options.add_argument("--context-length", type=int, default=512, help="tokens")
     options.add_argument("--folder", type=Path, default=ROOT / "runs" / "convert_and_heal", help="of the runs")
@@ -51,7 +51,7 @@ def main() -> None:
 
     chunk = f"--model.attention.chunk_size={chosen.chunk_size}"
     start = f"--initial_weights={chosen.folder / 'standard/checkpoints/last.ckpt'}"
-    heal = (f"--model.learning_rate={chosen.heal_rate}", "--model.warmup_steps=0")
+    heal = (f"--model.learning_rate={chosen.heal_rate}", f"--model.warmup_steps={chosen.heal_steps // 10}")
     rows: list[dict] = []
 
     def add(model: str, steps: int, bits: float) -> None:
