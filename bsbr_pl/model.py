@@ -140,9 +140,8 @@ class LanguageModel(nn.Module):
             for module in branch.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-            nn.init.zeros_(branch.inner.out.weight)
+            for parameter in branch.inner.out.parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def attentions(self) -> list[Attention]:

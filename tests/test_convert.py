@@ -16,6 +16,9 @@ import train
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, SlidingWindowAttention, StandardAttention
 from bsbr_pl.convert import load_gpt2, start_from
 from bsbr_pl.evals.certificate import certify
+from bsbr_pl.evals.checkpoints import read_all
+from bsbr_pl.evals.evaluation import Evaluation
+from bsbr_pl.evals.results import Results
 from bsbr_pl.module import LanguageModule
 
 ROOT = Path(__file__).parent.parent
@@ -181,6 +184,7 @@ LEFT = {  # of a layer, where a trained Standard has no tensor of the name
     "sliding_window": set(),
     "bsbr": {"gain", "chunk_query.weight", "chunk_key.weight"},
     "hopfield": {"beta"},
+    "linear": {"conv.weight"},
 }
 
 
@@ -195,7 +199,7 @@ def test_what_both_have_is_copied_and_what_one_has_is_named(name, trained):
         assert torch.equal(tensor, before[key] if key in left else standard.state_dict()[key])
     assert other.initial_weights == str(path)
     ids = torch.arange(17)[None]
-    if name != "hopfield":  # no chunk and no window ends within these
+    if name not in ("hopfield", "linear"):  # no chunk and no window ends within these
         torch.testing.assert_close(other(ids), standard(ids), rtol=1e-4, atol=1e-5)
 
 
@@ -309,3 +313,11 @@ def test_gpt2_trains_on_from_the_command_line(folder):
     gpt2_logits = load_gpt2(FOLDER)(ids).detach()
     first = F.mse_loss(again(ids)[:, :8], gpt2_logits[:, :8])  # three small steps away from it
     assert 0 < first < 0.5 * gpt2_logits[:, :8].var()
+
+    evaluation = Evaluation(
+        read_all(["runs"]), Results(folder / "rows.jsonl"), multiples=[1, 2], lengths=[16, POSITIONS], rounds=1
+    )
+    evaluation.run()  # leaves out what is longer than its positions: 64 tokens of text, and one more after 48
+    assert evaluation.problems == {}
+    measured = [(row["identity"]["kind"], row["identity"].get("length")) for row in evaluation.results.rows]
+    assert sorted(measured, key=str) == [("certificate", None), ("cost", 16), ("text", 32)]
