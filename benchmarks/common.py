@@ -12,10 +12,11 @@ from bsbr_pl.utils.records import environment, git_commit, write_json  # noqa: E
 from bsbr_pl.utils.timing import Timing, summarize  # noqa: E402
 
 
-def parser(doc: str | None, rounds: int) -> ArgumentParser:
-    """An ArgumentParser with the options that every script has."""
+def parser(doc: str | None, rounds: int | None = None) -> ArgumentParser:
+    """An ArgumentParser with the options that every script has; `rounds` for one that measures times."""
     options = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=rounds, help=f"samples of each time, default {rounds}")
+    if rounds is not None:
+        options.add_argument("--rounds", type=int, default=rounds, help=f"samples of each time, default {rounds}")
     default = ROOT / "benchmarks" / "results" / f"{Path(sys.argv[0]).stem}.json"
     options.add_argument(
         "--out", type=Path, default=default, help="JSON file, default benchmarks/results/<script>.json"

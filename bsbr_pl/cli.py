@@ -11,8 +11,10 @@ from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 from .checkpoint import CheckedCheckpointIO
+from .convert import start_from
 
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
 
@@ -54,6 +56,8 @@ class SaveConfig(SaveConfigCallback):
 class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        words = "a checkpoint, of another architecture even, or a folder with GPT-2: its weights to start from"
+        parser.add_argument("--initial_weights", type=str | None, default=None, help=words)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -88,6 +92,8 @@ class CLI(LightningCLI):
         options = self.config.get(str(self.subcommand), self.config)
         if options.get("ckpt_path") != "last":
             super().instantiate_classes()
+            if options.initial_weights and not options.get("ckpt_path"):  # whose weights would replace them
+                self._start_from(options.initial_weights)
             return
         path = find_last(options.trainer.logger)
         arguments = options.trainer.logger.init_args
@@ -97,6 +103,10 @@ class CLI(LightningCLI):
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is meant to
         super().instantiate_classes()
         options.ckpt_path, arguments.version = None, version
+
+    def _start_from(self, path: str) -> None:
+        left = {name.rpartition("inner.")[2] for name in start_from(self.model, path)}
+        rank_zero_info(f"The weights are those of {path}; left at their start: {', '.join(sorted(left)) or 'none'}")
 
 
 def _with_class_path(value: Any) -> Iterator[Namespace]:

@@ -1,7 +1,7 @@
 """A causal language model around any attention: embedding, pre-norm residual layers, tied head, generation."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +22,26 @@ def check_ids(input_ids: Tensor) -> None:
         )
 
 
-class FeedForward(nn.Module):
-    """relu(x W_in)^2 W_out, D -> `ff_dim` -> D (So et al. 2021, arXiv 2109.08668, section 4)."""
+#: By name: relu(x)^2 (So et al. 2021, arXiv 2109.08668, section 4), and GELU in the tanh form of GPT-2.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": lambda x: x.relu().square(),
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+}
 
-    def __init__(self, hidden_dim: int, ff_dim: int) -> None:
+
+class FeedForward(nn.Module):
+    """activation(x W_in) W_out, D -> `ff_dim` -> D."""
+
+    def __init__(self, hidden_dim: int, ff_dim: int, activation: str = "relu2", bias: bool = False) -> None:
         super().__init__()
-        self.into = nn.Linear(hidden_dim, ff_dim, bias=False)
-        self.out = nn.Linear(ff_dim, hidden_dim, bias=False)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"ff_activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.activation = activation
+        self.into = nn.Linear(hidden_dim, ff_dim, bias=bias)
+        self.out = nn.Linear(ff_dim, hidden_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.into(x).relu().square())
+        return self.out(ACTIVATIONS[self.activation](self.into(x)))
 
     def flops(self, num_tokens: int) -> int:
         return 2 * num_tokens * (self.into.weight.numel() + self.out.weight.numel())
@@ -52,11 +62,15 @@ class Residual(nn.Module):
         return x + self.dropout(self.inner(self.norm(x)))
 
 
+class Place(NamedTuple):
+    tokens: int  # read so far: what decoding has to remember beside the states of the attentions
+
+
 class LanguageModel(nn.Module):
     """Predicts the next token: ids (B, T) -> logits (B, T, vocab_size), for any T.
 
     A layer is an attention and a feed-forward network, or two attentions where the architecture
-    `replaces_feed_forward` (GAU). The model itself knows no positions: those are the attention's affair.
+    `replaces_feed_forward` (GAU). Positions are the attention's affair, unless the model is told to learn some.
 
     Args:
         attention: builds the attention of every layer, or a list with one builder a layer.
@@ -66,6 +80,9 @@ class LanguageModel(nn.Module):
         num_heads: heads of each attention.
         ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
         dropout: share of each residual branch's outputs, and of the embedding's, set to 0 in training.
+        positions: learn an embedding of each of this many positions, and read no longer text; 0 for none.
+        ff_activation: of the feed-forward networks, `relu2` or `gelu`.
+        ff_bias: give the feed-forward networks' linear maps a bias.
 
     Raises:
         ValueError: names the argument, its value and what would do.
@@ -82,19 +99,25 @@ class LanguageModel(nn.Module):
         num_heads: int = 4,
         ff_dim: int | None = None,
         dropout: float = 0.0,
+        positions: int = 0,
+        ff_activation: str = "relu2",
+        ff_bias: bool = False,
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers)
         ff_dim = 4 * hidden_dim if ff_dim is None else ff_dim
         check_number("0 (no feed-forward networks) or more", lambda width: width >= 0, whole=True, ff_dim=ff_dim)
         check_number("at least 0 and below 1", lambda share: 0 <= share < 1, dropout=dropout)
+        check_number("0 (none) or more", lambda number: number >= 0, whole=True, positions=positions)
         factories = list(attention) if isinstance(attention, Sequence) else [attention] * num_layers
         if len(factories) != num_layers:
             raise ValueError(f"attention must list one architecture a layer: {len(factories)} for {num_layers} layers")
         if not all(map(callable, factories)):
             raise ValueError(f"attention must be an Attention class or another builder of one, got {attention!r}")
         self.vocab_size = vocab_size
+        self.max_length = positions or None  # tokens that can be read
         self.embedding = nn.Embedding(vocab_size, hidden_dim)
+        self.positions = nn.Embedding(positions, hidden_dim) if positions else None
         self.dropout = nn.Dropout(dropout)
         inners: list[Attention | FeedForward] = []
         for factory in factories:
@@ -102,7 +125,7 @@ class LanguageModel(nn.Module):
             if inners[-1].replaces_feed_forward:
                 inners.append(factory(hidden_dim, num_heads))
             elif ff_dim:
-                inners.append(FeedForward(hidden_dim, ff_dim))
+                inners.append(FeedForward(hidden_dim, ff_dim, ff_activation, ff_bias))
         branches = [Residual(inner, hidden_dim, dropout) for inner in inners]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(hidden_dim)
@@ -111,25 +134,39 @@ class LanguageModel(nn.Module):
     def _init_weights(self) -> None:
         """Normal weights; what writes into the residual stream starts at 0, so that the model starts as a bigram."""
         nn.init.normal_(self.embedding.weight, std=self.norm.weight.numel() ** -0.5)
+        if self.positions is not None:
+            nn.init.zeros_(self.positions.weight)
         for branch in self.branches:
             for module in branch.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(branch.inner.out.weight)
+            for parameter in branch.inner.out.parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def attentions(self) -> list[Attention]:
         """The attentions in order of depth."""
         return [branch.inner for branch in self.branches if isinstance(branch.inner, Attention)]
 
-    def embed(self, input_ids: Tensor) -> Tensor:
+    def check_length(self, num_tokens: int) -> None:
+        """Raise a ValueError where these are more tokens than there are positions."""
+        if self.max_length and num_tokens > self.max_length:
+            raise ValueError(f"a text must have at most {self.max_length} tokens (positions), got {num_tokens}")
+
+    def embed(self, input_ids: Tensor, start: int = 0) -> Tensor:
+        """ids (B, T) at places start, start + 1, ... -> (B, T, D); or (B,), all at start -> (B, D)."""
         try:
-            return self.dropout(self.embedding(input_ids))
+            x = self.embedding(input_ids)
         except IndexError:
             low, high = int(input_ids.min()), int(input_ids.max())
             raise ValueError(
                 f"input_ids must lie in 0 ... {self.vocab_size - 1} (vocab_size), got {low} ... {high}"
             ) from None
+        if self.positions is not None:
+            end = start + (input_ids.shape[1] if input_ids.dim() == 2 else 1)
+            self.check_length(end)
+            x = x + self.positions.weight[start:end]
+        return self.dropout(x)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> the last layer's normed activations (B, T, D), from which `head` makes logits."""
@@ -147,29 +184,29 @@ class LanguageModel(nn.Module):
         """ids (B, T) -> logits (B, T, vocab_size)."""
         return self.head(self.hidden(input_ids))
 
-    # Decoding: the state is a list with the decode state of every attention.
+    # Decoding: the state is a list, a Place and the decode state of every attention.
 
     def init_state(self, batch_size: int) -> list[Any]:
         """The decode state before the first token."""
-        return [attention.init_state(batch_size) for attention in self.attentions]
+        return [Place(0), *(attention.init_state(batch_size) for attention in self.attentions)]
 
     def prefill(self, input_ids: Tensor) -> tuple[Tensor, list[Any]]:
         """ids (B, T) -> logits of the token after the last (B, vocab_size) and the decode state."""
         check_ids(input_ids)
-        x, states = self._decode(input_ids, lambda attention, x: attention.prefill(x))
-        return self.head(self.norm(x[:, -1])), states
+        x, states = self._decode(self.embed(input_ids), lambda attention, x: attention.prefill(x))
+        return self.head(self.norm(x[:, -1])), [Place(input_ids.shape[1]), *states]
 
     def step(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token a sequence: ids (B,) -> logits (B, vocab_size) and the decode state after it."""
-        before = iter(states)
-        x, after = self._decode(input_ids, lambda attention, x: attention.step(x, next(before)))
-        return self.head(self.norm(x)), after
+        place, *rest = states
+        before = iter(rest)
+        x = self.embed(input_ids, start=place.tokens)
+        x, after = self._decode(x, lambda attention, x: attention.step(x, next(before)))
+        return self.head(self.norm(x)), [Place(place.tokens + 1), *after]
 
-    def _decode(
-        self, input_ids: Tensor, run: Callable[[Attention, Tensor], tuple[Tensor, Any]]
-    ) -> tuple[Tensor, list[Any]]:
-        """ids -> the last layer's activations, and the states that `run` leaves of every attention, in order."""
-        x, states = self.embed(input_ids), []
+    def _decode(self, x: Tensor, run: Callable[[Attention, Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, list[Any]]:
+        """The embedded -> the last layer's activations, and the states `run` leaves of every attention, in order."""
+        states = []
         for branch in self.branches:
             if isinstance(branch.inner, Attention):
                 y, state = run(branch.inner, branch.norm(x))
@@ -198,7 +235,7 @@ class LanguageModel(nn.Module):
             seed: of the sampling.
 
         Raises:
-            ValueError: on an empty prompt or an argument out of range.
+            ValueError: on an empty prompt, an argument out of range, or more tokens than there are positions.
         """
         check_number("0 or more", lambda value: value >= 0, temperature=temperature)
         check_number("an integer of 0 or more", lambda n: n >= 0, whole=True, max_new_tokens=max_new_tokens)
@@ -211,6 +248,7 @@ class LanguageModel(nn.Module):
         try:
             ids = [input_ids]
             logits, states = self.prefill(input_ids)
+            self.check_length(input_ids.shape[1] + max_new_tokens - 1)  # the last one is not read
             for i in range(max_new_tokens):
                 ids.append(_sample(logits, temperature, top_k, generator)[:, None])
                 if i + 1 < max_new_tokens:

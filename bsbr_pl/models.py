@@ -21,14 +21,15 @@ from .attention import (
 )
 from .model import AttentionFactory, LanguageModel
 
-SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]  # vocab_size, hidden_dim, ..., dropout
+SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]  # vocab_size, hidden_dim, ..., ff_bias
 
 
 class NamedModel(LanguageModel):
     """A `LanguageModel` whose layers all hold `architecture`; `help` of a subclass shows its options with defaults.
 
     Args:
-        vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout: as in `LanguageModel`.
+        vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias: as in
+            `LanguageModel`.
         options: of the architecture, as in its class: `chunk_size` (tokens), `window_size` (tokens), ...
 
     Raises:
@@ -53,9 +54,13 @@ class NamedModel(LanguageModel):
         num_heads: int = 4,
         ff_dim: int | None = None,
         dropout: float = 0.0,
+        positions: int = 0,
+        ff_activation: str = "relu2",
+        ff_bias: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(self.factory(**options), vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout)
+        sizes = (vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias)
+        super().__init__(self.factory(**options), *sizes)
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:

@@ -1,9 +1,8 @@
 """LanguageModule: the LightningModule around any attention, and the only loader of its checkpoints."""
 
 import functools
-import importlib
+import inspect
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from .attention.base import Attention, check_number
 from .checkpoint import load_checkpoint
+from .description import build, describe, plain
 from .metrics import IGNORED, TokenMetrics
-from .model import AttentionFactory, LanguageModel
+from .model import LanguageModel
 
 # `--trainer.strategy=fsdp2`: a checkpoint is one file, as everywhere else, not a folder with a part of each process.
 StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
@@ -46,6 +46,9 @@ class LanguageModule(LightningModule):
         weight_decay: of the matrices of linear maps; embeddings, gains, filters and biases are not decayed.
         beta1: AdamW's decay of the mean gradient.
         beta2: AdamW's decay of the mean squared gradient.
+        positions: learn an embedding of each of this many positions, and read no longer text; 0 for none.
+        ff_activation: of the feed-forward networks, `relu2` or `gelu`.
+        ff_bias: give the feed-forward networks' linear maps a bias.
 
     Raises:
         ValueError: names the argument, its value and what would do.
@@ -69,6 +72,9 @@ class LanguageModule(LightningModule):
         weight_decay: float = 0.1,
         beta1: float = 0.9,
         beta2: float = 0.95,
+        positions: int = 0,
+        ff_activation: str = "relu2",
+        ff_bias: bool = False,
     ) -> None:
         super().__init__()
         check_number("positive", lambda rate: rate > 0, learning_rate=learning_rate)
@@ -80,9 +86,11 @@ class LanguageModule(LightningModule):
         arguments = {name: plain(value) for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
         factories = [build(d) for d in described] if isinstance(described, list) else build(described)
-        self.model = LanguageModel(factories, vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout)
+        sizes = (vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias)
+        self.model = LanguageModel(factories, *sizes)
         self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})  # type: ignore[assignment]
         self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
+        self.initial_weights: str | None = None  # where they came from; `convert.start_from` says it
         self._dropout_seed: int | None = None
 
     @classmethod
@@ -106,6 +114,7 @@ class LanguageModule(LightningModule):
                 cls(**hyper_parameters).load_state_dict(weights, assign=True)
             module = cls(**hyper_parameters)
             module.load_state_dict(weights)
+            module.initial_weights = checkpoint.get("initial_weights")
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint of {cls.__name__}: {error}") from error
         return module.to(map_location).eval(), checkpoint
@@ -119,10 +128,12 @@ class LanguageModule(LightningModule):
         own = self.state_dict()
         weights = checkpoint.get("state_dict", own)  # fsdp2 has loaded them by itself
         if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
-            saved = checkpoint["hyper_parameters"]
-            other = [f"{name}={saved.get(name)!r}" for name, value in self.hparams.items() if saved.get(name) != value]
+            saved = inspect.signature(type(self)).bind(**checkpoint["hyper_parameters"])
+            saved.apply_defaults()  # an older one lacks what has been added since
+            other = [f"{name}={v!r}" for name, v in saved.arguments.items() if self.hparams.get(name, v) != v]
             raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
         self._dropout_seed = checkpoint.get("dropout_seed")
+        self.initial_weights = checkpoint.get("initial_weights")
 
     def configure_model(self) -> None:
         """With the strategy `fsdp2`, shard the weights over all processes: every layer by itself, then what is left."""
@@ -211,11 +222,11 @@ class LanguageModule(LightningModule):
                 metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of dropout, and name what the optimiser's state belongs to.
+        """Keep seed of dropout and source of the weights, and name what the optimiser's state belongs to.
 
         Its numbers are places in the groups, but FSDP2 reads (and writes) them as places in the model.
         """
-        checkpoint["dropout_seed"] = self._dropout_seed
+        checkpoint |= {"dropout_seed": self._dropout_seed, "initial_weights": self.initial_weights}
         if isinstance(self.model, FSDPModule) or not checkpoint.get("optimizer_states"):
             return
         names = {id(parameter): name for name, parameter in self.named_parameters()}
@@ -257,40 +268,3 @@ class LanguageModule(LightningModule):
 
 #: The arguments of LanguageModule that are plain numbers, as a checkpoint stores them.
 CONFIGURATION = [name for name in LanguageModule.__init__.__annotations__ if name not in ("attention", "return")]
-
-
-def plain(value: Any) -> Any:
-    """A float for the subclass of float that numpy calculates with, which `load` would refuse; the rest as it is."""
-    return float(value) if isinstance(value, float) else value
-
-
-def describe(factory: AttentionFactory | dict[str, Any]) -> dict[str, Any]:
-    """A builder of attentions as plain data, `{"class_path": ..., "init_args": {...}}`, for a checkpoint to hold.
-
-    Raises:
-        ValueError: where it is neither an Attention class nor a `functools.partial` of one.
-    """
-    if isinstance(factory, dict) and "class_path" in factory:
-        class_path, options = factory["class_path"], factory.get("init_args", {})
-        return {"class_path": class_path, "init_args": {name: plain(value) for name, value in options.items()}}
-    parts = [factory.func, *factory.args] if isinstance(factory, functools.partial) else [factory]
-    for part in parts:
-        if isinstance(part, type) and issubclass(part, Attention):
-            options = factory.keywords if isinstance(factory, functools.partial) else {}
-            return describe({"class_path": f"{part.__module__}.{part.__qualname__}", "init_args": options})
-    raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {factory!r}")
-
-
-def build(description: dict[str, Any]) -> AttentionFactory:
-    """The builder that `describe` described.
-
-    Raises:
-        ValueError: where the class path does not name an Attention of this package or of a module already imported.
-    """
-    module_name, _, name = description["class_path"].rpartition(".")
-    if module_name.split(".")[0] == "bsbr_pl":
-        importlib.import_module(module_name)
-    found = getattr(sys.modules.get(module_name), name, None)  # a checkpoint must not choose what code is run
-    if not (isinstance(found, type) and issubclass(found, Attention)):
-        raise ValueError(f"{description['class_path']!r} is no Attention that is imported: import its module first")
-    return functools.partial(found, **description["init_args"])

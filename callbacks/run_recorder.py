@@ -95,6 +95,7 @@ class RunRecorder(Callback):
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "resumed_at_step": trainer.global_step,
+            "initial_weights": getattr(pl_module, "initial_weights", None),
             "environment": {**environment(pl_module.device), "processes": trainer.world_size},
             "git": git_commit(),
             "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,  # of seed_everything

@@ -59,5 +59,6 @@ class RunSummary(Callback):
             start = torch.tensor(
                 [[data.tokenizer.eos_id, *data.tokenizer.encode(self.prompt)]], device=pl_module.device
             )
-            ids = model.generate(start, self.num_tokens, self.temperature, self.top_k)
+            room = self.num_tokens if model.max_length is None else max(0, model.max_length + 1 - start.shape[1])
+            ids = model.generate(start, min(self.num_tokens, room), self.temperature, self.top_k)
             print(f"\nGenerated:\n{data.tokenizer.decode(ids[0, 1:].tolist())}\n")

@@ -20,6 +20,11 @@ SCRIPTS = {
     ),
     "start_up": ("--config", "{config}", "--rounds", "1"),
     "callback_overhead": ("--config", "{config}", "--slice", "0.2"),
+    "convert_and_heal": (
+        *("--steps", "2", "--heal-steps", "1", "--context-length", "32", "--chunk-size", "8", "--folder", "runs"),
+        *("--data.source={text}", "--data.tokenizer=bytes", "--data.cache_dir=cache"),
+        *("--model.hidden_dim=16", "--model.num_layers=1", "--model.num_heads=2", "--trainer.accelerator=cpu"),
+    ),
     "others": ("--layer-lengths", "16", "--operation-lengths", "16", "--rounds", "1"),
 }
 CONFIG = """

@@ -30,9 +30,10 @@ SEEDS = st.integers(0, 2**32)
 UNDIVIDED, ODD = "compression_factor must divide", ("rotary positions need an even head width", "key_dim must be even")
 SIZES = st.integers(1, 3) | st.integers(1, 9) | st.sampled_from([64, 2**31, 2**62])
 ROPE = {"rope": st.booleans()}
+SOFTMAX = {**ROPE, "bias": st.booleans()}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
-    "standard": ROPE,
-    "sliding_window": {"window_size": SIZES, **ROPE},
+    "standard": SOFTMAX,
+    "sliding_window": {"window_size": SIZES, **SOFTMAX},
     "linear": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "gated_delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
@@ -43,7 +44,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "retrieval_top_k": st.none() | SIZES,
         "compression_factor": st.just(1) | st.integers(1, 4),
         "normalize": st.booleans(),
-        **ROPE,
+        **SOFTMAX,
     },
 }
 BY_OPTIONS = [name for name, options in OPTIONS.items() for _ in range(len(options))]  # each as often as it has

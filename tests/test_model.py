@@ -140,12 +140,27 @@ def test_without_feed_forward_there_are_attentions_alone():
     assert [type(branch.inner) for branch in model.branches] == [StandardAttention] * 3
 
 
-def test_a_model_starts_as_a_guess_without_context():
+@pytest.mark.parametrize("options", [{}, {"positions": 6, "ff_bias": True}])
+def test_a_model_starts_as_a_guess_without_context(options):
     """What writes into the residual stream starts at 0: logits depend on the current token alone."""
-    model = LanguageModel(StandardAttention, V, hidden_dim=16, num_layers=2, num_heads=2)
+    model = LanguageModel(StandardAttention, V, hidden_dim=16, num_layers=2, num_heads=2, **options)
     one, other = ids(1, 6), ids(1, 6, seed=1)
     other[:, -1] = one[:, -1]
     assert torch.equal(model(one)[:, -1], model(other)[:, -1])
+
+
+@pytest.mark.parametrize("name", ["gau", "bsbr"])
+def test_learned_positions_biases_and_gelu_change_what_is_said_but_no_law(name):
+    options = {"positions": 19, "ff_activation": "gelu", "ff_bias": True}
+    model, text = model_of(name, **options), ids(2, 19)
+    plain = model_of(name)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert not torch.allclose(model(text)[:, 0], plain(text)[:, 0], atol=0.01)
+    states, logits = model.init_state(2), []
+    for t in range(19):
+        next_logits, states = model.step(text[:, t], states)
+        logits.append(next_logits)
+    torch.testing.assert_close(torch.stack(logits, 1), model(text), rtol=1e-9, atol=1e-9)
 
 
 def test_longer_than_anything_seen_is_no_error():
@@ -165,6 +180,9 @@ def test_longer_than_anything_seen_is_no_error():
         ({"ff_dim": 2.5}, r"ff_dim must be 0 \(no feed-forward networks\) or more, got 2.5"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1.0"),
         ({"dropout": None}, r"dropout must be at least 0 and below 1, got None"),
+        ({"positions": -1}, r"positions must be 0 \(none\) or more, got -1"),
+        ({"positions": 3}, r"a text must have at most 3 tokens \(positions\), got 4"),
+        ({"ff_activation": "relu"}, "ff_activation must be one of relu2, gelu, got 'relu'"),
         ({"attention": None}, "attention must be an Attention class or another builder of one, got None"),
         ({"attention": [StandardAttention]}, "attention must list one architecture a layer: 1 for 2 layers"),
         ({"attention": partial(BSBRAttention, chunk_size=0)}, "chunk_size must be a positive integer, got 0"),

@@ -41,13 +41,16 @@ def test_options_reach_the_attention_of_every_layer():
 
 def test_the_signature_shows_the_options_with_their_defaults():
     parameters = inspect.signature(bsbr_pl.BSBRModel).parameters
-    assert list(parameters)[:7] == [
+    assert list(parameters)[:10] == [
         "vocab_size",
         "hidden_dim",
         "num_layers",
         "num_heads",
         "ff_dim",
         "dropout",
+        "positions",
+        "ff_activation",
+        "ff_bias",
         "chunk_size",
     ]
     assert parameters["chunk_size"].default == 128

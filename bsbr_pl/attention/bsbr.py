@@ -50,6 +50,7 @@ class BSBRAttention(Attention[Chunks]):
             values down and back; must divide the head width.
         normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
         rope: rotate q and k inside the chunk; without it the order within the chunk is invisible.
+        bias: give `qkv` and `out` a bias; the chunks' queries and keys have none.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class BSBRAttention(Attention[Chunks]):
         compression_factor: int = 1,
         normalize: bool = True,
         rope: bool = True,
+        bias: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, compression_factor=compression_factor)
@@ -73,10 +75,10 @@ class BSBRAttention(Attention[Chunks]):
         self.state_dim = self.head_dim // compression_factor
         self.normalize = normalize
         self.rope = rope
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
         self.chunk_query = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.chunk_key = nn.Linear(hidden_dim, hidden_dim, bias=False)
-        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
         if normalize:
             self.gain = nn.Parameter(torch.zeros(num_heads, 1, 1))
         if compression_factor > 1:

@@ -32,15 +32,18 @@ class SlidingWindowAttention(Attention[Window]):
         num_heads: heads H.
         window_size: keys a query sees, itself among them.
         rope: rotate queries and keys by their position; without it the order within the window is invisible.
+        bias: give the linear maps a bias.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, window_size: int = 128, rope: bool = True) -> None:
+    def __init__(
+        self, hidden_dim: int, num_heads: int, window_size: int = 128, rope: bool = True, bias: bool = False
+    ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(window_size=window_size)
         self.window_size = window_size
         self.rope = rope
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
 
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))

@@ -27,13 +27,14 @@ class StandardAttention(Attention[KeyValueCache]):
         hidden_dim: width D.
         num_heads: heads H.
         rope: rotate queries and keys by their position; without it the order of the past is invisible.
+        bias: give the linear maps a bias.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, rope: bool = True) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, rope: bool = True, bias: bool = False) -> None:
         super().__init__(hidden_dim, num_heads)
         self.rope = rope
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
 
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))

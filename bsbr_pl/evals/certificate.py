@@ -52,7 +52,8 @@ class Certificate:
 def certify(model: LanguageModel, seed: int = 0) -> Certificate:
     """Whether a model is causal and decodes what it computes in training, on its own weights.
 
-    With C the largest chunk or window of its attentions, T = 2 C + 3 random tokens, all 0-based:
+    With C the largest chunk or window of its attentions, T = 2 C + 3 random tokens (one less than it has
+    learned positions, if those are fewer), all 0-based:
 
         suffix_K          for K in {0, 1, C-1, C, C+1, T-1}: the largest change of logits 0..K when all tokens after K
                           are others; `suffix_T-1` compares one more token at the end
@@ -74,6 +75,8 @@ def certify(model: LanguageModel, seed: int = 0) -> Certificate:
     reach = [getattr(a, name) for a in model.attentions for name in ("chunk_size", "window_size") if hasattr(a, name)]
     C = max(reach, default=64)
     T = 2 * C + 3
+    if model.max_length:
+        T = min(T, model.max_length - 1)
     random = torch.Generator().manual_seed(seed)
 
     def tokens(*shape: int) -> Tensor:

@@ -94,7 +94,7 @@ class Evaluation:
         for checkpoint in certified:
             configurations[body(checkpoint)].append(checkpoint)
         for length in tqdm(self.lengths, "costs", disable=None):
-            self._costs({key: members[0] for key, members in configurations.items()}, length)
+            self._costs({key: c[0] for key, c in configurations.items() if _can_read(c[0], length + 1)}, length)
         self.results.read()
 
     def _share(self, title: str, cells: Sequence[Cell]) -> None:
@@ -133,6 +133,8 @@ class Evaluation:
             length, batch = data.eval_context_length, data.eval_batch_size
             if multiple > 1:
                 length, batch = multiple * data.context_length, max(1, data.batch_size // multiple)
+            if not _can_read(checkpoint, length):
+                continue
             identity = self.identity(checkpoint, "text", split=self.split, data=data.fingerprint, length=length)
             cells.append(Cell(identity, checkpoint, partial(self._text_accuracy, checkpoint, length, batch)))
         return cells
@@ -206,7 +208,14 @@ def body(checkpoint: Checkpoint) -> str:
     """What decides a model's costs: its architecture and sizes, but neither its weights nor how they were trained."""
     assert checkpoint.module is not None
     hparams = checkpoint.module.hparams
-    return repr({name: hparams[name] for name in ("attention", *SIZES)})
+    return repr({name: hparams[name] for name in ("attention", *SIZES, "positions", "ff_activation", "ff_bias")})
+
+
+def _can_read(checkpoint: Checkpoint, length: int) -> bool:
+    """Whether the model has no learned positions, or so many."""
+    assert checkpoint.module is not None
+    most = checkpoint.module.model.max_length
+    return most is None or length <= most
 
 
 def this_command() -> str:

@@ -18,10 +18,12 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 8e-3}
 VARIANTS = [
     ("standard", {}),
     ("standard", {"rope": False}),
+    ("standard", {"bias": True}),
     ("sliding_window", {"window_size": C}),
     ("sliding_window", {"window_size": 5}),
     ("sliding_window", {"window_size": 1}),
     ("sliding_window", {"window_size": C, "rope": False}),
+    ("sliding_window", {"window_size": C, "bias": True}),
     ("linear", {"chunk_size": C}),
     ("linear", {"chunk_size": 3}),
     ("linear", {"chunk_size": C, "conv_size": 1}),
@@ -48,6 +50,7 @@ VARIANTS = [
     ("bsbr", {"chunk_size": C, "normalize": False}),
     ("bsbr", {"chunk_size": 3, "normalize": False, "retrieval_top_k": 2}),
     ("bsbr", {"chunk_size": C, "rope": False}),
+    ("bsbr", {"chunk_size": C, "bias": True}),
     ("bsbr", {"chunk_size": C, "compression_factor": 2}),
     ("bsbr", {"chunk_size": 3, "compression_factor": 4, "retrieval_top_k": 1}),
 ]
