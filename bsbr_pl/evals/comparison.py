@@ -64,6 +64,7 @@ def compare_models(
     ff_dim: int | None = None,
     reach: int = 16,
     model_options: Mapping[str, Mapping[str, Any]] | None = None,
+    match: str | None = None,
     checkpoints: Mapping[str, str | Path] | None = None,
     task: TokenData | None = None,
     train_steps: int = 1200,
@@ -89,6 +90,8 @@ def compare_models(
         ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
         reach: tokens of a chunk of BSBR and GAU, and of SlidingWindow's window, unless `model_options` says otherwise.
         model_options: name -> options of its architecture: {"BSBR": {"chunk_size": 32}}, in tokens.
+        match: params, flops, state_bytes or step_time: turn the sizes of the models until they match the first that is
+            no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`.
         checkpoints: name -> file of a trained model. It is measured as it is, whatever its size, and its accuracy is
             that on the data it was trained on.
         task: a data set of `bsbr_pl.data`; what the other models are trained on for their accuracy; `default_task`
@@ -117,7 +120,13 @@ def compare_models(
     vocab_size = max(vocab_size, task.vocab_size) if "accuracy" in metrics else vocab_size
     build = builders(models, files, sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options)
     check_among("checkpoints", files, models)
+    if match:
+        from .matching import match as solve  # here, because that module is also run as a command
+
+        matched = solve(match, build, max(seq_lengths, default=1), next(iter(build), ""), rounds=rounds, device=device)
+        build = {name: one.arguments for name, one in matched.items()}
     results = _empty(seq_lengths, models, metrics, COSTS, build, {"rounds": rounds, "seed": seed}, device)
+    results |= {"matched": {name: one.as_dict() for name, one in matched.items()}} if match else {}
     trained = {name: open_checkpoint(path) for name, path in files.items()}
     if "accuracy" in metrics:
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
