@@ -26,7 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, at_least_fp32, causal_softmax, check_positive, merge_heads, rotary, split_heads, to_chunks
+from .base import (
+    Attention,
+    ShortConvolution,
+    at_least_fp32,
+    causal_softmax,
+    check_positive,
+    merge_heads,
+    rotary,
+    split_heads,
+    to_chunks,
+)
 
 
 class Chunks(NamedTuple):
@@ -36,6 +46,7 @@ class Chunks(NamedTuple):
     k: Tensor  # (B, H, T mod C, K), the chunk under way, not rotated
     v: Tensor  # (B, H, T mod C, V)
     x_sum: Tensor  # (B, D), its inputs summed
+    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
 
 
 class BSBRAttention(Attention[Chunks]):
@@ -50,6 +61,7 @@ class BSBRAttention(Attention[Chunks]):
             values down and back; must divide the head width.
         normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
         rope: rotate q and k inside the chunk; without it the order within the chunk is invisible.
+        conv_size: taps of a short convolution on q, k and v; 1 for none.
         bias: give `qkv` and `out` a bias; the chunks' queries and keys have none.
     """
 
@@ -62,10 +74,11 @@ class BSBRAttention(Attention[Chunks]):
         compression_factor: int = 1,
         normalize: bool = True,
         rope: bool = True,
+        conv_size: int = 1,
         bias: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
-        check_positive(chunk_size=chunk_size, compression_factor=compression_factor)
+        check_positive(chunk_size=chunk_size, compression_factor=compression_factor, conv_size=conv_size)
         if retrieval_top_k is not None:
             check_positive(retrieval_top_k=retrieval_top_k)
         if self.head_dim % compression_factor:
@@ -76,6 +89,7 @@ class BSBRAttention(Attention[Chunks]):
         self.normalize = normalize
         self.rope = rope
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size) if conv_size > 1 else None
         self.chunk_query = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.chunk_key = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
@@ -85,9 +99,17 @@ class BSBRAttention(Attention[Chunks]):
             self.down = nn.Parameter(torch.randn(num_heads, self.head_dim, self.state_dim) * self.head_dim**-0.5)
             self.up = nn.Parameter(torch.randn(num_heads, self.state_dim, self.head_dim) * self.state_dim**-0.5)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        return q, k, v
+    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K) and the convolution's last inputs."""
+        qkv, before = self.qkv(x), self.nothing_before(len(x)) if before is None else before
+        if self.conv is not None:
+            qkv, before = self.conv(qkv, before)
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.contiguous().chunk(3, -1))
+        return q, k, v, before
+
+    def nothing_before(self, batch_size: int) -> Tensor:
+        """The convolution's inputs before the first token."""
+        return self.conv.nothing_before(batch_size) if self.conv else self._zeros(batch_size, 0, 3 * self.hidden_dim)
 
     def rotate(self, q: Tensor, start: int = 0) -> Tensor:
         return rotary(q, start) if self.rope else q
@@ -130,7 +152,7 @@ class BSBRAttention(Attention[Chunks]):
     def attention_map(self, x: Tensor) -> Tensor:
         if self.state_dim != self.head_dim:
             raise ValueError("compression_factor > 1 alters the values retrieved: there is no T x T attention map")
-        q, k, v = (at_least_fp32(part) for part in self.project(x))
+        q, k, v, _ = (at_least_fp32(part) for part in self.project(x))
         chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
         scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
         local = causal_softmax(scores.masked_fill(chunk[:, None] != chunk, -torch.inf))
@@ -169,15 +191,13 @@ class BSBRAttention(Attention[Chunks]):
         return (local.transpose(1, 2) + self.read(q, S)).flatten(2, 3)[:, :, :T], states, S
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Chunks]:
-        q, k, v = self.project(x)
+        q, k, v, before = self.project(x)
         r, h = self.route(x)
         mixed, states, S = self.mix(q, k, v, r, h)
         done = x.shape[1] // self.chunk_size
         rest = done * self.chunk_size
-        state = Chunks(
-            states[:, :, :done], h[:, :, :done], S[:, :, -1], k[:, :, rest:], v[:, :, rest:], x[:, rest:].sum(1)
-        )
-        return self.emit(mixed, x), state
+        under_way = (k[:, :, rest:], v[:, :, rest:], x[:, rest:].sum(1), before)
+        return self.emit(mixed, x), Chunks(states[:, :, :done], h[:, :, :done], S[:, :, -1], *under_way)
 
     def combine(self, weights: Tensor, states: Tensor) -> Tensor:
         """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
@@ -195,15 +215,16 @@ class BSBRAttention(Attention[Chunks]):
         B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
         nothing = self._zeros(B, H, 0, K)
         S = at_least_fp32(self._zeros(B, H, K, V))
-        return Chunks(S.new_zeros(B, H, 0, K, V), nothing, S, nothing, nothing, self._zeros(B, H * K))
+        under_way = (nothing, nothing, self._zeros(B, H * K), self.nothing_before(B))
+        return Chunks(S.new_zeros(B, H, 0, K, V), nothing, S, *under_way)
 
     def step(self, x: Tensor, state: Chunks) -> tuple[Tensor, Chunks]:
-        states, h, S, k, v, x_sum = state
+        states, h, S, k, v, x_sum, before = state
         if k.shape[2] == 0 and h.shape[2] > 0:  # a chunk starts: it retrieves
             r = split_heads(self.chunk_query(x)[:, None], self.num_heads)
             S = self.combine(self.chunk_weights(r, h, first=h.shape[2]), states)[:, :, 0]
         x = x[:, None]
-        q, k_t, v_t = self.project(x)
+        q, k_t, v_t, before = self.project(x, before)
         k, v, x_sum = torch.cat((k, k_t), 2), torch.cat((v, v_t), 2), x_sum + x[:, 0]
         position = k.shape[2] - 1
         local = F.scaled_dot_product_attention(self.rotate(q, position), self.rotate(k), v)
@@ -214,19 +235,20 @@ class BSBRAttention(Attention[Chunks]):
             h_c = split_heads(self.chunk_key(x_sum / self.chunk_size)[:, None], self.num_heads)
             h = torch.cat((h, h_c), 2)
             k, v, x_sum = k[:, :, :0], v[:, :, :0], torch.zeros_like(x_sum)
-        return output, Chunks(states, h, S, k, v, x_sum)
+        return output, Chunks(states, h, S, k, v, x_sum, before)
 
     def state_size(self, num_tokens: int) -> int:
         D, K = self.hidden_dim, self.head_dim
         finished, under_way = divmod(num_tokens, self.chunk_size)
         matrix = K * self.state_dim * self.num_heads
-        return finished * (matrix + D) + matrix + 2 * under_way * D + D
+        return finished * (matrix + D) + matrix + 2 * under_way * D + D + self.nothing_before(1).numel()
 
     def flops(self, num_tokens: int) -> int:
         D, V, C = self.hidden_dim, self.state_dim, min(self.chunk_size, num_tokens)
         N = -(-num_tokens // C)
         mixed = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
         projections = 4 * num_tokens * D * D + 2 * N * D * D
+        convolution = num_tokens * self.conv.weight.numel() if self.conv else 0
         compression = 2 * N * C * D * V if self.head_dim != V else 0
         local = N * C * (C + 1) * D
-        return 2 * (projections + compression + local + 2 * N * C * D * V + N * N * D + N * mixed * D * V)
+        return 2 * (projections + convolution + compression + local + 2 * N * C * D * V + N * N * D + N * mixed * D * V)

@@ -50,6 +50,7 @@ VARIANTS = [
     ("bsbr", {"chunk_size": C, "normalize": False}),
     ("bsbr", {"chunk_size": 3, "normalize": False, "retrieval_top_k": 2}),
     ("bsbr", {"chunk_size": C, "rope": False}),
+    ("bsbr", {"chunk_size": 3, "conv_size": 4}),
     ("bsbr", {"chunk_size": C, "bias": True}),
     ("bsbr", {"chunk_size": C, "compression_factor": 2}),
     ("bsbr", {"chunk_size": 3, "compression_factor": 4, "retrieval_top_k": 1}),
@@ -80,7 +81,7 @@ def definition(attention: Attention, x: torch.Tensor) -> torch.Tensor:
 
 def compressed_definition(bsbr: Attention, x: torch.Tensor) -> torch.Tensor:
     """BSBR with compression has no map over values: its oracle goes token by token, chunk by chunk."""
-    q, k, v = (at_least_fp32(part) for part in bsbr.project(x))
+    q, k, v, _ = (at_least_fp32(part) for part in bsbr.project(x))
     down, up = at_least_fp32(bsbr.down), at_least_fp32(bsbr.up)
     outputs = []
     for t in range(x.shape[1]):
