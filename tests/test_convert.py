@@ -16,7 +16,7 @@ import train
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, SlidingWindowAttention, StandardAttention
 from bsbr_pl.convert import load_gpt2, start_from
 from bsbr_pl.evals.certificate import certify
-from bsbr_pl.evals.checkpoints import read_all
+from bsbr_pl.evals.checkpoints import read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.results import Results
 from bsbr_pl.module import LanguageModule
@@ -289,6 +289,7 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
     last = LanguageModule.load(run / "checkpoints/last.ckpt")
     assert last.initial_weights == source
     assert last.model.attentions[0].gain.abs().min() > 0
+    assert read(run / "checkpoints/last.ckpt").config["initial_weights"] == source
     more = ["--trainer.max_steps=6", "--ckpt_path=last", "--trainer.logger.init_args.version=healed"]
     assert main("fit", "bsbr", *heal, *more).trainer.global_step == 6
     resumed = json.loads((run / "record.json").read_text())

@@ -45,6 +45,7 @@ class Checkpoint:
         """All that was chosen for the run but its seed, as plain values by `part.name`; runs that agree are seeds."""
         assert self.module is not None
         flat = {"data": self.data_class, "checkpoint": Path(self.name).stem}
+        flat["initial_weights"] = self.module.initial_weights  # a healed model is no seed of one from its own start
         for part, values in (
             ("model", dict(self.module.hparams)),
             ("data", {k: v for k, v in self.data_arguments.items() if k not in _UNCHOSEN}),
