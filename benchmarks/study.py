@@ -60,8 +60,8 @@ def record(run: Run, output: Path) -> dict[str, Any] | None:
 def loss(run: Run, output: Path) -> float:
     """The last validation loss; infinite where the run failed, as one whose loss is no longer a number does."""
     found = record(run, output)
-    value = found["metrics"]["val/loss"] if found else None
-    return value if value is not None and math.isfinite(value) else math.inf
+    value = found["metrics"]["val/loss"]["value"][-1] if found else None
+    return math.inf if value is None else value
 
 
 def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict[str, Any]]:

@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "retrieval_top_k": st.none() | SIZES,
         "compression_factor": st.just(1) | st.integers(1, 4),
         "normalize": st.booleans(),
+        "overlap": st.booleans(),
         "conv_size": st.integers(1, 5),
         **SOFTMAX,
     },
