@@ -170,7 +170,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     C, r = _blocks(window)
     q, k, v = (to_chunks(at_least_fp32(part), C) for part in (q, k, v))  # (B, H, N, C, K)
     rest = q.shape[2] - r
-    first = _banded(*(part[:, :, :r].flatten(2, 3) for part in (q, k, v)), keys_before=0, window=window)
+    first_q, first_k, first_v = (part[:, :, :r].flatten(2, 3) for part in (q, k, v))
+    first = _banded(first_q, first_k, first_v, keys_before=0, window=window)
     near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
     others = _banded(q[:, :, r:], near_k, near_v, keys_before=r * C, window=window)
     return torch.cat((first, others.flatten(2, 3)), 2)[:, :, :T]
