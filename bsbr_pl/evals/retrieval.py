@@ -104,7 +104,7 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
         by_distance (tokens from the answer to the question), by_answer and by_question (their positions in the chunk):
         rows of start <= number < stop. Whatever has an accuracy has its number of questions; and, with BSBR layers,
         hit: the share of those with the answer in an earlier chunk that the best head of the last layer hits.
-        None stands where there is no question.
+        None stands where there is no question; those whose answer stands nowhere in the context are in no class.
 
     Raises:
         ValueError: the data is text, or a task without answers in the context.
