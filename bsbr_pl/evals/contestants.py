@@ -40,6 +40,8 @@ def builders(
     options: Mapping[str, Mapping[str, Any]] | None,
 ) -> dict[str, dict[str, Any]]:
     """Name -> what `LanguageModel` and `LanguageModule` are built from, for the models that are not given."""
+    if isinstance(models, str):
+        raise ValueError(f"models must be a list of names, got {models!r}")
     options = options or {}
     check_among("model_options", options, models)
     found = {}
