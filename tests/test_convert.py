@@ -182,7 +182,7 @@ def trained(tmp_path_factory) -> tuple[LanguageModule, Path]:
 LEFT = {  # of a layer, where a trained Standard has no tensor of the name
     "standard": set(),
     "sliding_window": set(),
-    "bsbr": {"gain", "chunk_query.weight", "chunk_key.weight"},
+    "bsbr": {"conv.weight", "gain", "chunk_query.weight", "chunk_key.weight"},
     "hopfield": {"beta"},
     "linear": {"conv.weight"},
 }
@@ -274,7 +274,7 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
     assert float(same) == pytest.approx(standard, rel=1e-5)
     lines = [line for line in caplog.messages if line.startswith("The weights are those of")]
     assert lines == [
-        f"The weights are those of {source}; left at their start: chunk_key.weight, chunk_query.weight, gain"
+        f"The weights are those of {source}; left at their start: chunk_key.weight, chunk_query.weight, conv.weight, gain"
     ]
 
     heal = [*start, "--model.attention.chunk_size=4", "--model.learning_rate=1e-3"]
