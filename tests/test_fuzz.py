@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "retrieval_top_k": st.none() | SIZES,
         "compression_factor": st.just(1) | st.integers(1, 4),
         "normalize": st.booleans(),
+        "initial_gain": st.floats(-2, 2) | st.integers(0, 1),
         "overlap": st.booleans(),
         "conv_size": st.integers(1, 5),
         **SOFTMAX,

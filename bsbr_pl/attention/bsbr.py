@@ -11,8 +11,8 @@ The sequence is cut in chunks of C tokens. Per head, with k^ the keys centred an
     o_t = local_t + gain * m_t / sqrt(1 + mean(m_t^2))
 
 A chunk's query is known when the chunk starts, and only finished chunks are retrieved: nothing of the future leaks.
-The gain is learned per head and starts at 0: training switches retrieval on. The root bounds what is large and leaves
-small what is small. q, k and v pass a short causal convolution first, so that a key can know what stands before it.
+The gain is learned per head and starts at 0: training switches retrieval on (a recall task learns sooner from 0.5). The
+root bounds what is large and leaves small what is small. q, k and v pass a short causal convolution first, so that a key can know what stands before it.
 
 The plain form is overlap = False (a token sees its own chunk only, which costs half), conv_size = 1 and normalize =
 False: k as it is, o_t = local_t + m_t, no null slot.
@@ -34,6 +34,7 @@ from .base import (
     ShortConvolution,
     at_least_fp32,
     causal_softmax,
+    check_number,
     check_positive,
     merge_heads,
     rotary,
@@ -66,6 +67,7 @@ class BSBRAttention(Attention[Chunks]):
         compression_factor: store chunk states of K x V / compression_factor numbers, through a learned map of the
             values down and back; must divide the head width.
         normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
+        initial_gain: where the gain starts; without `normalize` there is none.
         rope: rotate q and k of the local attention; without it only the convolution knows any order.
         overlap: see the last C tokens; False for those of the own chunk.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
@@ -80,6 +82,7 @@ class BSBRAttention(Attention[Chunks]):
         retrieval_top_k: int | None = None,
         compression_factor: int = 1,
         normalize: bool = True,
+        initial_gain: float = 0.0,
         rope: bool = True,
         overlap: bool = True,
         conv_size: int = 4,
@@ -87,6 +90,7 @@ class BSBRAttention(Attention[Chunks]):
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, compression_factor=compression_factor, conv_size=conv_size)
+        check_number("a number", lambda gain: True, initial_gain=initial_gain)
         if retrieval_top_k is not None:
             check_positive(retrieval_top_k=retrieval_top_k)
         if self.head_dim % compression_factor:
@@ -103,7 +107,7 @@ class BSBRAttention(Attention[Chunks]):
         self.chunk_key = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
         if normalize:
-            self.gain = nn.Parameter(torch.zeros(num_heads, 1, 1))
+            self.gain = nn.Parameter(torch.full((num_heads, 1, 1), float(initial_gain)))
         if compression_factor > 1:
             self.down = nn.Parameter(torch.randn(num_heads, self.head_dim, self.state_dim) * self.head_dim**-0.5)
             self.up = nn.Parameter(torch.randn(num_heads, self.state_dim, self.head_dim) * self.state_dim**-0.5)

@@ -51,7 +51,7 @@ VARIANTS = [
     ("bsbr", {"chunk_size": 3, "normalize": False, "retrieval_top_k": 2}),
     ("bsbr", {"chunk_size": C, "rope": False}),
     ("bsbr", {"chunk_size": 3, "conv_size": 1}),
-    ("bsbr", {"chunk_size": C, "overlap": False}),
+    ("bsbr", {"chunk_size": C, "overlap": False, "initial_gain": 0.5}),
     ("bsbr", {"chunk_size": 3, "overlap": False, "conv_size": 1, "normalize": False}),
     ("bsbr", {"chunk_size": C, "bias": True}),
     ("bsbr", {"chunk_size": C, "compression_factor": 2}),
