@@ -33,7 +33,10 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     )
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
-    every_subcommand: dict[str, Any] = {"default_config_files": [str(BASE_CONFIG)]}
+    parsers: dict[str, Any] = {}
+    for name in ("fit", "validate", "test", "predict"):
+        usage = f"train.py {name} [--config=FILE ...] [--SECTION.OPTION=VALUE ...]"
+        parsers[name] = {"default_config_files": [str(BASE_CONFIG)], "usage": usage}
     return CLI(
         LanguageModule,
         TokenData,
@@ -41,7 +44,7 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_callback=SaveConfig,
-        parser_kwargs={name: every_subcommand for name in ("fit", "validate", "test", "predict")},
+        parser_kwargs=parsers,
         args=args,
         run=run,
     )

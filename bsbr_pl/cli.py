@@ -66,11 +66,19 @@ class CLI(LightningCLI):
     def __init__(self, model: type[LightningModule], data: type[LightningDataModule], **options: Any) -> None:
         super().__init__(model, data, parser_class=TrainingParser, **options)
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of model and data stand before the many of the trainer in the help."""
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         words = "a checkpoint, of another architecture even, or a folder with GPT-2: its weights to start from"
         parser.add_argument("--initial_weights", type=str | None, default=None, help=words)
         (attention,) = (action for action in parser._actions if action.dest == "model.attention")
+        keys = ", ".join(ARCHITECTURES)
+        attention.help = f"one of {keys}, or a class with `class_path` and `init_args`; or a list with one a layer."
         check = attention._check_type  # type: ignore[attr-defined]  # what every value goes through, of a file or not
         attention._check_type = functools.wraps(check)(  # type: ignore[attr-defined]
             lambda value, **more: check(by_key(value), **more)

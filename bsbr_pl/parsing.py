@@ -1,5 +1,6 @@
 """Command lines whose mistakes are answered in one sentence that says what to do."""
 
+import contextlib
 import difflib
 import inspect
 import pkgutil
@@ -115,8 +116,9 @@ def _options(parser: ArgumentParser) -> Iterator[tuple[str, str]]:
     """Every option, without dashes, and those of the classes that may be chosen by one, with the class."""
     for action in parser._actions:
         for path in _classes(action):
-            for option in inspect.signature(pkgutil.resolve_name(path)).parameters:
-                yield f"{action.dest}.{option}", path.rsplit(".", 1)[1]
+            with contextlib.suppress(ImportError, AttributeError, ValueError):  # a class that cannot be found there now
+                for option in inspect.signature(pkgutil.resolve_name(path)).parameters:
+                    yield f"{action.dest}.{option}", path.rsplit(".", 1)[1]
         yield from ((name[2:], "") for name in action.option_strings if name.startswith("--"))
 
 

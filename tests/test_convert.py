@@ -273,9 +273,8 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
         same = main("validate", "bsbr", *start).trainer.callback_metrics["val/loss"]  # one chunk: not yet another model
     assert float(same) == pytest.approx(standard, rel=1e-5)
     lines = [line for line in caplog.messages if line.startswith("The weights are those of")]
-    assert lines == [
-        f"The weights are those of {source}; left at their start: chunk_key.weight, chunk_query.weight, conv.weight, gain"
-    ]
+    left = "chunk_key.weight, chunk_query.weight, conv.weight, gain"
+    assert lines == [f"The weights are those of {source}; left at their start: {left}"]
 
     heal = [*start, "--model.attention.chunk_size=4", "--model.learning_rate=1e-3"]
     converted = float(main("validate", "bsbr", *heal).trainer.callback_metrics["val/loss"])

@@ -10,7 +10,7 @@ import torch
 import train
 from benchmarks.damage import ROOT, quiet, tiny
 from bsbr_pl import BSBRModel
-from bsbr_pl.attention import LinearAttention, StandardAttention
+from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData
 from bsbr_pl.evals import compare_models
 from bsbr_pl.evals.__main__ import main as evaluate
@@ -163,6 +163,17 @@ def test_the_script_itself_says_no_more(folder):
     last = "train.py: error: hidden_dim must be a multiple of num_heads, got 16 and 3"
     assert result.stderr.strip().splitlines()[-1] == last
     assert "Traceback" not in result.stderr
+
+
+def test_the_help_begins_with_what_is_ours(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["fit", "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: train.py fit [--config=FILE ...] [--SECTION.OPTION=VALUE ...]\n")
+    assert f"one of {', '.join(ARCHITECTURES)}, or a class" in " ".join(said.split())
+    places = [said.index(f"  --{option} ") for option in ("model.attention", "model.hidden_dim", "data", "trainer")]
+    assert places == sorted(places)
 
 
 IN_PYTHON = {

@@ -12,7 +12,8 @@ The sequence is cut in chunks of C tokens. Per head, with k^ the keys centred an
 
 A chunk's query is known when the chunk starts, and only finished chunks are retrieved: nothing of the future leaks.
 The gain is learned per head and starts at 0: training switches retrieval on (a recall task learns sooner from 0.5). The
-root bounds what is large and leaves small what is small. q, k and v pass a short causal convolution first, so that a key can know what stands before it.
+root bounds what is large and leaves small what is small. q, k and v pass a short causal convolution first, so that a
+key can know what stands before it.
 
 The plain form is overlap = False (a token sees its own chunk only, which costs half), conv_size = 1 and normalize =
 False: k as it is, o_t = local_t + m_t, no null slot.

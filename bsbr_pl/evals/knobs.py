@@ -81,9 +81,9 @@ def search(
 ) -> dict[int, float]:
     """Look for the setting at which `share` is closest to 1.
 
-    Steps along the settings for as long as they help, then steps of half the length: this finds the nearest of all
-    where the share rises, or falls, all along. Where it does neither (the state of BSBR is large with small chunks and
-    with large ones), it begins anew from either end, until it has seen shares on both sides of 1.
+    With a size, the share rises all along: it steps along the settings for as long as they help, then takes steps of
+    half the length. With an option of the attention it may fall and rise again, as the state of BSBR does, which is
+    large with small chunks and with large ones: all settings are tried.
 
     Args:
         start: the other arguments, and where the search begins.
@@ -95,6 +95,8 @@ def search(
     Returns:
         setting -> share, for all that were tried and that the model can have.
     """
+    if knob not in start:
+        return {setting: share(turned(start, knob, setting)) for setting in settings}
     shares: dict[int, float] = {}
 
     def miss(i: int) -> float:
@@ -105,13 +107,10 @@ def search(
                 return float("inf")
         return abs(shares[settings[i]] - 1)
 
-    given = min(range(len(settings)), key=lambda i: abs(settings[i] - get(start, knob)))
-    for at in (given, 0, len(settings) - 1):
-        step = max(1, len(settings) // 8)
-        while step and miss(at) > enough:
-            nearest = min((i for i in (at, at - step, at + step) if 0 <= i < len(settings)), key=miss)
-            step = step // 2 if nearest == at else step
-            at = nearest
-        if miss(at) <= enough or min(shares.values(), default=2) <= 1 <= max(shares.values(), default=0):
-            break
+    at = min(range(len(settings)), key=lambda i: abs(settings[i] - get(start, knob)))
+    step = max(1, len(settings) // 8)
+    while step and miss(at) > enough:
+        nearest = min((i for i in (at, at - step, at + step) if 0 <= i < len(settings)), key=miss)
+        step = step // 2 if nearest == at else step
+        at = nearest
     return shares

@@ -1,0 +1,58 @@
+"""The wheel: what is in it, and that it works where there is no checkout."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+USE = """
+import bsbr_pl, torch
+from bsbr_pl.attention import BSBRAttention
+from bsbr_pl.module import LanguageModule
+from bsbr_pl.data import TextData
+from functools import partial
+from lightning import Trainer
+assert bsbr_pl.__file__.startswith({wheel!r}), bsbr_pl.__file__
+data = TextData("text.txt", "bytes", context_length=32, batch_size=4, cache_dir="cache")
+module = LanguageModule(partial(BSBRAttention, chunk_size=8), 257, hidden_dim=16, num_layers=1, num_heads=2)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer = Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, use_distributed_sampler=False, **quiet)
+trainer.fit(module, datamodule=data)
+trainer.save_checkpoint("trained.ckpt")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy, beside what must not get into it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for part in ("bsbr_pl", "callbacks", "configs", "tests"):
+        shutil.copytree(ROOT / part, folder / "source" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "train.py", "evaluate.py"):
+        shutil.copy(ROOT / name, folder / "source")
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=folder / "source", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / done.stdout.split()[-1]
+
+
+def test_it_holds_the_package_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "bsbr_pl").rglob("*.py")}
+    assert len(sources) > 40
+    expected = sources | {"bsbr_pl/py.typed", "bsbr_pl/evals/report/template.html"}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_it_trains_and_evaluates_without_a_checkout(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "text.txt").write_text("".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(100)))
+    alone = {"cwd": tmp_path, "env": {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}}
+    subprocess.run([sys.executable, "-c", USE.format(wheel=str(tmp_path / "site"))], check=True, **alone)
+    options = ["trained.ckpt", "--multiples=[1]", "--lengths=[]"]
+    subprocess.run([sys.executable, "-m", "bsbr_pl.evals", *options], check=True, **alone)
+    assert "bits per byte" in (tmp_path / "evaluation/report.html").read_text()
