@@ -16,6 +16,7 @@ import callbacks  # imported, so that YAML and command line need no more than th
 from bsbr_pl.cli import CLI, SaveConfig
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.parsing import sentence
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.records import one_line
 
@@ -54,12 +55,12 @@ def _say_in_a_line(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
-if __name__ == "__main__":
-    threading.excepthook = _say_in_a_line
+def command_line(args: ArgsType = None) -> None:
+    """`main`, for a user: what he can mend is told in one line, and the process exits."""
     try:
-        main()
+        main(args)
     except MENDABLE as error:  # anything else shows its traceback
-        sys.exit(f"train.py: error: {one_line(error, 1000)}")
+        sys.exit(f"train.py: error: {sentence(str(error))[:1000]}")
     except callbacks.Stopped as stopped:
         say = rank_zero_only(print)
         say(
@@ -69,3 +70,8 @@ if __name__ == "__main__":
         raise
     except SIGTERMException:  # outside of training; Lightning 2.6 would exit with 0
         sys.exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.excepthook = _say_in_a_line
+    command_line()

@@ -137,14 +137,14 @@ def main() -> None:
             for what in (LOOP, FIT, WATCHED):
                 command = [sys.executable, *sys.argv, "--only", what, "--folder", str(Path(folder) / what)]
                 with open(Path(folder) / f"{what}.log", "w") as log:
-                    processes[what] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+                    processes[what] = subprocess.Popen(command, stdout=log, stderr=log)  # a pipe would fill and block
                 os.waitid(os.P_PID, processes[what].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # ready, or failed
             seconds = take_turns(processes, chosen.slice)
             losses = {}
             for what, process in processes.items():
-                said = process.communicate()[0]
+                said = (Path(folder) / f"{what}.log").read_text()
                 if process.returncode:
-                    sys.exit(f"{what} failed:\n{(Path(folder) / f'{what}.log').read_text()[-2000:]}")
+                    sys.exit(f"{what} failed:\n{said[-2000:]}")
                 losses[what] = said.split()[-1]
         if len({*losses.values()}) > 1:
             sys.exit(f"the runs did not do the same work: validation losses {losses}")

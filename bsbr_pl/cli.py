@@ -1,5 +1,7 @@
 """LightningCLI for language models: what a command line and a YAML may ask for, and how a run is gone on with."""
 
+import copy
+import functools
 import glob
 import sys
 import warnings
@@ -9,12 +11,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO
 from .convert import start_from
+from .parsing import Parser
 
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
 
@@ -53,23 +58,36 @@ class SaveConfig(SaveConfigCallback):
         self.teardown(trainer, pl_module, "fit")
 
 
+class TrainingParser(Parser, LightningArgumentParser):
+    """LightningCLI's, with short answers to mistakes."""
+
+
 class CLI(LightningCLI):
+    def __init__(self, model: type[LightningModule], data: type[LightningDataModule], **options: Any) -> None:
+        super().__init__(model, data, parser_class=TrainingParser, **options)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         words = "a checkpoint, of another architecture even, or a folder with GPT-2: its weights to start from"
         parser.add_argument("--initial_weights", type=str | None, default=None, help=words)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        try:
-            super().parse_arguments(parser, args)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"a file given as --config is no text in UTF-8: {error}") from error
+        (attention,) = (action for action in parser._actions if action.dest == "model.attention")
+        check = attention._check_type  # type: ignore[attr-defined]  # what every value goes through, of a file or not
+        attention._check_type = functools.wraps(check)(  # type: ignore[attr-defined]
+            lambda value, **more: check(by_key(value), **more)
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Keep what the command line and the configs say: Lightning would let a checkpoint's arguments win unseen."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to call what is no class, and names that lead out of the folder that they belong to."""
+        """Refuse to call what is no class, names that lead out of their folder, and what would look at no training."""
+        options = self.config.get(str(self.subcommand), self.config)
+        if self.subcommand == "fit" and options.trainer.max_steps == 0:
+            raise ValueError("max_steps=0 trains nothing: at least 1")
+        if self.subcommand in ("validate", "test", "predict") and options.ckpt_path in (None, "best"):
+            raise ValueError(
+                f"{self.subcommand} needs a trained model: --ckpt_path=<file>, or `last` for the newest run's"
+            )
         for part in _with_class_path(self.config):
             module, _, name = part["class_path"].rpartition(".")
             if not isinstance(getattr(sys.modules.get(module), name, None), type):
@@ -82,7 +100,13 @@ class CLI(LightningCLI):
         """With checkpoints that are checked, beside whatever other plugins are asked for."""
         asked = self._get(self.config_init, "trainer")["plugins"]
         plugins = asked if isinstance(asked, list) else [asked] if asked else []
-        return super().instantiate_trainer(plugins=[*plugins, CheckedCheckpointIO()], **kwargs)
+        try:
+            return super().instantiate_trainer(plugins=[*plugins, CheckedCheckpointIO()], **kwargs)
+        except MisconfigurationException as error:
+            if "backend" not in str(error) and "is not available" not in str(error):
+                raise
+            wanted = self._get(self.config, "trainer").accelerator
+            raise ValueError(f"no device for accelerator={wanted!r} is here: `auto` takes what there is") from error
 
     def instantiate_classes(self) -> None:
         """`--ckpt_path last` is the newest last.ckpt below the logger's folder; `fit` goes on in the folder of its run.
@@ -107,6 +131,20 @@ class CLI(LightningCLI):
     def _start_from(self, path: str) -> None:
         left = {name.rpartition("inner.")[2] for name in start_from(self.model, path)}
         rank_zero_info(f"The weights are those of {path}; left at their start: {', '.join(sorted(left)) or 'none'}")
+
+
+def by_key(value: Any) -> Any:
+    """A choice of architectures with import paths where it has keys of `ARCHITECTURES`: `bsbr`, or a list of them."""
+    if isinstance(value, str) and value in ARCHITECTURES:
+        cls = ARCHITECTURES[value]
+        return f"{cls.__module__}.{cls.__name__}"
+    if isinstance(value, list):
+        return [by_key(one) for one in value]
+    if isinstance(value, dict | Namespace) and "class_path" in value:
+        changed = copy.copy(value)
+        changed["class_path"] = by_key(value["class_path"])
+        return changed
+    return value
 
 
 def _with_class_path(value: Any) -> Iterator[Namespace]:

@@ -8,7 +8,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.utils.flops import count_flops, count_macs, matmul_peak
+from bsbr_pl.utils.flops import count_flops, matmul_peak
+from bsbr_pl.utils.macs import count_macs
 
 from .step_windows import StepWindows, Window, log, over_ranks
 
@@ -18,7 +19,7 @@ TOLERANCE = 0.02  # a larger share of disagreement is warned about
 class FlopCounter(StepWindows):
     """Logs, once, the products of one forward pass over one sequence of the training length:
 
-        flops/forward_macs                    multiply-adds, by fvcore with the formulas of `bsbr_pl.utils.flops`
+        flops/forward_macs                    multiply-adds, by fvcore with the formulas of `bsbr_pl.utils.macs`
         flops/forward_flops                   2 a multiply-add, by torch's FlopCounterMode
         flops/forward_closed_form_flops       2 a multiply-add, by the model's own formula
         flops/forward_elementwise_operations  the rest of the arithmetic, by fvcore: norms, softmax, additions, ...

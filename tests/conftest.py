@@ -82,7 +82,7 @@ def make_data(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 def make_module(name: str = "bsbr", dropout: float = 0.0, seed: int = 0, **options: Any) -> LanguageModule:
     torch.manual_seed(seed)
-    if name in ("bsbr", "linear", "delta_net", "gau"):
+    if name in ("bsbr", "linear", "delta_net", "gated_delta_net", "gau"):
         options = {"chunk_size": 8} | options
     if name == "sliding_window":
         options = {"window_size": 8} | options

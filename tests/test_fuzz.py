@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
     "linear": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
+    "gated_delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2) | st.just(1), **ROPE},
     "gau": {"chunk_size": SIZES, "expansion_factor": st.integers(1, 3), "key_dim": st.integers(1, 9), **ROPE},
     "bsbr": {
@@ -43,6 +44,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "retrieval_top_k": st.none() | SIZES,
         "compression_factor": st.just(1) | st.integers(1, 4),
         "normalize": st.booleans(),
+        "overlap": st.booleans(),
+        "conv_size": st.integers(1, 5),
         **SOFTMAX,
     },
 }

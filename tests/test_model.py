@@ -13,6 +13,7 @@ OPTIONS = {
     "sliding_window": {"window_size": 4},
     "linear": {"chunk_size": 4},
     "delta_net": {"chunk_size": 4},
+    "gated_delta_net": {"chunk_size": 4},
     "gau": {"chunk_size": 4, "key_dim": 8},
     "bsbr": {"chunk_size": 4},
 }

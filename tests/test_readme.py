@@ -36,8 +36,8 @@ HERE = {
 #: Where the others are run, and how that file says so.
 ELSEWHERE = {
     "python3 -m venv .venv": (".ci/run", "-m venv"),
-    "pip install -q -c constraints.txt -e .": (".ci/run", "-c constraints.txt -e '.[dev]'"),
-    "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev]'"),
+    "pip install -q -c constraints.txt -e .": (".ci/run", "-c constraints.txt -e '.[dev,"),
+    "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev,"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": ("constraints.txt", "torch==2.13.0"),
     "tensorboard --logdir runs": ("tests/callbacks/test_tensorboard.py", '"tensorboard.main", "--logdir"'),
@@ -48,11 +48,12 @@ ELSEWHERE = {
 }
 
 
-def commands() -> list[str]:
+def commands(page: str = README) -> list[str]:
     """Of the bash blocks and of the text, less the environment's folder and the comments."""
-    blocks = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+    page = re.sub(r"\\\n *|^#(!|SBATCH).*\n", "", page, flags=re.M)  # lines that go on are one; #! and #SBATCH are none
+    blocks = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines()]
     spans = re.findall(
-        r"`((?:pip|python|make|\.venv/bin/|--config) ?[^`\n]*)`", re.sub(r"```.*?```", "", README, flags=re.S)
+        r"`((?:pip|python|make|\.venv/bin/|--config) ?[^`\n]*)`", re.sub(r"```.*?```", "", page, flags=re.S)
     )
     found = [part.split("  #")[0].strip() for line in blocks + spans for part in line.split(" && ")]
     return [re.sub(r"^(\.venv/bin/)?(python )?", "", command) for command in found if command]

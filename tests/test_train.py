@@ -1,4 +1,4 @@
-"""The command line: every YAML trains, what a run leaves behind, and what it says to a mistake."""
+"""The command line: every YAML trains, and what a run leaves behind."""
 
 import shutil
 import subprocess
@@ -94,40 +94,6 @@ def test_validation_of_a_checkpoint_repeats_the_number_of_training(arguments, tm
     checkpoint = str(tmp_path / "runs/version_0/checkpoints/last.ckpt")
     validated = train.main(["validate", config, *arguments, f"--ckpt_path={checkpoint}"]).trainer.callback_metrics
     assert float(validated["val/loss"]) == pytest.approx(float(fitted), rel=1e-6)
-
-
-MISTAKES = [
-    (["--model.attention=NoSuchAttention"], "NoSuchAttention"),
-    (["--model.attention=lightning.Trainer"], "subclass of <class 'Attention'>"),
-    (["--model.attention=torch.nn.Linear"], "Importing 'torch.nn.Linear' is not allowed"),
-    (["--model.attention.chunk=4"], "Option 'chunk' is not accepted"),
-    (["--model.attention.chunk_size=four"], "chunk_size"),
-    (["--model.attention.chunk_size=0"], "chunk_size must be a positive integer, got 0"),
-    (["--model.num_heads=3"], "hidden_dim must be a multiple of num_heads, got 16 and 3"),
-    (["--model.hidden=3"], "hidden"),
-    (["--data.source=missing.txt"], "missing.txt"),
-    (["--data.source=empty.txt"], "empty.txt"),
-    (["--config=missing.yaml"], "missing.yaml"),
-    (["--trainer.callbacks+=torch.nn.Linear"], "callbacks"),
-]
-
-
-@pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=lambda value: str(value[0]) if value else "")
-def test_a_mistake_is_answered(mistake, words, arguments, tmp_path, capsys):
-    """A parser error (exit code 2) or a ValueError, which the script turns into one line, that names what is wrong."""
-    (tmp_path / "empty.txt").write_text("")
-    with pytest.raises((SystemExit, ValueError, OSError)) as error:
-        train.main(["fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *arguments, *mistake])
-    assert words in str(error.value) + capsys.readouterr().err
-
-
-def test_a_mistake_ends_in_one_line_without_traceback(arguments, tmp_path):
-    command = [sys.executable, ROOT / "train.py", "fit", f"--config={ROOT / 'configs/bsbr.yaml'}", *arguments]
-    result = subprocess.run([*command, "--model.num_heads=3"], capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 1
-    last = "train.py: error: hidden_dim must be a multiple of num_heads, got 16 and 3"
-    assert result.stderr.strip().splitlines()[-1] == last
-    assert "Traceback" not in result.stderr
 
 
 def test_it_runs_from_any_folder(arguments, tmp_path):

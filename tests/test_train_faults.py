@@ -58,7 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 FAULTS = {
-    "--trainer.accelerator=gpu": "No supported gpu backend found",
+    "--trainer.accelerator=gpu": "no device for accelerator='gpu' is here",
     "--trainer.logger.init_args.name=../../x": "name='../../x' of TensorBoardLogger leads out of its folder",
     "--trainer.logger.init_args.version=/x": "version='/x' of TensorBoardLogger leads out of its folder",
     "--trainer.logger.init_args.save_dir=file": "File exists: ",
@@ -67,7 +67,7 @@ FAULTS = {
     "--data.cache_dir=file": "file",
     "--data.source=binary": "binary is not UTF-8",
     "--data.source=void": "source='void' is a folder without files",
-    "--config=binary": "--config is no text in UTF-8",
+    "--config=binary": "binary is no text in UTF-8",
     "--config=void": "void",
     "--ckpt_path=void": "void is not a readable checkpoint: Is a directory",
     "--model.hidden_dim=32": "do not fit this model, but one with hidden_dim=16",

@@ -56,7 +56,8 @@ def fit(name: str, folder: Path, strategy: str, processes: int, resume: str = ""
     torch.manual_seed(0)
     data, losses = data_of(name, folder, processes), Losses()
     key = "standard" if name == "recall" else name
-    chunk = {"sliding_window": "window_size"} | dict.fromkeys(("bsbr", "linear", "delta_net", "gau"), "chunk_size")
+    chunked = ("bsbr", "linear", "delta_net", "gated_delta_net", "gau")
+    chunk = {"sliding_window": "window_size"} | dict.fromkeys(chunked, "chunk_size")
     attention = partial(ARCHITECTURES[key], **({chunk[key]: 8} if key in chunk else {}))
     module = LanguageModule(attention, data.vocab_size, hidden_dim=16, num_layers=2, num_heads=2, warmup_steps=2)
     module.double()  # what a checkpoint holds is read before the Trainer converts the module

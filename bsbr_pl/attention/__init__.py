@@ -3,6 +3,7 @@
 from .base import Attention
 from .bsbr import BSBRAttention
 from .delta_net import DeltaNetAttention
+from .gated_delta_net import GatedDeltaNetAttention
 from .gau import GAUAttention
 from .hopfield import HopfieldAttention
 from .linear import LinearAttention
@@ -15,6 +16,7 @@ ARCHITECTURES: dict[str, type[Attention]] = {
     "sliding_window": SlidingWindowAttention,
     "linear": LinearAttention,
     "delta_net": DeltaNetAttention,
+    "gated_delta_net": GatedDeltaNetAttention,
     "hopfield": HopfieldAttention,
     "gau": GAUAttention,
     "bsbr": BSBRAttention,
@@ -26,6 +28,7 @@ __all__ = [
     "BSBRAttention",
     "DeltaNetAttention",
     "GAUAttention",
+    "GatedDeltaNetAttention",
     "HopfieldAttention",
     "LinearAttention",
     "SlidingWindowAttention",

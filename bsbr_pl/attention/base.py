@@ -158,6 +158,47 @@ def causal_softmax(scores: Tensor) -> Tensor:
     return scores.masked_fill(future, -torch.inf).softmax(-1)
 
 
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Softmax attention of each query over the last `window` keys, its own among them: (B, H, T, K) -> (B, H, T, V).
+
+    In blocks of C <= window queries; a block meets its own keys and those of the blocks before it that reach into its
+    window, so that no T x T matrix is ever formed.
+    """
+    T = q.shape[2]
+    if window >= T:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    C, r = _blocks(window)
+    q, k, v = (to_chunks(at_least_fp32(part), C) for part in (q, k, v))  # (B, H, N, C, K)
+    rest = q.shape[2] - r
+    first_q, first_k, first_v = (part[:, :, :r].flatten(2, 3) for part in (q, k, v))
+    first = _banded(first_q, first_k, first_v, keys_before=0, window=window)
+    near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
+    others = _banded(q[:, :, r:], near_k, near_v, keys_before=r * C, window=window)
+    return torch.cat((first, others.flatten(2, 3)), 2)[:, :, :T]
+
+
+def window_pairs(num_tokens: int, window: int) -> int:
+    """How many pairs of query and key `window_attention` multiplies, masked ones in its blocks included."""
+    C, r = _blocks(window)
+    if window >= num_tokens:
+        return num_tokens * (num_tokens + 1) // 2
+    return (r * C) ** 2 + (-(-num_tokens // C) - r) * C * (r + 1) * C
+
+
+def _blocks(window: int) -> tuple[int, int]:
+    """C, and how many blocks before its own a block of C queries sees."""
+    C = min(64, window)
+    return C, -(-(window - 1) // C)
+
+
+def _banded(q: Tensor, k: Tensor, v: Tensor, keys_before: int, window: int) -> Tensor:
+    """Softmax attention where key `keys_before` stands at the first query's place: (..., C, K) -> (..., C, V)."""
+    shape = q.shape[-2], k.shape[-2]
+    visible = torch.ones(shape, dtype=torch.bool, device=q.device).tril(keys_before).triu(keys_before - window + 1)
+    bias = torch.full(shape, -torch.inf, dtype=q.dtype, device=q.device).masked_fill(visible, 0)
+    return (q * q.shape[-1] ** -0.5 @ k.mT).add_(bias).softmax(-1) @ v
+
+
 def rotary(x: Tensor, start: int = 0) -> Tensor:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) of x (..., T, K) at start, start + 1, ...
 

@@ -1,8 +1,8 @@
-"""BSBR, block sparse attention with block retrieval: softmax inside a chunk, softmax over the states of earlier chunks.
+"""BSBR, block sparse attention with block retrieval: softmax over the last C tokens and over the states of chunks.
 
 The sequence is cut in chunks of C tokens. Per head, with k^ the keys centred and scaled to unit length:
 
-    inside a chunk     local_t = sum_{j <= t, same chunk} softmax_j(q_t . k_j / sqrt(K)) v_j      (q, k rotated)
+    near by            local_t = sum_{t - C < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
     a chunk's state    F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
     a chunk's key      h_c = mean_{j in c} x_j W_h
     a chunk's query    r_c = x_{first of c} W_r
@@ -12,9 +12,12 @@ The sequence is cut in chunks of C tokens. Per head, with k^ the keys centred an
 
 A chunk's query is known when the chunk starts, and only finished chunks are retrieved: nothing of the future leaks.
 The gain is learned per head and starts at 0: training switches retrieval on. The root bounds what is large and leaves
-small what is small. normalize = False is the plain form: k as it is, o_t = local_t + m_t, no null slot.
+small what is small. q, k and v pass a short causal convolution first, so that a key can know what stands before it.
 
-Cost per token, multiply-adds beside the projections: D (C + 2K + (T / C^2)(K + 1)): sub-quadratic, linear only where
+The plain form is overlap = False (a token sees its own chunk only, which costs half), conv_size = 1 and normalize =
+False: k as it is, o_t = local_t + m_t, no null slot.
+
+Cost per token, multiply-adds beside the projections: D (2C + 2K + (T / C^2)(K + 1)): sub-quadratic, linear only where
 retrieval_top_k bounds the chunks that are mixed. Decode state: (T / C) D (K + 1) + 2 C D numbers; unless C > K / 2 that
 is more than the 2 T D of a key-value cache.
 Source: the idea is that of the PyPI package bsbr (0.1.1), whose masks let the future through; these equations are ours.
@@ -26,16 +29,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, at_least_fp32, causal_softmax, check_positive, merge_heads, rotary, split_heads, to_chunks
+from .base import (
+    Attention,
+    ShortConvolution,
+    at_least_fp32,
+    causal_softmax,
+    check_positive,
+    merge_heads,
+    rotary,
+    split_heads,
+    to_chunks,
+    window_attention,
+    window_pairs,
+)
 
 
 class Chunks(NamedTuple):
     F: Tensor  # (B, H, N, K, V / compression), states of the finished chunks
     h: Tensor  # (B, H, N, K), their keys
     S: Tensor  # (B, H, K, V / compression), what the chunk under way retrieved
-    k: Tensor  # (B, H, T mod C, K), the chunk under way, not rotated
-    v: Tensor  # (B, H, T mod C, V)
-    x_sum: Tensor  # (B, D), its inputs summed
+    k: Tensor  # (B, H, min(T, C), K), not rotated; without overlap those of the chunk under way alone
+    v: Tensor  # (B, H, min(T, C), V)
+    x_sum: Tensor  # (B, D), the inputs of the chunk under way, summed
+    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+    position: int  # tokens seen
 
 
 class BSBRAttention(Attention[Chunks]):
@@ -44,12 +61,14 @@ class BSBRAttention(Attention[Chunks]):
     Args:
         hidden_dim: width D.
         num_heads: heads H.
-        chunk_size: tokens C in a chunk.
+        chunk_size: tokens C in a chunk, and how many a token sees exactly.
         retrieval_top_k: mix only this many best earlier chunks; None for all of them.
         compression_factor: store chunk states of K x V / compression_factor numbers, through a learned map of the
             values down and back; must divide the head width.
         normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
-        rope: rotate q and k inside the chunk; without it the order within the chunk is invisible.
+        rope: rotate q and k of the local attention; without it only the convolution knows any order.
+        overlap: see the last C tokens; False for those of the own chunk.
+        conv_size: taps of the short convolution on q, k and v; 1 for none.
         bias: give `qkv` and `out` a bias; the chunks' queries and keys have none.
     """
 
@@ -62,10 +81,12 @@ class BSBRAttention(Attention[Chunks]):
         compression_factor: int = 1,
         normalize: bool = True,
         rope: bool = True,
+        overlap: bool = True,
+        conv_size: int = 4,
         bias: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
-        check_positive(chunk_size=chunk_size, compression_factor=compression_factor)
+        check_positive(chunk_size=chunk_size, compression_factor=compression_factor, conv_size=conv_size)
         if retrieval_top_k is not None:
             check_positive(retrieval_top_k=retrieval_top_k)
         if self.head_dim % compression_factor:
@@ -75,7 +96,9 @@ class BSBRAttention(Attention[Chunks]):
         self.state_dim = self.head_dim // compression_factor
         self.normalize = normalize
         self.rope = rope
+        self.overlap = overlap
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
         self.chunk_query = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.chunk_key = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
@@ -85,9 +108,12 @@ class BSBRAttention(Attention[Chunks]):
             self.down = nn.Parameter(torch.randn(num_heads, self.head_dim, self.state_dim) * self.head_dim**-0.5)
             self.up = nn.Parameter(torch.randn(num_heads, self.state_dim, self.head_dim) * self.state_dim**-0.5)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        return q, k, v
+    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K) and the convolution's last inputs."""
+        before = self.conv.nothing_before(len(x)) if before is None else before
+        qkv, before = self.conv(self.qkv(x), before)
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.contiguous().chunk(3, -1))
+        return q, k, v, before
 
     def rotate(self, q: Tensor, start: int = 0) -> Tensor:
         return rotary(q, start) if self.rope else q
@@ -130,10 +156,12 @@ class BSBRAttention(Attention[Chunks]):
     def attention_map(self, x: Tensor) -> Tensor:
         if self.state_dim != self.head_dim:
             raise ValueError("compression_factor > 1 alters the values retrieved: there is no T x T attention map")
-        q, k, v = (at_least_fp32(part) for part in self.project(x))
-        chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
+        q, k, v, _ = (at_least_fp32(part) for part in self.project(x))
+        place = torch.arange(x.shape[1], device=x.device)
+        chunk = place // self.chunk_size
+        far = place[:, None] - place >= self.chunk_size if self.overlap else chunk[:, None] != chunk
         scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
-        local = causal_softmax(scores.masked_fill(chunk[:, None] != chunk, -torch.inf))
+        local = causal_softmax(scores.masked_fill(far, -torch.inf))
         retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.address(k).mT)
         return local + self.bound(retrieved[:, :, None], (retrieved @ v)[:, :, None])[:, :, 0]
 
@@ -160,24 +188,34 @@ class BSBRAttention(Attention[Chunks]):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K), r, h (B, H, N, K) -> mixed values (B, H, T, V); chunk states F and what each
         chunk retrieved, S, both (B, H, N, K, V / compression)."""
+        local = self.local(self.rotate(q), self.rotate(k), v)
         T = q.shape[2]
         q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
-        q_in, k_in, v_in = (part.transpose(1, 2).flatten(0, 1) for part in (self.rotate(q), self.rotate(k), v))
-        local = F.scaled_dot_product_attention(q_in, k_in, v_in, is_causal=True).unflatten(0, (len(q), -1))
         states = self.write(k, v)
         S = self.combine(self.chunk_weights(r, h), states)
-        return (local.transpose(1, 2) + self.read(q, S)).flatten(2, 3)[:, :, :T], states, S
+        return local + self.read(q, S).flatten(2, 3)[:, :, :T], states, S
+
+    def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention near by, of rotated q and k: (B, H, T, K) -> (B, H, T, V)."""
+        if self.overlap:
+            return window_attention(q, k, v, self.chunk_size)
+        T = q.shape[2]
+        q, k, v = (to_chunks(part, min(self.chunk_size, T)).flatten(0, 1) for part in (q, k, v))  # (B H, N, C, K)
+        return (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            .flatten(1, 2)[:, :T]
+            .unflatten(0, (-1, self.num_heads))
+        )
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Chunks]:
-        q, k, v = self.project(x)
+        q, k, v, before = self.project(x)
         r, h = self.route(x)
         mixed, states, S = self.mix(q, k, v, r, h)
-        done = x.shape[1] // self.chunk_size
-        rest = done * self.chunk_size
-        state = Chunks(
-            states[:, :, :done], h[:, :, :done], S[:, :, -1], k[:, :, rest:], v[:, :, rest:], x[:, rest:].sum(1)
-        )
-        return self.emit(mixed, x), state
+        T, C = x.shape[1], self.chunk_size
+        done = T // C
+        near = max(0, T - C) if self.overlap else done * C
+        under_way = (k[:, :, near:], v[:, :, near:], x[:, done * C :].sum(1), before, T)
+        return self.emit(mixed, x), Chunks(states[:, :, :done], h[:, :, :done], S[:, :, -1], *under_way)
 
     def combine(self, weights: Tensor, states: Tensor) -> Tensor:
         """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
@@ -195,38 +233,42 @@ class BSBRAttention(Attention[Chunks]):
         B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
         nothing = self._zeros(B, H, 0, K)
         S = at_least_fp32(self._zeros(B, H, K, V))
-        return Chunks(S.new_zeros(B, H, 0, K, V), nothing, S, nothing, nothing, self._zeros(B, H * K))
+        under_way = (nothing, nothing, self._zeros(B, H * K), self.conv.nothing_before(B), 0)
+        return Chunks(S.new_zeros(B, H, 0, K, V), nothing, S, *under_way)
 
     def step(self, x: Tensor, state: Chunks) -> tuple[Tensor, Chunks]:
-        states, h, S, k, v, x_sum = state
-        if k.shape[2] == 0 and h.shape[2] > 0:  # a chunk starts: it retrieves
+        states, h, S, k, v, x_sum, before, position = state
+        C = self.chunk_size
+        if position % C == 0 and position > 0:  # a chunk starts: it retrieves
             r = split_heads(self.chunk_query(x)[:, None], self.num_heads)
             S = self.combine(self.chunk_weights(r, h, first=h.shape[2]), states)[:, :, 0]
         x = x[:, None]
-        q, k_t, v_t = self.project(x)
-        k, v, x_sum = torch.cat((k, k_t), 2), torch.cat((v, v_t), 2), x_sum + x[:, 0]
-        position = k.shape[2] - 1
-        local = F.scaled_dot_product_attention(self.rotate(q, position), self.rotate(k), v)
+        q, k_t, v_t, before = self.project(x, before)
+        k, v, x_sum = torch.cat((k, k_t), 2)[:, :, -C:], torch.cat((v, v_t), 2)[:, :, -C:], x_sum + x[:, 0]
+        local = F.scaled_dot_product_attention(self.rotate(q, start=k.shape[2] - 1), self.rotate(k), v)
         retrieved = self.read(q[:, :, None], S[:, :, None])[:, :, 0]
         output = self.emit(local + retrieved, x)[:, 0]
-        if k.shape[2] == self.chunk_size:  # a chunk ends: it becomes a state and a key
+        if (position + 1) % C == 0:  # a chunk ends: it becomes a state and a key
             states = torch.cat((states, self.write(k[:, :, None], v[:, :, None])), 2)
-            h_c = split_heads(self.chunk_key(x_sum / self.chunk_size)[:, None], self.num_heads)
-            h = torch.cat((h, h_c), 2)
-            k, v, x_sum = k[:, :, :0], v[:, :, :0], torch.zeros_like(x_sum)
-        return output, Chunks(states, h, S, k, v, x_sum)
+            h_c = split_heads(self.chunk_key(x_sum / C)[:, None], self.num_heads)
+            h, x_sum = torch.cat((h, h_c), 2), torch.zeros_like(x_sum)
+            if not self.overlap:
+                k, v = k[:, :, :0], v[:, :, :0]
+        return output, Chunks(states, h, S, k, v, x_sum, before, position + 1)
 
     def state_size(self, num_tokens: int) -> int:
         D, K = self.hidden_dim, self.head_dim
         finished, under_way = divmod(num_tokens, self.chunk_size)
         matrix = K * self.state_dim * self.num_heads
-        return finished * (matrix + D) + matrix + 2 * under_way * D + D
+        near = min(num_tokens, self.chunk_size) if self.overlap else under_way
+        return finished * (matrix + D) + matrix + 2 * near * D + D + self.conv.nothing_before(1).numel()
 
     def flops(self, num_tokens: int) -> int:
         D, V, C = self.hidden_dim, self.state_dim, min(self.chunk_size, num_tokens)
         N = -(-num_tokens // C)
         mixed = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
         projections = 4 * num_tokens * D * D + 2 * N * D * D
+        convolution = num_tokens * self.conv.weight.numel()
         compression = 2 * N * C * D * V if self.head_dim != V else 0
-        local = N * C * (C + 1) * D
-        return 2 * (projections + compression + local + 2 * N * C * D * V + N * N * D + N * mixed * D * V)
+        local = 2 * D * (window_pairs(num_tokens, C) if self.overlap else N * C * (C + 1) // 2)
+        return 2 * (projections + convolution + compression + local + 2 * N * C * D * V + N * N * D + N * mixed * D * V)

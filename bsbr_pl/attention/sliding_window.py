@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, at_least_fp32, check_positive, merge_heads, rotary, split_heads, to_chunks
+from .base import (
+    Attention,
+    at_least_fp32,
+    check_positive,
+    merge_heads,
+    rotary,
+    split_heads,
+    window_attention,
+    window_pairs,
+)
 
 
 class Window(NamedTuple):
@@ -64,28 +73,7 @@ class SlidingWindowAttention(Attention[Window]):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, H, T, K) -> mixed values (B, H, T, V)."""
-        T = q.shape[2]
-        if self.window_size >= T:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        C, r = self.blocks()
-        q, k, v = (to_chunks(at_least_fp32(part), C) for part in (q, k, v))  # (B, H, N, C, K)
-        rest = q.shape[2] - r
-        first_q, first_k, first_v = (part[:, :, :r].flatten(2, 3) for part in (q, k, v))
-        first = self.banded(first_q, first_k, first_v, keys_before=0)
-        near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
-        return torch.cat((first, self.banded(q[:, :, r:], near_k, near_v, r * C).flatten(2, 3)), 2)[:, :, :T]
-
-    def blocks(self) -> tuple[int, int]:
-        """C, and how many blocks before its own a block of C queries sees."""
-        C = min(64, self.window_size)
-        return C, -(-(self.window_size - 1) // C)
-
-    def banded(self, q: Tensor, k: Tensor, v: Tensor, keys_before: int) -> Tensor:
-        """Softmax attention where key `keys_before` stands at the first query's place: (..., C, K) -> (..., C, V)."""
-        shape, at = (q.shape[-2], k.shape[-2]), keys_before
-        visible = torch.ones(shape, dtype=torch.bool, device=q.device).tril(at).triu(at - self.window_size + 1)
-        bias = torch.full(shape, -torch.inf, dtype=q.dtype, device=q.device).masked_fill(visible, 0)
-        return (q * self.head_dim**-0.5 @ k.mT).add_(bias).softmax(-1) @ v
+        return window_attention(q, k, v, self.window_size)
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Window]:
         q, k, v = self.project(x)
@@ -108,7 +96,5 @@ class SlidingWindowAttention(Attention[Window]):
         return 2 * min(num_tokens, self.window_size) * self.hidden_dim
 
     def flops(self, num_tokens: int) -> int:
-        T, D = num_tokens, self.hidden_dim
-        C, r = self.blocks()
-        pairs = T * (T + 1) // 2 if self.window_size >= T else (r * C) ** 2 + (-(-T // C) - r) * C * (r + 1) * C
-        return 2 * (4 * T * D * D + 2 * pairs * D)
+        D = self.hidden_dim
+        return 2 * (4 * num_tokens * D * D + 2 * window_pairs(num_tokens, self.window_size) * D)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser
 
+from bsbr_pl.parsing import Parser
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.records import one_line
 
@@ -79,7 +79,7 @@ def evaluate(
 def main(args: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate; the exit code."""
     keep_freed_memory()
-    parser = ArgumentParser(prog="evaluate.py", description=(evaluate.__doc__ or "").split("\n")[0])
+    parser = Parser(prog="evaluate.py", description=(evaluate.__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="+", type=str, help="folders, files or patterns of checkpoints (*.ckpt)")
     parser.add_function_arguments(evaluate, skip={"paths"}, as_group=False)
     options = parser.parse_args(args)

@@ -46,9 +46,7 @@ class Analysis:
                 row.append(f"{slope['exponent']:.2f}{_span(slope['interval'], '.2f')}" if slope else "-")
                 row.append(_passed(passed) if passed else "-")
             rows.append([*row, "-".join(map(str, dict.fromkeys(ranks[model]["rank"]))) if ranks else "-"])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-        return "\n".join("  ".join(line) for line in lines)
+        return aligned(rows)
 
     def _notes(self) -> Iterator[str]:
         task = self.results.get("accuracy_task")
@@ -80,6 +78,13 @@ def analyze_results(results: Mapping[str, Any], shortest: int = 0) -> Analysis:
             }
         rankings[metric] = _ranking(results, metric)
     return Analysis(results, exponents, crossovers, rankings)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines of text, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(line) for line in lines)
 
 
 def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:

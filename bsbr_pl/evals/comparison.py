@@ -5,9 +5,8 @@ Accuracy is that of trained weights: of checkpoints, or of a short training that
 its certificate (it sees the future, or decodes what it was not trained to say) is left out with a warning.
 """
 
-import copy
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,29 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from bsbr_pl.attention import Attention, BSBRAttention, GAUAttention, SlidingWindowAttention
-from bsbr_pl.data import InductionData, TextData, TokenData
+from bsbr_pl.data import TokenData
 from bsbr_pl.data.corpus import default_cache_dir
-from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.models import model_class
 from bsbr_pl.module import describe
 from bsbr_pl.utils.records import environment, one_line
 from bsbr_pl.utils.timing import bootstrap_interval
 
-from .accuracy import recall_accuracy, text_accuracy
-from .certificate import certify
-from .checkpoints import SIZES, Checkpoint
+from .accuracy import accuracy_at, chance
+from .contestants import build_model, builders, check_among, keep_certified, sizes
 from .scaling import PASSES, measure_costs
-from .training import open_checkpoint, train
-
-#: Which option bounds what an architecture attends to exactly.
-REACH: dict[type[Attention], str] = {
-    BSBRAttention: "chunk_size",
-    GAUAttention: "chunk_size",
-    SlidingWindowAttention: "window_size",
-}
-EVAL_TOKENS = 2**14  # in a batch of an evaluation, whatever the length
+from .training import default_task, open_checkpoint, train
 
 
 class Cost(NamedTuple):
@@ -65,22 +52,6 @@ SCALING = {
 }
 
 
-def default_task(vocab_size: int = 16, seed: int = 0) -> InductionData:
-    """Induction heads in 32 tokens: which token followed the trigger before? One answer a sample.
-
-    The share of right answers after the 1200 steps that `compare_models` trains for (seed 0, two CPU threads; guessing
-    gives 0.07), by `docs/research/compare.py`; chunks and windows of 16 tokens:
-
-        tokens            32     64    128    256    512   1024
-        BSBR            1.00   0.94   0.62   0.28   0.11   0.10
-        Linear          1.00   1.00   1.00   0.69   0.23   0.08
-        DeltaNet        1.00   1.00   1.00   1.00   1.00   0.97
-        SlidingWindow   0.82   0.42   0.24   0.18   0.10   0.09
-        Standard        1.00   0.60   0.11   0.07   0.07   0.05
-    """
-    return InductionData(vocab_size, 32, (32,), batch_size=64, seed=seed)
-
-
 def compare_models(
     seq_lengths: Sequence[int] = (64, 128, 256, 512, 1024),
     models: Sequence[str] = ("BSBR", "Linear", "DeltaNet", "SlidingWindow", "Standard"),
@@ -93,6 +64,7 @@ def compare_models(
     ff_dim: int | None = None,
     reach: int = 16,
     model_options: Mapping[str, Mapping[str, Any]] | None = None,
+    match: str | None = None,
     checkpoints: Mapping[str, str | Path] | None = None,
     task: TokenData | None = None,
     train_steps: int = 1200,
@@ -118,6 +90,8 @@ def compare_models(
         ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
         reach: tokens of a chunk of BSBR and GAU, and of SlidingWindow's window, unless `model_options` says otherwise.
         model_options: name -> options of its architecture: {"BSBR": {"chunk_size": 32}}, in tokens.
+        match: params, flops, state_bytes or step_time: turn the sizes of the models until they match the first that is
+            no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`.
         checkpoints: name -> file of a trained model. It is measured as it is, whatever its size, and its accuracy is
             that on the data it was trained on.
         task: a data set of `bsbr_pl.data`; what the other models are trained on for their accuracy; `default_task`
@@ -140,30 +114,34 @@ def compare_models(
         ValueError: an unknown model or metric (lists the known ones), an argument out of range, no model left.
         TypeError: an option that an architecture does not have (lists those it has).
     """
-    _check_among("metrics", metrics, [*COSTS, "accuracy"])
+    check_among("metrics", metrics, [*COSTS, "accuracy"])
     files, device = checkpoints or {}, _device(device)
     task = task or default_task(vocab_size, seed)
     vocab_size = max(vocab_size, task.vocab_size) if "accuracy" in metrics else vocab_size
-    build = _builders(
-        models, files, _sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options
-    )
-    _check_among("checkpoints", files, models)
+    build = builders(models, files, sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options)
+    check_among("checkpoints", files, models)
+    if match:
+        from .matching import match as solve  # here, because that module is also run as a command
+
+        matched = solve(match, build, max(seq_lengths, default=1), next(iter(build), ""), rounds=rounds, device=device)
+        build = {name: one.arguments for name, one in matched.items()}
     results = _empty(seq_lengths, models, metrics, COSTS, build, {"rounds": rounds, "seed": seed}, device)
+    results |= {"matched": {name: one.as_dict() for name, one in matched.items()}} if match else {}
     trained = {name: open_checkpoint(path) for name, path in files.items()}
     if "accuracy" in metrics:
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
-        results["accuracy_task"] = {"task": str(task), **training, "chance": _chance(task)} if build else None
+        results["accuracy_task"] = {"task": str(task), **training, "chance": chance(task)} if build else None
         folder = Path(cache_dir or default_cache_dir()).expanduser() / "comparison"
         for name, arguments in tqdm(build.items(), "training", disable=None):
             path = train(arguments | {"learning_rate": learning_rate}, task, train_steps, seed, device, folder)
             trained[name] = open_checkpoint(path)
-    built = {name: _model(trained.get(name) or build[name], seed).to(device).eval() for name in models}
-    _keep_certified(built, trained, results)
+    built = {name: build_model(trained.get(name) or build[name], seed).to(device).eval() for name in models}
+    keep_certified(built, trained, results)
     _measure(built, COSTS, results, rounds, seed)
     for name in tqdm(built if "accuracy" in metrics else [], "accuracy", disable=None):
-        results[name]["accuracy_as_trained"] = _accuracy(built[name], trained[name])[0]
+        results[name]["accuracy_as_trained"] = accuracy_at(built[name], trained[name])[0]
         for length in seq_lengths:
-            _add(results[name], "accuracy", *_accuracy(built[name], trained[name], length), None)
+            _add(results[name], "accuracy", *accuracy_at(built[name], trained[name], length), None)
     return results
 
 
@@ -192,47 +170,18 @@ def scaling_analysis(
         vocab_size, hidden_dim, num_layers, num_heads, ff_dim, reach, model_options, device, rounds, seed: as in
             `compare_models`, and so is what is returned and raised.
     """
-    _check_among("metrics", metrics, SCALING)
+    check_among("metrics", metrics, SCALING)
     device = _device(device)
-    build = _builders(models, (), _sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options)
+    build = builders(models, (), sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options)
     results = _empty(seq_lengths, models, metrics, SCALING, build, {"rounds": rounds, "seed": seed}, device)
-    built = {name: _model(arguments, seed).to(device).eval() for name, arguments in build.items()}
-    _keep_certified(built, {}, results)
+    built = {name: build_model(arguments, seed).to(device).eval() for name, arguments in build.items()}
+    keep_certified(built, {}, results)
     _measure(built, SCALING, results, rounds, seed)
     return results
 
 
-def _check_among(argument: str, given: Collection[str], known: Collection[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{argument}: {name!r} is unknown; there are {', '.join(known)}")
-
-
 def _device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _sizes(*values: int | None) -> dict[str, int | None]:
-    return dict(zip(SIZES, values, strict=True))
-
-
-def _builders(
-    models: Sequence[str],
-    given: Collection[str],
-    sizes: Mapping[str, Any],
-    reach: int,
-    options: Mapping[str, Mapping[str, Any]] | None,
-) -> dict[str, dict[str, Any]]:
-    """Name -> what `LanguageModel` and `LanguageModule` are built from, for the models that are not given."""
-    options = options or {}
-    _check_among("model_options", options, models)
-    found = {}
-    for name in models:
-        if name not in given:
-            cls = model_class(name)
-            reached = {REACH[cls.architecture]: reach} if cls.architecture in REACH else {}
-            found[name] = {"attention": cls.factory(**reached | dict(options.get(name, {}))), **sizes}
-    return found
 
 
 def _empty(
@@ -275,40 +224,6 @@ def _add(row: dict[str, Any], metric: str, value: float | None, interval: list[f
         into[metric].append(what)
 
 
-def _model(source: Checkpoint | Mapping[str, Any], seed: int) -> LanguageModel:
-    """The model of a checkpoint, or one with the random weights of a seed; the global random state is left alone."""
-    if isinstance(source, Checkpoint):
-        assert source.module is not None
-        return source.module.model
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return LanguageModel(**source)
-
-
-def _keep_certified(models: dict[str, LanguageModel], trained: Collection[str], results: dict[str, Any]) -> None:
-    """Take out of both what fails its certificate."""
-    for name in list(models):
-        certificate = certify(models[name] if name in trained else _stirred(models[name]))
-        if not certificate.passed:
-            failed = [check.name for check in certificate.checks if not check.passed]
-            warnings.warn(f"{name} is left out of the comparison: it fails {', '.join(failed)}", stacklevel=3)
-            results["disqualified"][name] = failed
-            results["models"].remove(name)
-            del models[name], results[name]
-    if not models:
-        raise ValueError(f"models: none is left, all fail their certificate: {results['disqualified']}")
-
-
-def _stirred(model: LanguageModel) -> LanguageModel:
-    """A copy with every parameter moved, so that none that starts at 0 hides a branch that leaks."""
-    model, random = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=random) * model.embedding.weight.shape[1] ** -0.5
-            parameter.add_(noise.to(parameter))
-    return model
-
-
 def _measure(
     models: Mapping[str, LanguageModel], costs: Mapping[str, Cost], results: dict[str, Any], rounds: int, seed: int
 ) -> None:
@@ -330,39 +245,3 @@ def _measure(
                 value = found[name][key]
                 samples = [one / divisor for one in (value["samples"] if isinstance(value, dict) else [value])]
                 _add(results[name], metric, median(samples), list(bootstrap_interval(samples)), samples)
-
-
-def _chance(data: TokenData) -> float | None:
-    """The accuracy of a blind guess among the answers that occur in a recall task; None for text."""
-    if isinstance(data, TextData):
-        return None
-    answers = torch.cat([batch["targets"].flatten() for batch in data.loader("test")]).unique()
-    return 1 / int((answers != IGNORED).sum())
-
-
-def _accuracy(
-    model: LanguageModel, checkpoint: Checkpoint, length: int | None = None
-) -> tuple[float | None, list[float] | None]:
-    """Accuracy on the test split of a checkpoint's own data, at this length, and its interval; None if impossible."""
-    try:
-        data = checkpoint.open_data(**({} if length is None else _at_length(checkpoint, length)))
-        next(iter(data.loader("test")))
-    except ValueError:  # says what is impossible at this length
-        if checkpoint.data_class is None or length is None:
-            raise
-        return None, None
-    measure = text_accuracy if isinstance(data, TextData) else recall_accuracy
-    found = measure(model, data, "test")  # type: ignore[arg-type]
-    return found["accuracy"], found["interval"]["accuracy"]
-
-
-def _at_length(checkpoint: Checkpoint, length: int) -> dict[str, Any]:
-    """The arguments of a checkpoint's data by which its test samples have this length."""
-    batch = {"eval_batch_size": max(1, EVAL_TOKENS // length)}
-    if checkpoint.data_class == "TextData":
-        return {**batch, "eval_context_length": length}
-    if checkpoint.data_class == "MQARData":
-        return {**batch, "test_segments": [[length, *checkpoint.data_arguments["test_segments"][0][1:]]]}
-    if checkpoint.data_class == "InductionData":
-        return {**batch, "test_lengths": [length]}
-    return {**batch, "context_length": length}

@@ -30,6 +30,9 @@ VARIANTS = [
     ("delta_net", {"chunk_size": C}),
     ("delta_net", {"chunk_size": 3}),
     ("delta_net", {"chunk_size": C, "conv_size": 1}),
+    ("gated_delta_net", {"chunk_size": C}),
+    ("gated_delta_net", {"chunk_size": 3}),
+    ("gated_delta_net", {"chunk_size": C, "conv_size": 1}),
     ("hopfield", {}),
     ("hopfield", {"num_updates": 0}),
     ("hopfield", {"num_updates": 3}),
@@ -47,6 +50,9 @@ VARIANTS = [
     ("bsbr", {"chunk_size": C, "normalize": False}),
     ("bsbr", {"chunk_size": 3, "normalize": False, "retrieval_top_k": 2}),
     ("bsbr", {"chunk_size": C, "rope": False}),
+    ("bsbr", {"chunk_size": 3, "conv_size": 1}),
+    ("bsbr", {"chunk_size": C, "overlap": False}),
+    ("bsbr", {"chunk_size": 3, "overlap": False, "conv_size": 1, "normalize": False}),
     ("bsbr", {"chunk_size": C, "bias": True}),
     ("bsbr", {"chunk_size": C, "compression_factor": 2}),
     ("bsbr", {"chunk_size": 3, "compression_factor": 4, "retrieval_top_k": 1}),
@@ -77,16 +83,16 @@ def definition(attention: Attention, x: torch.Tensor) -> torch.Tensor:
 
 def compressed_definition(bsbr: Attention, x: torch.Tensor) -> torch.Tensor:
     """BSBR with compression has no map over values: its oracle goes token by token, chunk by chunk."""
-    q, k, v = (at_least_fp32(part) for part in bsbr.project(x))
+    q, k, v, _ = (at_least_fp32(part) for part in bsbr.project(x))
     down, up = at_least_fp32(bsbr.down), at_least_fp32(bsbr.up)
+    P = bsbr.chunk_map(x)  # once: in bf16 its gradients would be rounded for every token
     outputs = []
     for t in range(x.shape[1]):
         c = t // bsbr.chunk_size
-        start = c * bsbr.chunk_size
+        start = max(0, t + 1 - bsbr.chunk_size) if bsbr.overlap else c * bsbr.chunk_size
         query, keys = bsbr.rotate(q)[:, :, t : t + 1], bsbr.rotate(k)[:, :, start : t + 1]
         local = (query @ keys.mT / bsbr.head_dim**0.5).softmax(-1) @ v[:, :, start : t + 1]
         retrieved = torch.zeros_like(local)
-        P = bsbr.chunk_map(x)
         for j in range(c):
             inside = slice(j * bsbr.chunk_size, (j + 1) * bsbr.chunk_size)
             state = sum(

@@ -15,8 +15,10 @@ import torch
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.evals.checkpoints import Checkpoint
 from bsbr_pl.evals.evaluation import VERSION, Evaluation, body
-from bsbr_pl.evals.report import tables
-from bsbr_pl.evals.report.findings import Findings, difference, front
+from bsbr_pl.evals.report import costs, quality
+from bsbr_pl.evals.report import verdict as verdicts
+from bsbr_pl.evals.report.findings import Findings
+from bsbr_pl.evals.report.numbers import difference, front
 from bsbr_pl.evals.report.table import Column, Measured, Table, markdown
 from bsbr_pl.evals.results import Results
 from bsbr_pl.module import LanguageModule
@@ -29,7 +31,7 @@ LOWEST, SIZE = 100, 10  # documents, bytes of each
 
 def module(name: str = "standard", seed: int = 0, **options: Any) -> LanguageModule:
     torch.manual_seed(seed)
-    if name in ("bsbr", "linear", "delta_net", "gau"):
+    if name in ("bsbr", "linear", "delta_net", "gated_delta_net", "gau"):
         options = {"chunk_size": 8} | options
     return LanguageModule(partial(ARCHITECTURES[name], **options), 257, hidden_dim=16, num_layers=2, num_heads=2)
 
@@ -116,7 +118,7 @@ def columns(table: Table | None) -> dict[str, list[Any]]:
 
 def verdict(bench: Bench) -> Table:
     (study,) = bench.findings.studies
-    found = tables.verdict(study, bench.findings)
+    found = verdicts.ranking(study, bench.findings)
     assert found is not None
     return found
 
@@ -181,7 +183,7 @@ def test_environments_splits_and_data_are_never_averaged(tmp_path, second, studi
     bench.add(other, "text", text(1.9), environment, **{"length": 256} | second)
     findings = bench.findings
     assert len(findings.studies) == studies
-    found = [columns(tables.verdict(study, findings)) for study in findings.studies]
+    found = [columns(verdicts.ranking(study, findings)) for study in findings.studies]
     values = sorted(cell.value for table in found for cell in table["bits per byte"])
     assert values == pytest.approx([1.5, 1.9] if studies == 2 else [1.7])
     assert len({study.title for study in findings.studies}) == studies
@@ -198,7 +200,7 @@ def test_the_difference_to_the_best_is_paired_by_document(tmp_path):
     assert (best.value, best.note) == (0.0, "best")
     assert (other.value, other.low, other.high) == pytest.approx((0.1, 0.1, 0.1))
     assert other.note == ""
-    assert "none is tied" in tables.summary(bench.findings.studies[0])
+    assert "none is tied" in verdicts.summary(bench.findings.studies[0])
 
 
 def test_a_difference_by_hand(tmp_path):
@@ -216,7 +218,7 @@ def test_a_tie_is_called_a_tie(tmp_path):
     bench.measured(better, 1.5, noise=0.5, seed=1)
     bench.measured(worse, 1.5, noise=0.5, seed=2)
     assert [cell.note for cell in columns(verdict(bench))["bits per byte above the best"]] == ["best", "tied"]
-    assert "tied with" in tables.summary(bench.findings.studies[0])
+    assert "tied with" in verdicts.summary(bench.findings.studies[0])
 
 
 def test_seeds_that_overlap_are_a_tie_whatever_the_documents_say(tmp_path):
@@ -244,8 +246,8 @@ def test_the_disqualified_are_last_named_and_not_ranked(tmp_path):
     assert columns(table)["certificate"][-1] == "disqualified: suffix_0 0.2500 above 1.00e-08"
     place = [column.name for column in table.columns].index("bits per byte")
     assert [table.best(i, place) for i in range(3)] == [True, False, False]
-    assert tables.summary(bench.findings.studies[0]).startswith("Best: standard, 1.500 bits per byte")
-    assert "Disqualified: bsbr" in tables.summary(bench.findings.studies[0])
+    assert verdicts.summary(bench.findings.studies[0]).startswith("Best: standard, 1.500 bits per byte")
+    assert "Disqualified: bsbr" in verdicts.summary(bench.findings.studies[0])
     assert "front" not in columns(table).get("Pareto front", [""])[-1]
 
 
@@ -294,17 +296,17 @@ def test_costs_exponents_and_crossovers(tmp_path):
             bench.add(one, "cost", cost(length, power, scale), length=length, rounds=5)
     findings = bench.findings
     assert list(findings.costs) == ["E1"]
-    found = columns(tables.exponents(findings, "E1"))
+    found = columns(costs.exponents(findings, "E1"))
     assert [cell.value for cell in found["training pass"]] == pytest.approx([1.0, 2.0])
     assert found["training pass in words"] == ["sub-quadratic: grows as T^1.00", "grows as T^2.00"]
-    assert "from 2,048" in tables.exponents(findings, "E1").caption
-    crossed = columns(tables.crossovers(findings, "E1"))
+    assert "from 2,048" in costs.exponents(findings, "E1").caption
+    crossed = columns(costs.crossovers(findings, "E1"))
     assert crossed["against"] == ["standard"] * 4
     assert crossed["from"][:3] == pytest.approx([3000] * 3, rel=0.01)
     assert crossed["from"][3] is None
     assert crossed["in words"][0].startswith("linear(chunk_size=8) passes standard in its forward pass at T = 3,0")
     assert crossed["in words"][3].endswith("training memory: not reached by 8,192")
-    times = tables.costs_by_length(findings, "E1", tables.COSTS[0])
+    times = costs.by_length(findings, "E1", costs.COSTS[0])
     assert [column.header for column in times.columns][1] == "1,024 tokens (ms)"
     assert columns(times)["1,024 tokens"][0].value == pytest.approx(3e-6 * 1024 * 1.04)
 
@@ -313,10 +315,10 @@ def test_short_lengths_are_fitted_where_there_are_no_long_ones(tmp_path):
     bench = Bench(tmp_path, [one := checkpoint("linear")])
     for length in (256, 512, 2048):
         bench.add(one, "cost", cost(length), length=length, rounds=5)
-    table = tables.exponents(bench.findings, "E1")
+    table = costs.exponents(bench.findings, "E1")
     assert "over all lengths, as fewer than two reach 2,048 tokens" in table.caption
     assert columns(table)["training pass"][0].value == pytest.approx(1.0)
-    assert tables.crossovers(bench.findings, "E1") is None
+    assert costs.crossovers(bench.findings, "E1") is None
 
 
 def test_every_pair_crosses_where_there_is_no_standard(tmp_path):
@@ -325,7 +327,7 @@ def test_every_pair_crosses_where_there_is_no_standard(tmp_path):
     for one, scale in zip(ones, (1e-6, 2e-6), strict=True):
         for length in (256, 512):
             bench.add(one, "cost", cost(length, scale=scale), length=length, rounds=5)
-    words = columns(tables.crossovers(bench.findings, "E1"))["in words"]
+    words = columns(costs.crossovers(bench.findings, "E1"))["in words"]
     assert any("linear(chunk_size=8) is below gau(chunk_size=8)" in text and "(256) on" in text for text in words)
     assert any("gau(chunk_size=8) does not pass linear(chunk_size=8)" in text for text in words)
 
@@ -345,7 +347,7 @@ def test_an_evaluation_is_held_against_the_run_itself(tmp_path, recorded, change
     one.record["training"] |= changes
     bench = Bench(tmp_path, [one])
     bench.measured(one, 1.5, environment)
-    found = columns(tables.accuracy(bench.findings.studies[0], bench.findings))
+    found = columns(quality.by_checkpoint(bench.findings.studies[0], bench.findings))
     assert found["run's own val/loss"] == [recorded]
     cells = found.get("difference to it", [None])
     assert [cell and cell.note for cell in cells] == [expected]
@@ -354,7 +356,7 @@ def test_an_evaluation_is_held_against_the_run_itself(tmp_path, recorded, change
 def test_a_loss_of_another_step_is_not_the_run_s_own(tmp_path):
     one = checkpoint()
     one.record["metrics"]["val/loss"]["step"][-1] = 150
-    assert tables.own_loss(one) is None
+    assert quality.own_loss(one) is None
 
 
 def test_the_pareto_front():
@@ -384,8 +386,8 @@ def test_recall_tasks_have_a_verdict_of_their_own(tmp_path):
     assert columns(table)["architecture"] == ["standard", "linear(chunk_size=8)"]
     assert columns(table)["accuracy, T128_N4"][0] == Measured(0.9 - 0.128, 0.0, 1.0)
     assert "bits per byte" not in columns(table)
-    assert len(tables.recall(bench.findings.studies[0], bench.findings).rows) == 4
-    assert tables.summary(bench.findings.studies[0]).startswith("Best: standard, 90.00 % right")
+    assert len(quality.recall(bench.findings.studies[0], bench.findings).rows) == 4
+    assert verdicts.summary(bench.findings.studies[0]).startswith("Best: standard, 90.00 % right")
 
 
 TABLE = Table(

@@ -9,7 +9,8 @@ from torch import nn
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.utils.flops import attended_pairs, count_flops, count_macs, evaluation_copy, matmul_peak
+from bsbr_pl.utils.flops import attended_pairs, count_flops, evaluation_copy, matmul_peak
+from bsbr_pl.utils.macs import count_macs
 
 OPTIONS = [
     *((name, {}) for name in ARCHITECTURES),

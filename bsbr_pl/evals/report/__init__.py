@@ -12,9 +12,9 @@ from typing import Any
 from bsbr_pl.utils.records import write_whole
 
 from ..evaluation import Evaluation
-from . import figures, tables
-from .figures import Plot
-from .findings import Findings
+from . import clocks, costs, maps, quality, sources, verdict
+from .findings import Findings, Study
+from .plot import Plot
 from .table import Table, markdown
 
 TITLE = "Attention architectures compared"
@@ -81,36 +81,38 @@ def contents(findings: Findings) -> list[Section]:
     studies = findings.studies
     text, recall = [study for study in studies if not study.recall], [study for study in studies if study.recall]
 
-    def each(among: list[tables.Study], *makes: Callable[[tables.Study, Findings], object]) -> list[Part]:
+    def each(among: list[Study], *makes: Callable[[Study, Findings], object]) -> list[Part]:
         return present(make(study, findings) for study in among for make in makes)
 
     verdicts: list[Part] = []
     for study in studies:
-        verdicts += [Heading(study.title), Verdict(tables.summary(study)), *present([tables.verdict(study, findings)])]
-    costs: list[Part] = []
+        verdicts += [Heading(study.title), Verdict(verdict.summary(study))]
+        verdicts += present([verdict.ranking(study, findings)])
+    by_place: list[Part] = []
     for place in findings.costs:
-        crossed = tables.crossovers(findings, place)
-        costs += [Heading(f"In {place}")] if len(findings.costs) > 1 else []
-        costs += present([tables.exponents(findings, place)])
-        costs += [". ".join(str(row[-1]) for row in crossed.rows if row[2] == "training pass") + "."] if crossed else []
-        costs += present([crossed, figures.cost_plots(findings, place)])
-        costs += present(tables.costs_by_length(findings, place, which) for which in tables.COSTS)
-    sources = (tables.environments, tables.data_sets, tables.commands)
-    courses, unrecorded = figures.clocks(findings)
-    maps, unmapped = figures.attention_maps(findings)
+        crossed = costs.crossovers(findings, place)
+        by_place += [Heading(f"In {place}")] if len(findings.costs) > 1 else []
+        by_place += present([costs.exponents(findings, place)])
+        if crossed:
+            by_place.append(". ".join(str(row[-1]) for row in crossed.rows if row[2] == "training pass") + ".")
+        by_place += present([crossed, costs.cost_plots(findings, place)])
+        by_place += present(costs.by_length(findings, place, which) for which in costs.COSTS)
+    tables = (sources.environments, sources.data_sets, sources.commands)
+    courses, unrecorded = clocks.plots(findings)
+    pictures, unmapped = maps.plots(findings)
     sections = [
         Section("Verdict", verdicts or ["Nothing has been measured."]),
-        Section("Problems", [tables.problems(findings) or "None: every checkpoint was read and measured."]),
-        Section("Certificates", present(tables.certificates(findings, e) for e in findings.environments.values())),
-        Section("Accuracy", each(studies, tables.accuracy)),
-        Section("Length and position", each(text, tables.by_length, figures.length_plots)),
-        Section("Recall hits in text", each(text, tables.by_distance, figures.hits_plots)),
-        Section("Recall tasks", each(recall, figures.recall_plots, tables.recall)),
-        Section("Costs", costs),
+        Section("Problems", [sources.problems(findings) or "None: every checkpoint was read and measured."]),
+        Section("Certificates", present(sources.certificates(findings, e) for e in findings.environments.values())),
+        Section("Accuracy", each(studies, quality.by_checkpoint)),
+        Section("Length and position", each(text, quality.by_length, quality.length_plots)),
+        Section("Recall hits in text", each(text, quality.by_distance, quality.hits_plots)),
+        Section("Recall tasks", each(recall, quality.recall_plots, quality.recall)),
+        Section("Costs", by_place),
         Section("Four clocks", [*courses, *([f"Not recorded: {unrecorded}."] if unrecorded else [])]),
-        Section("Pareto fronts", each(studies, figures.pareto_plots)),
-        Section("Attention maps", [*maps, *([f"Without a map: {'; '.join(unmapped)}."] if unmapped else [])]),
-        Section("Environments", present(make(findings) for make in sources)),
+        Section("Pareto fronts", each(studies, verdict.pareto_plots)),
+        Section("Attention maps", [*pictures, *([f"Without a map: {'; '.join(unmapped)}."] if unmapped else [])]),
+        Section("Environments", present(make(findings) for make in tables)),
     ]
     return [section for section in sections if section.parts]
 

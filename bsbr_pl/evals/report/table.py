@@ -5,8 +5,9 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 SCALES = {"ms": 1e3, "%": 100.0, "MB": 1e-6, "GFLOP": 1e-9}  # of units in headers; cells hold s, shares, bytes, FLOP
 
@@ -156,6 +157,24 @@ class Table:
             tag = 'th scope="row"' if j == 0 else f'td class="{kind}"'
             cells.append(f'<{tag} data-sort="{key}">{shown}</{tag[:2]}>')
         return f"<tr>{''.join(cells)}</tr>\n"
+
+
+#: A column, and what reads its cell from an item that has a row.
+Columns = Sequence[tuple[Column, Callable[[Any], Cell]]]
+ARCHITECTURE = Column("architecture")
+
+
+def tabulate(
+    name: str, title: str, caption: str, items: Sequence[Any], columns: Columns, ranked: int | None = None
+) -> Table | None:
+    """A row for each item; rows with nothing but a name are left out, and so are columns without any value."""
+    rows = [[read(item) for _, read in columns] for item in items]
+    full = [any(cell is not None for cell in row[1:]) for row in rows]
+    ranked = None if ranked is None else sum(full[:ranked])
+    rows = [row for row, keep in zip(rows, full, strict=True) if keep]
+    kept = [i for i in range(len(columns)) if any(row[i] not in (None, "") for row in rows)]
+    shown = [columns[i][0] for i in kept]
+    return Table(name, title, caption, shown, [[row[i] for i in kept] for row in rows], ranked) if rows else None
 
 
 def markdown(text: str) -> str:

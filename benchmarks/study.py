@@ -1,0 +1,159 @@
+"""The study: every model on every task, at equal budgets, each at the learning rate that suits it, with several seeds.
+
+    python benchmarks/study.py runs/study                               # everything that configs/study/ describes
+    python benchmarks/study.py runs/study --tasks text --models standard bsbr --seeds 0 1 2
+    python evaluate.py runs/study/text/final --output_dir=results/text --lengths=[]
+
+A model is `configs/study/models/MODEL.yaml`, a task `configs/study/TASK.yaml`: what train.py is given beside base.yaml.
+Where the models have feed-forward networks, these are widened or narrowed until all have as many parameters as
+`standard`; what mismatch remains is printed. Then each model is trained at every rate for a part of the steps, with
+seed 0, and the rate of the least validation loss is used for the runs that count. Data, order, schedule and steps are
+the same for all. A run that has finished is not made again, one that was interrupted goes on, and OUTPUT/TASK.json says
+what was found. Everything after `--` goes to train.py.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bsbr_pl.description import build  # noqa: E402
+from bsbr_pl.evals.matching import match, table  # noqa: E402
+from bsbr_pl.utils.records import environment, git_commit, write_json  # noqa: E402
+
+STUDY = ROOT / "configs" / "study"
+SWEEP_SHARE = 4  # a run of the sweep has this part of the steps of one that counts
+
+
+class Run(NamedTuple):
+    """One training; its folder names all that tells it from the others."""
+
+    task: str
+    model: str
+    rate: float
+    seed: int
+    steps: int
+    kind: str  # sweep or final
+
+    def folder(self, output: Path) -> Path:
+        return output / self.task / self.kind / self.model / f"rate{self.rate:g}_steps{self.steps}_seed{self.seed}"
+
+
+def record(run: Run, output: Path) -> dict[str, Any] | None:
+    """The record of a run that has finished, or None."""
+    path = run.folder(output) / "record.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("status") == "finished" else None
+
+
+def loss(run: Run, output: Path) -> float:
+    """The last validation loss; infinite where the run failed, as one whose loss is no longer a number does."""
+    found = record(run, output)
+    value = found["metrics"]["val/loss"]["value"][-1] if found else None
+    return math.inf if value is None else value
+
+
+def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict[str, Any]]:
+    """Model -> the arguments at which it has as many parameters as `standard`, where the task leaves them free."""
+    sizes = {name: task["model"][name] for name in ("hidden_dim", "num_layers", "num_heads")}
+    if "ff_dim" in task["model"]:
+        return {name: {} for name in models}
+    given = {}
+    for name in dict.fromkeys(["standard", *models]):
+        described = yaml.safe_load((STUDY / "models" / f"{name}.yaml").read_text())["model"]["attention"]
+        parts = [build({"init_args": {}} | one) for one in (described if isinstance(described, list) else [described])]
+        attention = parts if isinstance(described, list) else parts[0]
+        vocab_size = task["data"]["init_args"]["bpe_vocab_size"]
+        given[name] = {"attention": attention, "vocab_size": vocab_size, **sizes}
+    length = task["data"]["init_args"]["context_length"]
+    found = match("params", given, length, "standard")
+    print(table("params", length, found, "standard") + "\n", flush=True)
+    return {name: found[name].turned for name in models}
+
+
+def train(run: Run, output: Path, arguments: dict[str, Any], threads: int, options: list[str]) -> None:
+    """Make a run, go on with it, or leave it as it is."""
+    folder = run.folder(output)
+    failed = folder / "failed.txt"
+    if record(run, output) or failed.exists():
+        return
+    goes_on = (folder / "checkpoints" / "last.ckpt").exists()
+    if not goes_on:  # stopped before there was anything to go on from
+        shutil.rmtree(folder, ignore_errors=True)
+    command = [
+        *(sys.executable, str(ROOT / "train.py"), "fit"),
+        *(f"--config={STUDY / 'models' / run.model}.yaml", f"--config={STUDY / run.task}.yaml"),
+        *(f"--model.{name}={value}" for name, value in arguments.items()),
+        *(f"--seed_everything={run.seed}", f"--data.seed={run.seed}", f"--model.learning_rate={run.rate}"),
+        *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}"),
+        f"--trainer.logger.init_args.save_dir={folder.parent}",
+        *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version={folder.name}"),
+        *("--trainer.enable_progress_bar=false", *options, *(["--ckpt_path=last"] if goes_on else [])),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last = done.stdout.strip().splitlines()[-1:]
+    print(f"{run.kind} {run.task} {run.model} rate {run.rate:g} seed {run.seed}: {loss(run, output):.4f}", flush=True)
+    if done.returncode in (130, 143, -2, -9, -15):
+        raise KeyboardInterrupt
+    if done.returncode:
+        folder.mkdir(parents=True, exist_ok=True)
+        failed.write_text(done.stdout)
+        print(*last, flush=True)
+
+
+def best_rate(task: str, model: str, rates: list[float], steps: int, output: Path) -> float:
+    return min(rates, key=lambda rate: loss(Run(task, model, rate, 0, steps, "sweep"), output))
+
+
+def main() -> None:
+    tasks = sorted(path.stem for path in STUDY.glob("*.yaml"))
+    models = sorted(path.stem for path in (STUDY / "models").glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder for the runs")
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; one is not tried but used")
+    parser.add_argument("--steps", type=int, help="of a run that counts; by default those of the task")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    chosen, options = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
+    threads = max(1, (os.cpu_count() or 1) // chosen.workers)
+
+    def train_all(runs: list[Run]) -> None:
+        with ThreadPoolExecutor(chosen.workers) as pool:
+            list(pool.map(lambda run: train(run, chosen.output, matched[run.model], threads, options), runs))
+
+    for task in chosen.tasks:
+        settings = yaml.safe_load((STUDY / f"{task}.yaml").read_text())
+        matched = matched_arguments(settings, chosen.models)
+        steps = chosen.steps or settings["trainer"]["max_steps"]
+        short, rate = steps // SWEEP_SHARE, settings["model"]["learning_rate"]
+        rates = chosen.rates or [rate / 2, rate, rate * 2]
+        sweep = [Run(task, model, rate, 0, short, "sweep") for model in chosen.models for rate in rates]
+        if len(rates) > 1:
+            train_all(sweep)
+        best = {model: best_rate(task, model, rates, short, chosen.output) for model in chosen.models}
+        final = [
+            Run(task, model, best[model], seed, steps, "final") for seed in chosen.seeds for model in chosen.models
+        ]
+        train_all(final)
+        rows = [run._asdict() | {"val/loss": loss(run, chosen.output)} for run in sweep + final]
+        facts = {"commit": git_commit(), "environment": environment(), "command": " ".join(sys.argv)}
+        write_json(chosen.output / f"{task}.json", facts | {"rates": best, "matched": matched, "runs": rows})
+
+
+if __name__ == "__main__":
+    main()

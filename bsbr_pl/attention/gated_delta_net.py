@@ -1,0 +1,143 @@
+"""Gated DeltaNet: the delta rule, in a memory that also forgets.
+
+    S_t = alpha_t (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
+    o_t = q_t S_t                                                            alpha_t = exp(-A softplus(x_t w_a + b))
+
+with q, k, v = SiLU of a short causal convolution of the projections, q and k of unit length, A and b learned per head;
+the output is RMSNorm(o_t) * SiLU(x_t W_g). Chunked, with g_t the sum of log alpha from the chunk's start to t and
+G_ts = exp(g_t - g_s) for s <= t, what is left at t of what s wrote; per chunk of C:
+
+    U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)   (what is written; S from before the chunk)
+    O = exp(g) Q S + (Q K^T * G) U ;   S <- exp(g_C) S + (exp(g_C - g) K)^T U
+
+The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. No exponent is positive.
+
+Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
+arXiv 2405.21060. Cost: O(T (C + K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import (
+    Attention,
+    ShortConvolution,
+    at_least_fp32,
+    check_positive,
+    lower_triangle,
+    merge_heads,
+    split_heads,
+    to_chunks,
+)
+
+
+class Memory(NamedTuple):
+    S: Tensor  # (B, H, K, V)
+    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+
+
+class GatedDeltaNetAttention(Attention[Memory]):
+    """Causal linear attention with the delta rule and a learned decay.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: tokens C computed at once; changes the speed, not the result.
+        conv_size: taps of the short convolution on q, k and v; 1 for none.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 4) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, conv_size=conv_size)
+        self.chunk_size = chunk_size
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.beta = nn.Linear(hidden_dim, num_heads)
+        self.decay = nn.Linear(hidden_dim, num_heads)
+        self.log_rate = nn.Parameter(torch.zeros(num_heads))  # log A
+        self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        with torch.no_grad():  # the heads start with memories of 10 to 1000 tokens
+            self.decay.bias.copy_(torch.logspace(-1, -3, num_heads).expm1().log())
+
+    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, ...]:
+        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) and the convolution's last inputs."""
+        before = self.conv.nothing_before(len(x)) if before is None else before
+        qkv, before = self.conv(self.qkv(x), before)
+        q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
+        beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
+        log_alpha = -(at_least_fp32(self.log_rate).exp() * F.softplus(at_least_fp32(self.decay(x)))).mT[..., None]
+        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, before
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, beta, log_alpha, _ = self.project(x)
+        g = log_alpha.cumsum(2)
+        left = (g - g.mT).tril().exp()  # of what s wrote, at t >= s
+        identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
+        written = torch.linalg.inv(identity + (beta * k @ k.mT * left).tril(-1)) * beta.mT  # by j, under key t
+        return (q @ k.mT * left).tril() @ written.tril()
+
+    def values(self, x: Tensor) -> Tensor:
+        return self.project(x)[2]
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(merge_heads(self.norm(mixed.to(x.dtype))) * F.silu(self.gate(x)))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) -> mixed values (B, H, T, V), and S after the last."""
+        T = q.shape[2]
+        parts = (q, k, v, beta, log_alpha)
+        q, k, v, beta, log_alpha = (to_chunks(part, min(self.chunk_size, T)) for part in parts)  # (B, H, N, C, .)
+        C = q.shape[3]
+        g = log_alpha.cumsum(3)
+        left = (g - g.mT).clamp(max=0).exp() * lower_triangle(C, like=g)
+        k_beta, v_beta = beta * k, beta * v
+        overlaps = k_beta @ k.mT * left
+        identity = torch.eye(C, dtype=overlaps.dtype, device=overlaps.device).expand_as(overlaps)
+        inverses = torch.linalg.solve_triangular(overlaps, identity, upper=False, unitriangular=True)
+        kept = g.exp()  # of the chunk's S, at t
+        keys_last = k * (g[..., -1:, :] - g).exp()  # as they count at the chunk's end
+        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
+        before, written = [], []
+        for k_n, k_beta_n, v_beta_n, inverse_n, kept_n in zip(
+            *(part.unbind(2) for part in (keys_last, k_beta * kept, v_beta, inverses, kept[..., -1:, :])), strict=True
+        ):
+            U = inverse_n @ (v_beta_n - k_beta_n @ S)
+            before.append(S)
+            written.append(U)
+            S = kept_n * S + k_n.mT @ U
+        mixed = (q * kept) @ torch.stack(before, 2) + (q @ k.mT * left) @ torch.stack(written, 2)
+        return mixed.flatten(2, 3)[:, :, :T], S
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
+        *parts, before = self.project(x)
+        mixed, S = self.mix(*parts)
+        return self.emit(mixed, x), Memory(S, before)
+
+    def init_state(self, batch_size: int) -> Memory:
+        before = self.conv.nothing_before(batch_size)
+        return Memory(at_least_fp32(before).new_zeros(batch_size, self.num_heads, self.head_dim, self.head_dim), before)
+
+    def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        x = x[:, None]
+        q, k, v, beta, log_alpha, before = self.project(x, state.before)
+        S = log_alpha.exp() * state.S
+        S = S + beta * k.mT @ (v - k @ S)
+        return self.emit(q @ S, x)[:, 0], Memory(S, before)
+
+    def state_size(self, num_tokens: int) -> int:
+        return self.hidden_dim * self.head_dim + self.conv.nothing_before(1).numel()
+
+    def flops(self, num_tokens: int) -> int:
+        D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)
+        padded = -(-num_tokens // C) * C
+        projections = num_tokens * (5 * D * D + 2 * D * self.num_heads + self.conv.weight.numel())
+        products = 2 * C * D  # K K^T and Q K^T
+        inverse = padded // C * self.num_heads * C**3 // 2  # half of C^2 for each of C columns
+        loop = C * D + 2 * K * D  # (...)^-1 (...) ; K S, K^T U
+        outputs = K * D + C * D  # Q S, scores U
+        return 2 * (projections + inverse + padded * (products + loop + outputs))

@@ -1,0 +1,117 @@
+"""What can be turned of a model's arguments, how far, and the setting of it that comes closest to a target."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bsbr_pl.models import SIZES
+from bsbr_pl.module import describe
+
+Arguments = dict[str, Any]  # of LanguageModel
+DEFAULTS = {size.name: size.default for size in SIZES if size.default is not size.empty}
+FACTOR = 4  # sizes are turned down to a quarter and up to four times
+
+
+def choices(arguments: Arguments, knob: str, num_tokens: int) -> Sequence[int]:
+    """What a knob can be set to, in order; nothing where the model has no such knob."""
+    value = get(arguments, knob)
+    if not value:
+        return ()
+    if knob == "window_size":
+        return range(1, num_tokens + 1)
+    if knob == "chunk_size":
+        return range(1, num_tokens // 2 + 1)  # a chunk alone has no earlier one to remember
+    if knob == "num_heads":
+        width = arguments["hidden_dim"]
+        heads = range(-(-value // FACTOR), FACTOR * value + 1)
+        return [one for one in heads if width % (2 * one) == 0]
+    step = 2 * arguments["num_heads"] if knob == "hidden_dim" else 1  # whole heads, of even width for rotary positions
+    lowest = value - (value + -value // FACTOR) // step * step
+    return range(lowest, FACTOR * value + 1, step)
+
+
+def get(arguments: Arguments, knob: str) -> int:
+    """What a knob is set to; 0 where the model has no such knob."""
+    if knob == "ff_dim" and getattr(_function(arguments), "replaces_feed_forward", False):
+        return 0
+    if knob == "ff_dim" and arguments[knob] is None:
+        return 4 * arguments["hidden_dim"]
+    return arguments[knob] if knob in arguments else options(arguments).get(knob, 0)
+
+
+def turned(arguments: Arguments, knob: str, value: int) -> Arguments:
+    """The arguments with a knob set to a value; `ff_dim` keeps its proportion to `hidden_dim`."""
+    if knob not in arguments:
+        chosen = getattr(arguments["attention"], "keywords", {})
+        return {**arguments, "attention": functools.partial(_function(arguments), **{**chosen, knob: value})}
+    if knob == "hidden_dim" and arguments["ff_dim"]:
+        arguments = {**arguments, "ff_dim": round(arguments["ff_dim"] * value / arguments["hidden_dim"])}
+    return {**arguments, knob: value}
+
+
+def _function(arguments: Arguments) -> Any:
+    """What builds an attention, the class as a rule."""
+    return getattr(arguments["attention"], "func", arguments["attention"])
+
+
+def options(arguments: Arguments) -> dict[str, Any]:
+    """The options of the architecture, those left to their defaults among them; none where layers have their own."""
+    attention = arguments["attention"]
+    if isinstance(attention, list | tuple):
+        return {}
+    return {name: option.default for name, option in inspect.signature(attention).parameters.items()}
+
+
+def differences(before: Arguments, after: Arguments) -> Arguments:
+    """The arguments and options that are set to something else."""
+    old, new = ({**options(one), **one} for one in (before, after))
+    return {name: new[name] for name in new if name != "attention" and new[name] != old[name]}
+
+
+def plain(arguments: Arguments) -> Arguments:
+    """The arguments as plain values, for a file."""
+    attention = arguments["attention"]
+    described = [*map(describe, attention)] if isinstance(attention, list | tuple) else describe(attention)
+    return {**arguments, "attention": described}
+
+
+def search(
+    start: Arguments, knob: str, settings: Sequence[int], share: Callable[[Arguments], float], enough: float
+) -> dict[int, float]:
+    """Look for the setting at which `share` is closest to 1.
+
+    Steps along the settings for as long as they help, then steps of half the length: this finds the nearest of all
+    where the share rises, or falls, all along. Where it does neither (the state of BSBR is large with small chunks and
+    with large ones), it begins anew from either end, until it has seen shares on both sides of 1.
+
+    Args:
+        start: the other arguments, and where the search begins.
+        knob: what is turned.
+        settings: what it can be set to, in order.
+        share: of the target, at some arguments.
+        enough: the search ends at this distance from 1.
+
+    Returns:
+        setting -> share, for all that were tried and that the model can have.
+    """
+    shares: dict[int, float] = {}
+
+    def miss(i: int) -> float:
+        if settings[i] not in shares:
+            try:
+                shares[settings[i]] = share(turned(start, knob, settings[i]))
+            except ValueError:  # of a model that cannot be built so
+                return float("inf")
+        return abs(shares[settings[i]] - 1)
+
+    given = min(range(len(settings)), key=lambda i: abs(settings[i] - get(start, knob)))
+    for at in (given, 0, len(settings) - 1):
+        step = max(1, len(settings) // 8)
+        while step and miss(at) > enough:
+            nearest = min((i for i in (at, at - step, at + step) if 0 <= i < len(settings)), key=miss)
+            step = step // 2 if nearest == at else step
+            at = nearest
+        if miss(at) <= enough or min(shares.values(), default=2) <= 1 <= max(shares.values(), default=0):
+            break
+    return shares

@@ -1,0 +1,270 @@
+"""Where recall is lost: at the router, which chose another chunk than the one that holds the answer, or behind it.
+
+    python -m bsbr_pl.evals.retrieval runs/version_0/checkpoints/best.ckpt
+
+A question of a recall task stands at the position of its key; its answer is the token behind the last earlier
+occurrence of that key that is followed by what the target says. BSBR answers from its own chunk exactly, from an
+earlier one only through the weights P of `BSBRAttention.chunk_map`. A question whose chunk gives most weight to another
+chunk is one that the router missed; one that it hit, and is answered wrong still, was lost in the chunk's state or in
+reading it.
+"""
+
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from bsbr_pl.attention import BSBRAttention
+from bsbr_pl.data import TextData, TokenData
+from bsbr_pl.metrics import IGNORED
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.utils.records import one_line, write_json
+
+from .analysis import aligned
+from .training import open_checkpoint
+
+Columns = dict[str, Tensor]  # one value a question
+
+
+def find_answers(input_ids: Tensor, targets: Tensor) -> Columns:
+    """The questions of a batch, input_ids and targets (B, T) -> columns of equal length.
+
+    Returns:
+        row, asked: where the question stands; answered: the position of its answer, -1 where it stands nowhere.
+    """
+    row, asked = (targets != IGNORED).nonzero(as_tuple=True)
+    key, value = input_ids[row, asked], targets[row, asked]
+    before = torch.arange(input_ids.shape[1] - 1, device=row.device) < asked[:, None]
+    pairs = (
+        (input_ids[row, :-1] == key[:, None]) & (input_ids[row, 1:] == value[:, None]) & before
+    )  # (questions, T - 1)
+    last = input_ids.shape[1] - 1 - pairs.flip(1).int().argmax(1)
+    return {"row": row, "asked": asked, "answered": last.where(pairs.any(1), -1)}
+
+
+@torch.no_grad()
+def ask(model: LanguageModel, input_ids: Tensor, targets: Tensor) -> tuple[Columns, list[Columns]]:
+    """The questions of a batch, and how each BSBR layer routed those whose answer stands in an earlier chunk.
+
+    Returns:
+        the columns of `find_answers` and `right`; for each BSBR layer the columns `question` (an index into these),
+        `chunks` (how many earlier ones there are) and, (questions, H) each, `rank` of the answer's chunk among them by
+        weight (1 is best; equal weights share the mean of their ranks), its `weight`, and the `null` slot's.
+    """
+    found, layers = find_answers(input_ids, targets), []
+    x = model.embed(input_ids)
+    for branch in model.branches:
+        if isinstance(branch.inner, BSBRAttention):
+            layers.append(_route(branch.inner, branch.norm(x), found))
+        x = branch(x)
+    guesses = model.head(model.norm(x)).argmax(-1)
+    return {**found, "right": (guesses == targets)[found["row"], found["asked"]]}, layers
+
+
+def _route(attention: BSBRAttention, x: Tensor, found: Columns) -> Columns:
+    asking, holding = (found[name] // attention.chunk_size for name in ("asked", "answered"))
+    question = ((holding >= 0) & (holding < asking)).nonzero()[:, 0]
+    asking, holding = asking[question], holding[question]
+    weights = attention.chunk_map(x)[found["row"][question], :, asking]  # (questions, H, N), 0 from the own chunk on
+    own = weights.gather(-1, holding[:, None, None].expand(-1, weights.shape[1], 1))
+    earlier = (torch.arange(weights.shape[-1], device=x.device) < asking[:, None])[:, None]
+    larger, equal = ((ahead & earlier).sum(-1) for ahead in (weights > own, weights == own))
+    return {
+        "question": question,
+        "chunks": asking,
+        "rank": larger + (equal + 1) / 2,
+        "weight": own[..., 0],
+        "null": 1 - weights.sum(-1),
+    }
+
+
+def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
+    """Ask every question of a split, and tell what the router missed from what was lost behind it.
+
+    Args:
+        model: in evaluation mode, on any device; any architecture.
+        data: a recall task whose answers stand in the context behind their key (MQAR, induction, needle).
+        split: `train`, `val` or `test`.
+
+    Returns:
+        questions (number), accuracy (share answered right);
+        chunk_size (tokens, of the last BSBR layer; None without one: positions are then those in the sequence);
+        layers: of every BSBR layer, over the questions whose answer stands in an earlier chunk: layer (of the BSBR
+        layers, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each of the
+        heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most weight),
+        rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's chunk) and
+        null (mean, of the slot that retrieves nothing);
+        routed: accuracy by how the best head of the last layer routed: hit and missed;
+        reach: accuracy where the answer stands in the same chunk and in an earlier_chunk;
+        by_distance (tokens from the answer to the question), by_answer and by_question (their positions in the chunk):
+        rows of start <= number < stop. Whatever has an accuracy has its number of questions; and, with BSBR layers,
+        hit: the share of those with the answer in an earlier chunk that the best head of the last layer hits.
+        None stands where there is no question; those whose answer stands nowhere in the context are in no class.
+
+    Raises:
+        ValueError: the data is text, or a task without answers in the context.
+    """
+    if isinstance(data, TextData):
+        raise ValueError("retrieval needs a recall task (MQARData, InductionData or NeedleData), not text")
+    device = next(model.parameters()).device
+    batches: list[Columns] = []
+    routes: list[list[Columns]] = []
+    seen = 0
+    for batch in data.loader(split):
+        columns, layers = ask(model, batch["input_ids"].to(device), batch["targets"].to(device))
+        routes.append([{**layer, "question": layer["question"] + seen} for layer in layers])
+        batches.append(columns)
+        seen += len(columns["row"])
+    found = _join(batches)
+    if (found["answered"] < 0).all():
+        raise ValueError(f"no answer of {type(data).__name__} stands in the context behind its key: use MQARData")
+    layers = [_join(one) for one in zip(*routes, strict=True)]
+    sizes = [one.chunk_size for one in model.attentions if isinstance(one, BSBRAttention)]
+    described = [_describe(i, size, layer) for i, (size, layer) in enumerate(zip(sizes, layers, strict=True))]
+    return {
+        "questions": seen,
+        "accuracy": float(found["right"].float().mean()),
+        "chunk_size": sizes[-1] if sizes else None,
+        "layers": described,
+        **_split(found, sizes, layers, described),
+    }
+
+
+def _join(parts: Sequence[Columns]) -> Columns:
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _describe(number: int, chunk_size: int, layer: Columns) -> dict[str, Any]:
+    hit = (layer["rank"] == 1).float()
+    columns = {"hit": hit, "rank": layer["rank"], "weight": layer["weight"], "null": layer["null"]}
+    known = len(hit) > 0
+    by_head = {name: column.mean(0).tolist() if known else [None] * hit.shape[1] for name, column in columns.items()}
+    return {
+        "layer": number,
+        "chunk_size": chunk_size,
+        "questions": len(hit),
+        "chance": float((1 / layer["chunks"]).mean()) if known else None,
+        "best_head": int(hit.mean(0).argmax()) if known else None,
+        "heads": [dict(zip(by_head, values, strict=True)) for values in zip(*by_head.values(), strict=True)],
+        "mean": {name: float(column.mean()) if known else None for name, column in columns.items()},
+    }
+
+
+def _split(
+    found: Columns, sizes: Sequence[int], layers: Sequence[Columns], described: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The accuracy of classes of questions."""
+    asked, answered, right = found["asked"], found["answered"], found["right"]
+    placed, chunk = answered >= 0, sizes[-1] if sizes else int(asked.max()) + 1
+    near = asked // chunk == answered // chunk
+    hit = torch.full_like(right, False)
+    if layers and described[-1]["best_head"] is not None:
+        hit[layers[-1]["question"]] = layers[-1]["rank"][:, described[-1]["best_head"]] == 1
+
+    def figures(inside: Tensor) -> dict[str, Any]:
+        far = inside & placed & ~near
+        shares = {"questions": int(inside.sum()), "accuracy": _share(right[inside])}
+        return {**shares, "hit": _share(hit[far])} if sizes else shares
+
+    def classes(numbers: Tensor) -> list[dict[str, Any]]:
+        edges = [0, *(2**i for i in range(int(numbers[placed].max()).bit_length() + 1))]
+        rows = [((numbers >= start) & (numbers < stop) & placed, start, stop) for start, stop in pairwise(edges)]
+        return [{"start": start, "stop": stop, **figures(inside)} for inside, start, stop in rows if inside.any()]
+
+    far = placed & ~near
+    split = {
+        "by_distance": classes(asked - answered),
+        "by_answer": classes(answered % chunk),
+        "by_question": classes(asked % chunk),
+    }
+    if not sizes:
+        return split
+    kinds = {"routed": {"hit": far & hit, "missed": far & ~hit}, "reach": {"same_chunk": near, "earlier_chunk": far}}
+    return {
+        name: {
+            kind: {"questions": int(inside.sum()), "accuracy": _share(right[inside])} for kind, inside in one.items()
+        }
+        for name, one in kinds.items()
+    } | split
+
+
+def _share(of: Tensor) -> float | None:
+    return float(of.float().mean()) if len(of) else None
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The tables of what `retrieval` found."""
+    chunk = found["chunk_size"]
+    where = f"chunk of {chunk} tokens" if chunk else "sequence"
+    parts = [f"{found['questions']:,} questions, accuracy {_number(found['accuracy'])}"]
+    for layer in found["layers"]:
+        rows = [[f"BSBR layer {layer['layer']}", "hit@1", "rank", "weight", "null"]]
+        heads = enumerate(layer["heads"]) if layer["questions"] else ()
+        for name, head in (*((f"head {i}", head) for i, head in heads), ("mean", layer["mean"])):
+            best = " (best)" if name == f"head {layer['best_head']}" else ""
+            rows.append([name + best, *(_number(head[column]) for column in ("hit", "rank", "weight", "null"))])
+        chance = f"{layer['questions']:,} questions into earlier chunks; a blind guess hits {_number(layer['chance'])}"
+        parts.append(f"{aligned(rows)}\n{chance}")
+    for key, title in (("routed", "router (best head of the last layer)"), ("reach", "answer in")):
+        if key in found:
+            rows = [
+                [kind.replace("_", " "), f"{one['questions']:,}", _number(one["accuracy"])]
+                for kind, one in found[key].items()
+            ]
+            parts.append(aligned([[title, "questions", "accuracy"], *rows]))
+    for key, title in (
+        ("by_distance", "tokens from answer to question"),
+        ("by_answer", f"answer's position in the {where}"),
+        ("by_question", f"question's position in the {where}"),
+    ):
+        rows = [[title, "questions", "accuracy", *(["hit@1"] if chunk else [])]]
+        for one in found[key]:
+            shown = f"{one['start']} to {one['stop'] - 1}" if one["stop"] - one["start"] > 1 else str(one["start"])
+            rows.append([shown, f"{one['questions']:,}", *(_number(one[c]) for c in ("accuracy", "hit") if c in one)])
+        parts.append(aligned(rows))
+    return "\n\n".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def diagnose(
+    checkpoint: str, split: Literal["train", "val", "test"] = "test", device: str = "cpu", out: str | None = None
+) -> None:
+    """Print where a trained model loses the answers of its own recall task.
+
+    Args:
+        checkpoint: file (*.ckpt) that train.py wrote
+        split: of the data that it was trained on
+        device: cpu, cuda, ...
+        out: JSON file for all figures
+    """
+    opened = open_checkpoint(checkpoint)
+    assert opened.module is not None
+    found = retrieval(opened.module.model.to(device).eval(), opened.open_data(), split)
+    print(as_text(found))
+    if out:
+        write_json(Path(out), {"checkpoint": checkpoint, "split": split, **found})
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Parse the command line and diagnose; the exit code."""
+    parser = ArgumentParser(prog="retrieval", description=(diagnose.__doc__ or "").split("\n")[0])
+    parser.add_argument("checkpoint", type=str, help="file (*.ckpt) that train.py wrote")
+    parser.add_function_arguments(diagnose, skip={"checkpoint"}, as_group=False)
+    options = parser.parse_args(args)
+    try:
+        diagnose(**options.as_dict())
+    except (ValueError, OSError) as error:
+        parser.error(one_line(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

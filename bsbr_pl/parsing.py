@@ -1,0 +1,126 @@
+"""Command lines whose mistakes are answered in one sentence that says what to do."""
+
+import difflib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+#: What types are called in answers.
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list like [1,2]",
+}
+NO_CLASS = "Expected a dot import path string: "
+NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+)'(?: is not accepted)?"
+
+
+class Parser(ArgumentParser):
+    """A parser that names the mistake, the file it is in, and what was probably meant; nothing may be abbreviated."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | options)
+        self._reading = ""  # the file under way
+
+    def parse_path(self, path: Any, *args: Any, **options: Any) -> Any:
+        self._reading = str(path)
+        try:
+            return super().parse_path(path, *args, **options)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        finally:
+            self._reading = ""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser within a parser
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "")
+        where = f"{self._reading}: " if self._reading else ""
+        said = sentence(message) + meant(message, parser)
+        self.exit(2, f"{command.split()[0]}: error: {where}{said}\n`{command} --help` shows every option\n")
+
+
+def sentence(message: str) -> str:
+    """An error's message on one line: of jsonargparse's tree of all that it tried, the branch that matters."""
+    return " ".join(_branch(message).split()).rstrip(".")
+
+
+def _branch(message: str) -> str:
+    if yaml := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):
+        *_, place = re.findall(r"line \d+, column \d+", yaml[1]) or [""]
+        *_, problem = re.sub(r'\s*in "<unicode string>", line \d+, column \d+', "", yaml[1]).strip().split("\n")
+        return f"no valid YAML at {place}: {problem} (indent with spaces, alike within a section)"
+    if message.startswith("Unexpected config: "):
+        return "a configuration must hold sections, `trainer:`, `model:` or `data:`, with options in them"
+    if linked := re.match(r'Linked "(.*)" must be given via "(.*)"', message):
+        return f"{linked[1]} follows from {linked[2]}: leave it out"
+    if required := re.match(r"the following arguments are required: (?:\w+\.)?(\S+)", message):
+        how = f": --{required[1]}=..., or a --config that sets it" if "." in required[1] else ""
+        return f"{required[1]} must be given{how}"
+    key, body = re.match(r'(?:Parser key "(.*?)":)?(.*)', message, re.DOTALL).groups()  # type: ignore[union-attr]
+    if option := re.search(NO_OPTION, body):
+        return f"there is no option {key + '.' if key else ''}{option[1] or option[2]}"
+    tried = re.findall(r"- (.*?)(?=\n\s*- |\n\s*Given value|$)", body, re.DOTALL) if "- " in body else [body.strip()]
+    tried = [one for one in tried if not one.startswith(("Does not validate", "Expected a path"))]
+    if others := [one for one in tried if not one.startswith("Expected a ")]:
+        said = re.sub(r"Type \S.* expects a function or a callable class: ", "", others[0])
+        return f"{key}: {said}" if key else said
+    if unknown := [one.removeprefix(NO_CLASS) for one in tried if one.startswith(NO_CLASS)]:
+        return f"{key}: no class is called {unknown[0]!r}"
+    value = re.findall(r"(?:Given value|Got value): (.*)", body)
+    types = dict.fromkeys(named for one in tried if (named := _type(one)))
+    return f"{key}={value[-1]}: must be {' or '.join(types)}" if value and types else body
+
+
+def _type(said: str) -> str:
+    """A type that was expected, in words; nothing for containers, which hold what else is named."""
+    if choice := re.match(r"Expected a typing\.Literal\[(.*)\]", said):
+        return choice[1].replace("'", "")
+    found = re.match(r"Expected a <class '(.*?)'>", said)
+    return TYPES.get(found[1], "") if found else ""
+
+
+def meant(message: str, parser: ArgumentParser) -> str:
+    """What a misspelt name resembles, to add to the sentence."""
+    key = found[1] if (found := re.match('Parser key "(.*?)"', message)) else ""
+    if file := re.search(r"File does not exist: '(.*)'", message):
+        return _similar(Path(file[1]).name, [path.name for path in Path(file[1]).parent.glob("*")])
+    if option := re.search(NO_OPTION, message):
+        asked = ".".join(filter(None, (key, (option[1] or option[2]).lstrip("-"))))
+        known = dict(_options(parser))
+        if known.get(asked):  # of another class than the chosen one
+            return f" here, but of {known[asked]}"
+        leaf, leaves = asked.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1] for name in known}
+        near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
+        return _similar(asked, [name for name in known if name.rsplit(".", 1)[-1] in near], 0, "--")
+    if NO_CLASS in message:
+        classes = [path.rsplit(".", 1)[1] for a in parser._actions if a.dest == key for path in _classes(a)]
+        return _similar(message.split(NO_CLASS, 1)[1].split()[0], classes)
+    return ""
+
+
+def _similar(name: str, known: list[str], least: float = 0.6, dashes: str = "") -> str:
+    return "".join(f": did you mean {dashes}{one}?" for one in difflib.get_close_matches(name, known, 1, least))
+
+
+def _options(parser: ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Every option, without dashes, and those of the classes that may be chosen by one, with the class."""
+    for action in parser._actions:
+        for path in _classes(action):
+            for option in inspect.signature(pkgutil.resolve_name(path)).parameters:
+                yield f"{action.dest}.{option}", path.rsplit(".", 1)[1]
+        yield from ((name[2:], "") for name in action.option_strings if name.startswith("--"))
+
+
+def _classes(action: Any) -> list[str]:
+    """The classes that an option may name, by import path."""
+    _, known, paths = (action.extra_help() if hasattr(action, "extra_help") else "").partition("known subclasses: ")
+    return paths.split(", ") if known else []

@@ -1,0 +1,171 @@
+"""The site's pages: every command is known and run, the generated pages follow the code, and the notebook runs."""
+
+import importlib.util
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import test_readme
+from PIL import Image
+from test_readme import EVALUATE, ROOT, TRAIN, commands, run
+
+from bsbr_pl.attention import ARCHITECTURES, StandardAttention
+
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in DOCS.rglob("*.md")}
+LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
+
+#: What is appended to the commands that are run here, in the order in which they are run.
+HERE = {
+    "train.py fit --config configs/bsbr.yaml --trainer.max_steps=160 --trainer.val_check_interval=40": TRAIN,
+    "train.py fit --config configs/standard.yaml --trainer.max_steps=160 --trainer.val_check_interval=40": TRAIN,
+    "evaluate.py runs/ '--lengths=[256,1024,4096]'": EVALUATE,
+    "train.py fit --config configs/bsbr.yaml --data.source=mytexts/": [
+        option for option in TRAIN if not option.startswith("--data.source")
+    ],
+    "train.py fit --data.help TextData": [],
+}
+#: Where the others are run, and how that file says so; or where it says that they were not.
+ELSEWHERE = {
+    "train.py fit --config configs/bsbr.yaml --trainer.devices=2 --trainer.strategy=ddp": (
+        "tests/two_processes.py",
+        'STRATEGIES = ("ddp", "fsdp2")',
+    ),
+    "train.py fit --config configs/bsbr.yaml --trainer.devices=2 --trainer.strategy=fsdp2": (
+        "tests/two_processes.py",
+        'STRATEGIES = ("ddp", "fsdp2")',
+    ),
+    "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=host1:29400 --rdzv-id=run1 "
+    "train.py fit --config configs/bsbr.yaml --trainer.num_nodes=2 --trainer.devices=8 --trainer.strategy=ddp": (
+        "docs/multi_node.md",
+        "Not run: NCCL, GPUs,\nseveral machines",
+    ),
+    "srun python train.py fit --config configs/bsbr.yaml --trainer.num_nodes=2 --trainer.devices=8 "
+    "--trainer.strategy=ddp": ("docs/multi_node.md", "several machines, SLURM."),
+    "docs/research/compare.py": ("tests/test_research_examples.py", 'load("compare")'),
+    "docs/research/page.py": ("tests/test_research_examples.py", 'load("page")'),
+    "make docs": ("Makefile", "docs:"),
+    "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),
+}
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_is_known():
+    found = {command for page in PAGES.values() for command in commands(page)}
+    assert set(HERE) | set(ELSEWHERE) <= found
+    assert found <= set(HERE) | set(ELSEWHERE) | set(test_readme.HERE) | set(test_readme.ELSEWHERE)
+    tutorial = commands(PAGES["tutorial.md"])
+    assert [command for command in HERE if command in tutorial] == [c for c in tutorial if c in HERE]
+    for place, words in ELSEWHERE.values():
+        assert words in (ROOT / place).read_text()
+
+
+def test_the_commands_and_the_certificate_run(tmp_path, monkeypatch, one_thread, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    texts = ["\n".join(f"def add_{i}(a, b):\n    return a + b + {i * j}\n" for i in range(20)) for j in range(60)]
+    (tmp_path / "text.txt").write_text("\n".join(texts))
+    (tmp_path / "mytexts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "mytexts" / f"{number}.txt").write_text(text)
+    printed = {}
+    for command, more in HERE.items():
+        assert not run(command, more), command
+        printed[command] = capfd.readouterr().out
+    bsbr, standard, evaluate, own, help_ = printed.values()
+    assert "BSBRAttention" in bsbr
+    assert "StandardAttention" in standard
+    assert evaluate.endswith("evaluation/report.html\n")
+    assert "bits per byte" in own
+    assert "bpe_vocab_size" in help_
+    report = (tmp_path / "evaluation" / "report.md").read_text()
+    names = re.findall(r"^- \*\*(.+?)\*\*:", PAGES["tutorial.md"], re.M)
+    assert "Verdict" in names
+    for name in set(names) - {"Four clocks", "Recall hits in text"}:  # of which there is nothing to say after two steps
+        assert f"## {name}" in report
+
+    (example,) = re.findall(r"```python\n(.*?)```", PAGES["howto/certificate.md"], re.S)
+    exec(example)
+    lines = capfd.readouterr().out.splitlines()
+    assert all(line.endswith("passed") for line in lines)
+    named = re.findall(r"^\| `(\w+)` \|", PAGES["howto/certificate.md"], re.M)
+    assert {re.sub("_[0-9]+$", "_K", line.split()[0]) for line in lines} == set(named)
+
+
+class AnotherAttention(StandardAttention):
+    """Another one.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+    """
+
+
+def test_the_pages_follow_the_registry(tmp_path, monkeypatch, capsys):
+    """One more architecture, without a picture, has its page; every link leads somewhere; figures are closed forms."""
+    monkeypatch.setitem(ARCHITECTURES, "another", AnotherAttention)
+    pytest.importorskip("nbconvert")
+    generate = load("generate")
+    generate.main(tmp_path)
+    assert "no picture of another: `python docs/attention_maps.py another` draws it" in capsys.readouterr().out
+    assert "There is no picture yet" in (tmp_path / "architectures" / "another.md").read_text()
+    overview = (tmp_path / "architectures" / "index.md").read_text()
+    for key, architecture in ARCHITECTURES.items():
+        page = (tmp_path / "architectures" / f"{key}.md").read_text()
+        assert f"::: {architecture.__module__}.{architecture.__qualname__}\n" in page
+        assert key == "another" or re.search(r"^    \S.* = ", page, re.M), "a formula"
+        assert f"]({key}.md)" in overview
+        attention = architecture(generate.HIDDEN_DIM, generate.NUM_HEADS)
+        assert f"| 1,024 | {attention.flops(1024) // 1024:,} | {attention.state_size(1024):,} |" in page
+        assert (ROOT / "configs" / f"{key}.yaml").exists() or key == "another"
+    for module in ("bsbr_pl.model", "bsbr_pl.module", "callbacks"):
+        assert f"::: {module}\n" in (tmp_path / "api" / f"{module}.md").read_text()
+    assert "::: bsbr_pl.utils.flops\n" in (tmp_path / "api" / "bsbr_pl.utils.md").read_text()
+    links = 0
+    for path in tmp_path.rglob("*.md"):
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(), flags=re.S)
+        for target in LINK.findall(text):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+            links += 1
+    assert links > 40
+
+
+def test_a_map_is_drawn(tmp_path, one_thread, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("\n".join(f"line {i} is {i * i}" for i in range(400)))
+    sizes = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2}
+    source = str(tmp_path / "text.txt")
+    load("attention_maps").main(["gau"], 2, context_length=48, folder=tmp_path, source=source, **sizes)
+    with Image.open(tmp_path / "gau.png") as picture:
+        assert min(picture.size) > 200
+
+
+def kinds(outputs) -> list[str]:
+    """What a cell gave, in order; a stream may come in any number of parts."""
+    return [kind for kind, _ in itertools.groupby(output["output_type"] for output in outputs)]
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """In small: another kernel, as a reader's, with the parameters of its first cell made small."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.read(DOCS / "quickstart.ipynb", 4)
+    parameters = notebook.cells[1]
+    assert parameters.source.startswith("source, steps, seq_lengths, rounds = ")
+    parameters.source = "source, steps, seq_lengths, rounds = 'text.txt', 8, (32, 64), 2"
+    (tmp_path / "text.txt").write_text("\n".join(f"line {i} is {i * i}" for i in range(9000)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    kept = [cell.get("outputs") for cell in notebook.cells]
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for cell, before in zip(notebook.cells, kept, strict=True):
+        assert kinds(cell.get("outputs", [])) == kinds(before or []), cell.source
+    assert Path(tmp_path / "runs" / "notebook" / "BSBR").is_dir()
