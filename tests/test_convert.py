@@ -80,7 +80,7 @@ def test_gpt2_has_the_logits_of_hugging_face_and_of_its_equations(reference):
     ],
 )
 def test_gpt2_of_another_architecture_sees_what_it_reaches(attention, reference):
-    """BSBR's gain is 0 to start with: within the first chunk, exactly GPT-2; after it, not."""
+    """BSBR's gain is 0 to start with, its convolution the identity: in the first chunk exactly GPT-2; after it, not."""
     module = load_gpt2(FOLDER, attention)
     reach = next(iter(attention.keywords.values()))
     with torch.no_grad():
@@ -182,7 +182,7 @@ def trained(tmp_path_factory) -> tuple[LanguageModule, Path]:
 LEFT = {  # of a layer, where a trained Standard has no tensor of the name
     "standard": set(),
     "sliding_window": set(),
-    "bsbr": {"gain", "chunk_query.weight", "chunk_key.weight"},
+    "bsbr": {"gain", "chunk_query.weight", "chunk_key.weight", "conv.weight"},
     "hopfield": {"beta"},
     "linear": {"conv.weight"},
 }
@@ -273,9 +273,8 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
         same = main("validate", "bsbr", *start).trainer.callback_metrics["val/loss"]  # one chunk: not yet another model
     assert float(same) == pytest.approx(standard, rel=1e-5)
     lines = [line for line in caplog.messages if line.startswith("The weights are those of")]
-    assert lines == [
-        f"The weights are those of {source}; left at their start: chunk_key.weight, chunk_query.weight, gain"
-    ]
+    left = "chunk_key.weight, chunk_query.weight, conv.weight, gain"
+    assert lines == [f"The weights are those of {source}; left at their start: {left}"]
 
     heal = [*start, "--model.attention.chunk_size=4", "--model.learning_rate=1e-3"]
     converted = float(main("validate", "bsbr", *heal).trainer.callback_metrics["val/loss"])
