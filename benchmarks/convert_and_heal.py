@@ -23,7 +23,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=640, help="of training Standard")
     options.add_argument("--heal-steps", type=int, default=64, help="of the fine-tune")
-    options.add_argument("--heal-rate", type=float, default=3e-3, help="learning rate of the fine-tune, at its highest")
+    options.add_argument("--heal-rate", type=float, default=1e-3, help="learning rate of the fine-tune, at its highest")
     options.add_argument("--chunk-size", type=int, default=64, help="of BSBR, tokens")
     options.add_argument("--context-length", type=int, default=512, help="tokens")
     options.add_argument("--folder", type=Path, default=ROOT / "runs" / "convert_and_heal", help="of the runs")

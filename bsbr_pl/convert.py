@@ -1,7 +1,7 @@
 """Trained weights for another architecture: from a checkpoint of ours, or from a folder with Hugging Face's GPT-2.
 
 A model that starts from them computes what its architecture makes of the same matrices. BSBR, whose gain starts at 0,
-begins as softmax attention over the last chunk_size tokens, and trains a retrieval of what it no longer sees.
+begins as softmax attention over its last `chunk_size` tokens, and trains the retrieval of what it no longer sees.
 """
 
 import functools

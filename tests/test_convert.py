@@ -80,7 +80,7 @@ def test_gpt2_has_the_logits_of_hugging_face_and_of_its_equations(reference):
     ],
 )
 def test_gpt2_of_another_architecture_sees_what_it_reaches(attention, reference):
-    """BSBR's gain is 0 to start with: within the first chunk, exactly GPT-2; after it, not."""
+    """BSBR's gain is 0 to start with, its convolution the identity: in the first chunk exactly GPT-2; after it, not."""
     module = load_gpt2(FOLDER, attention)
     reach = next(iter(attention.keywords.values()))
     with torch.no_grad():
@@ -182,7 +182,7 @@ def trained(tmp_path_factory) -> tuple[LanguageModule, Path]:
 LEFT = {  # of a layer, where a trained Standard has no tensor of the name
     "standard": set(),
     "sliding_window": set(),
-    "bsbr": {"conv.weight", "gain", "chunk_query.weight", "chunk_key.weight"},
+    "bsbr": {"gain", "chunk_query.weight", "chunk_key.weight", "conv.weight"},
     "hopfield": {"beta"},
     "linear": {"conv.weight"},
 }
