@@ -91,7 +91,7 @@ class BSBRAttention(Attention[Chunks]):
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, compression_factor=compression_factor, conv_size=conv_size)
-        check_number("a number", lambda gain: True, initial_gain=initial_gain)
+        check_number("from -1 to 1", lambda gain: -1 <= gain <= 1, initial_gain=initial_gain)
         if retrieval_top_k is not None:
             check_positive(retrieval_top_k=retrieval_top_k)
         if self.head_dim % compression_factor:
