@@ -45,6 +45,8 @@ from .base import (
     window_pairs,
 )
 
+EQUAL = 1e-4  # scores this close count as equal and the earlier chunk wins: rounding must not choose among repetitions
+
 
 class Chunks(NamedTuple):
     F: Tensor  # (B, H, N, K, V / compression), states of the finished chunks
@@ -141,8 +143,8 @@ class BSBRAttention(Attention[Chunks]):
         past = torch.arange(h.shape[2], device=r.device) < chunks
         scores = (r @ h.mT / self.head_dim**0.5).masked_fill(~past, -torch.inf)
         if self.retrieval_top_k is not None and self.retrieval_top_k < h.shape[2]:
-            best = scores.topk(self.retrieval_top_k)  # by index: chunks of the same text have the same score
-            scores = torch.full_like(scores, -torch.inf).scatter(-1, best.indices, best.values)
+            order = (scores / EQUAL).round().argsort(dim=-1, descending=True, stable=True)
+            scores = scores.scatter(-1, order[..., self.retrieval_top_k :], -torch.inf)
         null = torch.zeros_like(scores[..., :1])
         if not self.normalize:
             null = null.masked_fill(chunks > 0, -torch.inf)  # the first chunk has nothing else

@@ -131,8 +131,11 @@ _ELEMENTWISE: dict[str, tuple[int, bool]] = {
     **{f"aten::{name}": (1, False) for name in ("rsub", "neg", "square", "exp", "log", "sqrt", "rsqrt", "sin", "cos")},
     "aten::reciprocal": (1, False),
     "aten::polar": (2, False),  # sine and cosine
-    **{f"aten::{name}": (1, False) for name in ("relu", "abs", "clamp", "clamp_min", "cumsum", "maximum", "minimum")},
-    **{f"aten::{name}": (1, True) for name in ("sum", "mean", "amax", "max", "topk", "argmax")},
+    **{
+        f"aten::{name}": (1, False)
+        for name in ("relu", "abs", "round", "clamp", "clamp_min", "cumsum", "maximum", "minimum")
+    },
+    **{f"aten::{name}": (1, True) for name in ("sum", "mean", "amax", "max", "topk", "argmax", "argsort")},
     "aten::sigmoid": (4, False),  # negate, exponential, add, divide
     "aten::silu": (5, False),
     "aten::softplus": (3, False),  # exponential, add, logarithm
