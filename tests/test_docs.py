@@ -46,6 +46,23 @@ ELSEWHERE = {
     "--trainer.strategy=ddp": ("docs/multi_node.md", "several machines, SLURM."),
     "docs/research/compare.py": ("tests/test_research_examples.py", 'load("compare")'),
     "docs/research/page.py": ("tests/test_research_examples.py", 'load("page")'),
+    "train.py fit --config configs/standard.yaml": ("tests/test_train.py", "ROOT / 'configs' / f'{name}.yaml'"),
+    "train.py validate --config configs/bsbr.yaml --initial_weights=runs/version_0/checkpoints/best.ckpt": (
+        "tests/test_convert.py",
+        'f"--initial_weights={source}"',
+    ),
+    "train.py fit --config configs/bsbr.yaml --initial_weights=runs/version_0/checkpoints/best.ckpt "
+    "--model.learning_rate=1e-3 --trainer.max_steps=64": ("tests/test_convert.py", 'f"--initial_weights={source}"'),
+    "train.py fit --config gpt2.yaml --initial_weights=gpt2": (
+        "tests/test_convert.py",
+        'f"--initial_weights={FOLDER}"',
+    ),
+    "benchmarks/convert_and_heal.py": ("tests/test_benchmarks.py", '"convert_and_heal"'),
+    "-m bsbr_pl.evals.matching --match params --reference standard --tokens 512 --hidden_dim 128 --out configs/matched": (
+        "tests/evals/test_matching.py",
+        'f"--out={tmp_path}"',
+    ),
+    "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
     "make docs": ("Makefile", "docs:"),
     "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),
 }

@@ -24,6 +24,7 @@ EVALUATE = ["--device=cpu", "--multiples=[1]", "--lengths=[16]", "--rounds=1"]
 HERE = {
     "train.py fit --config configs/bsbr.yaml": TRAIN,
     "train.py fit --config configs/delta_net.yaml": APART,
+    "train.py fit --model.attention=delta_net": APART,
     "train.py fit --config configs/bsbr.yaml --model.attention.chunk_size=64 --trainer.max_steps=100": APART,
     "train.py validate --config configs/bsbr.yaml --ckpt_path runs/version_0/checkpoints/best.ckpt": TRAIN,
     "train.py fit --config configs/bsbr.yaml --ckpt_path last": [*TRAIN, "--trainer.max_steps=4"],
@@ -38,6 +39,8 @@ ELSEWHERE = {
     "python3 -m venv .venv": (".ci/run", "-m venv"),
     "pip install -q -c constraints.txt -e .": (".ci/run", "-c constraints.txt -e '.[dev,"),
     "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev,"),
+    "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "docs]'"),
+    "make docs": ("Makefile", "docs:"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": ("constraints.txt", "torch==2.13.0"),
     "tensorboard --logdir runs": ("tests/callbacks/test_tensorboard.py", '"tensorboard.main", "--logdir"'),

@@ -1,0 +1,37 @@
+"""benchmarks/study.py at toy size: it matches, sweeps, trains with the best rate, and makes nothing twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300))
+
+
+def test_study(tmp_path):
+    (tmp_path / "text.py").write_text(TEXT)
+    command = [
+        *(sys.executable, ROOT / "benchmarks/study.py", tmp_path / "runs", "--tasks", "text", "--models", "linear"),
+        *("--seeds", "1", "--rates", "1e-9", "1e-2", "--steps", "8", "--workers", "2", "--"),
+        *(f"--data.source={tmp_path / 'text.py'}", "--data.tokenizer=bytes", "--data.context_length=32"),
+        *("--trainer.accelerator=cpu", f"--data.cache_dir={tmp_path / 'cache'}"),
+    ]
+
+    def run() -> list[str]:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith(("sweep", "final"))]
+
+    assert len(run()) == 3
+    found = json.loads((tmp_path / "runs/text.json").read_text())
+    assert found["rates"] == {"linear": 1e-2}  # at 1e-9 nothing is learnt
+    assert found["matched"]["linear"]["ff_dim"] != 512
+    assert [(one["kind"], one["rate"], one["seed"], one["steps"]) for one in found["runs"]] == [
+        ("sweep", 1e-9, 0, 2),
+        ("sweep", 1e-2, 0, 2),
+        ("final", 1e-2, 1, 8),
+    ]
+    record = json.loads((tmp_path / "runs/text/final/linear/rate0.01_steps8_seed1/record.json").read_text())
+    assert record["metrics"]["val/loss"]["value"][-1] == found["runs"][2]["val/loss"]
+    assert run() == []
