@@ -37,9 +37,9 @@ HERE = {
 #: Where the others are run, and how that file says so.
 ELSEWHERE = {
     "python3 -m venv .venv": (".ci/run", "-m venv"),
-    "pip install -q -c constraints.txt -e .": (".ci/run", "-c constraints.txt -e '.[dev,"),
-    "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev,"),
-    "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "docs]'"),
+    "pip install -q -c constraints.txt -e .": (".ci/run", "-c constraints.txt -e '.[dev]'"),
+    "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev]'"),
+    "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "-c constraints.txt -e '.[docs]'"),
     "make docs": ("Makefile", "docs:"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": ("constraints.txt", "torch==2.13.0"),
