@@ -92,7 +92,7 @@ class CLI(LightningCLI):
         options = self.config.get(str(self.subcommand), self.config)
         if self.subcommand == "fit" and options.trainer.max_steps == 0:
             raise ValueError("max_steps=0 trains nothing: at least 1")
-        given = options.ckpt_path or options.initial_weights
+        given = options.get("ckpt_path") or options.get("initial_weights")
         if self.subcommand in ("validate", "test", "predict") and given in (None, "best"):
             raise ValueError(
                 f"{self.subcommand} needs a trained model: --ckpt_path=<file>, or `last` for the newest run's"

@@ -269,7 +269,7 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
     (standard,) = record["metrics"]["val/loss"]["value"]
 
     start = [*SIZE, f"--initial_weights={source}"]
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         same = main("validate", "bsbr", *start).trainer.callback_metrics["val/loss"]  # one chunk: not yet another model
     assert float(same) == pytest.approx(standard, rel=1e-5)
     lines = [line for line in caplog.messages if line.startswith("The weights are those of")]

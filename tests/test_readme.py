@@ -96,7 +96,7 @@ def test_the_commands_run(tmp_path, monkeypatch, one_thread, capfd):
     for command, more in HERE.items():
         assert not run(command, more), command
         printed[command] = capfd.readouterr().out
-    fit, validate, help_, evaluate = (list(HERE)[i] for i in (0, 3, 5, 6))
+    fit, validate, help_, evaluate = (list(HERE)[i] for i in (0, 4, 6, 7))
     for words in ("bits per byte", "xz -9", "gzip -9", "accuracy", "Generated:"):
         assert words in printed[fit]
     assert "val/loss" in printed[validate]

@@ -53,7 +53,7 @@ def test_layers_of_different_architectures(make_data, make_trainer, lines):
 
 def test_an_architecture_without_maps_is_named_once(make_data, make_module, make_trainer, lines, caplog):
     module = make_module("bsbr", compression_factor=2)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         make_trainer(logger=lines, callbacks=AttentionMaps(2), max_steps=4).fit(module, make_data())
     assert caplog.text.count("AttentionMaps skips BSBRAttention: ") == 1
     assert not lines.of("attention/")
@@ -77,7 +77,7 @@ def test_without_a_validation_set_it_says_so(make_data, make_module, make_traine
     module = make_module()
     module.validation_step = None
     trainer: Trainer = make_trainer(callbacks=AttentionMaps(), max_steps=1, val_check_interval=1)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer.fit(module, loader)
     assert "there is no validation set" in caplog.text
 
