@@ -93,7 +93,7 @@ def test_validation_of_a_checkpoint_repeats_the_number_of_training(arguments, tm
     fitted = train.main(["fit", config, *arguments]).trainer.callback_metrics["val/loss"]
     checkpoint = str(tmp_path / "runs/version_0/checkpoints/last.ckpt")
     validated = train.main(["validate", config, *arguments, f"--ckpt_path={checkpoint}"]).trainer.callback_metrics
-    assert float(validated["val/loss"]) == pytest.approx(float(fitted), rel=1e-6)
+    assert float(validated["val/loss"]) == pytest.approx(float(fitted), rel=1e-5)
 
 
 def test_it_runs_from_any_folder(arguments, tmp_path):
