@@ -13,10 +13,8 @@ what was found. Everything after `--` goes to train.py.
 """
 
 import argparse
-import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from common import ROOT, finished_record, parse_with_rest, train
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from bsbr_pl.description import build  # noqa: E402
-from bsbr_pl.evals.matching import match, table  # noqa: E402
-from bsbr_pl.utils.records import environment, git_commit, write_json  # noqa: E402
+from bsbr_pl.description import build_layers, describe_layers
+from bsbr_pl.evals.matching import match, table
+from bsbr_pl.utils.records import environment, git_commit, write_json
 
 STUDY = ROOT / "configs" / "study"
 SWEEP_SHARE = 4  # a run of the sweep has this part of the steps of one that counts
@@ -50,16 +46,9 @@ class Run(NamedTuple):
         return output / self.task / self.kind / self.model / f"rate{self.rate:g}_steps{self.steps}_seed{self.seed}"
 
 
-def record(run: Run, output: Path) -> dict[str, Any] | None:
-    """The record of a run that has finished, or None."""
-    path = run.folder(output) / "record.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if found.get("status") == "finished" else None
-
-
 def loss(run: Run, output: Path) -> float:
     """The last validation loss; infinite where the run failed, as one whose loss is no longer a number does."""
-    found = record(run, output)
+    found = finished_record(run.folder(output))
     value = found["metrics"]["val/loss"]["value"][-1] if found else None
     return math.inf if value is None else value
 
@@ -72,8 +61,7 @@ def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict
     given = {}
     for name in dict.fromkeys(["standard", *models]):
         described = yaml.safe_load((STUDY / "models" / f"{name}.yaml").read_text())["model"]["attention"]
-        parts = [build({"init_args": {}} | one) for one in (described if isinstance(described, list) else [described])]
-        attention = parts if isinstance(described, list) else parts[0]
+        attention = build_layers(describe_layers(described))
         vocab_size = task["data"]["init_args"]["bpe_vocab_size"]
         given[name] = {"attention": attention, "vocab_size": vocab_size, **sizes}
     length = task["data"]["init_args"]["context_length"]
@@ -82,35 +70,28 @@ def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict
     return {name: found[name].turned for name in models}
 
 
-def train(run: Run, output: Path, arguments: dict[str, Any], threads: int, options: list[str]) -> None:
+def make(run: Run, output: Path, arguments: dict[str, Any], threads: int, options: list[str]) -> None:
     """Make a run, go on with it, or leave it as it is."""
     folder = run.folder(output)
     failed = folder / "failed.txt"
-    if record(run, output) or failed.exists():
+    if finished_record(folder) or failed.exists():
         return
-    goes_on = (folder / "checkpoints" / "last.ckpt").exists()
-    if not goes_on:  # stopped before there was anything to go on from
-        shutil.rmtree(folder, ignore_errors=True)
-    command = [
-        *(sys.executable, str(ROOT / "train.py"), "fit"),
-        *(f"--config={STUDY / 'models' / run.model}.yaml", f"--config={STUDY / run.task}.yaml"),
+    chosen = [
         *(f"--model.{name}={value}" for name, value in arguments.items()),
-        *(f"--seed_everything={run.seed}", f"--data.seed={run.seed}", f"--model.learning_rate={run.rate}"),
+        f"--model.learning_rate={run.rate}",
         *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}"),
-        f"--trainer.logger.init_args.save_dir={folder.parent}",
-        *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version={folder.name}"),
-        *("--trainer.enable_progress_bar=false", *options, *(["--ckpt_path=last"] if goes_on else [])),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    last = done.stdout.strip().splitlines()[-1:]
+    configs = [STUDY / "models" / f"{run.model}.yaml", STUDY / f"{run.task}.yaml"]
+    captured = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = train(folder, run.seed, configs, [*chosen, *options], env=environment, **captured)
     print(f"{run.kind} {run.task} {run.model} rate {run.rate:g} seed {run.seed}: {loss(run, output):.4f}", flush=True)
     if done.returncode in (130, 143, -2, -9, -15):
         raise KeyboardInterrupt
     if done.returncode:
         folder.mkdir(parents=True, exist_ok=True)
         failed.write_text(done.stdout)
-        print(*last, flush=True)
+        print(*done.stdout.strip().splitlines()[-1:], flush=True)
 
 
 def best_rate(task: str, model: str, rates: list[float], steps: int, output: Path) -> float:
@@ -128,13 +109,12 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; one is not tried but used")
     parser.add_argument("--steps", type=int, help="of a run that counts; by default those of the task")
     parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
-    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    chosen, options = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
+    chosen, options = parse_with_rest(parser)
     threads = max(1, (os.cpu_count() or 1) // chosen.workers)
 
     def train_all(runs: list[Run]) -> None:
         with ThreadPoolExecutor(chosen.workers) as pool:
-            list(pool.map(lambda run: train(run, chosen.output, matched[run.model], threads, options), runs))
+            list(pool.map(lambda run: make(run, chosen.output, matched[run.model], threads, options), runs))
 
     for task in chosen.tasks:
         settings = yaml.safe_load((STUDY / f"{task}.yaml").read_text())

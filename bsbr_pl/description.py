@@ -3,6 +3,7 @@
 import functools
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from .attention.base import Attention
@@ -44,3 +45,15 @@ def build(description: dict[str, Any]) -> AttentionFactory:
     if not (isinstance(found, type) and issubclass(found, Attention)):
         raise ValueError(f"{description['class_path']!r} is no Attention that is imported: import its module first")
     return functools.partial(found, **description["init_args"])
+
+
+def describe_layers(
+    attention: AttentionFactory | dict[str, Any] | Sequence[AttentionFactory | dict[str, Any]],
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """`describe` of the attention of all layers, or of each in a list."""
+    return [describe(one) for one in attention] if isinstance(attention, list | tuple) else describe(attention)  # type: ignore[arg-type]
+
+
+def build_layers(described: dict[str, Any] | list[dict[str, Any]]) -> AttentionFactory | list[AttentionFactory]:
+    """The builders that `describe_layers` described."""
+    return [build(one) for one in described] if isinstance(described, list) else build(described)

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from .attention.base import Attention, check_number
 from .checkpoint import load_checkpoint
-from .description import build, describe, plain
+from .description import build_layers, describe_layers, plain
 from .metrics import IGNORED, TokenMetrics
 from .model import LanguageModel
 
@@ -82,12 +82,11 @@ class LanguageModule(LightningModule):
         check_number("0 or more", lambda steps: steps >= 0, whole=True, warmup_steps=warmup_steps)
         check_number("0 or more", lambda decay: decay >= 0, weight_decay=weight_decay)
         check_number("at least 0 and below 1", lambda beta: 0 <= beta < 1, beta1=beta1, beta2=beta2)
-        described = [describe(a) for a in attention] if isinstance(attention, list | tuple) else describe(attention)
+        described = describe_layers(attention)
         arguments = {name: plain(value) for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
-        factories = [build(d) for d in described] if isinstance(described, list) else build(described)
         sizes = (vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias)
-        self.model = LanguageModel(factories, *sizes)
+        self.model = LanguageModel(build_layers(described), *sizes)
         self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})  # type: ignore[assignment]
         self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
         self.initial_weights: str | None = None  # where they came from; `convert.start_from` says it

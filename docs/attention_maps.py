@@ -9,12 +9,12 @@ Chunks and windows are of 32 tokens, so that the picture shows what lies outside
 import inspect
 import io
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from lightning import Trainer
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
@@ -22,6 +22,7 @@ sys.path.insert(0, str(DOCS.parent))
 
 from bsbr_pl.attention import ARCHITECTURES  # noqa: E402
 from bsbr_pl.data import TextData  # noqa: E402
+from bsbr_pl.evals.training import train  # noqa: E402
 from bsbr_pl.module import LanguageModule  # noqa: E402
 from bsbr_pl.utils.visualization import visualize_attention  # noqa: E402
 
@@ -33,7 +34,7 @@ def main(keys=(), steps=160, context_length=128, folder=DOCS / "img" / "architec
     data.prepare_data()
     folder.mkdir(parents=True, exist_ok=True)
     for key in keys or ARCHITECTURES:
-        module = train(key, data, steps, **{"hidden_dim": 128, "num_layers": 2, "num_heads": 4} | sizes)
+        module = train_briefly(key, data, steps, **{"hidden_dim": 128, "num_layers": 2, "num_heads": 4} | sizes)
         input_ids = next(iter(data.loader("val")))["input_ids"][:1]
         maps = module.model.get_attention_weights(input_ids)  # (layers, 1, heads, T, T)
         maps = maps / maps.abs().amax((1, 2, 3, 4), keepdim=True).clamp(min=1)
@@ -52,28 +53,14 @@ def draw(maps, path):
         picture.convert("RGB").quantize(64).save(path, optimize=True)
 
 
-def train(key, data, steps, **sizes):
+def train_briefly(key, data, steps, **sizes):
     """The architecture after `steps` steps; options that bound what is attended to exactly are REACH tokens."""
     known = inspect.signature(ARCHITECTURES[key]).parameters
-    options = {name: REACH for name in ("chunk_size", "window_size") if name in known}
-    torch.manual_seed(0)
-    module = LanguageModule(
-        partial(ARCHITECTURES[key], **options), data.vocab_size, learning_rate=1e-2, warmup_steps=30, **sizes
-    )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        gradient_clip_val=1.0,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, datamodule=data)
-    return module.eval()
+    attention = partial(ARCHITECTURES[key], **{name: REACH for name in ("chunk_size", "window_size") if name in known})
+    arguments = {"attention": attention, "vocab_size": data.vocab_size, "learning_rate": 1e-2, "warmup_steps": 30}
+    with tempfile.TemporaryDirectory() as folder:
+        path = train(arguments | sizes, data, steps, 0, torch.device("cpu"), Path(folder))
+        return LanguageModule.load(path)
 
 
 if __name__ == "__main__":

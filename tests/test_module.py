@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from lightning import Trainer
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, BSBRAttention, StandardAttention
+from bsbr_pl.description import build, describe
 from bsbr_pl.metrics import TokenMetrics
-from bsbr_pl.module import LanguageModule, build, describe
+from bsbr_pl.module import LanguageModule
 
 SMALL = {"vocab_size": 17, "hidden_dim": 16, "num_layers": 2, "num_heads": 2}
 

@@ -152,6 +152,12 @@ def lower_triangle(size: int, like: Tensor) -> Tensor:
     return torch.ones(size, size, dtype=like.dtype, device=like.device).tril()
 
 
+def unit_triangle_inverse(lower: Tensor) -> Tensor:
+    """(I + tril(L, -1))^-1 of matrices L (..., C, C), whose diagonal and upper triangle are not read."""
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+
+
 def causal_softmax(scores: Tensor) -> Tensor:
     """Softmax over the last axis of (..., T, T) restricted to j <= t; what lies after t is exactly 0."""
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)

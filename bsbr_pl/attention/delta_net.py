@@ -29,6 +29,7 @@ from .base import (
     merge_heads,
     split_heads,
     to_chunks,
+    unit_triangle_inverse,
 )
 
 
@@ -83,9 +84,7 @@ class DeltaNetAttention(Attention[Memory]):
         q, k, v, beta = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v, beta))  # (B, H, N, C, .)
         C = q.shape[3]
         k_beta, v_beta = beta * k, beta * v
-        overlaps = at_least_fp32(k_beta @ k.mT)  # no solver in bf16
-        identity = torch.eye(C, dtype=overlaps.dtype, device=overlaps.device).expand_as(overlaps)
-        inverses = torch.linalg.solve_triangular(overlaps, identity, upper=False, unitriangular=True)
+        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT))  # no solver in bf16
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
         before, written = [], []
         for k_n, k_beta_n, v_beta_n, inverse_n in zip(

@@ -31,6 +31,7 @@ from .base import (
     merge_heads,
     split_heads,
     to_chunks,
+    unit_triangle_inverse,
 )
 
 
@@ -92,13 +93,10 @@ class GatedDeltaNetAttention(Attention[Memory]):
         T = q.shape[2]
         parts = (q, k, v, beta, log_alpha)
         q, k, v, beta, log_alpha = (to_chunks(part, min(self.chunk_size, T)) for part in parts)  # (B, H, N, C, .)
-        C = q.shape[3]
         g = log_alpha.cumsum(3)
-        left = (g - g.mT).clamp(max=0).exp() * lower_triangle(C, like=g)
+        left = (g - g.mT).clamp(max=0).exp() * lower_triangle(q.shape[3], like=g)
         k_beta, v_beta = beta * k, beta * v
-        overlaps = k_beta @ k.mT * left
-        identity = torch.eye(C, dtype=overlaps.dtype, device=overlaps.device).expand_as(overlaps)
-        inverses = torch.linalg.solve_triangular(overlaps, identity, upper=False, unitriangular=True)
+        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT * left))  # no solver in bf16
         kept = g.exp()  # of the chunk's S, at t
         keys_last = k * (g[..., -1:, :] - g).exp()  # as they count at the chunk's end
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])

@@ -14,7 +14,8 @@ import torch
 import bsbr_pl.data
 from bsbr_pl.attention import ARCHITECTURES, Attention
 from bsbr_pl.data import TokenData
-from bsbr_pl.module import LanguageModule, build
+from bsbr_pl.description import build
+from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.records import one_line
 
 #: What a model's size is, of the arguments of `LanguageModel`.

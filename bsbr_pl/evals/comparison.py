@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.data.corpus import default_cache_dir
+from bsbr_pl.description import describe
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.module import describe
 from bsbr_pl.utils.records import environment, one_line
 from bsbr_pl.utils.timing import bootstrap_interval
 

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bsbr_pl.description import describe_layers
 from bsbr_pl.models import SIZES
-from bsbr_pl.module import describe
 
 Arguments = dict[str, Any]  # of LanguageModel
 DEFAULTS = {size.name: size.default for size in SIZES if size.default is not size.empty}
@@ -71,9 +71,7 @@ def differences(before: Arguments, after: Arguments) -> Arguments:
 
 def plain(arguments: Arguments) -> Arguments:
     """The arguments as plain values, for a file."""
-    attention = arguments["attention"]
-    described = [*map(describe, attention)] if isinstance(attention, list | tuple) else describe(attention)
-    return {**arguments, "attention": described}
+    return {**arguments, "attention": describe_layers(arguments["attention"])}
 
 
 def search(
@@ -95,8 +93,6 @@ def search(
     Returns:
         setting -> share, for all that were tried and that the model can have.
     """
-    if knob not in start:
-        return {setting: share(turned(start, knob, setting)) for setting in settings}
     shares: dict[int, float] = {}
 
     def miss(i: int) -> float:
@@ -107,6 +103,10 @@ def search(
                 return float("inf")
         return abs(shares[settings[i]] - 1)
 
+    if knob not in start:
+        for i in range(len(settings)):
+            miss(i)
+        return shares
     at = min(range(len(settings)), key=lambda i: abs(settings[i] - get(start, knob)))
     step = max(1, len(settings) // 8)
     while step and miss(at) > enough:

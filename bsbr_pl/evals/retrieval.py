@@ -162,21 +162,22 @@ def _split(
     asked, answered, right = found["asked"], found["answered"], found["right"]
     placed, chunk = answered >= 0, sizes[-1] if sizes else int(asked.max()) + 1
     near = asked // chunk == answered // chunk
+    far = placed & ~near
     hit = torch.full_like(right, False)
     if layers and described[-1]["best_head"] is not None:
         hit[layers[-1]["question"]] = layers[-1]["rank"][:, described[-1]["best_head"]] == 1
 
+    def counted(inside: Tensor) -> dict[str, Any]:
+        return {"questions": int(inside.sum()), "accuracy": _share(right[inside])}
+
     def figures(inside: Tensor) -> dict[str, Any]:
-        far = inside & placed & ~near
-        shares = {"questions": int(inside.sum()), "accuracy": _share(right[inside])}
-        return {**shares, "hit": _share(hit[far])} if sizes else shares
+        return counted(inside) | ({"hit": _share(hit[inside & far])} if sizes else {})
 
     def classes(numbers: Tensor) -> list[dict[str, Any]]:
         edges = [0, *(2**i for i in range(int(numbers[placed].max()).bit_length() + 1))]
         rows = [((numbers >= start) & (numbers < stop) & placed, start, stop) for start, stop in pairwise(edges)]
         return [{"start": start, "stop": stop, **figures(inside)} for inside, start, stop in rows if inside.any()]
 
-    far = placed & ~near
     split = {
         "by_distance": classes(asked - answered),
         "by_answer": classes(answered % chunk),
@@ -185,12 +186,7 @@ def _split(
     if not sizes:
         return split
     kinds = {"routed": {"hit": far & hit, "missed": far & ~hit}, "reach": {"same_chunk": near, "earlier_chunk": far}}
-    return {
-        name: {
-            kind: {"questions": int(inside.sum()), "accuracy": _share(right[inside])} for kind, inside in one.items()
-        }
-        for name, one in kinds.items()
-    } | split
+    return {name: {kind: counted(inside) for kind, inside in one.items()} for name, one in kinds.items()} | split
 
 
 def _share(of: Tensor) -> float | None:

@@ -14,8 +14,9 @@ from lightning import Trainer
 
 from bsbr_pl.data import InductionData, TokenData
 from bsbr_pl.data.base import digest
+from bsbr_pl.description import describe
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.module import LanguageModule, describe
+from bsbr_pl.module import LanguageModule
 
 from .checkpoints import Checkpoint, read
 

@@ -9,10 +9,11 @@ import torch
 import yaml
 
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, LinearAttention, StandardAttention
+from bsbr_pl.description import build
 from bsbr_pl.evals import compare_models, knobs, matching
 from bsbr_pl.evals.matching import budgets, main, match
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.module import LanguageModule, build
+from bsbr_pl.module import LanguageModule
 
 TOKENS = 64
 SIZES = {"vocab_size": 32, "hidden_dim": 32, "num_layers": 1, "num_heads": 2}

@@ -94,8 +94,10 @@ def _plain(value: float, _: float = 0) -> str:
     return f"{value:,.10g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Below the axes, each name once, in as many columns as the names allow; the figure grows by its height."""
+def _name(figure: Figure, axes: Axes, x: str, y: str) -> None:
+    """The axes' names; below them the legend, each name once, in as many columns as fit, and room for it."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     names = ["\n".join(textwrap.wrap(ascii(name)[1:-1], 68)) for name in handles]
     width = figure.get_figwidth() * 12  # letters
@@ -146,9 +148,7 @@ def curves(
             axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
         if log_y:
             _logarithmic(axes.yaxis)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        _legend(figure, axes)
+        _name(figure, axes, x, y)
     return Plot(name, title, caption, figure)
 
 
@@ -160,9 +160,7 @@ def courses(name: str, title: str, caption: str, lines: Sequence[Course], x: str
         for label, xs, ys in lines:
             axes.plot(xs, ys, label=label, **looks[label] | {"markersize": 3.5})
         axes.xaxis.set_major_formatter(_plain)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        _legend(figure, axes)
+        _name(figure, axes, x, y)
     return Plot(name, title, caption, figure)
 
 
@@ -194,8 +192,6 @@ def pareto(
                 axes.scatter([at], [value.value], s=190, facecolors="none", edgecolors="0.45", zorder=1)
         if max(at for at, _ in points.values()) > 4 * min(at for at, _ in points.values()) > 0:
             _logarithmic(axes.xaxis)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
         axes.margins(0.12)
-        _legend(figure, axes)
+        _name(figure, axes, x, y)
     return Plot(name, title, caption + f" Circled, on the dashed front: {', '.join(best)}.", figure)
