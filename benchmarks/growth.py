@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 from common import parser, publish, ratio
-from operation import NAMES, call
+from operation import BSBR, NAMES, call
 from training_step import SIZE
 
 from bsbr_pl.attention import ARCHITECTURES
@@ -29,8 +29,8 @@ CHUNK = 128
 
 def build(name: str) -> LanguageModel:
     torch.manual_seed(0)
-    options = {"retrieval_top_k": 8} if name.endswith("top-k 8") else {}
-    kind = ARCHITECTURES[name.split()[0]]
+    options = BSBR.get(name, {})
+    kind = ARCHITECTURES["bsbr" if name in BSBR else name]
     return LanguageModel(lambda hidden_dim, num_heads: kind(hidden_dim, num_heads, **options), **SIZE).eval()
 
 

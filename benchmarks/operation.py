@@ -22,7 +22,12 @@ from bsbr_pl.utils.timing import measure
 
 HIDDEN_DIM, NUM_HEADS, HEAD_DIM = 256, 4, 64
 BASELINE = "scaled_dot_product_attention"
-NAMES = ("bsbr", "bsbr top-k 8", "linear", "sliding_window", "gau", "delta_net")
+BSBR = {  # its options under the names of the tables
+    "bsbr": {},
+    "bsbr top-k 8": {"retrieval_top_k": 8},
+    "bsbr own chunk": {"overlap": False, "conv_size": 1},
+}
+NAMES = (*BSBR, "linear", "sliding_window", "gau", "delta_net")
 
 
 def operation(name: str, length: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -35,11 +40,8 @@ def operation(name: str, length: int) -> tuple[Callable[..., Tensor], list[Tenso
     q, k, v = heads(), heads(), heads()
     if name == BASELINE:
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), [q, k, v]
-    if name.startswith("bsbr"):
-        bsbr = ARCHITECTURES["bsbr"](
-            HIDDEN_DIM, NUM_HEADS, rope=False, retrieval_top_k=8 if name.endswith("top-k 8") else None
-        )
-        torch.nn.init.ones_(bsbr.gain)
+    if name in BSBR:
+        bsbr = ARCHITECTURES["bsbr"](HIDDEN_DIM, NUM_HEADS, rope=False, initial_gain=1.0, **BSBR[name])
         chunks = -(-length // bsbr.chunk_size)
         return lambda *inputs: bsbr.mix(*inputs)[0], [q, k, v, heads(chunks), heads(chunks)]
     attention = ARCHITECTURES[name](
