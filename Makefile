@@ -1,4 +1,4 @@
-.PHONY: check docs format
+.PHONY: check docs format study-check
 
 check:
 	ruff check .
@@ -9,6 +9,9 @@ check:
 docs: # into site/, warnings are errors
 	python docs/generate.py
 	zensical build --clean --strict
+
+study-check: # a small part of the published study again, compared
+	python benchmarks/study_check.py
 
 format:
 	ruff check --fix .

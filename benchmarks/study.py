@@ -4,12 +4,13 @@
     python benchmarks/study.py runs/study --tasks text --models standard bsbr --seeds 0 1 2
     python evaluate.py runs/study/text/final --output_dir=results/text --lengths=[]
 
-A model is `configs/study/models/MODEL.yaml`, a task `configs/study/TASK.yaml`: what train.py is given beside base.yaml.
-Where the models have feed-forward networks, these are widened or narrowed until all have as many parameters as
-`standard`; what mismatch remains is printed. Then each model is trained at every rate for a part of the steps, with
-seed 0, and the rate of the least validation loss is used for the runs that count. Data, order, schedule and steps are
-the same for all. A run that has finished is not made again, one that was interrupted goes on, and OUTPUT/TASK.json says
-what was found. Everything after `--` goes to train.py.
+A model is `configs/study/models/MODEL.yaml`, a task `configs/study/TASK.yaml`, and what a task changes in a model, such
+as its window, `configs/study/TASK/MODEL.yaml`: these are what train.py is given beside base.yaml. Where the models have
+feed-forward networks, these are widened or narrowed until all have as many parameters as `standard`; what mismatch
+remains is printed. Then each model is trained at every rate for a part of the steps, with seed 0, and the rate of the
+least validation loss is used for the runs that count. Data, order, schedule and steps are the same for all. A run that
+has finished is not made again, one that was interrupted goes on, and OUTPUT/TASK.json says what was found. Everything
+after `--` goes to train.py.
 """
 
 import argparse
@@ -32,6 +33,12 @@ STUDY = ROOT / "configs" / "study"
 SWEEP_SHARE = 4  # a run of the sweep has this part of the steps of one that counts
 
 
+def configurations(task: str, model: str) -> list[Path]:
+    """The files of a model and a task; later ones win."""
+    changes = STUDY / task / f"{model}.yaml"
+    return [STUDY / "models" / f"{model}.yaml", STUDY / f"{task}.yaml", *([changes] if changes.exists() else [])]
+
+
 class Run(NamedTuple):
     """One training; its folder names all that tells it from the others."""
 
@@ -51,6 +58,13 @@ def loss(run: Run, output: Path) -> float:
     found = finished_record(run.folder(output))
     value = found["metrics"]["val/loss"]["value"][-1] if found else None
     return math.inf if value is None else value
+
+
+def result(run: Run, output: Path) -> dict[str, Any]:
+    """What is published of a run."""
+    record = finished_record(run.folder(output)) or {}
+    last = {name: column["value"][-1] for name, column in record.get("metrics", {}).items() if name.startswith("val/")}
+    return {**run._asdict(), **last, "seconds": record.get("seconds"), "data": record.get("data_fingerprint")}
 
 
 def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict[str, Any]]:
@@ -82,8 +96,8 @@ def make(run: Run, output: Path, arguments: dict[str, Any], threads: int, option
         *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    configs = [STUDY / "models" / f"{run.model}.yaml", STUDY / f"{run.task}.yaml"]
     captured = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    configs = configurations(run.task, run.model)
     done = train(folder, run.seed, configs, [*chosen, *options], env=environment, **captured)
     print(f"{run.kind} {run.task} {run.model} rate {run.rate:g} seed {run.seed}: {loss(run, output):.4f}", flush=True)
     if done.returncode in (130, 143, -2, -9, -15):
@@ -130,9 +144,10 @@ def main() -> None:
             Run(task, model, best[model], seed, steps, "final") for seed in chosen.seeds for model in chosen.models
         ]
         train_all(final)
-        rows = [run._asdict() | {"val/loss": loss(run, chosen.output)} for run in sweep + final]
-        facts = {"commit": git_commit(), "environment": environment(), "command": " ".join(sys.argv)}
-        write_json(chosen.output / f"{task}.json", facts | {"rates": best, "matched": matched, "runs": rows})
+        facts = {"command": " ".join(sys.argv), "commit": git_commit(), "environment": environment()}
+        found = {"rates": best, "matched": matched, "options": options}
+        rows = [result(run, chosen.output) for run in sweep + final]
+        write_json(chosen.output / f"{task}.json", facts | found | {"runs": rows})
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ SEEDS = st.integers(0, 2**32)
 UNDIVIDED, ODD = "compression_factor must divide", ("rotary positions need an even head width", "key_dim must be even")
 SIZES = st.integers(1, 3) | st.integers(1, 9) | st.sampled_from([64, 2**31, 2**62])
 ROPE = {"rope": st.booleans()}
-SOFTMAX = {**ROPE, "bias": st.booleans()}
+SOFTMAX = {**ROPE, "bias": st.booleans(), "conv_size": st.integers(1, 5)}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
@@ -46,7 +46,6 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "normalize": st.booleans(),
         "initial_gain": st.floats(-1, 1) | st.integers(0, 1),
         "overlap": st.booleans(),
-        "conv_size": st.integers(1, 5),
         **SOFTMAX,
     },
 }

@@ -54,7 +54,7 @@ def test_last_goes_on_with_the_newest_run_in_its_folder(folder):
     run = folder / "runs/version_1"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    # sorted: event files of one second and one process, which only a test writes, are read in the order of their names as text
+    # Sorted: files of one second and process, which only a test writes, are read in the order of their names as text.
     assert sorted(event.step for event in events.Scalars("train/loss")) == [0, 1, 2, 3, 4, 5]
     assert sorted(event.step for event in events.Scalars("val/loss")) == [2, 5]
     record = json.loads((run / "record.json").read_text())

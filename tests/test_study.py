@@ -1,4 +1,4 @@
-"""benchmarks/study.py at toy size: it matches, sweeps, trains with the best rate, and makes nothing twice."""
+"""benchmarks/study.py at toy size: it matches, sweeps, trains at the best rate, makes nothing twice, can be checked."""
 
 import json
 import subprocess
@@ -35,3 +35,20 @@ def test_study(tmp_path):
     record = json.loads((tmp_path / "runs/text/final/linear/rate0.01_steps8_seed1/record.json").read_text())
     assert record["metrics"]["val/loss"]["value"][-1] == found["runs"][2]["val/loss"]
     assert run() == []
+
+    published = tmp_path / "runs/text.json"
+    check = [sys.executable, ROOT / "benchmarks/study_check.py", "--published", published, "--models", "linear"]
+
+    def repeat() -> tuple[int, str]:
+        done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    code, printed = repeat()
+    assert code == 0, printed
+    assert printed.strip().endswith("agrees")
+    for name, changed, expected in (("data", "another", (0, "not compared")), ("val/loss", 9.0, (1, "DOES NOT AGREE"))):
+        rows = [{**one, name: changed} for one in found["runs"]]
+        published.write_text(json.dumps(found | {"runs": rows}))
+        code, printed = repeat()
+        assert code == expected[0]
+        assert expected[1] in printed

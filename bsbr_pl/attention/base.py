@@ -225,28 +225,61 @@ def rotary(x: Tensor, start: int = 0) -> Tensor:
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
+class DepthwiseConvolution(torch.autograd.Function):
+    """x (B, T + size - 1, D), weight (D, 1, size) -> sum_{i < size} weight_i * x_{t+i}, (B, T, D).
+
+    What `F.conv1d` gives with one group a channel, four times as fast on a CPU: channels stay last, and the weights'
+    gradient is a sum of products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        T, before = grad.shape[1], weight.shape[2] - 1
+        grad_x = _convolve(F.pad(grad, (0, 0, before, before)), weight.flip(2).to(grad.dtype))
+        products = (at_least_fp32(grad) * x[:, i : i + T] for i in range(before + 1))
+        grad_weight = torch.stack([product.sum((0, 1)) for product in products], -1)[:, None]
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    channels_last = x.mT[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, D, 1, T)
+    return F.conv2d(channels_last, weight[:, :, None], groups=weight.shape[0])[:, :, 0].mT
+
+
 class ShortConvolution(nn.Module):
     """Depthwise causal convolution: y_t = sum_{i < size} w_i * x_{t-i}, one filter per channel; starts as the identity.
 
     Args:
         channels: number of channels D.
-        size: number of taps, the current token among them.
+        size: number of taps, the current token among them; with 1 it is the identity and learns nothing.
     """
+
+    weight: Tensor  # (D, 1, size); none for size 1
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
         check_positive(conv_size=size)
+        if size == 1:
+            self.register_buffer("weight", torch.zeros(channels, 1, 0), persistent=False)
+            return
         self.weight = nn.Parameter(torch.zeros(channels, 1, size))
         with torch.no_grad():
             self.weight[..., -1] = 1.0
 
     def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and the size - 1 inputs before it -> y (B, T, D) and the last size - 1 inputs."""
+        if not self.weight.numel():
+            return x, before
         past = torch.cat((before, x), 1)
-        y = F.conv1d(past.mT, self.weight, groups=past.shape[2]).mT
-        return y, past[:, x.shape[1] :]
+        return DepthwiseConvolution.apply(past, self.weight), past[:, x.shape[1] :]
 
     def nothing_before(self, batch_size: int) -> Tensor:
         """The inputs before the first token: zeros (B, size - 1, D)."""
         channels, _, size = self.weight.shape
-        return self.weight.new_zeros(batch_size, size - 1, channels)
+        return self.weight.new_zeros(batch_size, max(0, size - 1), channels)

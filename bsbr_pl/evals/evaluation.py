@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from bsbr_pl.data import TextData
+from bsbr_pl.data import TextData, TokenData
 from bsbr_pl.utils.records import environment, git_commit, one_line
 from bsbr_pl.utils.timing import undisturbed
 
@@ -22,9 +22,10 @@ from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
 from .checkpoints import SIZES, Checkpoint, labels
 from .results import NotKeptError, Results
+from .retrieval import retrieval, routes
 from .scaling import measure_costs
 
-VERSION = 1  # changes whenever a measurement changes its meaning
+VERSION = 2  # changes whenever a measurement changes its meaning
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
@@ -126,7 +127,7 @@ class Evaluation:
         data = checkpoint.open_data()
         if not isinstance(data, TextData):
             identity = self.identity(checkpoint, "recall", split=self.split, data=data.fingerprint)
-            return [Cell(identity, checkpoint, lambda: recall_accuracy(self._module(checkpoint), data, self.split))]
+            return [Cell(identity, checkpoint, partial(self._recall, checkpoint, data))]
         cells = []
         for multiple in self.multiples:
             # As many tokens in a batch whatever the length, and in training's own length exactly its batches.
@@ -138,6 +139,11 @@ class Evaluation:
             identity = self.identity(checkpoint, "text", split=self.split, data=data.fingerprint, length=length)
             cells.append(Cell(identity, checkpoint, partial(self._text_accuracy, checkpoint, length, batch)))
         return cells
+
+    def _recall(self, checkpoint: Checkpoint, data: TokenData) -> dict[str, Any]:
+        model = self._module(checkpoint)
+        found = recall_accuracy(model, data, self.split)
+        return found | ({"retrieval": retrieval(model, data, self.split)} if routes(model, data) else {})
 
     def _text_accuracy(self, checkpoint: Checkpoint, length: int, batch_size: int) -> dict[str, Any]:
         data = checkpoint.open_data(eval_batch_size=batch_size, eval_context_length=length)

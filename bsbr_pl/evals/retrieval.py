@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from bsbr_pl.attention import BSBRAttention
-from bsbr_pl.data import TextData, TokenData
+from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData, TokenData
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.records import one_line, write_json
@@ -81,6 +81,12 @@ def _route(attention: BSBRAttention, x: Tensor, found: Columns) -> Columns:
         "weight": own[..., 0],
         "null": 1 - weights.sum(-1),
     }
+
+
+def routes(model: LanguageModel, data: TokenData) -> bool:
+    """Whether the model chooses among chunks, and the data asks for what stands in one of them."""
+    chooses = any(isinstance(attention, BSBRAttention) for attention in model.attentions)
+    return chooses and isinstance(data, MQARData | InductionData | NeedleData)
 
 
 def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:

@@ -105,7 +105,10 @@ _PRODUCTS = {
     **{f"aten::{name}": _product(name, _contracted) for name in ("matmul", "mm", "bmm", "mv", "dot", "linear")},
     "aten::addmm": _product("addmm", lambda inputs, out: prod(out) * _shape(inputs[1])[-1]),
     "aten::einsum": _product("einsum", _einsum),
-    "aten::_convolution": _product("conv", lambda inputs, out: prod(out) * prod(_shape(inputs[1])[1:])),
+    **{
+        name: _product("conv", lambda inputs, out: prod(out) * prod(_shape(inputs[1])[1:]))
+        for name in ("aten::_convolution", "prim::PythonOp.DepthwiseConvolution")
+    },
     "aten::scaled_dot_product_attention": _product("attention", _attention),
     "aten::linalg_solve_triangular": _product("solve", lambda inputs, out: int(solve_macs(_shape(inputs[0]), out))),
     "aten::embedding_bag": _product("embedding_bag", _embedding_bag),

@@ -24,7 +24,7 @@ class Leaky(StandardAttention):
     """Looks at everything, whenever it is trained."""
 
     def prefill(self, x):
-        q, k, v = self.project(x)
+        q, k, v, _ = self.project(x)
         mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         return self.emit(mixed, x), super().prefill(x)[1]
 

@@ -65,7 +65,7 @@ def runs(tmp_path_factory, make_data) -> Path:
     train(folder / "linear", partial(ARCHITECTURES["linear"], chunk_size=8), make_data())
     train(
         folder / "recall",
-        ARCHITECTURES["standard"],
+        partial(ARCHITECTURES["bsbr"], chunk_size=4),
         InductionData(16, 16, [8, 16], num_train=64, num_test=20, batch_size=8),
     )
     train(folder / "leaky", UpperTriangle, make_data())
@@ -115,7 +115,13 @@ def test_everything_is_measured_once(runs, evaluated):
         ("linear(chunk_size=8)", 64),
     }
     assert {row["about"]["seed"] for row in texts if "bsbr" in row["about"]["label"]} == {0, 1}
-    assert [row["about"]["label"] for row in rows(evaluated, "recall")] == ["standard"]
+    (recall,) = rows(evaluated, "recall")
+    assert recall["about"]["label"] == "bsbr(chunk_size=4)"
+    routed, (layer,) = recall["values"]["retrieval"], recall["values"]["retrieval"]["layers"]
+    assert (routed["accuracy"], routed["questions"]) == (pytest.approx(recall["values"]["accuracy"]), 40)
+    assert 0 < layer["questions"] < routed["questions"], "some answers stand in the chunk of their question"
+    table = (evaluated / "report.html").read_text().split("The router and what it found", 1)[1].split("</table>")[0]
+    assert f">{layer['questions']}<" in table
     assert not any("UpperTriangle" in row["about"]["label"] for row in texts)
     costs = rows(evaluated, "cost")
     assert sorted((row["identity"]["length"], len(row["about"]["timed_with"])) for row in costs) == [

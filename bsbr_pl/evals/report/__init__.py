@@ -107,7 +107,7 @@ def contents(findings: Findings) -> list[Section]:
         Section("Accuracy", each(studies, quality.by_checkpoint)),
         Section("Length and position", each(text, quality.by_length, quality.length_plots)),
         Section("Recall hits in text", each(text, quality.by_distance, quality.hits_plots)),
-        Section("Recall tasks", each(recall, quality.recall_plots, quality.recall)),
+        Section("Recall tasks", each(recall, quality.recall_plots, quality.recall, quality.routing)),
         Section("Costs", by_place),
         Section("Four clocks", [*courses, *([f"Not recorded: {unrecorded}."] if unrecorded else [])]),
         Section("Pareto fronts", each(studies, verdict.pareto_plots)),

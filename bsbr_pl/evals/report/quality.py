@@ -121,6 +121,40 @@ def recall(study: Study, findings: Findings) -> Table | None:
     return tabulate(f"recall_{study.name}", title, caption + findings.source(study.rows), entries, columns)
 
 
+def routing(study: Study, findings: Findings) -> Table | None:
+    """Of every BSBR layer on a recall task: whether its router missed, or what it found was lost behind it."""
+    members = [(group.label, m, m.recall["values"]) for group in study.groups for m in group.members if m.recall]
+    found = [(label, m, values["retrieval"]) for label, m, values in members if "retrieval" in values]
+    entries = [(label, m, one, layer) for label, m, one in found for layer in one["layers"]]
+
+    def of_best_head(name: str) -> Callable[[Any], Cell]:
+        return lambda one: None if one[3]["best_head"] is None else one[3]["heads"][one[3]["best_head"]][name]
+
+    def accuracy(kind: str, which: str) -> Callable[[Any], Cell]:
+        return lambda one: one[2][kind][which]["accuracy"] if one[3] is one[2]["layers"][-1] else None
+
+    columns: Columns = [
+        (ARCHITECTURE, lambda one: one[0]),
+        (Column("seed"), lambda one: one[1].checkpoint.seed),
+        (Column("BSBR layer"), lambda one: one[3]["layer"]),
+        (Column("chunk", "tokens"), lambda one: one[3]["chunk_size"]),
+        (Column("answers in earlier chunks"), lambda one: one[3]["questions"]),
+        (Column("hit@1", "%"), of_best_head("hit")),
+        (Column("by chance", "%"), lambda one: one[3]["chance"]),
+        (Column("mean rank"), of_best_head("rank")),
+        (Column("accuracy where hit", "%"), accuracy("routed", "hit")),
+        (Column("where missed", "%"), accuracy("routed", "missed")),
+        (Column("answer in the same chunk", "%"), accuracy("reach", "same_chunk")),
+    ]
+    caption = (
+        "hit@1: share of questions, among those whose answer stands in an earlier chunk, where the best head's router "
+        "gives that chunk most weight; where it hit and the answer is wrong, the chunk's state or its reading lost it. "
+        "Accuracies are by the last BSBR layer's routing. "
+    )
+    title = f"The router and what it found: {study.title}"
+    return tabulate(f"routing_{study.name}", title, caption + findings.source(study.rows), entries, columns)
+
+
 def length_plots(study: Study, findings: Findings) -> list[Plot | None]:
     """Bits per byte by length; loss by position, in contexts of training's length and in the longest."""
     groups, source = _certified(study), f"{study.title}. {findings.source(study.rows)}"
