@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from jsonargparse import ArgumentParser
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.attention.base import check_positive
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
+from bsbr_pl.parsing import Parser
 from bsbr_pl.utils.records import one_line, write_whole
 from bsbr_pl.utils.timing import measure, undisturbed
 
@@ -273,7 +273,7 @@ def solve(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Parse the command line and solve; the exit code."""
-    parser = ArgumentParser(prog="matching", description=(solve.__doc__ or "").split("\n")[0])
+    parser = Parser(prog="matching", description=(solve.__doc__ or "").split("\n")[0])
     parser.add_argument("--match", choices=list(WAYS), required=True, help="what is matched")
     parser.add_function_arguments(solve, skip={"quantity"}, as_group=False)
     options = parser.parse_args(args).as_dict()

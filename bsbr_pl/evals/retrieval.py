@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from bsbr_pl.attention import BSBRAttention
 from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData, TokenData
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.parsing import Parser
 from bsbr_pl.utils.records import one_line, write_json
 
 from .analysis import aligned
@@ -257,7 +257,7 @@ def diagnose(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Parse the command line and diagnose; the exit code."""
-    parser = ArgumentParser(prog="retrieval", description=(diagnose.__doc__ or "").split("\n")[0])
+    parser = Parser(prog="retrieval", description=(diagnose.__doc__ or "").split("\n")[0])
     parser.add_argument("checkpoint", type=str, help="file (*.ckpt) that train.py wrote")
     parser.add_function_arguments(diagnose, skip={"checkpoint"}, as_group=False)
     options = parser.parse_args(args)

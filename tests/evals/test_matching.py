@@ -226,7 +226,7 @@ def test_the_command_prints_and_writes_what_can_be_trained(tmp_path, capsys):
     for wrong in (["--match=params", "--tokens=0"], ["--match=params", "--reference=x"]):
         with pytest.raises(SystemExit):
             main([*wrong, "--hidden_dim=32"])
-        assert "error: " in capsys.readouterr().err.splitlines()[-1]
+        assert "error: " in capsys.readouterr().err.splitlines()[0]
 
 
 def test_a_comparison_can_be_matched():
