@@ -70,7 +70,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         facts = environment(self.device)
-        wanted = ("cpu", "threads", "device", "gpu", "cuda")
+        wanted = ("cpu", "instructions", "threads", "device", "gpu", "cuda")
         self.environment = {
             **{name: facts[name] for name in wanted if name in facts},
             **{name: facts["versions"][name] for name in ("torch", "bsbr_pl", "python")},

@@ -31,6 +31,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "versions": {name: str(value) for name, value in versions.items()},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # AVX2, AVX512: what a name leaves open
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(torch.device(device)),

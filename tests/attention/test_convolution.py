@@ -1,0 +1,49 @@
+"""The short convolution against its definition, a sum over taps, and against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bsbr_pl.attention.base import DepthwiseConvolution, ShortConvolution
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("T", [1, 3, 9])
+def test_it_is_the_sum_over_its_taps(size, T):
+    torch.manual_seed(0)
+    convolution = ShortConvolution(6, size).double()
+    x, before = torch.randn(2, T, 6).double(), torch.randn(2, size - 1, 6).double()
+    for parameter in convolution.parameters():
+        parameter.data.normal_()
+    y, after = convolution(x, before)
+    past = torch.cat((before, x), 1)
+    taps = convolution.weight[:, 0].mT if size > 1 else torch.ones(1, 6)
+    expected = sum(taps[i] * past[:, i : i + T] for i in range(size))
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(after, past[:, T:])
+    assert convolution.nothing_before(3).shape == (3, size - 1, 6)
+
+
+def test_one_tap_learns_nothing_and_more_start_as_the_identity():
+    x = torch.randn(2, 5, 6)
+    assert list(ShortConvolution(6, 1).parameters()) == []
+    assert ShortConvolution(6, 1).state_dict() == {}
+    started = ShortConvolution(6, 4)
+    assert torch.equal(started(x, started.nothing_before(2))[0], x)
+
+
+def test_its_gradients_are_those_of_torch():
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 12, 6).double().requires_grad_(), torch.randn(6, 1, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(DepthwiseConvolution.apply, (x, weight))
+    assert torch.autograd.gradgradcheck(DepthwiseConvolution.apply, (x, weight))
+    x, weight = (tensor.detach().float().requires_grad_() for tensor in (x, weight))
+    ours, theirs = DepthwiseConvolution.apply(x, weight), F.conv1d(x.mT, weight, groups=6).mT
+    torch.testing.assert_close(ours, theirs)
+    cotangent = torch.randn_like(ours)
+    for own, other in zip(
+        torch.autograd.grad(ours, (x, weight), cotangent),
+        torch.autograd.grad(theirs, (x, weight), cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other)
