@@ -249,7 +249,8 @@ class DepthwiseConvolution(torch.autograd.Function):
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     channels_last = x.mT[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, D, 1, T)
-    return F.conv2d(channels_last, weight[:, :, None], groups=weight.shape[0])[:, :, 0].mT
+    y = F.conv2d(channels_last, weight[:, :, None], groups=weight.shape[0])
+    return y[:, :, 0].mT.contiguous()  # which it is already, but on the meta device
 
 
 class ShortConvolution(nn.Module):

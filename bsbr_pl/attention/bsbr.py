@@ -119,7 +119,7 @@ class BSBRAttention(Attention[Chunks]):
         """q, k, v (B, H, T, K) and the convolution's last inputs."""
         before = self.conv.nothing_before(len(x)) if before is None else before
         qkv, before = self.conv(self.qkv(x), before)
-        q, k, v = (split_heads(part, self.num_heads) for part in qkv.contiguous().chunk(3, -1))
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
         return q, k, v, before
 
     def rotate(self, q: Tensor, start: int = 0) -> Tensor:
@@ -128,7 +128,9 @@ class BSBRAttention(Attention[Chunks]):
     def address(self, k: Tensor) -> Tensor:
         """k^, the keys (..., K) as retrieval uses them."""
         k = at_least_fp32(k)
-        return F.layer_norm(k, k.shape[-1:]) / self.head_dim**0.5 if self.normalize else k
+        if not self.normalize:
+            return k
+        return F.layer_norm(k, k.shape[-1:], weight=k.new_full(k.shape[-1:], self.head_dim**-0.5))
 
     def bound(self, retrieved: Tensor, v: Tensor) -> Tensor:
         """`retrieved` (B, H, N, C, .) with rows scaled so that `v`, what they retrieve, is below the gain in size."""
@@ -195,6 +197,7 @@ class BSBRAttention(Attention[Chunks]):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K), r, h (B, H, N, K) -> mixed values (B, H, T, V); chunk states F and what each
         chunk retrieved, S, both (B, H, N, K, V / compression)."""
+        q, k, v = (part.contiguous() for part in (q, k, v))  # once, for what is cut in chunks here and in `local`
         local = self.local(self.rotate(q), self.rotate(k), v)
         T = q.shape[2]
         q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)

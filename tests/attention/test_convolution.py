@@ -47,3 +47,9 @@ def test_its_gradients_are_those_of_torch():
         strict=True,
     ):
         torch.testing.assert_close(own, other)
+
+
+def test_on_the_meta_device_it_is_laid_out_as_elsewhere():
+    convolution = ShortConvolution(6, 4).to("meta")
+    y, _ = convolution(torch.empty(2, 5, 6, device="meta"), convolution.nothing_before(2))
+    assert y.is_contiguous()

@@ -14,6 +14,8 @@ from bsbr_pl.utils.macs import count_macs
 
 OPTIONS = [
     *((name, {}) for name in ARCHITECTURES),
+    ("standard", {"conv_size": 4}),
+    ("sliding_window", {"window_size": 16, "conv_size": 4}),
     ("bsbr", {"chunk_size": 16, "retrieval_top_k": 3}),
     ("bsbr", {"chunk_size": 16, "compression_factor": 2}),
     ("hopfield", {"num_updates": 3}),
