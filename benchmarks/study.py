@@ -112,6 +112,22 @@ def best_rate(task: str, model: str, rates: list[float], steps: int, output: Pat
     return min(rates, key=lambda rate: loss(Run(task, model, rate, 0, steps, "sweep"), output))
 
 
+def as_markdown(found: dict[str, Any]) -> str:
+    """What was found, as Markdown: the runs that count of each model, best first."""
+    final = [one for one in found["runs"] if one["kind"] == "final"]
+    text = any("val/bits_per_byte" in one for one in final)
+    name, digits = ("val/bits_per_byte", 4) if text else ("val/accuracy", 3)
+    rows = []
+    for model, rate in found["rates"].items():
+        values = [one[name] for one in final if one["model"] == model and name in one]
+        if values:
+            mean, spread = sum(values) / len(values), f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+            rows.append((mean, f"| {model} | {rate:g} | {len(values)} | {mean:.{digits}f} | {spread} |"))
+    head = f"| model | learning rate | seeds | {'bits per byte' if text else 'accuracy'} | least to largest |"
+    lines = [line for _, line in sorted(rows, reverse=not text)]
+    return "\n".join([head, "|---|---|---|---|---|", *lines]) + "\n"
+
+
 def main() -> None:
     tasks = sorted(path.stem for path in STUDY.glob("*.yaml"))
     models = sorted(path.stem for path in (STUDY / "models").glob("*.yaml"))
@@ -145,9 +161,11 @@ def main() -> None:
         ]
         train_all(final)
         facts = {"command": " ".join(sys.argv), "commit": git_commit(), "environment": environment()}
-        found = {"rates": best, "matched": matched, "options": options}
+        found: dict[str, Any] = {"rates": best, "matched": matched, "options": options}
         rows = [result(run, chosen.output) for run in sweep + final]
-        write_json(chosen.output / f"{task}.json", facts | found | {"runs": rows})
+        found |= {"runs": rows}
+        write_json(chosen.output / f"{task}.json", facts | found)
+        print("\n" + as_markdown(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300))
 
@@ -21,6 +24,7 @@ def test_study(tmp_path):
     def run() -> list[str]:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert "| linear | 0.01 | 1 | " in done.stdout  # the table
         return [line for line in done.stdout.splitlines() if line.startswith(("sweep", "final"))]
 
     assert len(run()) == 3
@@ -37,6 +41,10 @@ def test_study(tmp_path):
     assert run() == []
 
     published = tmp_path / "runs/text.json"
+    (tmp_path / "runs/mqar.json").write_bytes(published.read_bytes())
+    draw = [sys.executable, ROOT / "benchmarks/study_figure.py", "--results", tmp_path / "runs"]
+    subprocess.run(draw, check=True, capture_output=True)
+    assert np.asarray(Image.open(tmp_path / "runs/study.png")).std() > 0
     check = [sys.executable, ROOT / "benchmarks/study_check.py", "--published", published, "--models", "linear"]
 
     def repeat() -> tuple[int, str]:

@@ -1,0 +1,59 @@
+"""Draw the published study, a dot for each run that counts: text on the left, recall on the right.
+
+python benchmarks/study_figure.py            # results/text.json and results/mqar.json -> results/study.png
+"""
+
+import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+from common import ROOT
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from bsbr_pl.evals.report.plot import SETTINGS, STYLES, Plot
+from bsbr_pl.utils.records import write_whole
+
+PANELS = {  # task -> the metric, and what it is
+    "text": ("val/bits_per_byte", "bits per byte of text (less is better)"),
+    "mqar": ("val/accuracy", "recall from beyond the window, accuracy"),
+}
+
+
+def values(found: dict[str, Any], name: str) -> dict[str, list[float]]:
+    """Model -> the metric of each of its runs that count."""
+    by_model: dict[str, list[float]] = {}
+    for one in found["runs"]:
+        if one["kind"] == "final" and name in one:
+            by_model.setdefault(one["model"], []).append(one[name])
+    return by_model
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of TASK.json and of the figure")
+    folder = parser.parse_args().results
+    found = {
+        task: values(json.loads((folder / f"{task}.json").read_text()), name) for task, (name, _) in PANELS.items()
+    }
+    first = found["text"]
+    models = sorted(first, key=lambda model: -sum(first[model]) / len(first[model]))  # the best at the top
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
+        for axes, (task, (_, label)) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
+            for y, model in enumerate(models):
+                color, marker = STYLES[max((key for key in STYLES if model.startswith(key)), key=len)]
+                points = found[task].get(model, [])
+                axes.plot(points, [y] * len(points), marker, color=color, fillstyle="none", markersize=6)
+            axes.set_xlabel(label)
+            axes.set_ylim(-0.6, len(models) - 0.4)
+        axes.set_yticks(range(len(models)), [model.replace("_", " ") for model in models])
+        axes.set_xlim(-0.03, 1.03)
+    picture = Plot("study", "", "", figure).image("png")
+    write_whole(folder / "study.png", picture)
+    print(folder / "study.png")
+
+
+if __name__ == "__main__":
+    main()
