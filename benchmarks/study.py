@@ -14,6 +14,7 @@ after `--` goes to train.py.
 """
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -27,7 +28,7 @@ from common import ROOT, finished_record, parse_with_rest, train
 
 from bsbr_pl.description import build_layers, describe_layers
 from bsbr_pl.evals.matching import match, table
-from bsbr_pl.utils.records import environment, git_commit, write_json
+from bsbr_pl.utils.records import environment, write_json
 
 STUDY = ROOT / "configs" / "study"
 SWEEP_SHARE = 4  # a run of the sweep has this part of the steps of one that counts
@@ -64,7 +65,16 @@ def result(run: Run, output: Path) -> dict[str, Any]:
     """What is published of a run."""
     record = finished_record(run.folder(output)) or {}
     last = {name: column["value"][-1] for name, column in record.get("metrics", {}).items() if name.startswith("val/")}
-    return {**run._asdict(), **last, "seconds": record.get("seconds"), "data": record.get("data_fingerprint")}
+    facts = {"seconds": record.get("seconds"), "data": record.get("data_fingerprint"), "git": record.get("git")}
+    return {**run._asdict(), **last, **facts}
+
+
+def with_earlier(found: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """What was found, with what earlier calls found of other models and runs."""
+    new = [[one[name] for name in Run._fields] for one in found["runs"]]
+    kept = [one for one in earlier["runs"] if [one[name] for name in Run._fields] not in new]
+    merged = {name: earlier[name] | found[name] for name in ("rates", "matched")}
+    return merged | {"runs": kept + found["runs"]}
 
 
 def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict[str, Any]]:
@@ -117,15 +127,21 @@ def as_markdown(found: dict[str, Any]) -> str:
     final = [one for one in found["runs"] if one["kind"] == "final"]
     text = any("val/bits_per_byte" in one for one in final)
     name, digits = ("val/bits_per_byte", 4) if text else ("val/accuracy", 3)
-    rows = []
-    for model, rate in found["rates"].items():
-        values = [one[name] for one in final if one["model"] == model and name in one]
-        if values:
-            mean, spread = sum(values) / len(values), f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-            rows.append((mean, f"| {model} | {rate:g} | {len(values)} | {mean:.{digits}f} | {spread} |"))
-    head = f"| model | learning rate | seeds | {'bits per byte' if text else 'accuracy'} | least to largest |"
-    lines = [line for _, line in sorted(rows, reverse=not text)]
-    return "\n".join([head, "|---|---|---|---|---|", *lines]) + "\n"
+    groups: dict[tuple[str, float, int], list[float]] = {}
+    for one in final:
+        if name in one:
+            groups.setdefault((one["model"], one["rate"], one["steps"]), []).append(one[name])
+    best_first = sorted(groups.items(), key=lambda item: sum(item[1]) / len(item[1]), reverse=not text)
+    lines = [
+        f"| model | steps | learning rate | seeds | {'bits per byte' if text else 'accuracy'} | least to largest |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for (model, rate, steps), values in best_first:
+        mean, least, largest = (
+            f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values))
+        )
+        lines.append(f"| {model} | {steps:,} | {rate:g} | {len(values)} | {mean} | {least} to {largest} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -153,18 +169,18 @@ def main() -> None:
         short, rate = steps // SWEEP_SHARE, settings["model"]["learning_rate"]
         rates = chosen.rates or [rate / 2, rate, rate * 2]
         sweep = [Run(task, model, rate, 0, short, "sweep") for model in chosen.models for rate in rates]
-        if len(rates) > 1:
-            train_all(sweep)
+        sweep = sweep if len(rates) > 1 else []
+        train_all(sweep)
         best = {model: best_rate(task, model, rates, short, chosen.output) for model in chosen.models}
         final = [
             Run(task, model, best[model], seed, steps, "final") for seed in chosen.seeds for model in chosen.models
         ]
         train_all(final)
-        facts = {"command": " ".join(sys.argv), "commit": git_commit(), "environment": environment()}
-        found: dict[str, Any] = {"rates": best, "matched": matched, "options": options}
-        rows = [result(run, chosen.output) for run in sweep + final]
-        found |= {"runs": rows}
-        write_json(chosen.output / f"{task}.json", facts | found)
+        found = {"rates": best, "matched": matched, "runs": [result(run, chosen.output) for run in sweep + final]}
+        facts = {"command": " ".join(sys.argv), "options": options, "environment": environment()}
+        path = chosen.output / f"{task}.json"
+        found = facts | (with_earlier(found, json.loads(path.read_text())) if path.exists() else found)
+        write_json(path, found)
         print("\n" + as_markdown(found), flush=True)
 
 

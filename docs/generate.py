@@ -26,9 +26,11 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "LOG.md": "log.md",
     "benchmarks/README.md": "benchmarks.md",
+    "results/README.md": "study.md",
 }
 LENGTHS = (256, 1024, 4096, 16384, 65536)  # tokens, at which the closed forms are shown
 HIDDEN_DIM, NUM_HEADS = 256, 4
+IMAGE = re.compile(r"!\[[^\]\n]*\]\(([^):\s]+)\)")  # of a page in PAGES
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -39,7 +41,10 @@ def main(out: Path = ROOT / "build" / "docs") -> None:
         source = path.relative_to(out).as_posix()
         path.write_text(with_links(path.read_text(), DOCS / source, source))
     for source, page in PAGES.items():
-        write(out / page, with_links((ROOT / source).read_text(), ROOT / source, page))
+        text = with_links((ROOT / source).read_text(), ROOT / source, page)
+        for picture in IMAGE.findall(text):
+            shutil.copy((ROOT / source).parent / picture, out / Path(picture).name)
+        write(out / page, IMAGE.sub(lambda match: match[0].replace(match[1], Path(match[1]).name), text))
     write(out / "architectures" / "index.md", overview())
     for key, architecture in ARCHITECTURES.items():
         write(out / "architectures" / f"{key}.md", architecture_page(key, architecture))

@@ -24,7 +24,7 @@ def test_study(tmp_path):
     def run() -> list[str]:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert "| linear | 0.01 | 1 | " in done.stdout  # the table
+        assert "| linear | 8 | 0.01 | 1 | " in done.stdout  # the table
         return [line for line in done.stdout.splitlines() if line.startswith(("sweep", "final"))]
 
     assert len(run()) == 3
