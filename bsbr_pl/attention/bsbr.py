@@ -15,12 +15,13 @@ The gain is learned per head and starts at 0: training switches retrieval on (a 
 root bounds what is large and leaves small what is small. q, k and v pass a short causal convolution first, so that a
 key can know what stands before it.
 
-The plain form is overlap = False (a token sees its own chunk only, which costs half), conv_size = 1 and normalize =
+The plain form is overlap = False (a token sees its own chunk only, which is cheaper), conv_size = 1 and normalize =
 False: k as it is, o_t = local_t + m_t, no null slot.
 
-Cost per token, multiply-adds beside the projections: D (2C + 2K + (T / C^2)(K + 1)): sub-quadratic, linear only where
-retrieval_top_k bounds the chunks that are mixed. Decode state: (T / C) D (K + 1) + 2 C D numbers; unless C > K / 2 that
-is more than the 2 T D of a key-value cache.
+Cost per token, multiply-adds beside projections and convolution: at least D (2C + 2K + (T / C^2)(K + 1)). In all that
+is quadratic in T, as softmax attention is, with about (K + 1) / C^2 of its coefficient (1 / 500 at C = 128, K = 32), or
+1 / C^2, the routing's scores, where retrieval_top_k bounds the chunks that are mixed.
+Decode state: (T / C) D (K + 1) + 2 C D numbers; unless C > K / 2 that is more than the 2 T D of a key-value cache.
 Source: the idea is that of the PyPI package bsbr (0.1.1), whose masks let the future through; these equations are ours.
 """
 

@@ -3,7 +3,8 @@
     S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
     o_t = q_t S_t
 
-with q, k, v = SiLU of a short causal convolution of the projections, and q, k of unit length. Chunked, per chunk of C:
+with q, k, v = SiLU of a short causal convolution of the projections, and q, k of unit length; each head's o_t passes an
+RMS norm. Chunked, per chunk of C:
 
     U = (I + tril(diag(beta) K K^T, -1))^-1 diag(beta) (V - K S)       (what is written; S from before the chunk)
     O = Q S + tril(Q K^T) U ;   S <- S + K^T U
@@ -11,7 +12,7 @@ with q, k, v = SiLU of a short causal convolution of the projections, and q, k o
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
 Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the chunked form Yang et al. 2024, arXiv 2406.06484, section 3.2.
-Cost: O(T (C + K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
+Cost: O(T (C + K + C^2 / K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
 """
 
 from typing import NamedTuple

@@ -3,8 +3,9 @@
     python -m bsbr_pl.evals.retrieval runs/version_0/checkpoints/best.ckpt
 
 A question of a recall task stands at the position of its key; its answer is the token behind the last earlier
-occurrence of that key that is followed by what the target says. BSBR answers from its own chunk exactly, from an
-earlier one only through the weights P of `BSBRAttention.chunk_map`. A question whose chunk gives most weight to another
+occurrence of that key that is followed by what the target says. BSBR answers from near by exactly, that is from its
+last C tokens, or without overlap from its own chunk, and from further back only through the weights P of
+`BSBRAttention.chunk_map`. A question whose chunk gives most weight to another
 chunk is one that the router missed; one that it hit, and is answered wrong still, was lost in the chunk's state or in
 reading it.
 """
@@ -49,7 +50,7 @@ def find_answers(input_ids: Tensor, targets: Tensor) -> Columns:
 
 @torch.no_grad()
 def ask(model: LanguageModel, input_ids: Tensor, targets: Tensor) -> tuple[Columns, list[Columns]]:
-    """The questions of a batch, and how each BSBR layer routed those whose answer stands in an earlier chunk.
+    """The questions of a batch, and how each BSBR layer routed those whose answer is far.
 
     Returns:
         the columns of `find_answers` and `right`; for each BSBR layer the columns `question` (an index into these),
@@ -68,7 +69,7 @@ def ask(model: LanguageModel, input_ids: Tensor, targets: Tensor) -> tuple[Colum
 
 def _route(attention: BSBRAttention, x: Tensor, found: Columns) -> Columns:
     asking, holding = (found[name] // attention.chunk_size for name in ("asked", "answered"))
-    question = ((holding >= 0) & (holding < asking)).nonzero()[:, 0]
+    question = ((holding >= 0) & ~_near(attention, found["asked"], found["answered"])).nonzero()[:, 0]
     asking, holding = asking[question], holding[question]
     weights = attention.chunk_map(x)[found["row"][question], :, asking]  # (questions, H, N), 0 from the own chunk on
     own = weights.gather(-1, holding[:, None, None].expand(-1, weights.shape[1], 1))
@@ -100,16 +101,16 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
     Returns:
         questions (number), accuracy (share answered right);
         chunk_size (tokens, of the last BSBR layer; None without one: positions are then those in the sequence);
-        layers: of every BSBR layer, over the questions whose answer stands in an earlier chunk: layer (of the BSBR
-        layers, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each of the
-        heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most weight),
+        layers: of every BSBR layer, over the questions whose answer is far, beyond what it sees exactly: layer (of the
+        BSBR layers, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
+        of the heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most weight),
         rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's chunk) and
         null (mean, of the slot that retrieves nothing);
         routed: accuracy by how the best head of the last layer routed: hit and missed;
-        reach: accuracy where the answer stands in the same chunk and in an earlier_chunk;
+        reach: accuracy where the answer is near (what the last layer sees exactly) and far;
         by_distance (tokens from the answer to the question), by_answer and by_question (their positions in the chunk):
         rows of start <= number < stop. Whatever has an accuracy has its number of questions; and, with BSBR layers,
-        hit: the share of those with the answer in an earlier chunk that the best head of the last layer hits.
+        hit: the share of those with a far answer that the best head of the last layer hits.
         None stands where there is no question; those whose answer stands nowhere in the context are in no class.
 
     Raises:
@@ -130,15 +131,23 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
     if (found["answered"] < 0).all():
         raise ValueError(f"no answer of {type(data).__name__} stands in the context behind its key: use MQARData")
     layers = [_join(one) for one in zip(*routes, strict=True)]
-    sizes = [one.chunk_size for one in model.attentions if isinstance(one, BSBRAttention)]
-    described = [_describe(i, size, layer) for i, (size, layer) in enumerate(zip(sizes, layers, strict=True))]
+    routers = [one for one in model.attentions if isinstance(one, BSBRAttention)]
+    described = [
+        _describe(i, one.chunk_size, layer) for i, (one, layer) in enumerate(zip(routers, layers, strict=True))
+    ]
     return {
         "questions": seen,
         "accuracy": float(found["right"].float().mean()),
-        "chunk_size": sizes[-1] if sizes else None,
+        "chunk_size": routers[-1].chunk_size if routers else None,
         "layers": described,
-        **_split(found, sizes, layers, described),
+        **_split(found, routers, layers, described),
     }
+
+
+def _near(attention: BSBRAttention, asked: Tensor, answered: Tensor) -> Tensor:
+    """Whether a question sees its answer exactly."""
+    C = attention.chunk_size
+    return asked - answered < C if attention.overlap else asked // C == answered // C
 
 
 def _join(parts: Sequence[Columns]) -> Columns:
@@ -162,12 +171,12 @@ def _describe(number: int, chunk_size: int, layer: Columns) -> dict[str, Any]:
 
 
 def _split(
-    found: Columns, sizes: Sequence[int], layers: Sequence[Columns], described: Sequence[dict[str, Any]]
+    found: Columns, routers: Sequence[BSBRAttention], layers: Sequence[Columns], described: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The accuracy of classes of questions."""
     asked, answered, right = found["asked"], found["answered"], found["right"]
-    placed, chunk = answered >= 0, sizes[-1] if sizes else int(asked.max()) + 1
-    near = asked // chunk == answered // chunk
+    placed, chunk = answered >= 0, routers[-1].chunk_size if routers else int(asked.max()) + 1
+    near = placed & _near(routers[-1], asked, answered) if routers else placed
     far = placed & ~near
     hit = torch.full_like(right, False)
     if layers and described[-1]["best_head"] is not None:
@@ -177,7 +186,7 @@ def _split(
         return {"questions": int(inside.sum()), "accuracy": _share(right[inside])}
 
     def figures(inside: Tensor) -> dict[str, Any]:
-        return counted(inside) | ({"hit": _share(hit[inside & far])} if sizes else {})
+        return counted(inside) | ({"hit": _share(hit[inside & far])} if routers else {})
 
     def classes(numbers: Tensor) -> list[dict[str, Any]]:
         edges = [0, *(2**i for i in range(int(numbers[placed].max()).bit_length() + 1))]
@@ -189,9 +198,9 @@ def _split(
         "by_answer": classes(answered % chunk),
         "by_question": classes(asked % chunk),
     }
-    if not sizes:
+    if not routers:
         return split
-    kinds = {"routed": {"hit": far & hit, "missed": far & ~hit}, "reach": {"same_chunk": near, "earlier_chunk": far}}
+    kinds = {"routed": {"hit": far & hit, "missed": far & ~hit}, "reach": {"near": near, "far": far}}
     return {name: {kind: counted(inside) for kind, inside in one.items()} for name, one in kinds.items()} | split
 
 
@@ -210,7 +219,7 @@ def as_text(found: dict[str, Any]) -> str:
         for name, head in (*((f"head {i}", head) for i, head in heads), ("mean", layer["mean"])):
             best = " (best)" if name == f"head {layer['best_head']}" else ""
             rows.append([name + best, *(_number(head[column]) for column in ("hit", "rank", "weight", "null"))])
-        chance = f"{layer['questions']:,} questions into earlier chunks; a blind guess hits {_number(layer['chance'])}"
+        chance = f"{layer['questions']:,} far questions; a blind guess hits {_number(layer['chance'])}"
         parts.append(f"{aligned(rows)}\n{chance}")
     for key, title in (("routed", "router (best head of the last layer)"), ("reach", "answer in")):
         if key in found:

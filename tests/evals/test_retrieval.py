@@ -38,7 +38,8 @@ class Questions:
 def known():
     """One layer, tokens as unit vectors: head 0 routes the keys in ROUTED to the chunk that holds them and the others
     anywhere else, head 1 has no preference; feed-forward networks know the values of the keys in ANSWERED."""
-    model = LanguageModel(partial(BSBRAttention, chunk_size=2), V, V, num_layers=1, num_heads=2, ff_dim=V).eval()
+    attention = partial(BSBRAttention, chunk_size=2, overlap=False)
+    model = LanguageModel(attention, V, V, num_layers=1, num_heads=2, ff_dim=V).eval()
     signs = torch.tensor([0.0 if k not in KEYS else 1.0 if k in ROUTED else -1.0 for k in range(V)])
     with torch.no_grad():
         model.embedding.weight.copy_(torch.eye(V))
@@ -78,8 +79,8 @@ def test_the_router_missed_is_told_from_the_state_was_too_small(known):
     assert (hit["questions"], missed["questions"]) == (256 * 5 // 8, 256 * 3 // 8)
     assert hit["accuracy"] == pytest.approx(len(ROUTED & ANSWERED) / len(ROUTED))
     assert missed["accuracy"] == pytest.approx(len(ANSWERED - ROUTED) / (8 - len(ROUTED)))
-    assert found["reach"]["same_chunk"] == {"questions": 0, "accuracy": None}
-    assert found["reach"]["earlier_chunk"] == {"questions": 256, "accuracy": found["accuracy"]}
+    assert found["reach"]["near"] == {"questions": 0, "accuracy": None}
+    assert found["reach"]["far"] == {"questions": 256, "accuracy": found["accuracy"]}
     (only,) = found["by_question"]
     assert only == {"start": 0, "stop": 1, "questions": 256, "accuracy": len(ANSWERED) / 8, "hit": len(ROUTED) / 8}
     assert [row["start"] for row in found["by_answer"]] == [1], "values stand at the second place of a chunk"
@@ -147,8 +148,9 @@ def test_the_parts_make_up_the_whole(make_module, name):
         assert "hit" not in found["by_distance"][0]
         assert "BSBR" not in as_text(found)
         return
-    far = found["reach"]["earlier_chunk"]["questions"]
-    assert 0 < far <= found["reach"]["same_chunk"]["questions"] + far == 240
+    far = found["reach"]["far"]["questions"]
+    assert 0 < far <= found["reach"]["near"]["questions"] + far == 240
+    assert far == sum(row["questions"] for row in found["by_distance"] if row["start"] >= 8), "the window reaches 8"
     assert [layer["questions"] for layer in found["layers"]] == [far, far]
     assert found["routed"]["hit"]["questions"] + found["routed"]["missed"]["questions"] == far
     best = found["layers"][-1]["heads"][found["layers"][-1]["best_head"]]
@@ -162,9 +164,9 @@ def test_within_one_chunk_nothing_is_routed(make_module):
     data = MQARData(257, [(16, 2, 8)], [(8, 2, 20)], batch_size=8)
     found = retrieval(make_module("bsbr").eval().model, data)
     assert [layer["mean"] for layer in found["layers"]] == 2 * [dict.fromkeys(("hit", "rank", "weight", "null"))]
-    assert found["reach"]["same_chunk"]["questions"] == 40
+    assert found["reach"]["near"]["questions"] == 40
     assert found["routed"]["hit"] == {"questions": 0, "accuracy": None}
-    assert "0 questions into earlier chunks" in as_text(found)
+    assert "0 far questions" in as_text(found)
 
 
 def test_data_without_answers_in_the_context_is_refused(make_module, make_data):
@@ -190,4 +192,4 @@ def test_the_command_reads_a_checkpoint_and_its_data(tmp_path, make_trainer, cap
     assert kept["accuracy"] == pytest.approx(recall_accuracy(module.eval().model, data)["accuracy"])
     with pytest.raises(SystemExit):
         main([str(tmp_path / "none.ckpt")])
-    assert "none.ckpt" in capsys.readouterr().err.splitlines()[-1]
+    assert "none.ckpt" in capsys.readouterr().err.splitlines()[-2]

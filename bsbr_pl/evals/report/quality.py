@@ -138,18 +138,18 @@ def routing(study: Study, findings: Findings) -> Table | None:
         (Column("seed"), lambda one: one[1].checkpoint.seed),
         (Column("BSBR layer"), lambda one: one[3]["layer"]),
         (Column("chunk", "tokens"), lambda one: one[3]["chunk_size"]),
-        (Column("answers in earlier chunks"), lambda one: one[3]["questions"]),
+        (Column("far answers"), lambda one: one[3]["questions"]),
         (Column("hit@1", "%"), of_best_head("hit")),
         (Column("by chance", "%"), lambda one: one[3]["chance"]),
         (Column("mean rank"), of_best_head("rank")),
         (Column("accuracy where hit", "%"), accuracy("routed", "hit")),
         (Column("where missed", "%"), accuracy("routed", "missed")),
-        (Column("answer in the same chunk", "%"), accuracy("reach", "same_chunk")),
+        (Column("where near", "%"), accuracy("reach", "near")),
     ]
     caption = (
-        "hit@1: share of questions, among those whose answer stands in an earlier chunk, where the best head's router "
-        "gives that chunk most weight; where it hit and the answer is wrong, the chunk's state or its reading lost it. "
-        "Accuracies are by the last BSBR layer's routing. "
+        "Far answers are those beyond what BSBR sees exactly; hit@1 is the share of these where the best head's router "
+        "gives the answer's chunk most weight. Where it hit and the answer is wrong, the chunk's state or its reading "
+        "lost it. Accuracies are by the last BSBR layer's routing. "
     )
     title = f"The router and what it found: {study.title}"
     return tabulate(f"routing_{study.name}", title, caption + findings.source(study.rows), entries, columns)
