@@ -13,7 +13,8 @@ G_ts = exp(g_t - g_s) for s <= t, what is left at t of what s wrote; per chunk o
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. No exponent is positive.
 
 Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
-arXiv 2405.21060. Cost: O(T (C + K + C^2 / K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
+arXiv 2405.21060.
+Cost: O(T (C + K + C^2 / K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
 """
 
 from typing import NamedTuple

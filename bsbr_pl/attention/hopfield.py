@@ -3,7 +3,8 @@
     xi^0 = q_t ;   xi^{i+1} = sum_{j <= t} softmax_j(beta xi^i . k_j) k_j   for i < n = num_updates
     o_t  = sum_{j <= t} softmax_j(beta xi^n . k_j) v_j
 
-q and k are rotated by their position. With n = 0 this is standard attention; beta is learned, one for each head, and starts at 1 / sqrt(K).
+q and k are rotated by their position. With n = 0 this is standard attention; beta is learned, one for each head, and
+starts at 1 / sqrt(K).
 
 Source: Ramsauer et al. 2020, arXiv 2008.02217, eq. 3 (the update) and eq. 10 (the layer), under a causal mask.
 Cost: O((n + 1) T^2 D). Decode state: the keys and values of all tokens, 2 T D numbers.
