@@ -104,8 +104,8 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
         layers: of every BSBR layer, over the questions whose answer is far, beyond what it sees exactly: layer (of the
         BSBR layers, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
         of the heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most
-        weight), rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's chunk) and
-        null (mean, of the slot that retrieves nothing);
+        weight), rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's
+        chunk) and null (mean, of the slot that retrieves nothing);
         routed: accuracy by how the best head of the last layer routed: hit and missed;
         reach: accuracy where the answer is near (what the last layer sees exactly) and far;
         by_distance (tokens from the answer to the question), by_answer and by_question (their positions in the chunk):
