@@ -1,0 +1,41 @@
+"""The published study: its tables say what its runs found, and its pages show them."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+
+
+@pytest.fixture(scope="module")
+def study():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks/study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(ROOT / "benchmarks"))
+    return module
+
+
+@pytest.mark.parametrize("task", ["text", "long", "mqar"])
+def test_tables_are_those_of_the_runs(study, task):
+    found = json.loads((RESULTS / f"{task}.json").read_text())
+    assert study.as_markdown(found) in (RESULTS / "README.md").read_text()
+    for run in found["runs"]:
+        assert run["git"]["changed"] is False, "made by code that was committed"
+        assert run["data"], run
+
+
+def test_the_readme_shows_the_same(study):
+    table = study.as_markdown(json.loads((RESULTS / "text.json").read_text()))
+    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(tuple(study_models()))]
+    assert len(shown) >= 5
+    assert all(line in table.splitlines() for line in shown)
+
+
+def study_models() -> list[str]:
+    return [f"| {path.stem} |" for path in (ROOT / "configs/study/models").glob("*.yaml")]
