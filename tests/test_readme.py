@@ -41,6 +41,7 @@ ELSEWHERE = {
     "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev]'"),
     "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "-c constraints.txt -e '.[docs]'"),
     "make docs": ("Makefile", "docs:"),
+    "benchmarks/study.py runs/study --tasks text": ("tests/test_study.py", "benchmarks/study.py"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": ("constraints.txt", "torch==2.13.0"),
     "tensorboard --logdir runs": ("tests/callbacks/test_tensorboard.py", '"tensorboard.main", "--logdir"'),
