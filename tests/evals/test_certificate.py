@@ -66,8 +66,8 @@ class ForgetsInDecoding(StandardAttention):
     """Trains as softmax attention, decodes without its oldest token."""
 
     def step(self, x: Tensor, state):  # type: ignore[override]
-        y, (k, v) = super().step(x, state)
-        return y, type(state)(k[:, :, -20:], v[:, :, -20:])
+        y, (k, v, before) = super().step(x, state)
+        return y, type(state)(k[:, :, -20:], v[:, :, -20:], before)
 
 
 @pytest.mark.parametrize(
