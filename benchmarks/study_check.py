@@ -40,7 +40,8 @@ def main() -> int:
         if record and record["data_fingerprint"] != row["data"]:
             print(f"{model}: not compared, since the data is not the published (another release of Python?)")
             continue
-        found, difference = loss(run, chosen.output), loss(run, chosen.output) / row["val/loss"] - 1
+        found = loss(run, chosen.output)
+        difference = found / row["val/loss"] - 1
         verdict = "agrees" if abs(difference) <= chosen.tolerance else "DOES NOT AGREE"
         failed += verdict != "agrees"
         print(f"{model}: {found:.5f}, published {row['val/loss']:.5f} ({difference:+.3%}): {verdict}")
