@@ -51,7 +51,7 @@ EQUAL = 1e-4  # scores this close count as equal and the earlier chunk wins: rou
 
 class Chunks(NamedTuple):
     F: Tensor  # (B, H, N, K, V / compression), states of the finished chunks
-    h: Tensor  # (B, H, N, K), their keys
+    h: Tensor  # (B, H, N, R), their keys
     S: Tensor  # (B, H, K, V / compression), what the chunk under way retrieved
     k: Tensor  # (B, H, min(T, C), K), not rotated; without overlap those of the chunk under way alone
     v: Tensor  # (B, H, min(T, C), V)
@@ -71,6 +71,7 @@ class BSBRAttention(Attention[Chunks]):
         compression_factor: store chunk states of K x V / compression_factor numbers, through a learned map of the
             values down and back; must divide the head width.
         normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
+        router_dim: width R of a head's chunk queries and keys; None for that of the head.
         initial_gain: where the gain starts; without `normalize` there is none.
         rope: rotate q and k of the local attention; without it only the convolution knows any order.
         overlap: see the last C tokens; False for those of the own chunk.
@@ -85,6 +86,7 @@ class BSBRAttention(Attention[Chunks]):
         chunk_size: int = 128,
         retrieval_top_k: int | None = None,
         compression_factor: int = 1,
+        router_dim: int | None = None,
         normalize: bool = True,
         initial_gain: float = 0.0,
         rope: bool = True,
@@ -102,13 +104,15 @@ class BSBRAttention(Attention[Chunks]):
         self.chunk_size = chunk_size
         self.retrieval_top_k = retrieval_top_k
         self.state_dim = self.head_dim // compression_factor
+        self.router_dim = self.head_dim if router_dim is None else router_dim
+        check_positive(router_dim=self.router_dim)
         self.normalize = normalize
         self.rope = rope
         self.overlap = overlap
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size)
-        self.chunk_query = nn.Linear(hidden_dim, hidden_dim, bias=False)
-        self.chunk_key = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.chunk_query = nn.Linear(hidden_dim, num_heads * self.router_dim, bias=False)
+        self.chunk_key = nn.Linear(hidden_dim, num_heads * self.router_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
         if normalize:
             self.gain = nn.Parameter(torch.full((num_heads, 1, 1), float(initial_gain)))
@@ -140,11 +144,11 @@ class BSBRAttention(Attention[Chunks]):
         return retrieved * (self.gain[..., None] * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
 
     def chunk_weights(self, r: Tensor, h: Tensor, first: int = 0) -> Tensor:
-        """P: queries r (B, H, M, K) of chunks first, first + 1, ... over keys h (B, H, N, K) -> (B, H, M, N)."""
+        """P: queries r (B, H, M, R) of chunks first, first + 1, ... over keys h (B, H, N, R) -> (B, H, M, N)."""
         r, h = at_least_fp32(r), at_least_fp32(h)
         chunks = torch.arange(first, first + r.shape[2], device=r.device)[:, None]
         past = torch.arange(h.shape[2], device=r.device) < chunks
-        scores = (r @ h.mT / self.head_dim**0.5).masked_fill(~past, -torch.inf)
+        scores = (r @ h.mT / self.router_dim**0.5).masked_fill(~past, -torch.inf)
         if self.retrieval_top_k is not None and self.retrieval_top_k < h.shape[2]:
             order = (scores / EQUAL).round().argsort(dim=-1, descending=True, stable=True)
             scores = scores.scatter(-1, order[..., self.retrieval_top_k :], -torch.inf)
@@ -158,7 +162,7 @@ class BSBRAttention(Attention[Chunks]):
         return self.chunk_weights(*self.route(x))
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) -> the chunks' queries r and keys h, both (B, H, N, K)."""
+        """x (B, T, D) -> the chunks' queries r and keys h, both (B, H, N, R)."""
         x = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1)
         r = split_heads(self.chunk_query(x[:, :, 0]), self.num_heads)
         return r, split_heads(self.chunk_key(x.mean(2)), self.num_heads)
@@ -196,7 +200,7 @@ class BSBRAttention(Attention[Chunks]):
         return self.address(k).mT @ v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B, H, T, K), r, h (B, H, N, K) -> mixed values (B, H, T, V); chunk states F and what each
+        """q, k, v (B, H, T, K), r, h (B, H, N, R) -> mixed values (B, H, T, V); chunk states F and what each
         chunk retrieved, S, both (B, H, N, K, V / compression)."""
         q, k, v = (part.contiguous() for part in (q, k, v))  # once, for what is cut in chunks here and in `local`
         local = self.local(self.rotate(q), self.rotate(k), v)
@@ -242,10 +246,10 @@ class BSBRAttention(Attention[Chunks]):
 
     def init_state(self, batch_size: int) -> Chunks:
         B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
-        nothing = self._zeros(B, H, 0, K)
+        nothing, no_key = self._zeros(B, H, 0, K), self._zeros(B, H, 0, self.router_dim)
         S = at_least_fp32(self._zeros(B, H, K, V))
         under_way = (nothing, nothing, self._zeros(B, H * K), self.conv.nothing_before(B), 0)
-        return Chunks(S.new_zeros(B, H, 0, K, V), nothing, S, *under_way)
+        return Chunks(S.new_zeros(B, H, 0, K, V), no_key, S, *under_way)
 
     def step(self, x: Tensor, state: Chunks) -> tuple[Tensor, Chunks]:
         states, h, S, k, v, x_sum, before, position = state
@@ -268,18 +272,20 @@ class BSBRAttention(Attention[Chunks]):
         return output, Chunks(states, h, S, k, v, x_sum, before, position + 1)
 
     def state_size(self, num_tokens: int) -> int:
-        D, K = self.hidden_dim, self.head_dim
+        D, HR = self.hidden_dim, self.num_heads * self.router_dim
         finished, under_way = divmod(num_tokens, self.chunk_size)
-        matrix = K * self.state_dim * self.num_heads
+        matrix = self.head_dim * self.state_dim * self.num_heads
         near = min(num_tokens, self.chunk_size) if self.overlap else under_way
-        return finished * (matrix + D) + matrix + 2 * near * D + D + self.conv.nothing_before(1).numel()
+        return finished * (matrix + HR) + matrix + 2 * near * D + D + self.conv.nothing_before(1).numel()
 
     def flops(self, num_tokens: int) -> int:
         D, V, C = self.hidden_dim, self.state_dim, min(self.chunk_size, num_tokens)
+        HR = self.num_heads * self.router_dim
         N = -(-num_tokens // C)
         mixed = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
-        projections = 4 * num_tokens * D * D + 2 * N * D * D
+        projections = 4 * num_tokens * D * D + 2 * N * D * HR
         convolution = num_tokens * self.conv.weight.numel()
         compression = 2 * N * C * D * V if self.head_dim != V else 0
         local = 2 * D * (window_pairs(num_tokens, C) if self.overlap else N * C * (C + 1) // 2)
-        return 2 * (projections + convolution + compression + local + 2 * N * C * D * V + N * N * D + N * mixed * D * V)
+        retrieval = 2 * N * C * D * V + N * N * HR + N * mixed * D * V
+        return 2 * (projections + convolution + compression + local + retrieval)

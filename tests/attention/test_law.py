@@ -48,6 +48,7 @@ VARIANTS = [
     ("bsbr", {"chunk_size": 3}),
     ("bsbr", {"chunk_size": 1}),
     ("bsbr", {"chunk_size": C, "retrieval_top_k": 1}),
+    ("bsbr", {"chunk_size": C, "router_dim": 3}),
     ("bsbr", {"chunk_size": 3, "retrieval_top_k": 2}),
     ("bsbr", {"chunk_size": C, "normalize": False}),
     ("bsbr", {"chunk_size": 3, "normalize": False, "retrieval_top_k": 2}),
