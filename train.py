@@ -33,6 +33,7 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     )
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
+    warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # rotary positions
     parsers: dict[str, Any] = {}
     for name in ("fit", "validate", "test", "predict"):
         usage = f"train.py {name} [--config=FILE ...] [--SECTION.OPTION=VALUE ...]"

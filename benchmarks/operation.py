@@ -65,9 +65,10 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
-def call(name: str, length: int) -> Callable[[], object]:
+def call(name: str, length: int, compiled: bool = False) -> Callable[[], object]:
     """Forward and backward of an operation."""
-    return both_passes(*operation(name, length))
+    forward, inputs = operation(name, length)
+    return both_passes(torch.compile(forward, dynamic=False) if compiled else forward, inputs)
 
 
 def both_passes(forward: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
@@ -82,11 +83,14 @@ def main() -> None:
     options = parser(__doc__, rounds=9)
     options.add_argument("--lengths", type=int, nargs="+", default=[1024, 16384], help="tokens")
     options.add_argument("--architectures", nargs="+", default=list(NAMES), choices=NAMES)
+    options.add_argument("--compile", action="store_true", help="time each through torch.compile as well")
     chosen = options.parse_args()
     keep_freed_memory()
     rows = []
     for length in chosen.lengths:
         calls = {name: call(name, length) for name in (BASELINE, *chosen.architectures)}
+        if chosen.compile:
+            calls |= {f"{name} compiled": call(name, length, compiled=True) for name in chosen.architectures}
         timings = measure(calls, chosen.rounds, min_seconds=0.1)
         for name, timing in timings.items():
             gain = ratio(timings[BASELINE], timing)

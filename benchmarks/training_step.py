@@ -25,13 +25,14 @@ SIZE = {"vocab_size": 8192, "hidden_dim": 256, "num_layers": 4, "num_heads": 4}
 SHORT = 512  # tokens
 
 
-def training_step(model: LanguageModel, batch: int, length: int) -> Callable[[], object]:
-    """One optimiser step on the same random tokens."""
+def training_step(model: LanguageModel, batch: int, length: int, compiled: bool = False) -> Callable[[], object]:
+    """One optimiser step on the same random tokens; `compiled` as `--model.compile=true` does it."""
+    hidden = torch.compile(model.hidden, dynamic=False) if compiled else model.hidden
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(model.vocab_size, (batch, length + 1), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss = F.cross_entropy(model.head(hidden(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -45,6 +46,7 @@ def main() -> None:
     options.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384], help="tokens")
     options.add_argument("--architectures", nargs="+", default=["bsbr"], choices=list(ARCHITECTURES))
     options.add_argument("--batch", type=int, default=8, help=f"sequences of {SHORT} tokens for the share of the peak")
+    options.add_argument("--compile", action="store_true", help="time each through torch.compile as well")
     chosen = options.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
@@ -53,6 +55,8 @@ def main() -> None:
     rows: list[dict] = []
     for length in chosen.lengths:
         calls = {name: training_step(model, 1, length) for name, model in models.items()}
+        if chosen.compile:
+            calls |= {f"{name} compiled": training_step(model, 1, length, True) for name, model in models.items()}
         timings = measure(calls, chosen.rounds, warmup=1)
         for name, timing in timings.items():
             gain = ratio(timings["standard"], timing)

@@ -3,6 +3,8 @@
 import functools
 import inspect
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,8 @@ class LanguageModule(LightningModule):
         positions: learn an embedding of each of this many positions, and read no longer text; 0 for none.
         ff_activation: of the feed-forward networks, `relu2` or `gelu`.
         ff_bias: give the feed-forward networks' linear maps a bias.
+        compile: train through `torch.compile`, which takes a minute or so to start; evaluation, decoding and counting
+            use the model as it is.
 
     Raises:
         ValueError: names the argument, its value and what would do.
@@ -75,6 +79,7 @@ class LanguageModule(LightningModule):
         positions: int = 0,
         ff_activation: str = "relu2",
         ff_bias: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         check_number("positive", lambda rate: rate > 0, learning_rate=learning_rate)
@@ -82,6 +87,8 @@ class LanguageModule(LightningModule):
         check_number("0 or more", lambda steps: steps >= 0, whole=True, warmup_steps=warmup_steps)
         check_number("0 or more", lambda decay: decay >= 0, weight_decay=weight_decay)
         check_number("at least 0 and below 1", lambda beta: 0 <= beta < 1, beta1=beta1, beta2=beta2)
+        if not isinstance(compile, bool):
+            raise ValueError(f"compile must be true or false, got {compile!r}")
         described = describe_layers(attention)
         arguments = {name: plain(value) for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
@@ -91,6 +98,7 @@ class LanguageModule(LightningModule):
         self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
         self.initial_weights: str | None = None  # where they came from; `convert.start_from` says it
         self._dropout_seed: int | None = None
+        self._compiled: Callable[[Tensor], Tensor] | None = None  # `model.hidden`, while it is trained
 
     @classmethod
     def load(cls, path: str | Path, map_location: str = "cpu") -> "LanguageModule":
@@ -158,7 +166,7 @@ class LanguageModule(LightningModule):
         return self.model(input_ids)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        hidden, targets = self.model.hidden(batch["input_ids"]), batch["targets"]
+        hidden, targets = (self._compiled or self.model.hidden)(batch["input_ids"]), batch["targets"]
         if "slice" in batch:  # a recall task asks at few positions: only they need logits
             hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
         loss = F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
@@ -169,6 +177,14 @@ class LanguageModule(LightningModule):
     def on_fit_start(self) -> None:
         if self._dropout_seed is None:
             self._dropout_seed = torch.initial_seed()
+        if self.hparams["compile"]:
+            compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+            if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
+                raise ValueError(f"compile needs a C++ compiler on a CPU, and there is no {' or '.join(compilers)}")
+            self._compiled = torch.compile(self.model.hidden)
+
+    def on_fit_end(self) -> None:
+        self._compiled = None
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Dropout follows from seed, process, step and batch, so that a resumed run needs no random state restored."""

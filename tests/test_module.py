@@ -1,6 +1,7 @@
 """LanguageModule: what it measures, how it optimises, and what a checkpoint gives back."""
 
 import math
+import shutil
 from functools import partial
 
 import numpy as np
@@ -87,6 +88,29 @@ def test_every_architecture_learns_one_batch_by_heart(name, tmp_path):
     run = trainer(tmp_path, max_epochs=-1, max_steps=200)
     run.fit(module, loader())
     assert run.callback_metrics["train/loss"] < 0.25  # ln 17 = 2.83 to start with
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch itself, while it compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_same_training(tmp_path):
+    found = {}
+    for compiled in (False, True):
+        module = module_of(partial(StandardAttention, rope=False), num_layers=1, compile=compiled)
+        used = []
+        module.on_train_batch_end = lambda *_, module=module, used=used: used.append(module._compiled is not None)
+        run = trainer(tmp_path, max_epochs=-1, max_steps=3)
+        run.fit(module, loader())
+        assert used == [compiled] * 3
+        assert module._compiled is None  # from here on the model is used as it is
+        found[compiled] = module.state_dict()
+    for name, weight in found[False].items():
+        torch.testing.assert_close(found[True][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(ValueError, match=r"compile needs a C\+\+ compiler on a CPU, and there is no /nowhere/c\+\+"):
+        trainer(tmp_path, max_steps=1).fit(module_of(compile=True), loader())
 
 
 def test_training_loss_is_the_mean_over_counted_tokens(tmp_path):
@@ -219,6 +243,7 @@ def test_a_builder_that_cannot_be_stored_is_refused(factory):
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
         ({"beta1": 1.0}, "beta1 must be at least 0 and below 1, got 1.0"),
         ({"beta2": math.inf}, "beta2 must be at least 0 and below 1, got inf"),
+        ({"compile": "no"}, "compile must be true or false, got 'no'"),
         ({"attention": {}}, "attention must be an Attention class or a functools.partial of one, got {}"),
     ],
 )
