@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .base import (
     Attention,
     ShortConvolution,
@@ -101,7 +102,7 @@ class DeltaNetAttention(Attention[Memory]):
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
         *parts, before = self.project(x)
-        mixed, S = self.mix(*parts)
+        mixed, S = kernels.choose(x, kernels.delta_rule, self.mix)(*parts)
         return self.emit(mixed, x), Memory(S, before)
 
     def init_state(self, batch_size: int) -> Memory:

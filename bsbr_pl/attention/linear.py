@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .base import (
     Attention,
     ShortConvolution,
@@ -87,7 +88,7 @@ class LinearAttention(Attention[Sums]):
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Sums]:
         *qkv, before = self.project(x)
-        mixed, S, z = self.mix(*qkv)
+        mixed, S, z = kernels.choose(x, kernels.linear, self.mix)(*qkv)
         return self.emit(mixed, x), Sums(S, z, before)
 
     def init_state(self, batch_size: int) -> Sums:
