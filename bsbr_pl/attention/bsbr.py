@@ -4,9 +4,9 @@ The sequence is cut in chunks of C tokens. Per head, with k^ the keys centred an
 
     near by            local_t = sum_{t - C < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
     a chunk's state    F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
-    a chunk's key      h_c = mean_{j in c} x_j W_h
+    a chunk's key      h_c = mean_{j in c} x_j W_h                        (R numbers: K, or router_dim)
     a chunk's query    r_c = x_{first of c} W_r
-    between chunks     P_cj = softmax_{j < c}(r_c . h_j / sqrt(K)), and a null slot of score 0 retrieves nothing
+    between chunks     P_cj = softmax_{j < c}(r_c . h_j / sqrt(R)), and a null slot of score 0 retrieves nothing
     what is retrieved  m_t = q_t sum_{j < c} P_cj F_j
     o_t = local_t + gain * m_t / sqrt(1 + mean(m_t^2))
 

@@ -55,6 +55,20 @@ class TestMQAR:
             if not setting["random_filler"]:
                 assert not np.delete(x[2 * pairs :], asked - 2 * pairs).any()
 
+    def test_a_window_still_sees_what_published_windows_recall(self) -> None:
+        """Mean over the segments of configs/study/mqar_state.yaml; the figures are read off Zoology's plot of accuracy
+        against state size (github.com/HazyResearch/zoology), where the windows know what they see and nothing else."""
+        published = {16: 0.145, 32: 0.31, 64: 0.515, 128: 0.656, 256: 0.797, 512: 0.936}
+        seen: dict[int, list[float]] = {window: [] for window in published}
+        for length, pairs in ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)):
+            inputs, targets = mqar(Random(2, np.arange(100)), length, pairs, 8192)
+            samples, asked = np.nonzero(targets != -100)
+            told = (inputs[samples, 1 : 2 * pairs : 2] == targets[samples, asked][:, None]).argmax(1) * 2 + 1
+            for window, shares in seen.items():
+                shares.append(float((asked - told < window).mean()))
+        for window, shares in seen.items():
+            assert np.mean(shares) == pytest.approx(published[window], abs=0.01)
+
     def test_slots_follow_their_weights(self) -> None:
         power, slots, samples = 0.3, 12, 40_000
         _, targets = mqar(Random(1, np.arange(samples)), 2 * slots + 2, 1, 100, power=power)
