@@ -21,6 +21,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import yaml
@@ -31,6 +32,7 @@ from bsbr_pl.evals.matching import match, table
 from bsbr_pl.utils.records import environment, write_json
 
 STUDY = ROOT / "configs" / "study"
+SEGMENT = "val/accuracy_"  # what the accuracy of a recall task's segment is called in a record
 SWEEP_SHARE = 4  # a run of the sweep has this part of the steps of one that counts
 
 
@@ -122,25 +124,33 @@ def best_rate(task: str, model: str, rates: list[float], steps: int, output: Pat
     return min(rates, key=lambda rate: loss(Run(task, model, rate, 0, steps, "sweep"), output))
 
 
+def figure_of_merit(run: dict[str, Any]) -> float | None:
+    """Bits per byte of a text, or the accuracy of a recall task, its segments weighing the same; None without."""
+    by_segment = [value for name, value in run.items() if name.startswith(SEGMENT)]
+    return run.get("val/bits_per_byte", fmean(by_segment) if by_segment else None)
+
+
 def as_markdown(found: dict[str, Any]) -> str:
     """What was found, as Markdown: the runs that count of each model, best first."""
     final = [one for one in found["runs"] if one["kind"] == "final"]
     text = any("val/bits_per_byte" in one for one in final)
-    name, digits = ("val/bits_per_byte", 4) if text else ("val/accuracy", 3)
-    groups: dict[tuple[str, float, int], list[float]] = {}
+    digits = 4 if text else 3
+    groups: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
     for one in final:
-        if name in one:
-            groups.setdefault((one["model"], one["rate"], one["steps"]), []).append(one[name])
-    best_first = sorted(groups.items(), key=lambda item: sum(item[1]) / len(item[1]), reverse=not text)
-    lines = [
-        f"| model | steps | learning rate | seeds | {'bits per byte' if text else 'accuracy'} | least to largest |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    for (model, rate, steps), values in best_first:
-        mean, least, largest = (
-            f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values))
-        )
-        lines.append(f"| {model} | {steps:,} | {rate:g} | {len(values)} | {mean} | {least} to {largest} |")
+        if figure_of_merit(one) is not None:
+            groups.setdefault((one["model"], one["rate"], one["steps"]), []).append(one)
+    rows = {group: [figure_of_merit(one) for one in runs] for group, runs in groups.items()}
+    segments = [name for name in (final[0] if final else {}) if name.startswith(SEGMENT)]
+    segments = segments if len(segments) > 1 else []
+    columns = ["model", "steps", "learning rate", "seeds", "bits per byte" if text else "accuracy", "least to largest"]
+    columns += [name.removeprefix(SEGMENT).replace("_", ", ") for name in segments]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for group, values in sorted(rows.items(), key=lambda row: fmean(row[1]), reverse=not text):
+        model, rate, steps = group
+        mean, least, largest = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+        by_segment = [f"{fmean(one[name] for one in groups[group]):.2f}" for name in segments]
+        cells = [model, f"{steps:,}", f"{rate:g}", str(len(values)), mean, f"{least} to {largest}", *by_segment]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -11,22 +11,23 @@ from typing import Any
 from common import ROOT
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from study import figure_of_merit
 
 from bsbr_pl.evals.report.plot import SETTINGS, STYLES, Plot
 from bsbr_pl.utils.records import write_whole
 
-PANELS = {  # task -> the metric, and what it is
-    "text": ("val/bits_per_byte", "bits per byte of text (less is better)"),
-    "mqar": ("val/accuracy", "recall from beyond the window, accuracy"),
+PANELS = {  # task -> what is measured
+    "text": "bits per byte of text (less is better)",
+    "mqar": "recall from beyond the window, accuracy",
 }
 
 
-def values(found: dict[str, Any], name: str) -> dict[str, list[float]]:
-    """Model -> the metric of each of its runs that count."""
+def values(found: dict[str, Any]) -> dict[str, list[float]]:
+    """Model -> what was measured of each of its runs that count."""
     by_model: dict[str, list[float]] = {}
     for one in found["runs"]:
-        if one["kind"] == "final" and name in one:
-            by_model.setdefault(one["model"], []).append(one[name])
+        if one["kind"] == "final" and (value := figure_of_merit(one)) is not None:
+            by_model.setdefault(one["model"], []).append(value)
     return by_model
 
 
@@ -34,14 +35,12 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of TASK.json and of the figure")
     folder = parser.parse_args().results
-    found = {
-        task: values(json.loads((folder / f"{task}.json").read_text()), name) for task, (name, _) in PANELS.items()
-    }
+    found = {task: values(json.loads((folder / f"{task}.json").read_text())) for task in PANELS}
     first = found["text"]
     models = sorted(first, key=lambda model: -sum(first[model]) / len(first[model]))  # the best at the top
     with rc_context(SETTINGS):
         figure = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
-        for axes, (task, (_, label)) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
+        for axes, (task, label) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
             for y, model in enumerate(models):
                 color, marker = STYLES[max((key for key in STYLES if model.startswith(key)), key=len)]
                 points = found[task].get(model, [])
