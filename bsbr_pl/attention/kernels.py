@@ -7,6 +7,7 @@ Source: https://github.com/fla-org/flash-linear-attention (Yang and Zhang 2024).
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,9 +15,14 @@ import torch
 from torch import Tensor
 
 
+@cache
+def installed() -> bool:
+    return all(map(find_spec, ("fla", "triton")))
+
+
 def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any]) -> Callable[..., Any]:
     """`kernel` where it can work on what is projected from x, in its precision; otherwise `mix`."""
-    if not x.is_cuda or find_spec("fla") is None:
+    if not x.is_cuda or not installed():
         return mix
     low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     if low not in (torch.bfloat16, torch.float16):

@@ -1,7 +1,6 @@
 """A GPU's kernels keep the law; where there is no GPU, stand-ins as their documentation has them keep its shapes."""
 
 import sys
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +27,7 @@ def sequence(T: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(find_spec("fla") is None, reason="needs flash-linear-attention: pip install -e '.[gpu]'")
+@pytest.mark.skipif(not kernels.installed(), reason="needs flash-linear-attention: pip install -e '.[gpu]'")
 @pytest.mark.parametrize("T", [1, 63, 64, 65, 300])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_keep_the_law_on_a_gpu(name, T, monkeypatch):
@@ -90,11 +89,11 @@ def test_kernels_are_chosen_on_cuda_in_low_precision_alone(monkeypatch):
     def mix() -> str:
         return "mix"
 
-    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+    monkeypatch.setattr(kernels, "installed", lambda: True)
     assert chosen(True, torch.bfloat16) == "kernel in torch.bfloat16"
     assert chosen(True, torch.float32) == chosen(True, torch.float64) == chosen(False, torch.bfloat16) == "mix"
     with monkeypatch.context() as autocast:  # torch will not enter one without a GPU
         autocast.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
         assert chosen(True, torch.float32) == "kernel in torch.float16"  # what it is until it is set
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "installed", lambda: False)
     assert chosen(True, torch.bfloat16) == "mix"
