@@ -33,12 +33,13 @@ from bsbr_pl.utils.records import environment, write_json
 
 STUDY = ROOT / "configs" / "study"
 SEGMENT = "val/accuracy_"  # what the accuracy of a recall task's segment is called in a record
+CHANGES_OF = {"induction": "mqar", "selective_copy": "mqar"}  # tasks that change the models as another does
 SWEEP_SHARE = 4  # a run of the sweep has this part of the steps of one that counts
 
 
 def configurations(task: str, model: str) -> list[Path]:
     """The files of a model and a task; later ones win."""
-    changes = STUDY / task / f"{model}.yaml"
+    changes = STUDY / CHANGES_OF.get(task, task) / f"{model}.yaml"
     return [STUDY / "models" / f"{model}.yaml", STUDY / f"{task}.yaml", *([changes] if changes.exists() else [])]
 
 
