@@ -44,6 +44,7 @@ ELSEWHERE = {
     ),
     "srun python train.py fit --config configs/bsbr.yaml --trainer.num_nodes=2 --trainer.devices=8 "
     "--trainer.strategy=ddp": ("docs/multi_node.md", "several machines, SLURM."),
+    "pip install -e '.[gpu]'": ("docs/limits.md", "these were only run in Triton's interpreter"),
     "docs/research/compare.py": ("tests/test_research_examples.py", 'load("compare")'),
     "docs/research/page.py": ("tests/test_research_examples.py", 'load("page")'),
     "train.py fit --config configs/standard.yaml": ("tests/test_train.py", "ROOT / 'configs' / f'{name}.yaml'"),

@@ -68,6 +68,6 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_attention_file_stands_alone(name):
     path = PACKAGE / "attention" / f"{name}.py"
-    assert imports(path) == {"bsbr_pl.attention.base"}
+    assert imports(path) - {"bsbr_pl.attention.kernels"} == {"bsbr_pl.attention.base"}
     assert ARCHITECTURES[name].__module__ == f"bsbr_pl.attention.{name}"
     assert (ROOT / "configs" / f"{name}.yaml").exists()

@@ -40,6 +40,7 @@ ELSEWHERE = {
     "pip install -q -c constraints.txt -e .": (".ci/run", "-c constraints.txt -e '.[dev]'"),
     "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev]'"),
     "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "-c constraints.txt -e '.[docs]'"),
+    "train.py fit --config configs/bsbr.yaml --model.compile=true": ("tests/test_module.py", "compile=compiled"),
     "make docs": ("Makefile", "docs:"),
     "benchmarks/study.py runs/study --tasks text": ("tests/test_study.py", "benchmarks/study.py"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
 from .base import (
     Attention,
     ShortConvolution,
@@ -33,6 +32,7 @@ from .base import (
     to_chunks,
     unit_triangle_inverse,
 )
+from .kernels import choose, delta_rule_kernel
 
 
 class Memory(NamedTuple):
@@ -102,7 +102,7 @@ class DeltaNetAttention(Attention[Memory]):
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
         *parts, before = self.project(x)
-        mixed, S = kernels.choose(x, kernels.delta_rule, self.mix)(*parts)
+        mixed, S = choose(x, delta_rule_kernel, self.mix)(*parts)
         return self.emit(mixed, x), Memory(S, before)
 
     def init_state(self, batch_size: int) -> Memory:

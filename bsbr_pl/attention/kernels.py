@@ -30,7 +30,7 @@ def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any]) -> Ca
     return lambda *parts: kernel(low, *parts)
 
 
-def delta_rule(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def delta_rule_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """`DeltaNetAttention.mix`."""
     from fla.ops.delta_rule import chunk_delta_rule
 
@@ -39,7 +39,7 @@ def delta_rule(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) 
     return mixed.transpose(1, 2).float(), S
 
 
-def linear(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def linear_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`LinearAttention.mix`."""
     from fla.ops.linear_attn import chunk_linear_attn
 

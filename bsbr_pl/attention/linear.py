@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
 from .base import (
     Attention,
     ShortConvolution,
@@ -29,6 +28,7 @@ from .base import (
     split_heads,
     to_chunks,
 )
+from .kernels import choose, linear_kernel
 
 EPSILON = 1e-6
 
@@ -88,7 +88,7 @@ class LinearAttention(Attention[Sums]):
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Sums]:
         *qkv, before = self.project(x)
-        mixed, S, z = kernels.choose(x, kernels.linear, self.mix)(*qkv)
+        mixed, S, z = choose(x, linear_kernel, self.mix)(*qkv)
         return self.emit(mixed, x), Sums(S, z, before)
 
     def init_state(self, batch_size: int) -> Sums:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, kernels
 
-KERNELS = {"linear": kernels.linear, "delta_net": kernels.delta_rule}
+KERNELS = {"linear": kernels.linear_kernel, "delta_net": kernels.delta_rule_kernel}
 
 
 def build(name: str, dtype: torch.dtype, device: str = "cpu") -> Attention:
