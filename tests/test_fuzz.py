@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "bsbr": {
         "chunk_size": SIZES,
         "retrieval_top_k": st.none() | SIZES,
+        "router_dim": st.none() | st.integers(1, 9),
         "compression_factor": st.just(1) | st.integers(1, 4),
         "normalize": st.booleans(),
         "initial_gain": st.floats(-1, 1) | st.integers(0, 1),
@@ -151,7 +152,7 @@ def test_costs_are_those_of_the_closed_forms(data, attention):
 def test_an_option_that_is_no_size_is_named(data, name, value):
     counts = set(OPTIONS[name]) - {"rope", "bias", "normalize", "overlap", "beta", "initial_gain"}
     option = data.draw(st.sampled_from(["hidden_dim", "num_heads", *sorted(counts)]))
-    assume((option, value) not in [("retrieval_top_k", None), ("num_updates", 0)])
+    assume((option, value) not in [("retrieval_top_k", None), ("router_dim", None), ("num_updates", 0)])
     with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more), got"):
         ARCHITECTURES[name](**{"hidden_dim": 4, "num_heads": 2} | {option: value})
 

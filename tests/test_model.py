@@ -188,6 +188,7 @@ def test_longer_than_anything_seen_is_no_error():
         ({"attention": partial(BSBRAttention, chunk_size=0)}, "chunk_size must be a positive integer, got 0"),
         ({"attention": partial(BSBRAttention, chunk_size=2.5)}, "chunk_size must be a positive integer, got 2.5"),
         ({"attention": partial(BSBRAttention, retrieval_top_k=0)}, "retrieval_top_k must be a positive integer, got 0"),
+        ({"attention": partial(BSBRAttention, router_dim=0)}, "router_dim must be a positive integer, got 0"),
         ({"attention": partial(BSBRAttention, compression_factor=3)}, "compression_factor must divide the head width"),
         ({"attention": partial(ARCHITECTURES["hopfield"], num_updates=-1)}, "num_updates must be 0 or more, got -1"),
         ({"attention": partial(ARCHITECTURES["hopfield"], num_updates=1.5)}, "num_updates must be 0 or more, got 1.5"),

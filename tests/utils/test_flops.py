@@ -18,6 +18,7 @@ OPTIONS = [
     ("sliding_window", {"window_size": 16, "conv_size": 4}),
     ("bsbr", {"chunk_size": 16, "retrieval_top_k": 3}),
     ("bsbr", {"chunk_size": 16, "compression_factor": 2}),
+    ("bsbr", {"chunk_size": 16, "router_dim": 3}),
     ("hopfield", {"num_updates": 3}),
 ]
 
