@@ -21,7 +21,7 @@ def study():
     return module
 
 
-@pytest.mark.parametrize("task", ["text", "long", "mqar"])
+@pytest.mark.parametrize("task", ["text", "long", "mqar", "mqar_state", "induction", "selective_copy"])
 def test_tables_are_those_of_the_runs(study, task):
     found = json.loads((RESULTS / f"{task}.json").read_text())
     assert study.as_markdown(found) in (RESULTS / "README.md").read_text()
