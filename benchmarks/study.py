@@ -125,31 +125,36 @@ def best_rate(task: str, model: str, rates: list[float], steps: int, output: Pat
     return min(rates, key=lambda rate: loss(Run(task, model, rate, 0, steps, "sweep"), output))
 
 
-def figure_of_merit(run: dict[str, Any]) -> float | None:
-    """Bits per byte of a text, or the accuracy of a recall task, its segments weighing the same; None without."""
-    by_segment = [value for name, value in run.items() if name.startswith(SEGMENT)]
-    return run.get("val/bits_per_byte", fmean(by_segment) if by_segment else None)
+def counted(found: dict[str, Any]) -> list[tuple[dict[str, Any], float]]:
+    """The runs that count, each with its bits per byte, or the mean accuracy over the segments of a recall task."""
+    pairs = []
+    for run in found["runs"]:
+        by_segment = [value for name, value in run.items() if name.startswith(SEGMENT)]
+        value = run.get("val/bits_per_byte", fmean(by_segment) if by_segment else None)
+        if run["kind"] == "final" and value is not None:
+            pairs.append((run, value))
+    return pairs
 
 
 def as_markdown(found: dict[str, Any]) -> str:
     """What was found, as Markdown: the runs that count of each model, best first."""
-    final = [one for one in found["runs"] if one["kind"] == "final"]
-    text = any("val/bits_per_byte" in one for one in final)
+    groups: dict[tuple[str, float, int], list[tuple[dict[str, Any], float]]] = {}
+    for run, value in counted(found):
+        groups.setdefault((run["model"], run["rate"], run["steps"]), []).append((run, value))
+    names = {name: None for run, _ in counted(found) for name in run}
+    text = "val/bits_per_byte" in names
     digits = 4 if text else 3
-    groups: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
-    for one in final:
-        if figure_of_merit(one) is not None:
-            groups.setdefault((one["model"], one["rate"], one["steps"]), []).append(one)
-    rows = {group: [figure_of_merit(one) for one in runs] for group, runs in groups.items()}
-    segments = [name for name in (final[0] if final else {}) if name.startswith(SEGMENT)]
+    segments = [name for name in names if name.startswith(SEGMENT)]
     segments = segments if len(segments) > 1 else []
     columns = ["model", "steps", "learning rate", "seeds", "bits per byte" if text else "accuracy", "least to largest"]
     columns += [name.removeprefix(SEGMENT).replace("_", ", ") for name in segments]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for group, values in sorted(rows.items(), key=lambda row: fmean(row[1]), reverse=not text):
-        model, rate, steps = group
+    for (model, rate, steps), pairs in sorted(
+        groups.items(), key=lambda group: fmean(value for _, value in group[1]), reverse=not text
+    ):
+        values = [value for _, value in pairs]
         mean, least, largest = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
-        by_segment = [f"{fmean(one[name] for one in groups[group]):.2f}" for name in segments]
+        by_segment = [f"{fmean(run[name] for run, _ in pairs):.2f}" for name in segments]
         cells = [model, f"{steps:,}", f"{rate:g}", str(len(values)), mean, f"{least} to {largest}", *by_segment]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

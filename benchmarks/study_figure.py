@@ -11,7 +11,7 @@ from typing import Any
 from common import ROOT
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from study import figure_of_merit
+from study import counted
 
 from bsbr_pl.evals.report.plot import SETTINGS, STYLES, Plot
 from bsbr_pl.utils.records import write_whole
@@ -25,9 +25,8 @@ PANELS = {  # task -> what is measured
 def values(found: dict[str, Any]) -> dict[str, list[float]]:
     """Model -> what was measured of each of its runs that count."""
     by_model: dict[str, list[float]] = {}
-    for one in found["runs"]:
-        if one["kind"] == "final" and (value := figure_of_merit(one)) is not None:
-            by_model.setdefault(one["model"], []).append(value)
+    for run, value in counted(found):
+        by_model.setdefault(run["model"], []).append(value)
     return by_model
 
 

@@ -70,8 +70,8 @@ class BSBRAttention(Attention[Chunks]):
         retrieval_top_k: mix only this many best earlier chunks; None for all of them.
         compression_factor: store chunk states of K x V / compression_factor numbers, through a learned map of the
             values down and back; must divide the head width.
-        normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
         router_dim: width R of a head's chunk queries and keys; None for that of the head.
+        normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
         initial_gain: where the gain starts; without `normalize` there is none.
         rope: rotate q and k of the local attention; without it only the convolution knows any order.
         overlap: see the last C tokens; False for those of the own chunk.
