@@ -32,10 +32,11 @@ def ratio(numerator: Timing, denominator: Timing) -> Timing:
     return summarize([a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)])
 
 
-def publish(rows: list[dict[str, Any]], out: Path) -> None:
+def publish(rows: list[dict[str, Any]], out: Path, device: str = "cpu") -> None:
     """Print the rows as a table and write them with the command, the commit and the machine that made them."""
-    facts = environment()
-    print(f"{facts['cpu']} ({facts['instructions']}), {facts['threads']} threads, torch {facts['versions']['torch']}\n")
+    facts = environment(device)
+    where = facts.get("gpu") or f"{facts['cpu']} ({facts['instructions']}), {facts['threads']} threads"
+    print(f"{where}, torch {facts['versions']['torch']}\n")
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([shown(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]

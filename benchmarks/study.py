@@ -33,7 +33,7 @@ from bsbr_pl.utils.records import environment, write_json
 
 STUDY = ROOT / "configs" / "study"
 SEGMENT = "val/accuracy_"  # what the accuracy of a recall task's segment is called in a record
-CHANGES_OF = {"induction": "mqar", "selective_copy": "mqar"}  # tasks that change the models as another does
+CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")  # whose changes of the models they take
 SWEEP_SHARE = 4  # a run of the sweep has this part of the steps of one that counts
 
 

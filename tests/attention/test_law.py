@@ -124,7 +124,7 @@ def results(form, attention: Attention, x: torch.Tensor) -> dict[str, torch.Tens
     """The output of a form and the gradient of a fixed random function of it by the input and every parameter."""
     x = x.clone().requires_grad_()
     output = form(attention, x)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(x.dtype)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(x)
     inputs = {"x": x, **dict(attention.named_parameters())}
     gradients = torch.autograd.grad((output * weights).sum(), list(inputs.values()), allow_unused=True)
     found = {

@@ -1,0 +1,73 @@
+"""The law on a CUDA device, at the sizes of test_law.py and at those that GPUs are made for."""
+
+import copy
+
+import pytest
+import torch
+from test_law import LENGTHS, TOLERANCE, C, assert_close, build, decode, definition, each_variant, results, sequence
+
+from bsbr_pl.attention import ARCHITECTURES, Attention, kernels
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def no_kernels(monkeypatch):
+    """test_kernels.py asks about those; here every architecture is what its file says."""
+    monkeypatch.setattr(kernels, "installed", lambda: False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
+@each_variant
+def test_fast_form_equals_definition_on_a_gpu(name, options, dtype):
+    attention = build(name, options, dtype).cuda()
+    for T in LENGTHS:
+        x = sequence(T, dtype).cuda()
+        found, expected = results(type(attention).forward, attention, x), results(definition, attention, x)
+        assert_close(found, expected, TOLERANCE[dtype])
+
+
+@each_variant
+def test_a_gpu_and_a_processor_agree(name, options):
+    attention = build(name, options)
+    x = sequence(4 * C + 1)
+    expected = results(type(attention).forward, attention, x)
+    found = results(type(attention).forward, copy.deepcopy(attention).cuda(), x.cuda())
+    assert_close({key: value.cpu() for key, value in found.items()}, expected, 1e-10)
+
+
+@each_variant
+def test_decode_equals_definition_on_a_gpu(name, options):
+    attention, x = build(name, options).cuda(), sequence(3 * C + 2).cuda()
+    for prefilled in (0, C - 1, 2 * C):
+        torch.testing.assert_close(decode(attention, x, prefilled), attention(x), rtol=1e-10, atol=1e-10)
+
+
+@each_variant
+def test_no_output_moves_when_a_later_token_changes_on_a_gpu(name, options):
+    attention = build(name, options, torch.float32).cuda()
+    T = 4 * C + 3
+    x = sequence(T, torch.float32).cuda()
+    before = attention(x)
+    for t in (1, C - 1, C, C + 1, T - 1):
+        changed = x.clone()
+        changed[:, t:] += 10
+        assert torch.equal(attention(changed)[:, :t], before[:, :t]), f"outputs before {t} moved"
+
+
+def wide(name: str, dtype: torch.dtype) -> Attention:
+    """Hidden 256, four heads, the architecture's own chunks."""
+    torch.manual_seed(1)
+    return ARCHITECTURES[name](256, 4).to("cuda", dtype)
+
+
+@pytest.mark.parametrize("T", [1000, 1024])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_wide_and_long_is_near_the_truth(name, T):
+    """Against the definition in fp64 with the same numbers, where fused kernels are at work."""
+    x = torch.randn(2, T, 256, generator=torch.Generator().manual_seed(T)).cuda()
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        attention = wide(name, dtype)
+        truth = definition(copy.deepcopy(attention).double(), x.to(dtype).double())
+        error = (attention(x.to(dtype)).double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+        assert error <= tolerance, f"{dtype}: relative error {error:.2e}"
