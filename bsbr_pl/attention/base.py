@@ -138,8 +138,12 @@ def to_chunks(x: Tensor, chunk: int, dim: int = 2) -> Tensor:
 def running_sum(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Along the chunks, axis `dim` of x: the sum of what stands before each, and the sum of all.
 
-    A loop: on a CPU it takes a fifth of the time of `torch.cumsum`, which is made for the last axis.
+    On a CPU a loop takes a fifth of the time of `torch.cumsum`, which is made for the last axis; on a GPU it would wait
+    for its launches.
     """
+    if x.is_cuda:
+        sums, nothing = x.cumsum(dim), torch.zeros_like(x.narrow(dim, 0, 1))
+        return torch.cat((nothing, sums.narrow(dim, 0, x.shape[dim] - 1)), dim), sums.select(dim, -1)
     before, total = [], torch.zeros_like(x.select(dim, 0))
     for part in x.unbind(dim):
         before.append(total)
