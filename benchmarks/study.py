@@ -69,7 +69,8 @@ def result(run: Run, output: Path) -> dict[str, Any]:
     record = finished_record(run.folder(output)) or {}
     last = {name: column["value"][-1] for name, column in record.get("metrics", {}).items() if name.startswith("val/")}
     facts = {"seconds": record.get("seconds"), "data": record.get("data_fingerprint"), "git": record.get("git")}
-    return {**run._asdict(), **last, **facts}
+    machine = record.get("environment", {})
+    return {**run._asdict(), **last, **facts, "device": machine.get("gpu", machine.get("cpu"))}
 
 
 def with_earlier(found: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
