@@ -59,7 +59,7 @@ class LanguageModule(LightningModule):
     """
 
     metrics: dict[str, TokenMetrics]  # by stage
-    slices: dict[str, TokenMetrics]  # by stage_slice
+    slices: dict[str, TokenMetrics]  # by stage and number of the slice: names may hold what a module's may not
 
     def __init__(
         self,
@@ -213,10 +213,9 @@ class LanguageModule(LightningModule):
         logits = self.model(batch["input_ids"])
         self.metrics[stage].update(logits, batch["targets"], batch.get("num_bytes"))
         if "slice" in batch:
-            names = self.trainer.datamodule.slice_names  # type: ignore[attr-defined]
             for i in batch["slice"].unique().tolist():
                 rows = batch["slice"] == i
-                key = f"{stage}_{names[i]}"
+                key = f"{stage}_{i}"
                 if key not in self.slices:
                     self.slices[key] = TokenMetrics().to(logits.device)
                 self.slices[key].update(logits[rows], batch["targets"][rows])
@@ -231,10 +230,10 @@ class LanguageModule(LightningModule):
         for name, value in self.metrics[stage].compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "bits_per_byte", "accuracy"))
         self.metrics[stage].reset()
-        for key, metrics in self.slices.items():
-            if key.startswith(f"{stage}_"):
-                self.log(f"{stage}/accuracy{key.removeprefix(stage)}", metrics.compute()["accuracy"])
-                metrics.reset()
+        for i, name in enumerate(getattr(self.trainer.datamodule, "slice_names", ())):  # type: ignore[attr-defined]
+            if (key := f"{stage}_{i}") in self.slices:
+                self.log(f"{stage}/accuracy_{name}", self.slices[key].compute()["accuracy"])
+                self.slices[key].reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep seed of dropout and source of the weights, and name what the optimiser's state belongs to.

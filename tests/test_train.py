@@ -63,6 +63,23 @@ def test_a_recall_task_reports_every_slice(arguments):
     assert "val/bits_per_byte" not in metrics
 
 
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("induction", ["--data.vocab_size=16", "--data.context_length=16", "--data.test_lengths=[16]"]),
+        ("selective_copy", ["--data.context_length=32", "--data.num_copied=2"]),
+        ("needle", ["--data.source=text.txt", "--data.tokenizer=bytes", "--data.context_length=32"]),
+    ],
+)
+def test_every_recall_task_trains_from_its_yaml(task, options, arguments):
+    kept = [argument for argument in arguments if not argument.startswith("--data")]
+    configs = [f"--config={ROOT / 'configs' / name}" for name in ("bsbr.yaml", f"data/{task}.yaml")]
+    few = ["--data.num_train=8", "--data.num_test=4", "--data.batch_size=4"]
+    cli = train.main(["fit", *configs, *kept, *options, *few])
+    found = {name.removeprefix("val/accuracy_") for name in cli.trainer.callback_metrics if "accuracy_" in name}
+    assert found == {name for name in cli.datamodule.slice_names if name != "depth_random"}
+
+
 def test_layers_may_differ_and_the_saved_configuration_says_how(arguments, tmp_path):
     options = [argument for argument in arguments if not argument.startswith(("--data", "--model"))]
     options += ["--data.train_segments=[[16,2,64]]", "--data.test_segments=[[16,2,8]]", "--data.batch_size=4"]

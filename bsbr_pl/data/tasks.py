@@ -1,7 +1,7 @@
 """The recall tasks of recall.py as data modules, in segments of one length and slices to report on."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -216,9 +216,14 @@ class NeedleData(RecallData):
     ) -> None:
         super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
         self.save_hyperparameters(logger=False)
-        self.text_data = TextData(source, tokenizer, bpe_vocab_size, context_length, cache_dir=cache_dir)
         self.depths, self.num_train, self.num_test = depths, num_train, num_test
         self.slice_names = ["depth_random", *(f"depth_{depth:g}" for depth in depths)]
+
+    @cached_property
+    def text_data(self) -> TextData:
+        """Made when asked for: while the command line makes this object, another would save this one's arguments."""
+        h = self.hparams
+        return TextData(h["source"], h["tokenizer"], h["bpe_vocab_size"], h["context_length"], cache_dir=h["cache_dir"])
 
     def prepare_data(self) -> None:
         self.text_data.prepare_data()
