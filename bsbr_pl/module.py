@@ -30,6 +30,10 @@ from .model import LanguageModel
 StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
 
 
+def _root_mean_square(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
 class LanguageModule(LightningModule):
     """Trains a `LanguageModel`: cross entropy, AdamW, warm-up and cosine by step.
 
@@ -51,8 +55,8 @@ class LanguageModule(LightningModule):
         positions: learn an embedding of each of this many positions, and read no longer text; 0 for none.
         ff_activation: of the feed-forward networks, `relu2` or `gelu`.
         ff_bias: give the feed-forward networks' linear maps a bias.
-        compile: train through `torch.compile`, which takes a minute or so to start; evaluation, decoding and counting
-            use the model as it is.
+        compile: train through `torch.compile`, which takes a minute or so to start, after its gradients were compared
+            with the model's own; evaluation, decoding and counting use the model as it is.
 
     Raises:
         ValueError: names the argument, its value and what would do.
@@ -99,6 +103,7 @@ class LanguageModule(LightningModule):
         self.initial_weights: str | None = None  # where they came from; `convert.start_from` says it
         self._dropout_seed: int | None = None
         self._compiled: Callable[[Tensor], Tensor] | None = None  # `model.hidden`, while it is trained
+        self._trusted = False  # whether it was compared
 
     @classmethod
     def load(cls, path: str | Path, map_location: str = "cpu") -> "LanguageModule":
@@ -166,13 +171,46 @@ class LanguageModule(LightningModule):
         return self.model(input_ids)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        hidden, targets = (self._compiled or self.model.hidden)(batch["input_ids"]), batch["targets"]
-        if "slice" in batch:  # a recall task asks at few positions: only they need logits
-            hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
-        loss = F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+        if self._compiled and not self._trusted:
+            self._compare_compiled(batch)
+        loss = self._loss_through(self._compiled or self.model.hidden, batch)
         self.log("train/loss", loss, prog_bar=True, logger=False)
         self._loss = loss.detach()
         return loss
+
+    def _loss_through(self, form: Callable[[Tensor], Tensor], batch: dict[str, Tensor]) -> Tensor:
+        """The training loss, with `form` for `model.hidden`."""
+        hidden, targets = form(batch["input_ids"]), batch["targets"]
+        if "slice" in batch:  # a recall task asks at few positions: only they need logits
+            hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]
+        return F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+
+    def _compare_compiled(self, batch: dict[str, Tensor]) -> None:
+        """The gradients of the compiled model must be the model's own, on the first batch.
+
+        Not with dropout, where each draws its own, nor where weights are sharded.
+
+        Raises:
+            RuntimeError: naming the parameter whose gradient differs by more than rounding.
+        """
+        self._trusted = True
+        if self.hparams["dropout"] or isinstance(self.model, FSDPModule):
+            return
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        found = []
+        for form in (self.model.hidden, self._compiled or self.model.hidden):
+            gradients = torch.autograd.grad(self._loss_through(form, batch), parameters, allow_unused=True)
+            found.append([p.new_zeros(()) if g is None else g for p, g in zip(parameters, gradients, strict=True)])
+        low = torch.is_autocast_enabled(self.device.type) or self.dtype in (torch.bfloat16, torch.float16)
+        tolerance, floor = (0.1, 1e-2) if low else (1e-2, 1e-3)
+        largest = max(_root_mean_square(gradient) for gradient in found[0])
+        for name, own, compiled in zip(names, *found, strict=True):
+            error = _root_mean_square(compiled - own) / max(_root_mean_square(own), floor * largest, 1e-30)
+            if not error <= tolerance:
+                raise RuntimeError(
+                    f"compile=True gives {name} another gradient than the model has (relative difference {error:.2g} "
+                    f"on the first batch), with torch {torch.__version__} on {self.device}: train without it"
+                )
 
     def on_fit_start(self) -> None:
         if self._dropout_seed is None:
@@ -181,7 +219,7 @@ class LanguageModule(LightningModule):
             compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
             if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
                 raise ValueError(f"compile needs a C++ compiler on a CPU, and there is no {' or '.join(compilers)}")
-            self._compiled = torch.compile(self.model.hidden)
+            self._compiled, self._trusted = torch.compile(self.model.hidden), False
 
     def on_fit_end(self) -> None:
         self._compiled = None

@@ -107,6 +107,16 @@ def test_compiled_training_is_the_same_training(tmp_path):
         torch.testing.assert_close(found[True][name], weight, rtol=1e-4, atol=1e-5)
 
 
+def test_what_was_compiled_wrongly_is_not_trained(tmp_path, monkeypatch):
+    def compiled_with(fault: float) -> None:
+        monkeypatch.setattr(torch, "compile", lambda hidden: lambda ids: hidden(ids) * (1 + fault))
+        trainer(tmp_path, max_epochs=-1, max_steps=2).fit(module_of(compile=True), loader())
+
+    compiled_with(1e-6)
+    with pytest.raises(RuntimeError, match="compile=True gives .* another gradient .* train without it"):
+        compiled_with(0.1)
+
+
 def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     with pytest.raises(ValueError, match=r"compile needs a C\+\+ compiler on a CPU, and there is no /nowhere/c\+\+"):
