@@ -148,7 +148,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     segments = [name for name in names if name.startswith(SEGMENT)]
     segments = segments if len(segments) > 1 else []
     columns = ["model", "steps", "learning rate", "seeds", "bits per byte" if text else "accuracy", "least to largest"]
-    columns += [name.removeprefix(SEGMENT).replace("_", ", ") for name in segments]
+    columns += [name.removeprefix(SEGMENT).replace("_N", ", N").replace("_", " ") for name in segments]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for (model, rate, steps), pairs in sorted(
         groups.items(), key=lambda group: fmean(value for _, value in group[1]), reverse=not text

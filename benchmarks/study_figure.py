@@ -1,6 +1,6 @@
 """Draw the published study, a dot for each run that counts: text on the left, recall on the right.
 
-python benchmarks/study_figure.py            # results/text.json and results/mqar.json -> results/study.png
+python benchmarks/study_figure.py            # results/longer.json and results/mqar.json -> results/study.png
 """
 
 import json
@@ -17,7 +17,7 @@ from bsbr_pl.evals.report.plot import SETTINGS, STYLES, Plot
 from bsbr_pl.utils.records import write_whole
 
 PANELS = {  # task -> what is measured
-    "text": "bits per byte of text (less is better)",
+    "longer": "bits per byte of text (less is better)",
     "mqar": "recall from beyond the window, accuracy",
 }
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of TASK.json and of the figure")
     folder = parser.parse_args().results
     found = {task: values(json.loads((folder / f"{task}.json").read_text())) for task in PANELS}
-    first = found["text"]
+    first = found["longer"]
     models = sorted(first, key=lambda model: -sum(first[model]) / len(first[model]))  # the best at the top
     with rc_context(SETTINGS):
         figure = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")

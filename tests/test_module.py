@@ -113,7 +113,7 @@ def test_what_was_compiled_wrongly_is_not_trained(tmp_path, monkeypatch):
         trainer(tmp_path, max_epochs=-1, max_steps=2).fit(module_of(compile=True), loader())
 
     compiled_with(1e-6)
-    with pytest.raises(RuntimeError, match="compile=True gives .* another gradient .* train without it"):
+    with pytest.raises(RuntimeError, match=r"compile=True gives .* another gradient .* train without it"):
         compiled_with(0.1)
 
 
