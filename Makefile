@@ -4,7 +4,7 @@ check:
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest -q
+	OMP_NUM_THREADS=1 python -m pytest -q -n logical --dist worksteal
 
 docs: # into site/, warnings are errors
 	python docs/generate.py
