@@ -41,7 +41,8 @@ def test_study(tmp_path):
     assert run() == []
 
     published = tmp_path / "runs/text.json"
-    (tmp_path / "runs/mqar.json").write_bytes(published.read_bytes())
+    for task in ("longer", "mqar"):
+        (tmp_path / f"runs/{task}.json").write_bytes(published.read_bytes())
     draw = [sys.executable, ROOT / "benchmarks/study_figure.py", "--results", tmp_path / "runs"]
     subprocess.run(draw, check=True, capture_output=True)
     assert np.asarray(Image.open(tmp_path / "runs/study.png")).std() > 0
