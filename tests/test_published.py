@@ -17,7 +17,9 @@ def study():
         return importlib.import_module("study")
 
 
-@pytest.mark.parametrize("task", ["longer", "long", "text", "mqar", "mqar_state", "induction", "selective_copy", "needle"])
+@pytest.mark.parametrize(
+    "task", ["longer", "long", "text", "mqar", "mqar_state", "induction", "selective_copy", "needle"]
+)
 def test_tables_are_those_of_the_runs(study, task):
     found = json.loads((RESULTS / f"{task}.json").read_text())
     assert study.as_markdown(found) in (RESULTS / "README.md").read_text()
