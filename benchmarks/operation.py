@@ -2,7 +2,7 @@
 
     python benchmarks/operation.py                                    # 1,024 and 16,384 tokens
     python benchmarks/operation.py --lengths 4096 --architectures bsbr linear
-    python benchmarks/operation.py --device cuda --dtype bfloat16 --lengths 1024 16384 131072
+    python benchmarks/operation.py --device cuda --dtype bfloat16 --lengths 1024 16384
 
 What is timed lies between the linear projections and the output's projection: feature maps, key normalisation, chunk
 scores, gains. Rotary positions and short convolutions are left out, on both sides. One sequence, 4 heads of 64; GAU has
@@ -51,8 +51,9 @@ def operation(
     if name == BASELINE:
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), [q, k, v]
     architecture = "bsbr" if name in BSBR else name.removesuffix(" kernel")
-    options = BSBR.get(name, {}) | ({"initial_gain": 1.0} if name in BSBR else {})
-    options |= {} if architecture in ("linear", "delta_net") else {"rope": False}
+    options = {} if architecture in ("linear", "delta_net") else {"rope": False}
+    if architecture == "bsbr":
+        options |= {"initial_gain": 1.0, **BSBR[name]}
     attention = ARCHITECTURES[architecture](HIDDEN_DIM, NUM_HEADS, **options).to(device, dtype)
     mix = partial(KERNELS[name], dtype) if name in KERNELS else attention.mix
     if architecture == "bsbr":

@@ -1,4 +1,4 @@
-"""What reads a GPU's clock and its memory, run on one: training, resuming, evaluating, comparing."""
+"""What reads a GPU's clock and its memory, run on one: training, evaluating, decoding."""
 
 import json
 import sys

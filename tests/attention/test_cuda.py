@@ -4,7 +4,19 @@ import copy
 
 import pytest
 import torch
-from test_law import LENGTHS, TOLERANCE, C, assert_close, build, decode, definition, each_variant, results, sequence
+from test_law import (
+    LENGTHS,
+    TOLERANCE,
+    C,
+    assert_close,
+    build,
+    decode,
+    definition,
+    each_variant,
+    relative_error,
+    results,
+    sequence,
+)
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, kernels
 
@@ -69,5 +81,5 @@ def test_wide_and_long_is_near_the_truth(name, T):
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         attention = wide(name, dtype)
         truth = definition(copy.deepcopy(attention).double(), x.to(dtype).double())
-        error = (attention(x.to(dtype)).double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+        error = relative_error(attention(x.to(dtype)), truth)
         assert error <= tolerance, f"{dtype}: relative error {error:.2e}"

@@ -133,6 +133,11 @@ def results(form, attention: Attention, x: torch.Tensor) -> dict[str, torch.Tens
     return {"output": output.detach(), **{f"gradient of {name}": gradient for name, gradient in found.items()}}
 
 
+def relative_error(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Root-mean-square difference over that of the truth, which is in fp64."""
+    return (found.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+
+
 def assert_close(found: dict, expected: dict, tolerance: float) -> None:
     """Relative root-mean-square difference of each; what is 0 by definition must be 0 to the same absolute measure."""
     largest = max(value.double().square().mean().sqrt() for value in expected.values())
@@ -163,7 +168,7 @@ def test_fp32_is_near_the_truth(name, options, T):
     """Against the definition in fp64 with the same, rounded, numbers: the forms are not merely wrong together."""
     low, x = build(name, options, torch.float32), sequence(T, torch.float32)
     truth = definition(copy.deepcopy(low).double(), x.double())
-    error = (low(x).double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+    error = relative_error(low(x), truth)
     assert error <= 1e-5, f"relative error {error:.2e}"
 
 
