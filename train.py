@@ -22,6 +22,7 @@ from bsbr_pl.utils.records import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
 TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may name classes of these, and import no others
+REQUIRED = (callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint)
 MENDABLE = (ValueError, OSError, ImportError, MisconfigurationException)  # by a user, who gets one line to read
 
 
@@ -41,6 +42,7 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     return CLI(
         LanguageModule,
         TokenData,
+        required=REQUIRED,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,

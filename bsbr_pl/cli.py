@@ -1,25 +1,29 @@
-"""LightningCLI for language models: what a command line and a YAML may ask for, and how a run is gone on with."""
+"""LightningCLI for language models: parses the configuration, rejects unsafe values, and resumes runs."""
 
 import copy
 import functools
-import glob
+import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from . import folders, steps
 from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO
 from .convert import start_from
+from .folders import run_folder
 from .parsing import Parser
+from .run import Arguments, describe_run, differences, recorded
 
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
 
@@ -38,7 +42,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":  # validate and test may be told to use a run's folder, which keeps its configuration
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer)
         if not self.goes_on and ((folder / "record.json").exists() or any(folder.glob("checkpoints/*.ckpt"))):
             raise ValueError(f"{folder} holds another run: choose another one, or give its ckpt_path to go on with it")
         if trainer.is_global_zero:
@@ -63,8 +67,29 @@ class TrainingParser(Parser, LightningArgumentParser):
 
 
 class CLI(LightningCLI):
-    def __init__(self, model: type[LightningModule], data: type[LightningDataModule], **options: Any) -> None:
+    """`fit`, `validate`, `test` and `predict` of language models.
+
+    Args:
+        model: the LightningModule's class.
+        data: the class of all data modules.
+        required: callbacks that every `fit` has, whatever callbacks are asked for; `--without` switches one off.
+        options: those of LightningCLI.
+    """
+
+    def __init__(
+        self,
+        model: type[LightningModule],
+        data: type[LightningDataModule],
+        required: tuple[type[Callback], ...] = (),
+        **options: Any,
+    ) -> None:
+        self.required = {cls.__name__: cls for cls in required}
         super().__init__(model, data, parser_class=TrainingParser, **options)
+
+    @property
+    def options(self) -> Namespace:
+        """Those of the subcommand."""
+        return self.config.get(str(self.subcommand), self.config)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of model and data stand before the many of the trainer in the help."""
@@ -76,22 +101,24 @@ class CLI(LightningCLI):
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         words = "a checkpoint, of another architecture even, or a folder with GPT-2: its weights to start from"
         parser.add_argument("--initial_weights", type=str | None, default=None, help=words)
-        (attention,) = (action for action in parser._actions if action.dest == "model.attention")
+        words = f"callbacks that are left out, of those that every run has: {', '.join(self.required)}"
+        parser.add_argument("--without", type=list[str], default=[], help=words)
+        actions = {action.dest: action for action in parser._actions}
+        attention = actions["model.attention"]
         keys = ", ".join(ARCHITECTURES)
         attention.help = f"one of {keys}, or a class with `class_path` and `init_args`; or a list with one a layer."
-        check = attention._check_type  # type: ignore[attr-defined]  # what every value goes through, of a file or not
-        attention._check_type = functools.wraps(check)(  # type: ignore[attr-defined]
-            lambda value, **more: check(by_key(value), **more)
-        )
+        _around_check(attention, lambda check, value: check(by_key(value)))
+        for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+            _around_check(actions[f"trainer.{name}"], _whole_number)
 
     def _parse_ckpt_path(self) -> None:
         """Keep what the command line and the configs say: Lightning would let a checkpoint's arguments win unseen."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse to call what is no class, names that lead out of their folder, and what would look at no training."""
-        options = self.config.get(str(self.subcommand), self.config)
-        if self.subcommand == "fit" and options.trainer.max_steps == 0:
-            raise ValueError("max_steps=0 trains nothing: at least 1")
+        options = self.options
+        if self.subcommand == "fit":
+            self._check_training(options)
         given = options.get("ckpt_path") or options.get("initial_weights")
         if self.subcommand in ("validate", "test", "predict") and given in (None, "best"):
             raise ValueError(
@@ -105,37 +132,114 @@ class CLI(LightningCLI):
                 if key in BELOW and isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts):
                     raise ValueError(f"{key}={value!r} of {name} leads out of its folder: give a name without '..'")
 
+    def _check_training(self, options: Namespace) -> None:
+        for name in ("max_steps", "max_epochs", "limit_train_batches"):
+            if options.trainer[name] == 0:
+                raise ValueError(f"{name}=0 trains nothing: at least 1")
+        if unknown := [name for name in options.without if name not in self.required]:
+            raise ValueError(f"without={unknown}: only {', '.join(self.required)} can be left out by it")
+        if options.trainer.min_epochs and not self.wanted["trainer.has_epochs"]:
+            raise ValueError(
+                f"min_epochs={options.trainer.min_epochs}, and this run has no epochs: use min_steps, or set max_epochs"
+            )
+
+    @functools.cached_property
+    def wanted(self) -> Arguments:
+        """The description of the run that this command asks for, but for what is known only once data is read."""
+        options, data = self.options, self.options.data
+        return describe_run(
+            options.model.as_dict(),
+            data.class_path.rpartition(".")[2],
+            data.init_args.as_dict() if data.get("init_args") else {},
+            options.trainer.as_dict(),
+            None if options.seed_everything in (False, None) else options.seed_everything,
+            options.initial_weights,
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """With checkpoints that are checked, beside whatever other plugins are asked for."""
-        asked = self._get(self.config_init, "trainer")["plugins"]
+        """With the callbacks that every run has, and checkpoints that are checked, beside what is asked for."""
+        trainer_config = self._get(self.config_init, "trainer")
+        asked = trainer_config["plugins"]
         plugins = asked if isinstance(asked, list) else [asked] if asked else []
+        given = trainer_config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        callbacks = [*given, *(self._missing_callbacks(given) if self.subcommand == "fit" else [])]
         try:
-            return super().instantiate_trainer(plugins=[*plugins, CheckedCheckpointIO()], **kwargs)
+            trainer = super().instantiate_trainer(
+                plugins=[*plugins, CheckedCheckpointIO()], callbacks=callbacks, **kwargs
+            )
         except MisconfigurationException as error:
             if "backend" not in str(error) and "is not available" not in str(error):
                 raise
             wanted = self._get(self.config, "trainer").accelerator
             raise ValueError(f"no device for accelerator={wanted!r} is here: `auto` takes what there is") from error
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(Path(trainer.default_root_dir, self._below, "checkpoints"))
+        if self.subcommand == "fit":
+            steps.check(trainer)
+        return trainer
+
+    def _missing_callbacks(self, given: list[Callback]) -> list[Callback]:
+        """The required ones that are not there, and one that keeps the best checkpoint if none keeps any."""
+        without = self.options.without
+        missing = [cls() for name, cls in self.required.items() if name not in without and not _has(given, cls)]
+        if not _has(given, ModelCheckpoint) and self.options.trainer.enable_checkpointing is not False:
+            missing.insert(0, ModelCheckpoint(filename="best", monitor="val/loss", enable_version_counter=False))
+        return missing
 
     def instantiate_classes(self) -> None:
-        """`--ckpt_path last` is the newest last.ckpt below the logger's folder; `fit` goes on in the folder of its run.
+        """Choose the run's folder, and its checkpoint for `--ckpt_path last`, then make everything.
 
         The saved config.yaml keeps what was asked for, so that it starts a run of its own.
         """
-        options = self.config.get(str(self.subcommand), self.config)
-        if options.get("ckpt_path") != "last":
-            super().instantiate_classes()
-            if options.initial_weights and not options.get("ckpt_path"):  # whose weights would replace them
-                self._start_from(options.initial_weights)
-            return
-        path = find_last(options.trainer.logger)
-        arguments = options.trainer.logger.init_args
-        options.ckpt_path, version = str(path), arguments.version
-        if self.subcommand == "fit":
-            arguments.version = path.parent.parent.name
-            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is meant to
+        options = self.options
+        given, asked = options.get("ckpt_path"), options.trainer.clone()
+        root, version = folders.root(options.trainer), folders.version(options.trainer)
+        self._below = next(
+            (logger.init_args.get("sub_dir") or "" for logger in folders.loggers(options.trainer)[:1]), ""
+        )
+        path = Path(given) if given else None
+        if given == "last":
+            wanted = self.wanted
+            if self.subcommand != "fit":  # other data may be asked for
+                wanted = {name: value for name, value in wanted.items() if name.startswith("model.")}
+            path = folders.find_last(root, version, self._below, wanted)
+            options.ckpt_path = str(path)
+        if self.subcommand == "fit" and path:
+            self._stop_if_finished(path)
+        if given == "last" and self.subcommand == "fit":
+            version = path.relative_to(root).parts[0]  # type: ignore[union-attr]
+        folders.assign(options.trainer, root / (version or folders.next_version(root)))
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is meant to
+        warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
         super().instantiate_classes()
-        options.ckpt_path, arguments.version = None, version
+        options.trainer, options.ckpt_path = asked, None if given == "last" else given
+        if options.get("initial_weights") and not given:  # whose weights would replace them
+            self._start_from(options.initial_weights)
+
+    def _stop_if_finished(self, path: Path) -> None:
+        """End the process, with exit code 0 and nothing written, if the run of a checkpoint has no step left to take.
+
+        Raises:
+            SystemExit: after saying so.
+        """
+        checkpoint = folders.peek(path)
+        run = (checkpoint or {}).get("run")
+        if not run:
+            return
+        bounds = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
+        total = steps.planned(self.wanted[bounds[0]], self.wanted[bounds[1]], run["epoch_steps"])
+        record = _json(path.parent.parent / "record.json")
+        as_before = not any(one[0] in bounds for one in differences(recorded(checkpoint), self.wanted))  # type: ignore[arg-type]
+        if (total is not None and run["step"] >= total) or (record.get("status") == "finished" and as_before):
+            by = record.get("ended_by", bounds[0])
+            more = by if by.startswith("max_") else "max_steps"
+            rank_zero_only(print)(
+                f"{path.parent.parent} is finished: {run['step']:,} steps, by {by}. Nothing was changed. "
+                f"For more steps, give the same command a larger --trainer.{more}"
+            )
+            raise SystemExit(0)
 
     def _start_from(self, path: str) -> None:
         left = {name.rpartition("inner.")[2] for name in start_from(self.model, path)}
@@ -167,18 +271,31 @@ def _with_class_path(value: Any) -> Iterator[Namespace]:
             yield from _with_class_path(part)
 
 
-def find_last(logger: Any) -> Path:
-    """The newest `checkpoints/last*.ckpt` of the runs that a logger's configuration puts in its folder.
+def _around_check(action: Any, check_value: Callable[[Callable[[Any], Any], Any], Any]) -> None:
+    """Have every value of an option, of a file or not, go through `check_value(check, value)`."""
+    check = action._check_type
 
-    Raises:
-        ValueError: there is none.
-    """
-    if not isinstance(logger, Namespace) or "save_dir" not in logger.init_args:
-        raise ValueError("--ckpt_path=last looks into the save_dir of one logger: give the path of the checkpoint")
-    version = logger.init_args.version
-    run = "*" if version is None else glob.escape(version if isinstance(version, str) else f"version_{version}")
-    folder = Path(logger.init_args.save_dir, logger.init_args.name or "")
-    found = list(folder.glob(f"{run}/checkpoints/last*.ckpt"))
-    if not found:
-        raise ValueError(f"--ckpt_path=last: there is no {folder}/{run}/checkpoints/last.ckpt, so start without it")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+    def checked(value: Any, **more: Any) -> Any:
+        return check_value(lambda value: check(value, **more), value)
+
+    action._check_type = functools.wraps(check)(checked)
+
+
+def _whole_number(check: Callable[[Any], Any], value: Any) -> Any:
+    """1 stays one batch: the parser would make 1.0 of it, which is all of them."""
+    checked = check(value)
+    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
+    return int(checked) if whole and isinstance(checked, float) else checked
+
+
+def _has(callbacks: list[Callback], cls: type[Callback]) -> bool:
+    return any(isinstance(callback, cls) for callback in callbacks)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it cannot be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

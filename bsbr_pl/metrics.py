@@ -28,6 +28,36 @@ def token_figures(nats: Tensor, tokens: Tensor, correct: Tensor, num_bytes: Tens
     return figures
 
 
+class StepLoss:
+    """The loss of an optimiser step: the mean over the counted tokens of all its accumulated batches.
+
+    Lightning divides each batch's loss by `accumulate_grad_batches` and adds the gradients up. That is the step's mean
+    only for full steps of batches that count equally many tokens; `weighted` and `correction` make it so for any.
+    Every process must count as many tokens as the others. Nothing here waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+
+    def weighted(self, loss: Tensor, targets: Tensor) -> Tensor:
+        """What to differentiate for a batch with these targets, of whose counted tokens `loss` is the mean."""
+        self._losses.append(loss.detach())
+        self._tokens.append((targets != IGNORED).sum())
+        return loss if len(self._tokens) == 1 else loss * (self._tokens[-1] / self._tokens[0])
+
+    def correction(self, accumulate: int) -> Tensor:
+        """The number () that makes the summed gradients those of the mean: 1 for a full step of equal batches."""
+        return self._tokens[0] * accumulate / torch.stack(self._tokens).sum()
+
+    def mean(self) -> Tensor:
+        """The loss () of the step."""
+        if len(self._losses) == 1:
+            return self._losses[0]
+        tokens = torch.stack(self._tokens)
+        return (torch.stack(self._losses) * tokens).sum() / tokens.sum()
+
+
 class TokenMetrics(Metric):
     """Sums over counted tokens, from which every validation figure follows; exact whatever the batches or processes.
 

@@ -1,6 +1,5 @@
 """LanguageModule: the LightningModule around any attention, and the only loader of its checkpoints."""
 
-import functools
 import inspect
 import math
 import os
@@ -14,17 +13,21 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+from . import steps
 from .attention.base import Attention, check_number
 from .checkpoint import load_checkpoint
 from .description import build_layers, describe_layers, plain
-from .metrics import IGNORED, TokenMetrics
+from .metrics import IGNORED, StepLoss, TokenMetrics
 from .model import LanguageModel
+from .run import Arguments, changed, describe_run, in_words, recorded, refused
 
 # `--trainer.strategy=fsdp2`: a checkpoint is one file, as everywhere else, not a folder with a part of each process.
 StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
@@ -102,6 +105,12 @@ class LanguageModule(LightningModule):
         self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
         self.initial_weights: str | None = None  # where they came from; `convert.start_from` says it
         self._dropout_seed: int | None = None
+        self._seen = {"tokens": 0, "samples": 0}  # trained on, over all processes
+        self._changes: list[dict[str, Any]] = []  # of arguments, by resumes
+        self._validated: int | None = None  # the step after which it was done last
+        self._step_loss = StepLoss()  # of the step under way
+        self._schedule: Callable[[int], float] | None = None
+        self._check_val_every_n_epoch: int | None = None
         self._compiled: Callable[[Tensor], Tensor] | None = None  # `model.hidden`, while it is trained
         self._trusted = False  # whether it was compared
 
@@ -132,11 +141,13 @@ class LanguageModule(LightningModule):
         return module.to(map_location).eval(), checkpoint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the run's dropout; say of what model the checkpoint is, where its weights do not fit this one.
+        """Resume a run: its dropout, what it has seen; refuse other arguments than its own where they are fixed.
 
         Raises:
             ValueError: naming the arguments that differ.
         """
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._resume(checkpoint)
         own = self.state_dict()
         weights = checkpoint.get("state_dict", own)  # fsdp2 has loaded them by itself
         if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
@@ -146,6 +157,49 @@ class LanguageModule(LightningModule):
             raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
         self._dropout_seed = checkpoint.get("dropout_seed")
         self.initial_weights = checkpoint.get("initial_weights")
+
+    def _resume(self, checkpoint: dict[str, Any]) -> None:
+        before, now = recorded(checkpoint), self._arguments()
+        if found := refused(before, now):
+            raise ValueError(
+                f"a run cannot be resumed with {in_words(found)}: leave them as they were, or start a new run, "
+                "from these weights with --initial_weights=<the checkpoint>"
+            )
+        run = checkpoint.get("run", {})
+        self._seen = {name: run.get(name, 0) for name in self._seen}
+        self._validated = run.get("validated")
+        self._changes = [*run.get("changes", []), *changed(before, now, checkpoint["global_step"])]
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What the run was asked to do and what it has done, as its checkpoints and its record.json hold it.
+
+        `arguments` is the description of bsbr_pl.run; `changes` what was changed by a resume, with the step;
+        `planned_steps` when the run ends, None where no number of steps or epochs says so; `step` and the `tokens` and
+        `samples` trained on so far; `validated` the step of the last validation.
+        """
+        return {
+            "arguments": self._arguments(),
+            "changes": self._changes,
+            "planned_steps": steps.planned_steps(self.trainer),
+            "epoch_steps": steps.steps_per_epoch(self.trainer),
+            "step": self.trainer.global_step,
+            "validated": self._validated,
+            **self._seen,
+        }
+
+    def _arguments(self) -> Arguments:
+        data = getattr(self.trainer, "datamodule", None)
+        seed = os.environ.get("PL_GLOBAL_SEED")  # of seed_everything
+        described = describe_run(
+            dict(self.hparams),
+            None if data is None else type(data).__name__,
+            {} if data is None else dict(data.hparams),
+            steps.arguments(self.trainer),
+            int(seed) if seed else None,
+            self.initial_weights,
+        )
+        return described | {"data.fingerprint": getattr(data, "fingerprint", None)}
 
     def configure_model(self) -> None:
         """With the strategy `fsdp2`, shard the weights over all processes: every layer by itself, then what is left."""
@@ -174,9 +228,7 @@ class LanguageModule(LightningModule):
         if self._compiled and not self._trusted:
             self._compare_compiled(batch)
         loss = self._loss_through(self._compiled or self.model.hidden, batch)
-        self.log("train/loss", loss, prog_bar=True, logger=False)
-        self._loss = loss.detach()
-        return loss
+        return self._step_loss.weighted(loss, batch["targets"])
 
     def _loss_through(self, form: Callable[[Tensor], Tensor], batch: dict[str, Tensor]) -> Tensor:
         """The training loss, with `form` for `model.hidden`."""
@@ -213,6 +265,7 @@ class LanguageModule(LightningModule):
                 )
 
     def on_fit_start(self) -> None:
+        steps.check(self.trainer)
         if self._dropout_seed is None:
             self._dropout_seed = torch.initial_seed()
         if self.hparams["compile"]:
@@ -224,18 +277,68 @@ class LanguageModule(LightningModule):
     def on_fit_end(self) -> None:
         self._compiled = None
 
+    def on_train_start(self) -> None:
+        """Validation is asked for by this module, in steps; the optimiser works with this run's arguments."""
+        trainer, self._step_loss = self.trainer, StepLoss()
+        self._check_val_every_n_epoch, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None  # type: ignore[attr-defined]
+        self._validate_after_this_batch(self._validated == trainer.global_step)  # Lightning asks once more on resuming
+        if not steps.has_epochs(trainer):
+            trainer.fit_loop.min_epochs = 0  # Lightning's 1 where min_steps is given would never be reached
+        if self._schedule is None:  # a subclass has other optimisers
+            return
+        (optimizer,), scheduler = trainer.optimizers, self.lr_schedulers()
+        before, hp = optimizer.param_groups[0]["lr"], self.hparams
+        rate = hp["learning_rate"] * self._schedule(trainer.global_step)
+        scheduler.base_lrs = [hp["learning_rate"] for _ in optimizer.param_groups]  # type: ignore[union-attr]
+        for group, decay in zip(optimizer.param_groups, (hp["weight_decay"], 0.0), strict=True):
+            group |= {"initial_lr": hp["learning_rate"], "lr": rate, "weight_decay": decay}
+            group["betas"] = (hp["beta1"], hp["beta2"])
+        for change in self._changes:
+            if change["step"] == trainer.global_step:
+                rank_zero_info("From step {step} on {argument} is {after} instead of {before}".format(**change))
+        if trainer.global_step and rate != before:
+            rank_zero_info(f"The learning rate goes from {before:.3g} to {rate:.3g}")
+        if steps.planned_steps(trainer) is None:
+            rank_zero_info("No number of steps is asked for: the learning rate stays constant after warm-up")
+
+    def on_train_end(self) -> None:
+        self.trainer.check_val_every_n_epoch = self._check_val_every_n_epoch  # type: ignore[attr-defined]
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Dropout follows from seed, process, step and batch, so that a resumed run needs no random state restored."""
+        self._validate_after_this_batch(False)
+        self._seen["tokens"] += batch["input_ids"].numel() * self.trainer.world_size
+        self._seen["samples"] += len(batch["input_ids"]) * self.trainer.world_size
         key = (self._dropout_seed, self.global_rank, self.global_step, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))  # type: ignore[arg-type]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the loss: Lightning would do so only after the hook where checkpoints are saved, which then lack it."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        """Make the gradient that of the step's mean loss, and log it; say whether a validation follows.
+
+        Lightning would log only after the hook where checkpoints are saved, which then lack it.
+        """
+        trainer = self.trainer
+        if trainer.accumulate_grad_batches > 1:
+            correction = self._step_loss.correction(trainer.accumulate_grad_batches)
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(correction)
+        loss, self._step_loss = self._step_loss.mean(), StepLoss()
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every > 0 and (self.global_step + 1) % every == 0:
-            loss = self.trainer.strategy.reduce(self._loss, reduce_op="mean")
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")  # type: ignore[assignment]
             for logger in self.loggers:
                 logger.log_metrics({"train/loss": float(loss)}, step=self.global_step)
+        self._validate_after_this_batch(
+            steps.validation_follows(trainer, self.global_step + 1, self._check_val_every_n_epoch)
+        )
+
+    def _validate_after_this_batch(self, due: bool) -> None:
+        if isinstance(self.trainer.val_check_interval, int | float):  # type: ignore[attr-defined]
+            self.trainer.val_check_batch = 1 if due else steps.NEVER
+        elif due:  # where Lightning watches the clock, it validates when it is told to stop
+            self.trainer.should_stop = True
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._evaluation_step("val", batch)
@@ -259,6 +362,8 @@ class LanguageModule(LightningModule):
                 self.slices[key].update(logits[rows], batch["targets"][rows])
 
     def on_validation_epoch_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._validated = self.global_step
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
@@ -278,7 +383,7 @@ class LanguageModule(LightningModule):
 
         Its numbers are places in the groups, but FSDP2 reads (and writes) them as places in the model.
         """
-        checkpoint |= {"dropout_seed": self._dropout_seed, "initial_weights": self.initial_weights}
+        checkpoint |= {"dropout_seed": self._dropout_seed, "initial_weights": self.initial_weights, "run": self.run}
         if isinstance(self.model, FSDPModule) or not checkpoint.get("optimizer_states"):
             return
         names = {id(parameter): name for name, parameter in self.named_parameters()}
@@ -300,22 +405,22 @@ class LanguageModule(LightningModule):
         fused = "mixed" not in self.trainer.precision  # where Lightning 2.6.6 will not clip for a fused one
         optimizer = torch.optim.AdamW(groups, lr=hp["learning_rate"], betas=(hp["beta1"], hp["beta2"]), fused=fused)
 
-        @functools.cache
-        def total_steps() -> int:
-            max_steps = self.trainer.max_steps
-            return max_steps if max_steps > 0 else int(self.trainer.estimated_stepping_batches)
-
-        def share(step: int) -> float:
-            # At step 0, which is now, Lightning could only tell by making the loaders, which then cannot be resumed.
-            steps, lowest = total_steps() if step else math.inf, hp["min_learning_rate"]
-            warmup = min(hp["warmup_steps"], steps)
-            if step < warmup:
-                return (step + 1) / warmup
-            done = min(1.0, (step - warmup) / max(1, steps - warmup))
-            return lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        self._schedule = self._share_of_learning_rate
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _share_of_learning_rate(self, step: int) -> float:
+        """Of `learning_rate`, for the step that follows `step` others: warm-up, then half a cosine to the run's end.
+
+        Constant after warm-up where no number of steps is asked for. In a run of epochs the number is known once the
+        data is loaded: `on_train_start` asks again.
+        """
+        total, lowest = steps.planned_steps(self.trainer) or math.inf, self.hparams["min_learning_rate"]
+        warmup = min(self.hparams["warmup_steps"], total)
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        return lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
 
 
 #: The arguments of LanguageModule that are plain numbers, as a checkpoint stores them.

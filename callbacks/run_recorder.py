@@ -5,12 +5,13 @@ import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
+from bsbr_pl.folders import run_folder
+from bsbr_pl.steps import ended_by
 from bsbr_pl.utils.records import environment, git_commit, write_json
 
 STEP_TIMES = {"p50": "step/p50_seconds", "p95": "step/p95_seconds"}
@@ -66,10 +67,11 @@ class History(Logger):
 class RunRecorder(Callback):
     """Writes record.json into the run's folder after each validation and at the end, complete or not at all.
 
-    It holds every metric that was logged, by whom ever, with step and seconds; the configuration of model and data;
-    the data's fingerprint; versions, machine and threads; the git commit, if the code is in a repository; how the run
-    ended. A resumed run's record begins with what its checkpoint had seen. Checkpoints hold the same, up to their step.
-    Nothing is written under fast_dev_run.
+    It holds every metric that was logged, with step and seconds; what the run was asked to do and what it has done
+    (`LanguageModule.run`); the configuration of model and data; the data's fingerprint; versions, machine and threads;
+    the git commit, if the code is in a repository; `status`, and for a finished run what ended it (`ended_by`). A
+    resumed run's record begins with what its checkpoint had seen. Checkpoints hold the same, up to their step. Nothing
+    is written under fast_dev_run.
     """
 
     def __init__(self) -> None:
@@ -83,7 +85,7 @@ class RunRecorder(Callback):
                 self._history = History(str(trainer.default_root_dir))
             if self._history not in trainer.loggers:
                 trainer.loggers = [*trainer.loggers, self._history]
-            self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
+            self._folder = run_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._history is None:
@@ -117,7 +119,7 @@ class RunRecorder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._history is not None and (self._trained or not self._is_finished()):
-            self._write(trainer, "finished")
+            self._write(trainer, "finished", ended_by(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._write(trainer, f"stopped by {type(exception).__name__}: {exception}")
@@ -137,13 +139,15 @@ class RunRecorder(Callback):
         path = self._folder / "record.json"
         return path.exists() and json.loads(path.read_text())["status"] == "finished"
 
-    def _write(self, trainer: Trainer, status: str) -> None:
+    def _write(self, trainer: Trainer, status: str, ended: str | None = None) -> None:
         if self._history is None or not self._facts or not trainer.is_global_zero:
             return
         metrics = self._history.metrics
         last = {name: metrics[key]["value"][-1] for name, key in STEP_TIMES.items() if key in metrics}
         record = {
             "status": status,
+            "ended_by": ended,
+            "run": getattr(trainer.lightning_module, "run", None),
             "steps": trainer.global_step,
             "seconds": self._history.seconds,
             "step_seconds": last or None,

@@ -4,7 +4,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from bsbr_pl.data import TextData
+from bsbr_pl.data import TextData, TokenData
 from bsbr_pl.data.compressors import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 
@@ -42,19 +42,11 @@ class RunSummary(Callback):
         model = pl_module.whole_model()
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        rows = [(key.removeprefix("val/").replace("_", " "), f"{value:.4f}") for key, value in sorted(metrics.items())]
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, TextData) and metrics:
-            text = data.text("val")
-            rows += [
-                (f"bits per byte of {name}", f"{bits:.4f}") for name, bits in compressed_bits_per_byte(text).items()
-            ]
-            rows.append(("validation text", f"{len(text):,} bytes"))
-        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        rows += [("checkpoint", checkpoint)] if checkpoint else []
-        print(f"\nAfter {trainer.global_step} steps:")
-        print("\n".join(f"  {name:<28} {value}" for name, value in rows))
+        seen = pl_module.run
+        print(f"\nAfter {seen['step']:,} steps and {seen['tokens']:,} tokens:")
+        for name, value in _validation(trainer, data):
+            print(f"  {name:<28} {value}")
         if isinstance(data, TextData) and self.num_tokens:
             start = torch.tensor(
                 [[data.tokenizer.eos_id, *data.tokenizer.encode(self.prompt)]], device=pl_module.device
@@ -62,3 +54,23 @@ class RunSummary(Callback):
             room = self.num_tokens if model.max_length is None else max(0, model.max_length + 1 - start.shape[1])
             ids = model.generate(start, min(self.num_tokens, room), self.temperature, self.top_k)
             print(f"\nGenerated:\n{data.tokenizer.decode(ids[0, 1:].tolist())}\n")
+
+
+def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
+    """The last validation's figures, what they were measured on, and where the best checkpoint is: names and values."""
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    if not metrics:
+        return [("validation", "none: limit_val_batches=0")]
+    rows = [(key.removeprefix("val/").replace("_", " "), f"{value:.4f}") for key, value in sorted(metrics.items())]
+    batches, read = len(data.val_dataloader()), int(trainer.num_val_batches[0])
+    part = "" if read >= batches else f"the first {read:,} of {batches:,} batches of "
+    if isinstance(data, TextData):
+        text = data.text("val")
+        if not part:  # of a part, the figures would stand beside others of the whole
+            figures = compressed_bits_per_byte(text).items()
+            rows += [(f"bits per byte of {name}", f"{bits:.4f}") for name, bits in figures]
+        rows.append(("validation text", f"{part}{len(text):,} bytes"))
+    elif part:
+        rows.append(("validation", f"{part}the samples"))
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return [*rows, ("checkpoint", checkpoint)] if checkpoint else rows

@@ -5,14 +5,17 @@ import inspect
 import json
 import warnings
 from abc import abstractmethod
+from functools import partial
 from numbers import Integral
 from types import FrameType
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 
-from .loader import Loader, Samples, TrainLoader, process
+from .. import steps
+from .loader import Batches, Loader, Samples, Stream, process
 
 
 class TokenData(LightningDataModule):
@@ -22,8 +25,8 @@ class TokenData(LightningDataModule):
     say and -100 is not counted; `index` (B,), the sample's id; `num_bytes` (B,) for text, the raw bytes that the
     counted targets stand for; `slice` (B,) for tasks in slices, an index into `slice_names`.
 
-    With several processes, `batch_size` is that of each; set the Trainer's `use_distributed_sampler=False`, because
-    the loaders divide the batches themselves.
+    `batch_size` samples are a batch over all processes, which divide it; set the Trainer's
+    `use_distributed_sampler=False`, because the loaders do so themselves.
     """
 
     def __init__(
@@ -66,10 +69,23 @@ class TokenData(LightningDataModule):
         """The samples of `train`, `val` or `test`."""
 
     def train_dataloader(self) -> Loader:
-        samples, batch_size = self.samples("train"), self.batch_size * process()[1]
-        if getattr(self.trainer, "overfit_batches", 0):
-            return Loader(samples, lambda epoch: samples.train_batches(batch_size, 0), self.num_workers)
-        return TrainLoader(samples, lambda epoch: samples.train_batches(batch_size, epoch), self.num_workers)
+        """The endless stream that a Trainer trains on; without a Trainer one pass over the data.
+
+        Raises:
+            ValueError: `batch_size` cannot be divided over the processes.
+        """
+        samples, trainer, processes = self.samples("train"), self.trainer, process()[1]
+        if self.batch_size % processes:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of the {processes} processes")
+        overfit = trainer is not None and trainer.overfit_batches  # type: ignore[attr-defined]
+
+        def plan(number: int) -> Batches:
+            return samples.train_batches(self.batch_size, 0 if overfit else number)
+
+        if trainer is None:
+            return Loader(samples, plan, self.num_workers)
+        place = partial(steps.batches_taken, trainer)
+        return Stream(samples, plan, self.num_workers, place, steps.has_epochs(trainer))
 
     def val_dataloader(self) -> Loader:
         return self.loader("val")
@@ -82,8 +98,8 @@ class TokenData(LightningDataModule):
 
     def loader(self, split: str) -> Loader:
         """A split's batches for evaluation: each sample once, in order."""
-        samples, batch_size = self.samples(split), self.eval_batch_size * process()[1]
-        return Loader(samples, lambda epoch: samples.eval_batches(batch_size), self.num_workers)
+        samples = self.samples(split)
+        return Loader(samples, lambda number: samples.eval_batches(self.eval_batch_size), self.num_workers)
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.hparams.items() if name[0] != "_")
@@ -93,10 +109,11 @@ class TokenData(LightningDataModule):
         return {"fingerprint": self.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["fingerprint"] != self.fingerprint:
+        training = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING  # which the module refuses
+        if state_dict["fingerprint"] != self.fingerprint and not training:
             warnings.warn(
                 f"the checkpoint saw other data: {state_dict} there, {self.state_dict()} here. Figures on this data "
-                "are not those of its training run, and its place in an epoch means nothing here",
+                "are not those of its training run",
                 stacklevel=2,
             )
 

@@ -1,5 +1,6 @@
 """Batches in an order that is a pure function of seed, epoch and position, whatever the processes and the restarts."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -49,68 +50,78 @@ class Steps:
 
 
 class Loader:
-    """An iterable of a split's batches: each of them once, from the start every time.
+    """A split's batches, each of them once, from the start every time.
 
     Args:
         samples: what to draw from
-        plan: the global batches of an epoch, by ids; as many in every epoch
+        plan: the global batches of a pass over the samples, by ids; as many in every pass
         num_workers: processes that prepare batches ahead; 0 prepares them in line
     """
 
     def __init__(self, samples: Samples, plan: Callable[[int], Batches], num_workers: int) -> None:
         self.samples, self.plan, self.num_workers = samples, plan, num_workers
-        self._epoch, self._steps = 0, Steps(samples, plan(0), *process())
+        self._pass, self._steps = 0, Steps(samples, plan(0), *process())
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._read(0, range(len(self)))
+        return self._read(0, 0)
 
-    def _read(self, epoch: int, steps: range) -> Iterator[Batch]:
-        """These steps of an epoch, in order. Nothing is drawn from the global random state."""
-        if epoch != self._epoch:
-            self._epoch, self._steps = epoch, Steps(self.samples, self.plan(epoch), *process())
+    def _read(self, number: int, start: int) -> Iterator[Batch]:
+        """The batches of a pass from `start` on, in order. Nothing is drawn from the global random state."""
+        if number != self._pass:
+            self._pass, self._steps = number, Steps(self.samples, self.plan(number), *process())
         if self.num_workers == 0:
-            return map(self._steps.__getitem__, steps)
+            return map(self._steps.__getitem__, range(start, len(self._steps)))
         return iter(
             DataLoader(
                 self._steps,  # type: ignore[arg-type]
                 batch_size=None,
-                sampler=steps,
+                sampler=range(start, len(self._steps)),
                 num_workers=self.num_workers,
                 generator=torch.Generator().manual_seed(0),  # a DataLoader draws a seed whenever it is iterated
             )
         )
 
 
-class TrainLoader(Loader):
-    """An endless shuffled stream, handed out `len(loader)` batches at a time, that can be put back to any place.
+class Stream(Loader):
+    """An endless stream of batches to train on: pass after pass over the samples, each shuffled anew.
 
-    A place is the number of batches handed out so far, not of those that workers have already prepared. Every
-    iteration goes on where the last one stopped, so a loader must not be shared: to look at a batch, make another.
-
-    There is no `set_epoch`: after resuming from a checkpoint of an epoch's end, Lightning 2.6 counts one epoch more
-    than an uninterrupted run, while the number of batches is always right.
+    Args:
+        place: the number of batches that training has taken so far; asked when an iteration asks for its first batch
+        epochs: whether training stops after `len(stream)` batches, one pass, to count an epoch
     """
 
-    _handed_out = 0
+    def __init__(
+        self,
+        samples: Samples,
+        plan: Callable[[int], Batches],
+        num_workers: int,
+        place: Callable[[], int],
+        epochs: bool,
+    ) -> None:
+        super().__init__(samples, plan, num_workers)
+        self.place, self.epochs = place, epochs
+
+    def __len__(self) -> int:
+        if not self.epochs:
+            raise TypeError("an endless stream has no length")
+        return super().__len__()
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: Lightning makes more iterators than it uses, and only the first `next` reads the place.
-        left = len(self)
-        while left:
-            epoch, start = divmod(self._handed_out, len(self))
-            for batch in self._read(epoch, range(start, min(start + left, len(self)))):
-                self._handed_out += 1
-                left -= 1
-                yield batch
+        # A generator: Lightning makes more iterators than it uses, and only the first `next` asks for the place.
+        first, start = divmod(self.place(), len(self._steps))
+        for number in itertools.count(first):
+            yield from self._read(number, start)
+            start = 0
 
+    # Lightning asks for these of what can be resumed within an epoch; the place follows from the trainer's step.
     def state_dict(self) -> dict[str, int]:
-        return {"batches": self._handed_out}
+        return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._handed_out = state["batches"]
+        pass
 
 
 def process() -> tuple[int, int]:

@@ -81,12 +81,21 @@ EPOCHS = {"max_steps": -1, "max_epochs": 2, "val_check_interval": 3, "check_val_
     [
         ({}, [3, 4, 7, 8, 11]),  # epochs end at steps 7 and 14, validations come at 4 and 8, training ends at 11
         ({"val_check_interval": 7}, [6, 7]),  # at the end of an epoch
-        ({"accumulate_grad_batches": 2}, [1, 2, 4, 5]),  # an epoch's last batch is a step alone; validation within one
+        ({"accumulate_grad_batches": 2, "limit_train_batches": 1.0}, [1, 4, 7, 8, 11]),  # a stream without epochs
+        ({"accumulate_grad_batches": 2, **EPOCHS}, [1, 2, 4, 5]),  # an epoch's last batch is a step alone
         ({"limit_val_batches": 0}, [7]),
         (EPOCHS, [3, 7, 13, 14]),  # the length of the schedule follows from that of an epoch
         ({"num_workers": 1, "log_every_n_steps": 2}, [5, 7]),
     ],
-    ids=["steps", "validation at an epoch's end", "accumulation", "no validation", "epochs", "worker"],
+    ids=[
+        "steps",
+        "validation at an epoch's end",
+        "accumulation",
+        "accumulation in epochs",
+        "no validation",
+        "epochs",
+        "worker",
+    ],
 )
 def test_resumed_from_any_step_equals_uninterrupted(fit, tmp_path, options, resumed_at):
     saved = tmp_path / "saved"
@@ -157,8 +166,8 @@ def test_a_finished_run_can_be_prolonged(fit, tmp_path, steps):
     *_, curves, batches = fit("more", last, max_steps=13)
     *_, whole_curves, whole = fit("whole", max_steps=13)
     assert [batch[:2] for batch in batches] == [batch[:2] for batch in whole[steps:]]
-    for name in ("train/loss", "val/loss"):  # other values: the schedule was a shorter one
-        assert curves[name][0] == whole_curves[name][0]
+    assert curves["train/loss"][0] == whole_curves["train/loss"][0]  # other values: the schedule was a shorter one
+    assert curves["val/loss"][0] == sorted({*whole_curves["val/loss"][0], steps - 1})  # the end of the first part too
 
 
 @pytest.mark.parametrize(
@@ -167,7 +176,12 @@ def test_a_finished_run_can_be_prolonged(fit, tmp_path, steps):
         (Do(6, lambda: os.kill(os.getpid(), signal.SIGTERM)), signal.SIGTERM, {}, 6),
         (Do(4, lambda: os.kill(os.getpid(), signal.SIGINT)), signal.SIGINT, {}, 4),  # a validation follows
         (DoInValidation(1, lambda: os.kill(os.getpid(), signal.SIGINT)), signal.SIGINT, {}, 4),
-        (Do(1, lambda: os.kill(os.getpid(), signal.SIGTERM)), signal.SIGTERM, {"accumulate_grad_batches": 2}, 1),
+        (
+            Do(1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            signal.SIGTERM,
+            {"accumulate_grad_batches": 2, "limit_train_batches": 8},
+            1,
+        ),
     ],
     ids=["between", "before validation", "in validation", "while accumulating"],
 )

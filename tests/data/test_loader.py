@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bsbr_pl.data import MQARData, TextData, TokenData
-from bsbr_pl.data.loader import Loader, TrainLoader
+from bsbr_pl.data.loader import Loader, Stream
 
 pytestmark = [
     # Saving where another run has saved is the point here.
@@ -101,6 +101,7 @@ def test_resumed_from_an_epochs_end_checkpoint(
     save_on_train_epoch_end: bool, options: dict[str, Any], text_data: TextData, tmp_path: Path
 ) -> None:
     saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_on_train_epoch_end=save_on_train_epoch_end)
+    options = {"max_epochs": 10, **options}
     whole = fit(make("mqar", text_data), tmp_path, 19, callbacks=[saving], **options)
     saved = {int(path.stem.split("=")[1]): path for path in tmp_path.glob("*.ckpt")}
     assert len(saved) >= 2
@@ -148,25 +149,28 @@ def test_nothing_draws_from_the_global_random_state(text_data: TextData) -> None
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_each_iteration_goes_on_where_the_last_one_stopped(text_data: TextData) -> None:
-    loader = text_data.train_dataloader()
-    samples = text_data.samples("train")
-    plan = [ids.tolist() for epoch in range(3) for ids in samples.train_batches(8, epoch)]
-    assert isinstance(loader, TrainLoader)
-    iter(loader)  # an iterator that is not used moves nothing
-    seen = [batch["index"].tolist() for batch in islice(loader, 3)] + [batch["index"].tolist() for batch in loader]
-    assert seen == plan[: 3 + len(loader)]
-    loader.load_state_dict({"batches": 5})
-    assert [batch["index"].tolist() for batch in loader] == plan[5 : 5 + len(loader)]
-    assert next(iter(text_data.train_dataloader()))["index"].tolist() == plan[0]
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_goes_on_from_its_place_without_an_end(text_data: TextData, num_workers: int) -> None:
+    samples, taken = text_data.samples("train"), 0
+    plan = [ids.tolist() for number in range(3) for ids in samples.train_batches(8, number)]
+    length = len(plan) // 3
+    stream = Stream(samples, lambda number: samples.train_batches(8, number), num_workers, lambda: taken, False)
+    with pytest.raises(TypeError, match="no length"):
+        len(stream)
+    for taken in (0, 5, length - 1, length, length + 2):
+        seen = [batch["index"].tolist() for batch in islice(stream, length + 1)]
+        assert seen == plan[taken : taken + length + 1]
 
 
-def test_state_counts_what_was_handed_out_not_what_workers_hold(text_data: TextData) -> None:
-    loader = make("text", text_data, 2).train_dataloader()
-    assert isinstance(loader, TrainLoader)
-    for position, _ in enumerate(loader, 1):
-        assert loader.state_dict() == {"batches": position}
-    assert position == len(loader)
+def test_without_a_trainer_the_data_is_read_once(text_data: TextData) -> None:
+    plan = [ids.tolist() for ids in text_data.samples("train").train_batches(8, 0)]
+    assert [batch["index"].tolist() for batch in text_data.train_dataloader()] == plan
+
+
+def test_a_batch_must_divide_over_the_processes(text_data: TextData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bsbr_pl.data.base.process", lambda: (0, 3))
+    with pytest.raises(ValueError, match="batch_size=8 must be a multiple of the 3 processes"):
+        text_data.train_dataloader()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -189,7 +193,7 @@ def share(rank: int, folder: str, hparams: dict[str, Any]) -> None:
 
 
 def test_two_processes_divide_every_batch(text_data: TextData, tmp_path: Path) -> None:
-    hparams = dict(text_data.hparams) | {"batch_size": 4}
+    hparams = dict(text_data.hparams)
     torch.multiprocessing.spawn(share, (str(tmp_path), hparams), nprocs=2)
     (train, val), (other_train, other_val) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     alone = [batch["index"].tolist() for batch in text_data.train_dataloader()]
