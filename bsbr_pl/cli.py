@@ -23,8 +23,9 @@ from .checkpoint import CheckedCheckpointIO
 from .convert import start_from
 from .folders import run_folder
 from .parsing import Parser
-from .run import Arguments, describe_run, differences, recorded
+from .run import PLACES, Arguments, check_resumable, describe_run, differences, recorded
 
+LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
 
 
@@ -108,7 +109,7 @@ class CLI(LightningCLI):
         keys = ", ".join(ARCHITECTURES)
         attention.help = f"one of {keys}, or a class with `class_path` and `init_args`; or a list with one a layer."
         _around_check(attention, lambda check, value: check(by_key(value)))
-        for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        for name in LIMITS:
             _around_check(actions[f"trainer.{name}"], _whole_number)
 
     def _parse_ckpt_path(self) -> None:
@@ -152,13 +153,16 @@ class CLI(LightningCLI):
             data.class_path.rpartition(".")[2],
             data.init_args.as_dict() if data.get("init_args") else {},
             options.trainer.as_dict(),
-            None if options.seed_everything in (False, None) else options.seed_everything,
+            None if isinstance(options.seed_everything, bool) else options.seed_everything,
             options.initial_weights,
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With the callbacks that every run has, and checkpoints that are checked, beside what is asked for."""
         trainer_config = self._get(self.config_init, "trainer")
+        kwargs |= {name: self.options.trainer[name] for name in LIMITS}  # the parser makes 1.0 of 1 once more
+        if isinstance(self.options.trainer.val_check_interval, float):  # a share of an epoch, which Lightning asks for
+            kwargs["check_val_every_n_epoch"] = self.options.trainer.check_val_every_n_epoch or 1
         asked = trainer_config["plugins"]
         plugins = asked if isinstance(asked, list) else [asked] if asked else []
         given = trainer_config["callbacks"] or []
@@ -206,34 +210,41 @@ class CLI(LightningCLI):
                 wanted = {name: value for name, value in wanted.items() if name.startswith("model.")}
             path = folders.find_last(root, version, self._below, wanted)
             options.ckpt_path = str(path)
-        if self.subcommand == "fit" and path:
-            self._stop_if_finished(path)
+        if self.subcommand == "fit" and path and (checkpoint := folders.peek(path)):
+            self._check_resume(path, checkpoint)
         if given == "last" and self.subcommand == "fit":
             version = path.relative_to(root).parts[0]  # type: ignore[union-attr]
         folders.assign(options.trainer, root / (version or folders.next_version(root)))
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is meant to
         warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
         super().instantiate_classes()
+        self._resumed = given is not None
         options.trainer, options.ckpt_path = asked, None if given == "last" else given
         if options.get("initial_weights") and not given:  # whose weights would replace them
             self._start_from(options.initial_weights)
 
-    def _stop_if_finished(self, path: Path) -> None:
-        """End the process, with exit code 0 and nothing written, if the run of a checkpoint has no step left to take.
+    @rank_zero_only
+    def before_fit(self) -> None:
+        if self._resumed:
+            folders.set_csv_rows_aside(self.trainer)
+
+    def _check_resume(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Refuse what cannot be resumed before a file is written; end the process if there is no step left to take.
 
         Raises:
-            SystemExit: after saying so.
+            ValueError: naming the fixed arguments that differ.
+            SystemExit: with 0, after saying that the run is finished; nothing is written.
         """
-        checkpoint = folders.peek(path)
-        run = (checkpoint or {}).get("run")
-        if not run:
+        before, run = recorded(checkpoint), checkpoint.get("run")
+        check_resumable({name: value for name, value in before.items() if name not in PLACES}, self.wanted)
+        if not run:  # of an older version
             return
         bounds = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
         total = steps.planned(self.wanted[bounds[0]], self.wanted[bounds[1]], run["epoch_steps"])
         record = _json(path.parent.parent / "record.json")
-        as_before = not any(one[0] in bounds for one in differences(recorded(checkpoint), self.wanted))  # type: ignore[arg-type]
+        as_before = not any(argument in bounds for argument, *_ in differences(before, self.wanted))
         if (total is not None and run["step"] >= total) or (record.get("status") == "finished" and as_before):
-            by = record.get("ended_by", bounds[0])
+            by = record.get("ended_by", "max_steps")
             more = by if by.startswith("max_") else "max_steps"
             rank_zero_only(print)(
                 f"{path.parent.parent} is finished: {run['step']:,} steps, by {by}. Nothing was changed. "

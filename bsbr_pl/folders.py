@@ -1,14 +1,19 @@
 """The folder of a run: `runs/version_N`, which holds its record, configuration, checkpoints and logs, whatever logs."""
 
+import csv
 import glob
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from .run import PLACES, Arguments, differences, in_words, kind, recorded
+from .utils.records import write_whole
 
 ROOT = "runs"  # of the folders of runs, where neither a logger nor default_root_dir says another
 OWN_FOLDERS = ("TensorBoardLogger", "CSVLogger")  # which log into save_dir/name/version
@@ -118,3 +123,36 @@ def find_last(folder: Path, name: str | None, below: str, wanted: Arguments) -> 
         f"--ckpt_path=last: no run in {folder} is this command's: {'; '.join(others[:3])}{more}. Give the run's own "
         "arguments, or start a new one without --ckpt_path"
     )
+
+
+def set_csv_rows_aside(trainer: Trainer) -> None:
+    """Before a run is resumed: a CSVLogger deletes metrics.csv when it starts."""
+    for metrics, aside, _ in _csv_files(trainer):
+        if metrics.exists() and not aside.exists():
+            metrics.rename(aside)
+
+
+def put_csv_rows_back(trainer: Trainer) -> None:
+    """The rows that were logged up to the step that a run is resumed from."""
+    for metrics, aside, logger in _csv_files(trainer):
+        if not aside.exists():
+            continue
+        with aside.open(newline="") as stream:
+            rows = csv.DictReader(stream)
+            kept = [row for row in rows if int(row["step"]) < trainer.global_step]
+            columns = list(rows.fieldnames or [])
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+        write_whole(metrics, text.getvalue().encode())
+        logger.experiment.metrics_keys = columns
+        aside.unlink()
+
+
+def _csv_files(trainer: Trainer) -> Iterator[tuple[Path, Path, CSVLogger]]:
+    """Of each CSVLogger its metrics.csv, and where that is kept while a resumed run starts."""
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            metrics = Path(logger.log_dir, "metrics.csv")
+            yield metrics, metrics.with_name("metrics_before_resume.csv"), logger

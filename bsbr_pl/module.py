@@ -27,7 +27,7 @@ from .checkpoint import load_checkpoint
 from .description import build_layers, describe_layers, plain
 from .metrics import IGNORED, StepLoss, TokenMetrics
 from .model import LanguageModel
-from .run import Arguments, changed, describe_run, in_words, recorded, refused
+from .run import Arguments, changed, check_resumable, describe_run, recorded
 
 # `--trainer.strategy=fsdp2`: a checkpoint is one file, as everywhere else, not a folder with a part of each process.
 StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
@@ -160,11 +160,7 @@ class LanguageModule(LightningModule):
 
     def _resume(self, checkpoint: dict[str, Any]) -> None:
         before, now = recorded(checkpoint), self._arguments()
-        if found := refused(before, now):
-            raise ValueError(
-                f"a run cannot be resumed with {in_words(found)}: leave them as they were, or start a new run, "
-                "from these weights with --initial_weights=<the checkpoint>"
-            )
+        check_resumable(before, now)
         run = checkpoint.get("run", {})
         self._seen = {name: run.get(name, 0) for name in self._seen}
         self._validated = run.get("validated")
@@ -265,7 +261,10 @@ class LanguageModule(LightningModule):
                 )
 
     def on_fit_start(self) -> None:
-        steps.check(self.trainer)
+        trainer = self.trainer
+        steps.check(trainer)
+        # Validation is asked for by this module, in steps; Lightning would compare the interval with an epoch's length.
+        self._check_val_every_n_epoch, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None  # type: ignore[attr-defined]
         if self._dropout_seed is None:
             self._dropout_seed = torch.initial_seed()
         if self.hparams["compile"]:
@@ -276,11 +275,11 @@ class LanguageModule(LightningModule):
 
     def on_fit_end(self) -> None:
         self._compiled = None
+        self.trainer.check_val_every_n_epoch = self._check_val_every_n_epoch  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
-        """Validation is asked for by this module, in steps; the optimiser works with this run's arguments."""
+        """The optimiser works with this run's arguments, not with those that its checkpoint was saved with."""
         trainer, self._step_loss = self.trainer, StepLoss()
-        self._check_val_every_n_epoch, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None  # type: ignore[attr-defined]
         self._validate_after_this_batch(self._validated == trainer.global_step)  # Lightning asks once more on resuming
         if not steps.has_epochs(trainer):
             trainer.fit_loop.min_epochs = 0  # Lightning's 1 where min_steps is given would never be reached
@@ -300,9 +299,6 @@ class LanguageModule(LightningModule):
             rank_zero_info(f"The learning rate goes from {before:.3g} to {rate:.3g}")
         if steps.planned_steps(trainer) is None:
             rank_zero_info("No number of steps is asked for: the learning rate stays constant after warm-up")
-
-    def on_train_end(self) -> None:
-        self.trainer.check_val_every_n_epoch = self._check_val_every_n_epoch  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Dropout follows from seed, process, step and batch, so that a resumed run needs no random state restored."""

@@ -156,9 +156,17 @@ def differences(before: Arguments, now: Arguments) -> Iterator[tuple[str, Any, A
             yield argument, before[argument], now[argument]
 
 
-def refused(before: Arguments, now: Arguments) -> list[tuple[str, Any, Any]]:
-    """The differences that a resumed run must not have."""
-    return [found for found in differences(before, now) if kind(found[0]) == "fixed"]
+def check_resumable(before: Arguments, now: Arguments) -> None:
+    """Refuse to resume a run with other fixed arguments than its own.
+
+    Raises:
+        ValueError: naming the arguments and both values.
+    """
+    if found := [one for one in differences(before, now) if kind(one[0]) == "fixed"]:
+        raise ValueError(
+            f"a run cannot be resumed with {in_words(found)}: give its own arguments, or start a new run, from its "
+            "weights with --initial_weights=<the checkpoint>"
+        )
 
 
 def changed(before: Arguments, now: Arguments, step: int) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ def check(trainer: Trainer) -> None:
     accumulate, ends = trainer.accumulate_grad_batches, has_epochs(trainer)
     if any(isinstance(c, GradientAccumulationScheduler) and len(c.scheduling) > 1 for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise ValueError("GradientAccumulationScheduler would change the size of a step: use accumulate_grad_batches")
-    for name in ("limit_train_batches", "overfit_batches"):
+    for name in ("overfit_batches", "limit_train_batches"):
         limit = getattr(trainer, name)
         if isinstance(limit, int) and limit % accumulate and (trainer.max_epochs or -1) < 0:
             raise ValueError(

@@ -1,7 +1,5 @@
 """LastCheckpoint: last.ckpt, from which an interrupted run goes on as if nothing had happened."""
 
-import csv
-import io
 import os
 import signal
 import sys
@@ -11,11 +9,10 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from bsbr_pl.folders import run_folder
-from bsbr_pl.utils.records import write_whole
+from bsbr_pl.folders import put_csv_rows_back, run_folder
 
 from .step_windows import at_window_edge
 
@@ -57,13 +54,6 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path = ""  # as ModelCheckpoint calls it
         self._signal: signal.Signals | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.ckpt_path and trainer.is_global_zero:
-            for logger in _csv_loggers(trainer):
-                metrics, aside = _csv_files(logger)
-                if metrics.exists() and not aside.exists():
-                    metrics.rename(aside)  # the logger deletes it when it starts
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._path = run_folder(trainer) / "checkpoints" / "last.ckpt"
         self._seen = self._saved = trainer.global_step
@@ -75,8 +65,7 @@ class LastCheckpoint(Checkpoint):
                 signal.signal(signum, self._on_signal)
         if trainer.ckpt_path and trainer.is_global_zero:
             _drop_later_events(trainer)
-            for logger in _csv_loggers(trainer):
-                _put_rows_back(logger, trainer.global_step)
+            put_csv_rows_back(trainer)
             for left in self._path.parent.glob("*.tmp"):  # by a process that was killed while it wrote
                 left.unlink()
 
@@ -140,31 +129,3 @@ def _drop_later_events(trainer: Trainer) -> None:
 
             start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
             logger.experiment.file_writer.add_event(start)
-
-
-def _csv_loggers(trainer: Trainer) -> list[CSVLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-
-
-def _csv_files(logger: CSVLogger) -> tuple[Path, Path]:
-    """metrics.csv, and where it is kept while a resumed run starts."""
-    metrics = Path(logger.log_dir, "metrics.csv")
-    return metrics, metrics.with_name("metrics_before_resume.csv")
-
-
-def _put_rows_back(logger: CSVLogger, global_step: int) -> None:
-    """The rows that were logged before the checkpoint, under the same columns."""
-    metrics, aside = _csv_files(logger)
-    if not aside.exists():
-        return
-    with aside.open(newline="") as stream:
-        rows = csv.DictReader(stream)
-        kept = [row for row in rows if int(row["step"]) < global_step]
-        columns = list(rows.fieldnames or [])
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(kept)
-    write_whole(metrics, text.getvalue().encode())
-    logger.experiment.metrics_keys = columns
-    aside.unlink()
