@@ -37,11 +37,14 @@ class StepLoss:
     """
 
     def __init__(self) -> None:
+        self.samples = self.positions = 0  # of the batches so far, counted or not
         self._losses: list[Tensor] = []
         self._tokens: list[Tensor] = []
 
     def weighted(self, loss: Tensor, targets: Tensor) -> Tensor:
-        """What to differentiate for a batch with these targets, of whose counted tokens `loss` is the mean."""
+        """What to differentiate for a batch with targets (B, T), of whose counted tokens `loss` is the mean."""
+        self.samples += len(targets)
+        self.positions += targets.numel()
         self._losses.append(loss.detach())
         self._tokens.append((targets != IGNORED).sum())
         return loss if len(self._tokens) == 1 else loss * (self._tokens[-1] / self._tokens[0])

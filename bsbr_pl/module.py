@@ -303,8 +303,6 @@ class LanguageModule(LightningModule):
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Dropout follows from seed, process, step and batch, so that a resumed run needs no random state restored."""
         self._validate_after_this_batch(False)
-        self._seen["tokens"] += batch["input_ids"].numel() * self.trainer.world_size
-        self._seen["samples"] += len(batch["input_ids"]) * self.trainer.world_size
         key = (self._dropout_seed, self.global_rank, self.global_step, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))  # type: ignore[arg-type]
 
@@ -319,6 +317,8 @@ class LanguageModule(LightningModule):
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(correction)
+        self._seen["tokens"] += self._step_loss.positions * trainer.world_size
+        self._seen["samples"] += self._step_loss.samples * trainer.world_size
         loss, self._step_loss = self._step_loss.mean(), StepLoss()
         self.log("train/loss", loss, prog_bar=True, logger=False)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]

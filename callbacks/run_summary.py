@@ -63,14 +63,16 @@ def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
         return [("validation", "none: limit_val_batches=0")]
     rows = [(key.removeprefix("val/").replace("_", " "), f"{value:.4f}") for key, value in sorted(metrics.items())]
     batches, read = len(data.val_dataloader()), int(trainer.num_val_batches[0])
-    part = "" if read >= batches else f"the first {read:,} of {batches:,} batches of "
     if isinstance(data, TextData):
-        text = data.text("val")
-        if not part:  # of a part, the figures would stand beside others of the whole
+        text, tokens = data.text("val"), len(data.corpus.tokens("val")) - 1
+        amount = f"{tokens:,} tokens, {len(text):,} bytes"
+        if read >= batches:  # of a part, the figures would stand beside others of the whole
             figures = compressed_bits_per_byte(text).items()
             rows += [(f"bits per byte of {name}", f"{bits:.4f}") for name, bits in figures]
-        rows.append(("validation text", f"{part}{len(text):,} bytes"))
-    elif part:
-        rows.append(("validation", f"{part}the samples"))
+        else:
+            amount = f"the first {read * data.eval_batch_size * data.eval_context_length:,} of {amount}"
+        rows.append(("validation text", amount))
+    elif read < batches:
+        rows.append(("validation", f"the first {read:,} of {batches:,} batches"))
     checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
     return [*rows, ("checkpoint", checkpoint)] if checkpoint else rows

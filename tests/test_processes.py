@@ -78,7 +78,7 @@ def two(folder, options, alone) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_log_what_one_does(name, strategy, alone, two, folder):
     one, both = alone[name], two[f"{name} {strategy}"]
-    last = data_of(name, folder, 1).samples("val").eval_batches(GLOBAL_BATCH)[-1]
+    last = data_of(name, folder).samples("val").eval_batches(GLOBAL_BATCH)[-1]
     assert len(last) % 2 == 1, "the processes get unequal shares"
     assert both["losses"] == pytest.approx(one["losses"], rel=1e-9)
     assert both.keys() == one.keys()
@@ -103,7 +103,7 @@ def test_processes_count_equally_many_targets(processes, folder):
     """What makes the mean over processes of mean losses the mean over all tokens."""
     few = {"num_train": 24, "batch_size": 4}
     for data in (
-        data_of("bsbr", folder, 1),
+        data_of("bsbr", folder),
         InductionData(16, 24, [16], **few),
         SelectiveCopyData(16, 24, 4, **few),
         MQARData(64, [(16, 2, 24), (24, 3, 24)], [(16, 2, 8)], batch_size=4),

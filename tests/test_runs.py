@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import inspect
 import json
 import math
 import os
+import re
 import signal
 import sys
 from functools import partial
@@ -14,13 +16,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import Callback
+from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from bsbr_pl.attention import BSBRAttention
-from bsbr_pl.data import MQARData, TextData, TokenData
+from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData, TextData, TokenData
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.run import kind
 
 ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n\n" for i in range(500))
@@ -244,11 +247,12 @@ def test_without_validation_there_is_no_best_checkpoint_and_the_end_says_so(fold
 def test_limits_of_validation_are_numbers_of_batches_and_said(folder, capsys, given, batches):
     (folder / "few.yaml").write_text(FEW.replace("[]", "[callbacks.RunSummary]"))
     fit(f"--trainer.limit_val_batches={given}")
-    loss, _ = loss_of("runs/version_0/checkpoints/last.ckpt", batches)
+    loss, tokens = loss_of("runs/version_0/checkpoints/last.ckpt", batches)
     assert record()["metrics"]["val/loss"]["value"][-1] == pytest.approx(loss, rel=1e-5)
     total = loss_of("runs/version_0/checkpoints/last.ckpt")[1]
     said = capsys.readouterr().out
-    assert (f"the first {batches} of {math.ceil(total / 128)} batches" in said) == (batches is not None)
+    part = "" if batches is None else f"the first {tokens:,} of "
+    assert f"  validation text              {part}{total:,} tokens, {total - 1:,} bytes\n" in said
     assert ("xz -9" in said) == (batches is None)
 
 
@@ -434,3 +438,24 @@ def test_a_list_of_callbacks_of_ones_own_keeps_what_every_run_has(folder):
 def test_nothing_is_remarked_at_a_checkpoint(folder, caplog):
     fit()
     assert "weights_only" not in caplog.text
+
+
+# The table in docs/howto/resume.md
+
+
+def test_the_table_of_what_may_change_is_that_of_the_code():
+    rows = (ROOT / "docs/howto/resume.md").read_text().split("| kind | arguments |")[1].split("\n\n")[0]
+    named = {name: set(re.findall(r"`([\w.]+)`", row)) for name, row in re.findall(r"^\| (\w+) \|(.*)\|", rows, re.M)}
+    for argument in named["free"] - {"trainer"}:
+        assert kind(argument) == "free", argument
+    for argument in named["applied"] - {"record.json", "run.changes"}:
+        assert kind(argument) == "applied", argument
+    known = [f"model.{name}" for name in inspect.signature(LanguageModule).parameters]
+    for cls in (TextData, MQARData, InductionData, SelectiveCopyData, NeedleData):
+        known += [f"data.{name}" for name in inspect.signature(cls).parameters]
+    for argument in [*known, "seed"]:  # all that the table does not name is fixed
+        found = next((key for key in ("free", "applied") if argument in named[key]), "fixed")
+        assert kind(argument) == found, argument
+    of_trainer = {f"trainer.{name}" for name in inspect.signature(Trainer).parameters}
+    for argument in of_trainer - named["applied"]:
+        assert kind(argument) == ("fixed" if argument in named["fixed"] else "free"), argument

@@ -40,8 +40,8 @@ class Losses(Logger):
         pass
 
 
-def data_of(name: str, folder: Path, processes: int) -> TokenData:
-    batches = {"batch_size": GLOBAL_BATCH // processes, "eval_batch_size": GLOBAL_BATCH // processes}
+def data_of(name: str, folder: Path) -> TokenData:
+    batches = {"batch_size": GLOBAL_BATCH, "eval_batch_size": GLOBAL_BATCH}
     if name == "recall":
         return InductionData(16, 24, [16, 24], num_train=40, num_test=7, **batches)
     text = {"context_length": 32, "cache_dir": str(folder / "cache"), "val_fraction": 0.1}
@@ -54,7 +54,7 @@ def fit(name: str, folder: Path, strategy: str, processes: int, resume: str = ""
     The checkpoint of step SAVED is NAME-STRATEGY-step=SAVED.ckpt.
     """
     torch.manual_seed(0)
-    data, losses = data_of(name, folder, processes), Losses()
+    data, losses = data_of(name, folder), Losses()
     key = "standard" if name == "recall" else name
     chunked = ("bsbr", "linear", "delta_net", "gated_delta_net", "gau")
     chunk = {"sliding_window": "window_size"} | dict.fromkeys(chunked, "chunk_size")

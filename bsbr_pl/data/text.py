@@ -25,8 +25,8 @@ class TextData(TokenData):
         bpe_vocab_size: ids of the trained BPE, the end of text included
         context_length: tokens of a training window
         eval_context_length: tokens of a validation or test window; that of training by default
-        batch_size: windows in a training batch of each process
-        eval_batch_size: windows in an evaluation batch of each process; that of training by default
+        batch_size: windows in a training batch, over all processes
+        eval_batch_size: windows in an evaluation batch, over all processes; that of training by default
         seed: of the order of the training windows
         num_workers: processes that prepare batches ahead
         cache_dir: where prepared text is kept; $XDG_CACHE_HOME/bsbr_pl or ~/.cache/bsbr_pl by default
