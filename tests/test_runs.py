@@ -46,6 +46,7 @@ class Seen(Callback):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.batches.append((trainer.global_step, batch["index"].tolist(), rate))
         if trainer.global_step == self.stop:
+            Seen.stop = None  # a second one would end the process
             os.kill(os.getpid(), signal.SIGINT)
 
 

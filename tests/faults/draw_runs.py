@@ -208,6 +208,7 @@ class Seen(Callback):
         Seen.steps.setdefault(step, []).extend(batch["index"].tolist())
         Seen.rates[step] = trainer.optimizers[0].param_groups[0]["lr"]
         if step == Seen.stop:
+            Seen.stop = None  # a second one would end the process
             os.kill(os.getpid(), signal.SIGINT)
 
 
