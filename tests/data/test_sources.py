@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data import TextData, documents, rows
+from bsbr_pl.data import TextData, documents, hub, rows
 from bsbr_pl.data.documents import SPLITS, HeldOut, Source, read_pieces
-from bsbr_pl.data.sources import Files, open_source
+from bsbr_pl.data.raw import Files
+from bsbr_pl.data.sources import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 
@@ -78,7 +79,7 @@ def test_pieces_of_a_file_are_its_bytes(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.getbasetemp() / "pieces.txt"
     path.write_bytes(text.encode())
     with blocks_of(block):
-        pieces = list(read_pieces(path, "val", 0, path.stat().st_size))
+        pieces = list(read_pieces(path, "val"))
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.end for piece in pieces] == [False] * (len(pieces) - 1) + [True] * bool(pieces)
 
@@ -94,7 +95,7 @@ def test_the_first_byte_that_is_no_utf8_is_named(
     path.write_bytes(content)
     match = f"bad.txt is not UTF-8: byte .* at offset {expected.value.start};"
     with blocks_of(block), pytest.raises(ValueError, match=match):
-        list(read_pieces(path, "val", 0, len(content)))
+        list(read_pieces(path, "val"))
 
 
 def test_one_file_is_cut_by_position_between_characters(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_rows_are_documents_held_out_by_content(tmp_path: Path, suffix: str) -> 
     texts = {split: {piece.text for piece in pieces if piece.split == split} for split in SPLITS}
     assert all(texts.values())
     assert not texts["train"] & (texts["val"] | texts["test"])
-    few = open_source(str(path), HELD_OUT, max_rows=7)
+    few = open_source(str(path), HELD_OUT, Options(max_rows=7))
     assert len(list(few.pieces())) == 7
     assert few.identity() != source.identity()
 
@@ -173,27 +174,24 @@ class TestHub:
         source = open_source(
             "Salesforce/wikitext",
             HELD_OUT,
-            subset="wikitext-2-raw-v1",
-            val_split="validation",
-            test_split="test",
-            join_rows=True,
+            Options(subset="wikitext-2-raw-v1", val_split="validation", test_split="test", join_rows=True),
         )
         pieces = list(source.pieces())
         common = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "revision": None, "streaming": False}
-        assert calls == [common | {"split": split} for split in ("validation", "test", "train")]
+        assert calls == [common | {"split": split} for split in ("test", "validation", "train")]
         assert sum(piece.end for piece in pieces) == 3
         assert by_split(source)["val"] == "".join(f" line {i} of validation\n" for i in range(40))
 
     def test_without_splits_of_its_own_some_is_held_out(self, calls: list[dict[str, Any]]) -> None:
-        source = open_source("HuggingFaceFW/fineweb-edu", HeldOut(0.2, 0.2), subset="sample-10BT", streaming=True)
+        source = open_source("HuggingFaceFW/fineweb-edu", HeldOut(0.2, 0.2), Options("sample-10BT", streaming=True))
         texts = by_split(source)
         assert [call["split"] for call in calls] == ["train"]
         assert calls[0]["streaming"]
         assert all(texts.values())
         with pytest.raises(ValueError, match="max_rows=0 is too small"):
-            open_source("Salesforce/wikitext", HELD_OUT, max_rows=0)
+            open_source("Salesforce/wikitext", HELD_OUT, Options(max_rows=0))
         with pytest.raises(ValueError, match="join_rows=True needs a split of its own for val and test"):
-            open_source("Salesforce/wikitext", HELD_OUT, join_rows=True)
+            open_source("Salesforce/wikitext", HELD_OUT, Options(join_rows=True))
 
     @pytest.mark.parametrize("offline", [True, False])
     def test_offline_a_name_fails_at_once_and_says_what_to_do(
@@ -204,7 +202,7 @@ class TestHub:
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://localhost:9")  # nobody listens there
-        monkeypatch.setattr(rows, "getproxies", dict)
+        monkeypatch.setattr(hub, "getproxies", dict)
         with pytest.raises(ValueError, match=r"source='no-such-owner/nothing'.*HF_HUB_OFFLINE=1.*source='stdlib'"):
             _ = TextData("no-such-owner/nothing", cache_dir=str(tmp_path)).vocab_size
 
@@ -212,7 +210,7 @@ class TestHub:
 class TestBadInput:
     def expect(self, match: str, source: Path | str, error: type[Exception] = ValueError, **options: Any) -> None:
         with pytest.raises(error, match=match):
-            for _ in open_source(str(source), HELD_OUT, **options).pieces():
+            for _ in open_source(str(source), HELD_OUT, Options(**options)).pieces():
                 pass
 
     @pytest.mark.parametrize("name", ["missing.txt", "enwik8", "a/b/c", "data/rows.parquet", ""])
@@ -240,17 +238,18 @@ class TestBadInput:
     def test_missing_or_wrong_column(self, suffix: str, tmp_path: Path) -> None:
         path = write_rows(tmp_path / f"rows{suffix}", [{"body": "a", "size": 1}])
         self.expect(r"text_column='text' is not among the columns of .*rows.*: 'body', 'size'", path)
-        self.expect(r"text_column='size' of .* holds int in row 0", path, text_column="size")
+        self.expect(r"text_column='size' .*holds int.* give a column of strings", path, text_column="size")
 
     def test_broken_rows(self, tmp_path: Path) -> None:
         for name in ("rows.jsonl", "rows.parquet"):
             (tmp_path / name).write_text('{"text": \n')
-            self.expect(rf"source='.*{name}' \(split 'train'\) cannot be read", tmp_path / name)
+            message = "not JSON" if name == "rows.jsonl" else "cannot be read as .parquet"
+            self.expect(f"{name}.*{message}", tmp_path / name)
 
     def test_mixed_folder(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("a")
         write_rows(tmp_path / "b.jsonl", [{"text": "b"}])
-        self.expect("mixes raw text, .jsonl and .parquet files", tmp_path)
+        self.expect(r"mixes raw text \('a.txt'\) and rows \('b.jsonl'\)", tmp_path)
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses /proc")
     def test_unreadable_file_is_named(self, tmp_path: Path) -> None:
