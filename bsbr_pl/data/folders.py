@@ -154,13 +154,14 @@ def choose_splits(found: dict[str, list[str]], asked: dict[str, str], source: st
         ValueError: a split that was asked for is not there, or which one is meant is not clear.
     """
     listed = ", ".join(map(repr, found))
+    for split, name in asked.items():
+        if name not in found:
+            raise ValueError(f"{split}_split={name!r} is no split of source={source!r}: its own are {listed}")
     chosen = {}
     for split in SPLITS:
-        name = asked.get(split) or _only_name(split, found, set(asked.values()), source)
-        if name is not None and name not in found:
-            raise ValueError(f"{split}_split={name!r} is no split of source={source!r}: its own are {listed}")
-        if name is not None:
-            chosen[split] = found[name]
+        own = asked.get(split) or _only_name(split, found, set(asked.values()), source)
+        if own is not None:
+            chosen[split] = found[own]
     if "train" not in chosen:
         raise ValueError(
             f"source={source!r} has no training split, only {listed}: set train_split to the one to train on, or to "

@@ -38,7 +38,8 @@ class Rows:
         if join_rows and missing:
             raise ValueError(
                 f"join_rows=True needs a split of its own for {' and '.join(missing)}: rows that are lines of one text "
-                "cannot be held out one by one; set val_split and test_split"
+                "cannot be held out one by one; give a folder with such splits, or name those of a Hub data set with "
+                "val_split and test_split"
             )
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows={max_rows} is too small: at least 1, or null for all")

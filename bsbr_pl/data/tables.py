@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .documents import read_pieces
+from .documents import BLOCK, read_pieces
 from .packing import unpacked, unpacked_name, unpacked_to_seek
 
 _LARGEST_FIELD = 1 << 28  # characters of a .csv field: a quote that is never closed must not fill the memory
@@ -135,7 +135,9 @@ def _parquet_cells(file: Path, column: str) -> Cells:
     import pyarrow.parquet
 
     with unpacked_to_seek(file) as stream, _arrow_errors(file):
-        table = pyarrow.parquet.ParquetFile(stream)
+        table = pyarrow.parquet.ParquetFile(
+            stream, pre_buffer=False, buffer_size=BLOCK
+        )  # neither file nor row group at once
         _check_type(table.schema_arrow, file, column)
         yield from _numbered(file, table.iter_batches(_BATCH_ROWS, columns=[column]))
 

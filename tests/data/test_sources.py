@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,8 @@ HELD_OUT = HeldOut(0.05, 0.05)
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     if path.suffix == ".parquet":
-        datasets.Dataset.from_list(rows).to_parquet(path)
+        with path.open("wb") as stream:  # some names would be taken for addresses
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
     else:
         path.write_text("\n".join(map(json.dumps, rows)))
     return path
@@ -155,6 +157,102 @@ def test_every_kind_of_source_gives_batches(tmp_path: Path, kind: str, some_text
     assert data.vocab_size == 300
 
 
+NAMES = [
+    *(
+        "wiki[12]",
+        "a*",
+        "a?b",
+        "{a,b}",
+        "a b ",
+        "日本 é",
+        "s3::bucket",
+        "zip:x::y",
+        "a:b",
+        "file:x",
+        "%41#x",
+        "~nobody",
+    ),
+    *("-x", "train", "validation[:10%]"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_named_file_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str) -> None:
+    """Whatever its name looks like, and whatever lies beside it; the same for a folder."""
+    monkeypatch.chdir(tmp_path)
+    for other in ("wiki1", "wiki2", "a1", "b", "aXb", "A"):
+        write_rows(tmp_path / f"{other}{suffix}", [{"text": "of another file"}])
+    write_rows(tmp_path / f"{name}{suffix}", [{"text": "of this file"}])
+    (tmp_path / name).mkdir()
+    write_rows(tmp_path / name / f"{name}.jsonl", [{"text": "of the folder"}])
+    texts = by_split(open_source(f"{name}{suffix}", HeldOut(0, 0)))
+    assert texts == {"train": "of this file" if suffix != ".txt" else '{"text": "of this file"}', "val": "", "test": ""}
+    folder = open_source(name, HeldOut(0, 0), Options(train_split="all"))
+    assert by_split(folder) == {"train": "of the folder", "val": "", "test": ""}
+
+
+def test_home_is_meant_where_no_file_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("at home")
+    assert by_split(open_source("~/a.txt", HeldOut(0, 0)))["train"] == "at home"
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "a.txt").write_text("as written")
+    assert by_split(open_source("~/a.txt", HeldOut(0, 0)))["train"] == "as written"
+
+
+GIVEN: dict[str, Any] = {
+    "text_column": "body",
+    "join_rows": True,
+    "max_rows": 3,
+    "train_split": "training",
+    "val_split": "validation",
+    "test_split": "test",
+    "subset": "en",
+    "revision": "main",
+    "streaming": True,
+}
+OF_ROWS, OF_SPLITS, OF_THE_HUB = [*GIVEN][:3], [*GIVEN][3:6], [*GIVEN][6:]
+
+
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("stdlib", [*GIVEN]),
+        ("raw.txt", [*GIVEN]),
+        ("texts", [*GIVEN]),
+        ("own_texts", OF_ROWS + OF_THE_HUB),
+        ("rows.jsonl", OF_SPLITS + OF_THE_HUB),
+        ("rows", OF_SPLITS + OF_THE_HUB),
+        ("own_rows", OF_THE_HUB),
+        ("owner/name", []),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, refused: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw.txt").write_text("a text")
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a row"}])
+    for folder, names in (("texts", "ab"), ("own_texts", ("training", "validation", "test"))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder.replace("texts", "rows")).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.txt").write_text(f"{name} is a text")
+            write_rows(tmp_path / folder.replace("texts", "rows") / f"{name}.jsonl", [{"text": "a row"}])
+    open_source(source, HELD_OUT, Options())
+    for name, value in GIVEN.items():
+        if name in refused:
+            with pytest.raises(ValueError, match=rf"{name}={value!r} does nothing here: .*{source}.*; leave it out"):
+                open_source(source, HELD_OUT, Options(**{name: value}))
+        elif name == "join_rows" and source != "own_rows":
+            with pytest.raises(ValueError, match="join_rows=True needs a split of its own for val and test"):
+                open_source(source, HELD_OUT, Options(join_rows=True))
+        else:
+            open_source(source, HELD_OUT, Options(**{name: value}))
+
+
 class TestHub:
     """No network here: the calls are recorded and answered from memory."""
 
@@ -256,6 +354,22 @@ class TestBadInput:
         os.symlink("/proc/self/mem", tmp_path / "memory.txt")  # reading its first byte is an I/O error, even for root
         with pytest.raises(OSError, match=r"memory\.txt"):
             open_source(str(tmp_path / "memory.txt"), HELD_OUT).identity()
+
+    @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.TGZ", "a.zip"])
+    def test_archives(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"x")
+        self.expect(f"{name} is an archive of files: unpack it, and give the folder", tmp_path / name)
+        self.expect(f"{name} is an archive of files: unpack it, and give the folder", tmp_path)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs pipes with names")
+    def test_a_pipe(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        self.expect("is neither file nor folder, and is read more than once: write it to a file", tmp_path / "pipe")
+        self.expect("is a folder without files", tmp_path)
+
+    @pytest.mark.parametrize("name", ["", "a" * 300, "a\0b", "~nobody-of-this-name/a.txt", "file:///etc/hosts"])
+    def test_names_that_no_file_has(self, name: str) -> None:
+        self.expect("is not there: give 'stdlib', an existing file or folder, or the name 'owner/name'", name)
 
     def test_fractions(self) -> None:
         for val, test in ((-0.1, 0.1), (0.5, 0.5)):
