@@ -21,6 +21,7 @@ SPLIT_OF_WORD = {
 _BETWEEN_WORDS = re.compile(r"[-._ \d]+")
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*")
 _SHARD_NUMBER = re.compile(r"[-_ ]?\d+(-of-\d+)?$")
+_CARD_SPLIT = re.compile(r"^[ -]*split: *['\"]?(\w+)", re.MULTILINE)
 _METADATA = {
     *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "config.json"),
     *("_metadata", "_common_metadata"),
@@ -99,13 +100,14 @@ def named_splits(folder: Path, names: list[str], rows: bool) -> dict[str, list[s
     splits = {name: _split_name(name) for name in names}
     found = {split for split in splits.values() if split is not None}
     without = [name for name in names if splits[name] is None and (rows or not is_about(name))]
-    if without and _by_chance(splits, rows):
+    if not found or (without and not _words_mean_splits(splits, rows)):
+        _refuse_card_with_splits(folder)
         return {}
-    if found and without:
+    if without:
         named = next(name for name in names if splits[name] is not None)
         raise ValueError(
-            f"source={str(folder)!r} names a split by {named!r}, but none by {without[0]!r}: rename or remove it, or "
-            "set train_split=all to hold validation and test out of all files"
+            f"source={str(folder)!r}: {named!r} is named after a split, but {without[0]!r} is not: rename or remove "
+            "it, or set train_split=all to hold validation and test out of all files"
         )
     return {split: [name for name in names if splits[name] == split] for split in sorted(found)}
 
@@ -121,6 +123,19 @@ def _saved_splits(folder: Path) -> list[str] | None:
         raise ValueError(f"{file} does not list the splits of a saved data set: save it again ({error!r})") from error
 
 
+def _refuse_card_with_splits(folder: Path) -> None:
+    """ValueError if the data set's card says which files are validation or test: their names do not."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front_matter = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    named = _CARD_SPLIT.findall(front_matter)
+    if any(SPLIT_OF_WORD.get(split) != "train" for split in named):
+        raise ValueError(
+            f"{card} lists files of the splits {', '.join(named)}, but the files' names tell of none: rename the files "
+            "after their splits, or set train_split=all to hold validation and test out of all files"
+        )
+
+
 def _split_name(name: str) -> str | None:
     """The split that a file's relative name tells of: folders first, then the file; None if it tells of none or two."""
     shard = _SHARD.fullmatch(name)
@@ -128,7 +143,7 @@ def _split_name(name: str) -> str | None:
         return shard[1]
     path = PurePosixPath(name)
     words = _split_words(str(path.parent)) or _split_words(unpacked_name(path.name))
-    return words.pop() if len(words) == 1 else None
+    return min(words) if len({SPLIT_OF_WORD[word] for word in words}) == 1 else None
 
 
 def _split_words(name: str) -> set[str]:
@@ -136,22 +151,22 @@ def _split_words(name: str) -> set[str]:
     return words & SPLIT_OF_WORD.keys()
 
 
-def _by_chance(splits: dict[str, str | None], rows: bool) -> bool:
-    """Whether words in these names mean no split: `test_json.py` beside `json.py`, in a folder of texts.
+def _words_mean_splits(splits: dict[str, str | None], rows: bool) -> bool:
+    """Whether words in some of these names mean splits; in `test_json.py` beside `json.py`, in a folder of texts, not.
 
-    They mean one where a folder, or a file but for its endings, is named by the word alone (`test/`, `wiki.valid.txt`),
-    and where several splits are named.
+    They do where several splits are named, and where a folder, or a file but for its endings, is named by the word
+    alone (`test/`, `wiki.valid.txt`).
     """
     parts = {_SHARD_NUMBER.sub("", part) for name in splits for part in re.split("[/.]", name.lower())}
     different = {SPLIT_OF_WORD.get(split) for split in splits.values() if split is not None}
-    return not rows and len(different) < 2 and not parts & SPLIT_OF_WORD.keys()
+    return rows or len(different) > 1 or bool(parts & SPLIT_OF_WORD.keys())
 
 
 def choose_splits(found: dict[str, list[str]], asked: dict[str, str], source: str) -> dict[str, list[str]]:
-    """The files of our splits: of those asked for by their own name, and of the others by the word for them.
+    """The files of our splits: those of the name that was asked for, or of all names that are words for the split.
 
     Raises:
-        ValueError: a split that was asked for is not there, or which one is meant is not clear.
+        ValueError: a split that was asked for is not there, or there is none to train on.
     """
     listed = ", ".join(map(repr, found))
     for split, name in asked.items():
@@ -159,20 +174,13 @@ def choose_splits(found: dict[str, list[str]], asked: dict[str, str], source: st
             raise ValueError(f"{split}_split={name!r} is no split of source={source!r}: its own are {listed}")
     chosen = {}
     for split in SPLITS:
-        own = asked.get(split) or _only_name(split, found, set(asked.values()), source)
-        if own is not None:
-            chosen[split] = found[own]
+        words = [name for name in found if SPLIT_OF_WORD.get(name.lower()) == split and name not in asked.values()]
+        names = [asked[split]] if split in asked else words
+        if names:
+            chosen[split] = [file for name in names for file in found[name]]
     if "train" not in chosen:
         raise ValueError(
             f"source={source!r} has no training split, only {listed}: set train_split to the one to train on, or to "
             "'all' for all files"
         )
     return chosen
-
-
-def _only_name(split: str, found: dict[str, list[str]], taken: set[str], source: str) -> str | None:
-    """The name that stands for one of our splits; None if there is none."""
-    names = [name for name in found if SPLIT_OF_WORD.get(name.lower()) == split and name not in taken]
-    if len(names) > 1:
-        raise ValueError(f"source={source!r} has {' and '.join(map(repr, names))}: set {split}_split to one of them")
-    return names[0] if names else None

@@ -150,8 +150,8 @@ def _splits_of_folder(
     if not found:
         options.refuse(_OF_SPLITS, f"no file of source={source!r} has a split in its name")
         return {"train": files}
-    if asked["train"] == "train" and "train" not in found:
-        del asked["train"]  # the default: another word for it will do
+    if asked["train"] == "train":
+        del asked["train"]  # the default: any word for it will do
     chosen = choose_splits(found, asked, source)
     return {split: {name: files[name] for name in names} for split, names in chosen.items()}
 
