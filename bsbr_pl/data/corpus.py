@@ -189,7 +189,9 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
                 length[split] += len(ids) + piece.end
                 size[split] += len(raw)
         if not size["train"]:
-            raise ValueError(f"source={meta['name']!r} holds no text to train on: it is empty, or too small to split")
+            left_out = source.left_out.get("train")
+            why = "all of it is in validation or test, too" if left_out else "it is empty, or too small to split"
+            raise ValueError(f"source={meta['name']!r} holds no text to train on: {why}")
         for split in SPLITS[1:]:
             streams[split].close()
             with (folder / f"{split}.part").open("rb") as part:

@@ -49,8 +49,10 @@ class Options:
         """The names that were asked for, of our splits; that of training always.
 
         Raises:
-            ValueError: two of ours would hold the same texts.
+            ValueError: there is none for training, or two of ours would hold the same texts.
         """
+        if not self.train_split:
+            raise ValueError(f"train_split={self.train_split!r} names no split to train on: leave it out for 'train'")
         names = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
         given = {split: name for split, name in names.items() if name is not None}
         if len(set(given.values())) < len(given) or ("all" in given.values() and len(given) > 1):

@@ -135,9 +135,8 @@ def _parquet_cells(file: Path, column: str) -> Cells:
     import pyarrow.parquet
 
     with unpacked_to_seek(file) as stream, _arrow_errors(file):
-        table = pyarrow.parquet.ParquetFile(
-            stream, pre_buffer=False, buffer_size=BLOCK
-        )  # neither file nor row group at once
+        # By default pyarrow reads the whole file ahead.
+        table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK)
         _check_type(table.schema_arrow, file, column)
         yield from _numbered(file, table.iter_batches(_BATCH_ROWS, columns=[column]))
 

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,22 @@ def test_what_is_left_out_is_said_once_and_kept(tmp_path: Path, kind: str, capsy
     again = TextData(str(source), "bytes", cache_dir=str(tmp_path))
     assert again.corpus.meta["left_out"] == {"train": 2, "val": 1, "test": 0}
     assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_left_to_train_on(tmp_path: Path) -> None:
+    write(tmp_path / "source", {name: "the same" for name in ("train.txt", "valid.txt", "test.txt")})
+    match = "holds no text to train on: all of it is in validation or test, too"
+    with pytest.raises(ValueError, match=match):
+        _ = TextData(str(tmp_path / "source"), "bytes", cache_dir=str(tmp_path / "cache")).vocab_size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux only")
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    for i in range(3):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff%d.txt" % i)).write_text(f"text {i}")
+    source = open_source(str(tmp_path), HeldOut(0, 0))
+    assert by_split(source)["train"] == ["text 0", "text 1", "text 2"]
+    assert TextData(str(tmp_path), "bytes", cache_dir=str(tmp_path / ".cache")).text("train") == b"text 0text 1text 2"
 
 
 def test_hub_splits_that_share_texts(monkeypatch: pytest.MonkeyPatch) -> None:

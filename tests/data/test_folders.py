@@ -176,6 +176,14 @@ def test_splits_are_chosen_by_their_own_names(tmp_path: Path) -> None:
             open_source(str(tmp_path), HELD_OUT, same)
 
 
+@pytest.mark.parametrize("name", [None, ""])
+def test_no_name_for_training(tmp_path: Path, name: str) -> None:
+    write(tmp_path, ["train", "test"], ".jsonl")
+    for source in (str(tmp_path), "owner/name"):
+        with pytest.raises(ValueError, match=f"train_split={name!r} names no split to train on: leave it out"):
+            open_source(source, HELD_OUT, Options(train_split=name))
+
+
 def test_a_folder_without_splits_takes_no_names_of_splits(tmp_path: Path) -> None:
     write(tmp_path, ["a", "b"], ".jsonl")
     for option in ("train_split", "val_split", "test_split"):
