@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from .packing import advice, unpacked
+from .compressed import advice, decompressed
 
 SPLITS = ("train", "val", "test")
 BLOCK = 1 << 18  # bytes of a file held at once
@@ -74,12 +74,12 @@ class Source(Protocol):
 
 
 def read_pieces(file: Path, split: str) -> Iterator[Piece]:
-    """A file as one document, unpacked and cut after a line break about every BLOCK bytes; none if it is empty.
+    """A file as one document, decompressed and cut after a line break about every BLOCK bytes; none if it is empty.
 
     Raises:
         ValueError: bytes that are not UTF-8, by file and offset.
     """
-    with unpacked(file) as stream:
+    with decompressed(file) as stream:
         yield from read_stretch(stream, file, split, 0, None)
 
 
@@ -111,14 +111,14 @@ def _next_size(offset: int, stop: int | None) -> int:
 
 
 def text_sha256(file: Path) -> str:
-    """sha256 of a file's bytes when unpacked: a packed text is the text.
+    """sha256 of a file's bytes when decompressed: a compressed text is the text.
 
     Raises:
         OSError: the file is unreadable.
-        ValueError: the file cannot be unpacked.
+        ValueError: the file cannot be decompressed.
     """
     digest = hashlib.sha256()
-    with unpacked(file) as stream:
+    with decompressed(file) as stream:
         while block := stream.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

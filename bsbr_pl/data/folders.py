@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from .compressed import decompressed_name
 from .documents import SPLITS
-from .packing import unpacked_name
 
 #: Which of our splits a word names.
 SPLIT_OF_WORD = {
@@ -142,7 +142,7 @@ def _split_name(name: str) -> str | None:
     if shard:
         return shard[1]
     path = PurePosixPath(name)
-    words = _split_words(str(path.parent)) or _split_words(unpacked_name(path.name))
+    words = _split_words(str(path.parent)) or _split_words(decompressed_name(path.name))
     return min(words) if len({SPLIT_OF_WORD[word] for word in words}) == 1 else None
 
 

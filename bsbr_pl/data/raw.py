@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .compressed import decompressed, is_compressed
 from .documents import BLOCK, HeldOut, Piece, read_pieces, read_stretch, text_sha256
-from .packing import is_packed, unpacked
 
 
 class Files:
@@ -59,14 +59,14 @@ class OneFile:
         size = _text_size(self.file)
         test = self._character_start(round(size * (1 - self.held_out.test)))
         val = self._character_start(round(size * (1 - self.held_out.test - self.held_out.val)))
-        with unpacked(self.file) as stream:
+        with decompressed(self.file) as stream:
             for split, start, stop in (("train", 0, val), ("val", val, test), ("test", test, size)):
                 yield from read_stretch(stream, self.file, split, start, stop)
 
     def _character_start(self, offset: int) -> int:
         """The first byte from offset on that does not continue a UTF-8 character."""
-        with unpacked(self.file) as stream:
-            if is_packed(self.file):
+        with decompressed(self.file) as stream:
+            if is_compressed(self.file):
                 _skip(stream, offset)
             else:
                 stream.seek(offset)
@@ -122,15 +122,15 @@ def sha256_of(files: dict[str, Path]) -> dict[str, str]:
 
 
 def total_bytes(files: list[Path]) -> int | None:
-    """The bytes of text in files; None if some are packed, because those would have to be read for it."""
-    return None if any(map(is_packed, files)) else sum(file.stat().st_size for file in files)
+    """The bytes of text in files; None if some are compressed, because those would have to be read for it."""
+    return None if any(map(is_compressed, files)) else sum(file.stat().st_size for file in files)
 
 
 def _text_size(file: Path) -> int:
-    """Bytes of a file's text; a packed file is read for them."""
-    if not is_packed(file):
+    """Bytes of a file's text; a compressed file is read for them."""
+    if not is_compressed(file):
         return file.stat().st_size
-    with unpacked(file) as stream:
+    with decompressed(file) as stream:
         return _skip(stream, None)
 
 

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .compressed import ARCHIVES
 from .documents import HeldOut, Source
 from .folders import choose_splits, files_below, is_about, named_splits
 from .hub import read_hub
-from .packing import ARCHIVES
 from .raw import Files, OwnFiles, files_to_split, sha256_of, total_bytes
 from .rows import Rows, Texts
 from .tables import is_table, read_texts, suffix_of

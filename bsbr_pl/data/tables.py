@@ -15,8 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .compressed import decompressed, decompressed_name, decompressed_to_seek
 from .documents import BLOCK, read_pieces
-from .packing import unpacked, unpacked_name, unpacked_to_seek
 
 _LARGEST_FIELD = 1 << 28  # characters of a .csv field: a quote that is never closed must not fill the memory
 _BATCH_ROWS = 1024  # rows of a .parquet file held at once
@@ -40,8 +40,8 @@ def is_table(file: Path) -> bool:
 
 
 def suffix_of(file: Path) -> str:
-    """The ending that tells the format, without that of a packed file."""
-    return Path(unpacked_name(file.name)).suffix.lower()
+    """The ending that tells the format, without that of a compressed file."""
+    return Path(decompressed_name(file.name)).suffix.lower()
 
 
 def check_text(value: Any, column: str, place: str) -> str | None:
@@ -72,7 +72,7 @@ def missing_column(column: str, place: str, columns: Iterable[str]) -> ValueErro
 
 def _json_cells(file: Path, column: str) -> Cells:
     """An object a line, or one array of objects."""
-    with unpacked(file) as stream:
+    with decompressed(file) as stream:
         blank = True
         for number, line in enumerate(stream, 1):
             if number == 1:
@@ -110,7 +110,7 @@ def _json_cell(row: Any, column: str, place: str) -> tuple[str, Any]:
 def _csv_cells(file: Path, column: str, delimiter: str) -> Cells:
     """The first line names the columns."""
     csv.field_size_limit(_LARGEST_FIELD)
-    with unpacked(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as lines:
+    with decompressed(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             header = next(filter(None, reader), [])
@@ -134,7 +134,7 @@ def _csv_cells(file: Path, column: str, delimiter: str) -> Cells:
 def _parquet_cells(file: Path, column: str) -> Cells:
     import pyarrow.parquet
 
-    with unpacked_to_seek(file) as stream, _arrow_errors(file):
+    with decompressed_to_seek(file) as stream, _arrow_errors(file):
         # By default pyarrow reads the whole file ahead.
         table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK)
         _check_type(table.schema_arrow, file, column)
@@ -145,7 +145,7 @@ def _arrow_cells(file: Path, column: str) -> Cells:
     """A stream of batches, which `datasets` writes, or a file of them."""
     from pyarrow import ipc
 
-    with unpacked_to_seek(file) as stream, _arrow_errors(file):
+    with decompressed_to_seek(file) as stream, _arrow_errors(file):
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
         open_ipc = ipc.open_file if is_file else ipc.open_stream

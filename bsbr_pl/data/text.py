@@ -20,8 +20,8 @@ class TextData(TokenData):
 
     Args:
         source: `stdlib` (the Python standard library's own source code), a file or folder of raw text or of rows
-            (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow), all also packed (.gz, .bz2, .xz, .zst), or the name
-            `owner/name` of a data set on the Hugging Face Hub. An option that does not apply to it is refused
+            (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow), each perhaps compressed (.gz, .bz2, .xz, .zst), or
+            the name `owner/name` of a data set on the Hugging Face Hub. An option that does not apply to it is refused
         tokenizer: `bpe` (byte-level, trained on the training split), `bytes`, or the path of a byte-level
             tokenizer.json
         bpe_vocab_size: ids of the trained BPE, the end of text included; other tokenizers have their own

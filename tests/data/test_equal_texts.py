@@ -41,7 +41,7 @@ def write(folder: Path, texts: dict[str, str]) -> Path:
 def test_equal_files_are_in_the_split_of_the_first_by_name(tmp_path: Path) -> None:
     texts = {f"{i // 10}/{i}.txt": f"text {i % 30}\n" for i in range(90)} | {"z/alone.txt": "alone\n"}
     write(tmp_path, texts)
-    (tmp_path / "9.txt.gz").write_bytes(gzip.compress(b"text 9\n"))  # packed is the same text
+    (tmp_path / "9.txt.gz").write_bytes(gzip.compress(b"text 9\n"))  # compressed is the same text
     expected: dict[str, str] = {}
     for name in sorted([*texts, "9.txt.gz"]):
         expected.setdefault(texts.get(name, "text 9\n"), HALF.split_of(name.encode()))

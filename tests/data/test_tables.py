@@ -1,4 +1,4 @@
-"""Rows of every format, packed or not: the text column as it was written, and a sentence for a file that is none."""
+"""Rows of every format, compressed or not: the text column as it was written, and a sentence for any other file."""
 
 import bz2
 import csv
@@ -25,7 +25,7 @@ from bsbr_pl.data.tables import read_texts
 Texts = list[str | None]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
-PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -98,60 +98,62 @@ def test_texts_come_back_as_they_were_written(
     assert list(read_texts([path, path], "text")) == texts * 2
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("ending", COMPRESSIONS)
 @pytest.mark.parametrize(("suffix", "write"), FORMATS)
-def test_packed_rows(tmp_path: Path, suffix: str, write: Callable[[Path, Texts], None], packing: str) -> None:
+def test_compressed_rows(tmp_path: Path, suffix: str, write: Callable[[Path, Texts], None], ending: str) -> None:
     texts: Texts = ['a, "b"\nc\t', "", "日本"]
     write(tmp_path / "plain", texts)
-    path = tmp_path / f"ROWS{suffix}{packing}".upper()
-    path.write_bytes(PACKINGS[packing]((tmp_path / "plain").read_bytes()))
+    path = tmp_path / f"ROWS{suffix}{ending}".upper()
+    path.write_bytes(COMPRESSIONS[ending]((tmp_path / "plain").read_bytes()))
     assert list(read_texts([path], "text")) == texts
     assert text_sha256(path) == text_sha256(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_packed_texts_have_the_tokens_of_the_text(tmp_path: Path, packing: str) -> None:
+@pytest.mark.parametrize("ending", COMPRESSIONS)
+def test_compressed_texts_have_the_tokens_of_the_text(tmp_path: Path, ending: str) -> None:
     raw = "é日本 text\r\n".encode() * 40_008  # more than a block; the first cut falls into a character
     (tmp_path / "plain.txt").write_bytes(raw)
-    packed = tmp_path / f"packed.txt{packing}"
-    packed.write_bytes(PACKINGS[packing](raw))
-    plain, unpacked = (
-        TextData(str(path), "bytes", cache_dir=str(tmp_path)) for path in (tmp_path / "plain.txt", packed)
+    compressed = tmp_path / f"compressed.txt{ending}"
+    compressed.write_bytes(COMPRESSIONS[ending](raw))
+    plain, decompressed = (
+        TextData(str(path), "bytes", cache_dir=str(tmp_path)) for path in (tmp_path / "plain.txt", compressed)
     )
-    assert unpacked.fingerprint == plain.fingerprint
-    assert b"".join(unpacked.text(split) for split in ("train", "val", "test")) == raw
-    other = TextData(str(packed), "bytes", cache_dir=str(tmp_path / "other"))  # not the tokens of the plain one
+    assert decompressed.fingerprint == plain.fingerprint
+    assert b"".join(decompressed.text(split) for split in ("train", "val", "test")) == raw
+    other = TextData(str(compressed), "bytes", cache_dir=str(tmp_path / "other"))  # not the tokens of the plain one
     for split in ("train", "val", "test"):
         assert other.text(split) == plain.text(split)
 
 
-@pytest.mark.parametrize("packing", sorted(set(PACKINGS) - {""}))
-def test_several_packed_parts_one_after_another(tmp_path: Path, packing: str) -> None:
-    path = tmp_path / f"a.jsonl{packing}"
-    path.write_bytes(b"".join(PACKINGS[packing](json.dumps({"text": text}).encode() + b"\n") for text in "abc"))
+@pytest.mark.parametrize("ending", sorted(set(COMPRESSIONS) - {""}))
+def test_several_compressed_parts_one_after_another(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(b"".join(COMPRESSIONS[ending](json.dumps({"text": text}).encode() + b"\n") for text in "abc"))
     assert list(read_texts([path], "text")) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("packing", sorted(set(PACKINGS) - {""}))
+@pytest.mark.parametrize("ending", sorted(set(COMPRESSIONS) - {""}))
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet"])
-def test_damaged_packed_files(tmp_path: Path, name: str, packing: str) -> None:
+def test_damaged_compressed_files(tmp_path: Path, name: str, ending: str) -> None:
     def read(path: Path) -> None:
         if name == "a.txt":
             list(read_pieces(path, "train"))
         else:
             list(read_texts([path], "text"))
 
-    path = tmp_path / (name + packing)
+    path = tmp_path / (name + ending)
     text = os.urandom(20_000).hex()
-    whole = PACKINGS[packing](json.dumps({"text": text}).encode() if name == "a.jsonl" else f"text\n{text}".encode())
-    for damaged in (whole[: len(whole) // 2], whole[:-5], b"not packed at all\n"):
+    whole = COMPRESSIONS[ending](json.dumps({"text": text}).encode() if name == "a.jsonl" else f"text\n{text}".encode())
+    for damaged in (whole[: len(whole) // 2], whole[:-5], b"not compressed at all\n"):
         path.write_bytes(damaged)
-        match = rf"{name}{packing} cannot be unpacked \(.*\): it was cut short or altered, or is no {packing} file"
+        match = rf"{name}{ending} cannot be decompressed \(.*\): it is cut short, altered or no {ending} file"
         with pytest.raises(ValueError, match=match):
             read(path)
-    (tmp_path / name).write_bytes(PACKINGS[packing](b"text\n" * 100))
+    (tmp_path / name).write_bytes(COMPRESSIONS[ending](b"text\n" * 100))
     if name != "a.parquet":
-        with pytest.raises(ValueError, match=rf"{name} is not UTF-8: byte .* it is packed: add {packing} to its name"):
+        with pytest.raises(
+            ValueError, match=rf"{name} is not UTF-8: byte .* it is compressed: add {ending} to its name"
+        ):
             read(tmp_path / name)
 
 
@@ -292,7 +294,7 @@ def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
         pq.write_table(arrow_table(texts), plain, compression="none", use_dictionary=False)  # one group of rows
     else:
         (write_jsonl if name.startswith("a.jsonl") else write_csv)(plain, texts)
-    (tmp_path / name).write_bytes(PACKINGS.get(Path(name).suffix, bytes)(plain.read_bytes()))
+    (tmp_path / name).write_bytes(COMPRESSIONS.get(Path(name).suffix, bytes)(plain.read_bytes()))
     list(read_texts([tmp_path / name], "text"))  # what is imported is not counted
     tracemalloc.start()
     before = pa.total_allocated_bytes()

@@ -1,4 +1,4 @@
-"""Packed files: .gz, .bz2, .xz and .zst are read as what they hold."""
+"""Compressed files: .gz, .bz2, .xz and .zst are read as what they hold."""
 
 import bz2
 import gzip
@@ -30,19 +30,19 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def is_packed(file: Path) -> bool:
+def is_compressed(file: Path) -> bool:
     return file.suffix.lower() in _OPENERS
 
 
-def unpacked_name(name: str) -> str:
+def decompressed_name(name: str) -> str:
     """The name without .gz, .bz2, .xz or .zst: that of what the file holds."""
     path = Path(name)
-    return path.stem if is_packed(path) else name
+    return path.stem if is_compressed(path) else name
 
 
 @contextmanager
-def unpacked(file: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if its name says that it is packed.
+def decompressed(file: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed if its name says that it is compressed.
 
     Raises:
         OSError: the file cannot be read, by its name.
@@ -61,10 +61,10 @@ def unpacked(file: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def unpacked_to_seek(file: Path) -> Iterator[BinaryIO]:
-    """As `unpacked`, for formats that are not read from start to end: a packed file is unpacked to a temporary one."""
-    with unpacked(file) as stream:
-        if not is_packed(file):
+def decompressed_to_seek(file: Path) -> Iterator[BinaryIO]:
+    """As `decompressed`, for formats that are not read from start to end: the bytes go through a temporary file."""
+    with decompressed(file) as stream:
+        if not is_compressed(file):
             yield stream
             return
         with tempfile.TemporaryFile() as whole:
@@ -76,15 +76,15 @@ def unpacked_to_seek(file: Path) -> Iterator[BinaryIO]:
 
 def _damaged(file: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{file} cannot be unpacked ({error}): it was cut short or altered, or is no {file.suffix} file; fetch it again"
+        f"{file} cannot be decompressed ({error}): it is cut short, altered or no {file.suffix} file; fetch it again"
     )
 
 
 def advice(file: Path) -> str:
     """What to do with a file that is not UTF-8."""
-    with unpacked(file) as stream:
+    with decompressed(file) as stream:
         start = stream.read(8)
     for magic, suffix in _MAGIC.items():
         if start.startswith(magic):
-            return f"it is packed: add {suffix} to its name"
+            return f"it is compressed: add {suffix} to its name"
     return "convert the file, or leave it out of the source"
