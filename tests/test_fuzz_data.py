@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -49,6 +49,7 @@ class Documents:
 
     total_bytes = None
     held_out = HeldOut(0.1, 0.1)
+    left_out: ClassVar[dict[str, int]] = {}
 
     def __init__(self, documents: list[tuple[str, list[str]]]) -> None:
         self.documents = documents

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -126,6 +127,8 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
         partial.mkdir()
         try:
             _write(partial, source, tokenizer, bpe_vocab_size, {"fingerprint": fingerprint, "name": name})
+            if source.identity() != identity["source"]:
+                raise ValueError(f"source={name!r} was changed while it was prepared: run again when it stays as it is")
             partial.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
@@ -137,7 +140,19 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return Corpus(folder)
+    corpus = Corpus(folder)
+    _say_left_out(corpus)
+    return corpus
+
+
+def _say_left_out(corpus: Corpus) -> None:
+    """On standard error, which split lost how many documents to another one."""
+    for split, count in corpus.meta["left_out"].items():
+        if count:
+            source, documents = corpus.meta["name"], "1 document" if count == 1 else f"{count} documents"
+            print(
+                f"source={source!r}: {documents} left out of {split}: another split has the same text", file=sys.stderr
+            )
 
 
 def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: int, meta: dict[str, Any]) -> None:
@@ -174,7 +189,9 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
                 length[split] += len(ids) + piece.end
                 size[split] += len(raw)
         if not size["train"]:
-            raise ValueError(f"source={meta['name']!r} holds no text to train on: it is empty, or too small to split")
+            left_out = source.left_out.get("train")
+            why = "all of it is in validation or test, too" if left_out else "it is empty, or too small to split"
+            raise ValueError(f"source={meta['name']!r} holds no text to train on: {why}")
         for split in SPLITS[1:]:
             streams[split].close()
             with (folder / f"{split}.part").open("rb") as part:
@@ -193,6 +210,7 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
             split: {"tokens": ends[i : i + 2], "documents": document_ends[i : i + 2], "bytes": size[split]}
             for i, split in enumerate(SPLITS)
         },
+        "left_out": source.left_out,
         "files": {file.name: _checksums(file) for file in sorted(folder.iterdir())},
     }
     (folder / "meta.json").write_text(json.dumps(meta | {"sha256": _json_sha256(meta)}, indent=1))

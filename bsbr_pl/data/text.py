@@ -1,5 +1,6 @@
 """TextData: real text, from the standard library's source code to the Hugging Face Hub."""
 
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import numpy as np
 
 from .base import TokenData
 from .corpus import Corpus, default_cache_dir, prepare
-from .documents import HeldOut
-from .sources import open_source
+from .documents import DEFAULT_FRACTION, HeldOut
+from .sources import Options, open_source
 from .tokenizer import Tokenizer
 from .windows import Windows
 
@@ -18,11 +19,12 @@ class TextData(TokenData):
     """Language modelling on real text, prepared once and memory-mapped.
 
     Args:
-        source: `stdlib` (the Python standard library's own source code), a file or folder of raw text, of .jsonl or
-            of .parquet, or the name `owner/name` of a data set on the Hugging Face Hub
+        source: `stdlib` (the Python standard library's own source code), a file or folder of raw text or of rows
+            (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow), each perhaps compressed (.gz, .bz2, .xz, .zst), or
+            the name `owner/name` of a data set on the Hugging Face Hub. An option that does not apply to it is refused
         tokenizer: `bpe` (byte-level, trained on the training split), `bytes`, or the path of a byte-level
             tokenizer.json
-        bpe_vocab_size: ids of the trained BPE, the end of text included
+        bpe_vocab_size: ids of the trained BPE, the end of text included; other tokenizers have their own
         context_length: tokens of a training window
         eval_context_length: tokens of a validation or test window; that of training by default
         batch_size: windows in a training batch, over all processes
@@ -32,10 +34,12 @@ class TextData(TokenData):
         cache_dir: where prepared text is kept; $XDG_CACHE_HOME/bsbr_pl or ~/.cache/bsbr_pl by default
         val_fraction, test_fraction: what is held out where the source has no split of its own: of files by the hash
             of their path, of rows by the hash of their text, of a single file its end
-        text_column: the column of .jsonl, .parquet or Hub rows
+        text_column: the column of rows that is read
         subset, revision: which configuration and version of a Hub data set; text that was prepared once is taken for
             unchanged, unless another `revision` is asked for
-        train_split, val_split, test_split: the names of a Hub data set's own splits; without one, it is held out
+        train_split, val_split, test_split: names of splits, in a folder or on the Hub. A folder's own splits are found
+            by the names of its files and folders (train, validation, valid, val, dev, test, eval); train_split="all"
+            takes all its files without regard to names. On the Hub a split that is not named is held out
         streaming: read a Hub data set as it downloads, without a copy of it on disk
         join_rows: rows are lines of one running text rather than documents
         max_rows: read no more rows of each split
@@ -53,8 +57,8 @@ class TextData(TokenData):
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str | None = None,
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
+        val_fraction: float = DEFAULT_FRACTION,
+        test_fraction: float = DEFAULT_FRACTION,
         text_column: str = "text",
         subset: str | None = None,
         revision: str | None = None,
@@ -75,19 +79,8 @@ class TextData(TokenData):
     def corpus(self) -> Corpus:
         """The prepared text; the first use prepares it."""
         h = self.hparams
-        source = open_source(
-            h["source"],
-            HeldOut(h["val_fraction"], h["test_fraction"]),
-            subset=h["subset"],
-            revision=h["revision"],
-            text_column=h["text_column"],
-            train_split=h["train_split"],
-            val_split=h["val_split"],
-            test_split=h["test_split"],
-            streaming=h["streaming"],
-            join_rows=h["join_rows"],
-            max_rows=h["max_rows"],
-        )
+        options = Options(**{field.name: h[field.name] for field in fields(Options)})
+        source = open_source(h["source"], HeldOut(h["val_fraction"], h["test_fraction"]), options)
         cache_dir = Path(h["cache_dir"]).expanduser() if h["cache_dir"] else default_cache_dir()
         return prepare(source, h["source"], h["tokenizer"], h["bpe_vocab_size"], cache_dir)
 

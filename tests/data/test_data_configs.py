@@ -1,5 +1,6 @@
 """Every YAML of configs/data is read by the command line's own parser and makes its data module."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from lightning.pytorch import LightningDataModule
 
 from bsbr_pl.data import MQARData, TextData, TokenData
 from bsbr_pl.data.documents import HeldOut
+from bsbr_pl.data.raw import OneFile
 from bsbr_pl.data.rows import Rows
-from bsbr_pl.data.sources import OneFile, open_source
+from bsbr_pl.data.sources import Options, open_source
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
 HUB = {"wikitext2", "wikitext103", "tinystories", "fineweb_edu", "pg19"}
@@ -34,16 +36,14 @@ def test_config(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert batch["input_ids"].max() < data.vocab_size
         return
     h = data.hparams
-    names = ("subset", "train_split", "val_split", "test_split", "streaming", "join_rows", "max_rows")
+    options = Options(**{field.name: h[field.name] for field in fields(Options)})
     monkeypatch.chdir(tmp_path)
     if file.stem not in HUB:
         (tmp_path / h["source"]).write_text("a text\n" * 100)
-    source = open_source(
-        h["source"], HeldOut(h["val_fraction"], h["test_fraction"]), **{name: h[name] for name in names}
-    )
+    source = open_source(h["source"], HeldOut(h["val_fraction"], h["test_fraction"]), options)
     if file.stem in HUB:
         assert isinstance(source, Rows)
-        assert source.arguments["path"] == h["source"]
+        assert source.identity()["hub"] == h["source"]
     else:
         assert isinstance(source, OneFile)
         assert (tmp_path / h["source"]).exists()

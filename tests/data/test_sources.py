@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data import TextData, documents, rows
+from bsbr_pl.data import TextData, documents, hub, rows
 from bsbr_pl.data.documents import SPLITS, HeldOut, Source, read_pieces
-from bsbr_pl.data.sources import Files, open_source
+from bsbr_pl.data.raw import Files
+from bsbr_pl.data.sources import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     if path.suffix == ".parquet":
-        datasets.Dataset.from_list(rows).to_parquet(path)
+        with path.open("wb") as stream:  # some names would be taken for addresses
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
     else:
         path.write_text("\n".join(map(json.dumps, rows)))
     return path
@@ -78,7 +81,7 @@ def test_pieces_of_a_file_are_its_bytes(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.getbasetemp() / "pieces.txt"
     path.write_bytes(text.encode())
     with blocks_of(block):
-        pieces = list(read_pieces(path, "val", 0, path.stat().st_size))
+        pieces = list(read_pieces(path, "val"))
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.end for piece in pieces] == [False] * (len(pieces) - 1) + [True] * bool(pieces)
 
@@ -94,7 +97,7 @@ def test_the_first_byte_that_is_no_utf8_is_named(
     path.write_bytes(content)
     match = f"bad.txt is not UTF-8: byte .* at offset {expected.value.start};"
     with blocks_of(block), pytest.raises(ValueError, match=match):
-        list(read_pieces(path, "val", 0, len(content)))
+        list(read_pieces(path, "val"))
 
 
 def test_one_file_is_cut_by_position_between_characters(tmp_path: Path) -> None:
@@ -118,7 +121,7 @@ def test_rows_are_documents_held_out_by_content(tmp_path: Path, suffix: str) -> 
     texts = {split: {piece.text for piece in pieces if piece.split == split} for split in SPLITS}
     assert all(texts.values())
     assert not texts["train"] & (texts["val"] | texts["test"])
-    few = open_source(str(path), HELD_OUT, max_rows=7)
+    few = open_source(str(path), HELD_OUT, Options(max_rows=7))
     assert len(list(few.pieces())) == 7
     assert few.identity() != source.identity()
 
@@ -154,6 +157,102 @@ def test_every_kind_of_source_gives_batches(tmp_path: Path, kind: str, some_text
     assert data.vocab_size == 300
 
 
+NAMES = [
+    *(
+        "wiki[12]",
+        "a*",
+        "a?b",
+        "{a,b}",
+        "a b ",
+        "日本 é",
+        "s3::bucket",
+        "zip:x::y",
+        "a:b",
+        "file:x",
+        "%41#x",
+        "~nobody",
+    ),
+    *("-x", "train", "validation[:10%]"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_named_file_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str) -> None:
+    """Whatever its name looks like, and whatever lies beside it; the same for a folder."""
+    monkeypatch.chdir(tmp_path)
+    for other in ("wiki1", "wiki2", "a1", "b", "aXb", "A"):
+        write_rows(tmp_path / f"{other}{suffix}", [{"text": "of another file"}])
+    write_rows(tmp_path / f"{name}{suffix}", [{"text": "of this file"}])
+    (tmp_path / name).mkdir()
+    write_rows(tmp_path / name / f"{name}.jsonl", [{"text": "of the folder"}])
+    texts = by_split(open_source(f"{name}{suffix}", HeldOut(0, 0)))
+    assert texts == {"train": "of this file" if suffix != ".txt" else '{"text": "of this file"}', "val": "", "test": ""}
+    folder = open_source(name, HeldOut(0, 0), Options(train_split="all"))
+    assert by_split(folder) == {"train": "of the folder", "val": "", "test": ""}
+
+
+def test_home_is_meant_where_no_file_has_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("at home")
+    assert by_split(open_source("~/a.txt", HeldOut(0, 0)))["train"] == "at home"
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "a.txt").write_text("as written")
+    assert by_split(open_source("~/a.txt", HeldOut(0, 0)))["train"] == "as written"
+
+
+GIVEN: dict[str, Any] = {
+    "text_column": "body",
+    "join_rows": True,
+    "max_rows": 3,
+    "train_split": "training",
+    "val_split": "validation",
+    "test_split": "test",
+    "subset": "en",
+    "revision": "main",
+    "streaming": True,
+}
+OF_ROWS, OF_SPLITS, OF_THE_HUB = [*GIVEN][:3], [*GIVEN][3:6], [*GIVEN][6:]
+
+
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("stdlib", [*GIVEN]),
+        ("raw.txt", [*GIVEN]),
+        ("texts", [*GIVEN]),
+        ("own_texts", OF_ROWS + OF_THE_HUB),
+        ("rows.jsonl", OF_SPLITS + OF_THE_HUB),
+        ("rows", OF_SPLITS + OF_THE_HUB),
+        ("own_rows", OF_THE_HUB),
+        ("owner/name", []),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, refused: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw.txt").write_text("a text")
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a row"}])
+    for folder, names in (("texts", "ab"), ("own_texts", ("training", "validation", "test"))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder.replace("texts", "rows")).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.txt").write_text(f"{name} is a text")
+            write_rows(tmp_path / folder.replace("texts", "rows") / f"{name}.jsonl", [{"text": "a row"}])
+    open_source(source, HELD_OUT, Options())
+    for name, value in GIVEN.items():
+        if name in refused:
+            with pytest.raises(ValueError, match=rf"{name}={value!r} does nothing here: .*{source}.*; leave it out"):
+                open_source(source, HELD_OUT, Options(**{name: value}))
+        elif name == "join_rows" and source != "own_rows":
+            with pytest.raises(ValueError, match="join_rows=True needs a split of its own for val and test"):
+                open_source(source, HELD_OUT, Options(join_rows=True))
+        else:
+            open_source(source, HELD_OUT, Options(**{name: value}))
+
+
 class TestHub:
     """No network here: the calls are recorded and answered from memory."""
 
@@ -173,27 +272,24 @@ class TestHub:
         source = open_source(
             "Salesforce/wikitext",
             HELD_OUT,
-            subset="wikitext-2-raw-v1",
-            val_split="validation",
-            test_split="test",
-            join_rows=True,
+            Options(subset="wikitext-2-raw-v1", val_split="validation", test_split="test", join_rows=True),
         )
         pieces = list(source.pieces())
         common = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "revision": None, "streaming": False}
-        assert calls == [common | {"split": split} for split in ("validation", "test", "train")]
+        assert calls == [common | {"split": split} for split in ("test", "validation", "train")]
         assert sum(piece.end for piece in pieces) == 3
         assert by_split(source)["val"] == "".join(f" line {i} of validation\n" for i in range(40))
 
     def test_without_splits_of_its_own_some_is_held_out(self, calls: list[dict[str, Any]]) -> None:
-        source = open_source("HuggingFaceFW/fineweb-edu", HeldOut(0.2, 0.2), subset="sample-10BT", streaming=True)
+        source = open_source("HuggingFaceFW/fineweb-edu", HeldOut(0.2, 0.2), Options("sample-10BT", streaming=True))
         texts = by_split(source)
         assert [call["split"] for call in calls] == ["train"]
         assert calls[0]["streaming"]
         assert all(texts.values())
         with pytest.raises(ValueError, match="max_rows=0 is too small"):
-            open_source("Salesforce/wikitext", HELD_OUT, max_rows=0)
+            open_source("Salesforce/wikitext", HELD_OUT, Options(max_rows=0))
         with pytest.raises(ValueError, match="join_rows=True needs a split of its own for val and test"):
-            open_source("Salesforce/wikitext", HELD_OUT, join_rows=True)
+            open_source("Salesforce/wikitext", HELD_OUT, Options(join_rows=True))
 
     @pytest.mark.parametrize("offline", [True, False])
     def test_offline_a_name_fails_at_once_and_says_what_to_do(
@@ -204,7 +300,7 @@ class TestHub:
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://localhost:9")  # nobody listens there
-        monkeypatch.setattr(rows, "getproxies", dict)
+        monkeypatch.setattr(hub, "getproxies", dict)
         with pytest.raises(ValueError, match=r"source='no-such-owner/nothing'.*HF_HUB_OFFLINE=1.*source='stdlib'"):
             _ = TextData("no-such-owner/nothing", cache_dir=str(tmp_path)).vocab_size
 
@@ -212,7 +308,7 @@ class TestHub:
 class TestBadInput:
     def expect(self, match: str, source: Path | str, error: type[Exception] = ValueError, **options: Any) -> None:
         with pytest.raises(error, match=match):
-            for _ in open_source(str(source), HELD_OUT, **options).pieces():
+            for _ in open_source(str(source), HELD_OUT, Options(**options)).pieces():
                 pass
 
     @pytest.mark.parametrize("name", ["missing.txt", "enwik8", "a/b/c", "data/rows.parquet", ""])
@@ -240,23 +336,40 @@ class TestBadInput:
     def test_missing_or_wrong_column(self, suffix: str, tmp_path: Path) -> None:
         path = write_rows(tmp_path / f"rows{suffix}", [{"body": "a", "size": 1}])
         self.expect(r"text_column='text' is not among the columns of .*rows.*: 'body', 'size'", path)
-        self.expect(r"text_column='size' of .* holds int in row 0", path, text_column="size")
+        self.expect(r"text_column='size' .*holds int.* give a column of strings", path, text_column="size")
 
     def test_broken_rows(self, tmp_path: Path) -> None:
         for name in ("rows.jsonl", "rows.parquet"):
             (tmp_path / name).write_text('{"text": \n')
-            self.expect(rf"source='.*{name}' \(split 'train'\) cannot be read", tmp_path / name)
+            message = "not JSON" if name == "rows.jsonl" else "cannot be read as .parquet"
+            self.expect(f"{name}.*{message}", tmp_path / name)
 
     def test_mixed_folder(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("a")
         write_rows(tmp_path / "b.jsonl", [{"text": "b"}])
-        self.expect("mixes raw text, .jsonl and .parquet files", tmp_path)
+        self.expect(r"mixes raw text \('a.txt'\) and rows \('b.jsonl'\)", tmp_path)
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses /proc")
     def test_unreadable_file_is_named(self, tmp_path: Path) -> None:
         os.symlink("/proc/self/mem", tmp_path / "memory.txt")  # reading its first byte is an I/O error, even for root
         with pytest.raises(OSError, match=r"memory\.txt"):
             open_source(str(tmp_path / "memory.txt"), HELD_OUT).identity()
+
+    @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.TGZ", "a.zip"])
+    def test_archives(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"x")
+        self.expect(f"{name} is an archive of files: unpack it, and give the folder", tmp_path / name)
+        self.expect(f"{name} is an archive of files: unpack it, and give the folder", tmp_path)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs pipes with names")
+    def test_a_pipe(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        self.expect("is neither file nor folder, and is read more than once: write it to a file", tmp_path / "pipe")
+        self.expect("is a folder without files", tmp_path)
+
+    @pytest.mark.parametrize("name", ["", "a" * 300, "a\0b", "~nobody-of-this-name/a.txt", "file:///etc/hosts"])
+    def test_names_that_no_file_has(self, name: str) -> None:
+        self.expect("is not there: give 'stdlib', an existing file or folder, or the name 'owner/name'", name)
 
     def test_fractions(self) -> None:
         for val, test in ((-0.1, 0.1), (0.5, 0.5)):
