@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --table                  # the rows so far as Markdown
     python benchmarks/gpu.py --dry-run                # every row at toy size on a CPU; nothing is written
 
-Each row is a line of benchmarks/results/gpu.jsonl, written when it is measured and skipped when it is there for the same
+Each row is a line of benchmarks/results/gpu.jsonl, written when it is measured and skipped when it is there for that
 card, so that several short leases add up to one table. A row that fails writes its error and the rest goes on. Compiled
 forms are first compiled in parallel processes, one for each core, for at most `--warm-seconds`.
 
@@ -165,7 +165,7 @@ class Bench:
                 if key == "output":
                     worst["output"] = max(worst["output"], error)
                     truth = definition(exact, x.double())
-                    worst["truth"] = max(worst["truth"], float(relative_error(found[key], truth)))
+                    worst["truth"] = max(worst["truth"], float(relative_error(found[key], truth.detach())))
                 elif not error <= worst["gradient"]:
                     worst |= {"gradient": error, "of": key.removeprefix("gradient of ")}
         limit = LAW[row.dtype]
@@ -204,7 +204,9 @@ class Bench:
         found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         return found
 
-    def training_step(self, row: Row, layers: int) -> tuple[LanguageModel, Callable[[], object]]:
+    def training_step(
+        self, row: Row, layers: int, with_head: bool = True
+    ) -> tuple[LanguageModel, Callable[[], object]]:
         torch.manual_seed(0)
         sizes = TOY_MODEL if self.toy else MODEL | {"num_layers": layers}
         with torch.device(self.device):
@@ -218,7 +220,8 @@ class Bench:
 
         def step() -> None:
             with torch.autocast(self.device, torch.bfloat16):
-                loss = F.cross_entropy(model.head(hidden(inputs)).flatten(0, 1), targets)
+                x = hidden(inputs)
+                loss = F.cross_entropy(model.head(x).flatten(0, 1), targets) if with_head else x.sum()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -281,7 +284,7 @@ class Bench:
         if row.kind == "operation":
             self.operation_call(row)()
         elif row.kind == "step":
-            _, step = self.training_step(row, layers=1)
+            _, step = self.training_step(row, 1 if row.form == "compiled" else MODEL["num_layers"], with_head=False)
             step()
         elif row.kind == "law":
             self.law(row)
@@ -504,7 +507,17 @@ def table(out: Path) -> str:
             if line["kind"] == "peak":
                 unit_ = "TFLOP/s" if line["name"] == "matrix product" else "TB/s"
                 lines.append(f"- {line['name']}: {line['per_second'] / 1e12:.3g} {unit_}")
-        lines += ["", *operations_table(here), "", *steps_table(here), "", *decode_table(here), "", *law_table(here), ""]
+        lines += [
+            "",
+            *operations_table(here),
+            "",
+            *steps_table(here),
+            "",
+            *decode_table(here),
+            "",
+            *law_table(here),
+            "",
+        ]
     return "\n".join(lines)
 
 

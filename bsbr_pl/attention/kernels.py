@@ -42,9 +42,7 @@ def low_precision(x: Tensor) -> torch.dtype | None:
     return dtype if dtype in LOW else None
 
 
-def choose(
-    x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any], fits: bool = True
-) -> Callable[..., Any]:
+def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any], fits: bool = True) -> Callable[..., Any]:
     """`kernel` where it `fits` and can work on what is projected from x, in x's precision; otherwise `mix`."""
     low = low_precision(x)
     if low is None or not fits:
@@ -65,7 +63,7 @@ def for_products(x: Tensor) -> Tensor:
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """`base.window_attention`, by FlashAttention where it can."""
-    B, H, T, K = q.shape
+    B, _, T, K = q.shape
     if window >= T or not HAS_WINDOW or not q.is_cuda or q.dtype not in LOW or K % 8 or K > 256:
         return base.window_attention(q, k, v, window)
     ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
@@ -143,7 +141,7 @@ def gated_delta_rule_kernel(
 def plus_product(x: Tensor, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
     """x + sign * a @ b of batches of matrices, rounded once."""
     batches = (part.flatten(0, -3) for part in (x, a, b))
-    return torch.baddbmm(*batches, alpha=sign).view(x.shape)
+    return torch.baddbmm(*batches, alpha=sign).reshape(x.shape)
 
 
 def sums_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -155,4 +153,4 @@ def sums_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     if N > 1024:
         return base.running_sum(x.float(), dim)[0].to(x.dtype), total
     earlier = torch.ones(N, N, dtype=x.dtype, device=x.device).tril(-1)
-    return (earlier @ x.flatten(dim + 1)).view(x.shape), total
+    return (earlier @ x.flatten(dim + 1)).reshape(x.shape), total

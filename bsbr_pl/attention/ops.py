@@ -11,7 +11,7 @@ from torch import Tensor
 
 @torch.library.custom_op("bsbr_pl::turns", mutates_args=())
 def turns(position: Tensor, width: int) -> Tensor:
-    """Positions (T,) -> for rotary positions of `width` K, (2, T, K): cosines, and sines whose even ones are negative."""
+    """For rotary positions of `width` K at (T,): (2, T, K), cosines, and sines whose even ones are negative."""
     angle = position[:, None] * 10_000 ** (
         -torch.arange(0, width, 2, device=position.device, dtype=position.dtype) / width
     )
