@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --seconds 480            # measure what is missing, most important rows first
     python benchmarks/gpu.py --table                  # the rows so far as Markdown
-    python benchmarks/gpu.py --dry-run                # every row at toy size on a CPU; nothing is written
+    python benchmarks/gpu.py --dry-run                # every row at toy size on a CPU; into a temporary file
 
 Each row is a line of benchmarks/results/gpu.jsonl, written when it is measured and skipped when it is there for that
 card, so that several short leases add up to one table. A row that fails writes its error and the rest goes on. Compiled
@@ -22,6 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from argparse import Namespace
@@ -570,7 +571,7 @@ def law_table(found: list[dict[str, Any]]) -> list[str]:
 
 def choose_options() -> Namespace:
     options = parser(__doc__)
-    options.set_defaults(out=ROOT / "benchmarks" / "results" / "gpu.jsonl")
+    options.set_defaults(out=None)
     options.add_argument("--seconds", type=float, default=480, help="start no row after so many, default 480")
     options.add_argument("--warm-seconds", type=float, default=110, help="for compiling beforehand, default 110")
     options.add_argument("--kinds", nargs="+", help="peak, law, operation, step, decode; default all")
@@ -590,6 +591,9 @@ def main() -> None:
     wanted = [row for row in wanted if not chosen.only or chosen.only in row.key]
     if chosen.warm:
         return warm_rows(json.loads(chosen.warm))
+    if chosen.out is None:
+        folder = Path(tempfile.mkdtemp()) if chosen.dry_run else ROOT / "benchmarks" / "results"
+        chosen.out = folder / "gpu.jsonl"
     if chosen.list:
         return print("\n".join(row.key for row in wanted))
     if not chosen.table:
