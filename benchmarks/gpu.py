@@ -182,7 +182,7 @@ class Bench:
             forward = torch.compile(forward, dynamic=False)
         inputs = [tensor.requires_grad_() for tensor in inputs]
         mixed = forward(*inputs)
-        weights = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1)).to(mixed)
+        weights = torch.randn_like(mixed, requires_grad=False)
         del mixed
         return lambda: torch.autograd.grad(forward(*inputs), inputs, weights)
 
@@ -312,11 +312,11 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
 
 def operation(row: Row, tokens: int, device: str, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """A row's operation and its inputs, laid out in memory as a projection leaves them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     heads, width = (2, 16) if device == "cpu" else (row.heads, row.width)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(1, *shape, generator=generator).to(device, dtype)
+        return torch.randn(1, *shape, generator=generator, device=device).to(dtype)
 
     def by_heads(length: int = tokens) -> Tensor:  # (B, H, T, K)
         return random(length, heads, width).transpose(1, 2)
@@ -344,11 +344,12 @@ def operation(row: Row, tokens: int, device: str, dtype: torch.dtype) -> tuple[C
     if name == "gau":
         mix = kernels.choose(x, partial(kernels.gau_kernel, attention.views, attention.chunk_size), attention.mix)
         return lambda z, v: mix(z, v)[0], [random(tokens, attention.key_dim), random(tokens, attention.value_dim)]
-    beta = torch.rand(1, heads, tokens, 1, generator=generator).to(device, dtype)
+    beta = torch.rand(1, heads, tokens, 1, generator=generator, device=device).to(dtype)
     if name == "delta_net":
         mix = fla_delta if fla else kernels.choose(x, kernels.delta_rule_kernel, attention.mix)
         return lambda q, k, v, beta: mix(unit(q), unit(k), at_least_fp32(v), at_least_fp32(beta))[0], [*qkv, beta]
-    log_alpha = (0.1 * torch.rand(1, heads, tokens, 1, generator=generator).log()).to(device, dtype)
+    chance = torch.rand(1, heads, tokens, 1, generator=generator, device=device)
+    log_alpha = (0.1 * chance.clamp(min=1e-6).log()).to(dtype)
     mix = kernels.choose(x, kernels.gated_delta_rule_kernel, attention.mix)
     inputs = [*qkv, beta, log_alpha]
     return lambda q, k, *rest: mix(unit(q), unit(k), *map(at_least_fp32, rest))[0], inputs
