@@ -1,12 +1,13 @@
 """LanguageModule: the LightningModule around any attention, and the only loader of its checkpoints."""
 
+import functools
 import inspect
 import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -24,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from . import steps
 from .attention.base import Attention, check_number
 from .checkpoint import load_checkpoint
+from .compiled import check_gradients, compile_hidden
 from .description import build_layers, describe_layers, plain
 from .metrics import IGNORED, StepLoss, TokenMetrics
 from .model import LanguageModel
@@ -31,10 +33,6 @@ from .run import Arguments, changed, check_resumable, describe_run, recorded
 
 # `--trainer.strategy=fsdp2`: a checkpoint is one file, as everywhere else, not a folder with a part of each process.
 StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
-
-
-def _root_mean_square(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())
 
 
 class LanguageModule(LightningModule):
@@ -58,8 +56,9 @@ class LanguageModule(LightningModule):
         positions: learn an embedding of each of this many positions, and read no longer text; 0 for none.
         ff_activation: of the feed-forward networks, `relu2` or `gelu`.
         ff_bias: give the feed-forward networks' linear maps a bias.
-        compile: train through `torch.compile`, which takes a minute or so to start, after its gradients were compared
-            with the model's own; evaluation, decoding and counting use the model as it is.
+        compile: train through `torch.compile`, which takes up to a minute to start, after its gradients were compared
+            with the model's own on the first batch. `auto` compiles on CUDA and trains without it where that fails.
+            Evaluation, decoding and counting use the model as it is.
 
     Raises:
         ValueError: names the argument, its value and what would do.
@@ -86,7 +85,7 @@ class LanguageModule(LightningModule):
         positions: int = 0,
         ff_activation: str = "relu2",
         ff_bias: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         check_number("positive", lambda rate: rate > 0, learning_rate=learning_rate)
@@ -94,8 +93,8 @@ class LanguageModule(LightningModule):
         check_number("0 or more", lambda steps: steps >= 0, whole=True, warmup_steps=warmup_steps)
         check_number("0 or more", lambda decay: decay >= 0, weight_decay=weight_decay)
         check_number("at least 0 and below 1", lambda beta: 0 <= beta < 1, beta1=beta1, beta2=beta2)
-        if not isinstance(compile, bool):
-            raise ValueError(f"compile must be true or false, got {compile!r}")
+        if not (isinstance(compile, bool) or compile == "auto"):
+            raise ValueError(f"compile must be true, false or auto, got {compile!r}")
         described = describe_layers(attention)
         arguments = {name: plain(value) for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
@@ -234,31 +233,29 @@ class LanguageModule(LightningModule):
         return F.cross_entropy(self.model.head(hidden).flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
 
     def _compare_compiled(self, batch: dict[str, Tensor]) -> None:
-        """The gradients of the compiled model must be the model's own, on the first batch.
+        """The gradients of the compiled model must be the model's own, on the first batch; with `auto` it is left else.
 
-        Not with dropout, where each draws its own, nor where weights are sharded.
+        With dropout, where each draws its own, and where weights are sharded, it only has to run.
 
         Raises:
             RuntimeError: naming the parameter whose gradient differs by more than rounding.
         """
         self._trusted = True
-        if self.hparams["dropout"] or isinstance(self.model, FSDPModule):
-            return
-        names, parameters = zip(*self.model.named_parameters(), strict=True)
-        found = []
-        for form in (self.model.hidden, self._compiled or self.model.hidden):
-            gradients = torch.autograd.grad(self._loss_through(form, batch), parameters, allow_unused=True)
-            found.append([p.new_zeros(()) if g is None else g for p, g in zip(parameters, gradients, strict=True)])
+        own, compiled = (
+            functools.partial(self._loss_through, form, batch)
+            for form in (self.model.hidden, self._compiled or self.model.hidden)
+        )
         low = torch.is_autocast_enabled(self.device.type) or self.dtype in (torch.bfloat16, torch.float16)
-        tolerance, floor = (0.1, 1e-2) if low else (1e-2, 1e-3)
-        largest = max(_root_mean_square(gradient) for gradient in found[0])
-        for name, own, compiled in zip(names, *found, strict=True):
-            error = _root_mean_square(compiled - own) / max(_root_mean_square(own), floor * largest, 1e-30)
-            if not error <= tolerance:
-                raise RuntimeError(
-                    f"compile=True gives {name} another gradient than the model has (relative difference {error:.2g} "
-                    f"on the first batch), with torch {torch.__version__} on {self.device}: train without it"
-                )
+        comparable = not (self.hparams["dropout"] or isinstance(self.model, FSDPModule))
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                check_gradients(self.model, own if comparable else None, compiled, low)
+        except Exception as error:
+            if self.hparams["compile"] != "auto":
+                raise
+            self._compiled = None
+            reason = " ".join(str(error).split())[:300]
+            rank_zero_warn(f"training goes on without torch.compile, which failed: {reason}")
 
     def on_fit_start(self) -> None:
         trainer = self.trainer
@@ -267,11 +264,14 @@ class LanguageModule(LightningModule):
         self._check_val_every_n_epoch, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None  # type: ignore[attr-defined]
         if self._dropout_seed is None:
             self._dropout_seed = torch.initial_seed()
-        if self.hparams["compile"]:
+        wanted = self.hparams["compile"]
+        if wanted == "auto":
+            wanted = self.device.type == "cuda" and not isinstance(self.model, FSDPModule)
+        if wanted:
             compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
             if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
                 raise ValueError(f"compile needs a C++ compiler on a CPU, and there is no {' or '.join(compilers)}")
-            self._compiled, self._trusted = torch.compile(self.model.hidden), False
+            self._compiled, self._trusted = compile_hidden(self.model), False
 
     def on_fit_end(self) -> None:
         self._compiled = None

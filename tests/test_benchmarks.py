@@ -60,3 +60,21 @@ def test_script(script, tmp_path):
         numbers = [value for value in row.values() if isinstance(value, float)]
         assert numbers
         assert all(math.isfinite(value) for value in numbers), row
+
+
+def test_every_row_of_a_gpu_can_be_built(tmp_path):
+    """On a CPU at toy size; a second call finds them there and shows them."""
+    out = tmp_path / "gpu.jsonl"
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(out)]
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    assert [row["key"] for row in rows] == listed
+    assert len(set(listed)) == len(listed)
+    assert not [row["error"] for row in rows if "error" in row]
+    assert all(row["kept"] for row in rows if row["kind"] == "law")
+    again = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
+    assert f"0 of {len(rows)} rows to measure" in again.stdout
+    for row in rows:
+        assert row["kind"] == "peak" or f"| {row['name']} | " in again.stdout

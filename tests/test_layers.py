@@ -23,10 +23,12 @@ ALLOWED = {
     "bsbr_pl.utils": {"bsbr_pl.utils", "bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.models"},
     "bsbr_pl.checkpoint": {"bsbr_pl.utils"},
     "bsbr_pl.metrics": set(),
+    "bsbr_pl.compiled": {"bsbr_pl.model"},
     "bsbr_pl.description": {"bsbr_pl.model", "bsbr_pl.attention.base"},
     "bsbr_pl.module": {
         *("bsbr_pl.model", "bsbr_pl.attention.base"),
-        *("bsbr_pl.checkpoint", "bsbr_pl.description", "bsbr_pl.metrics", "bsbr_pl.run", "bsbr_pl.steps"),
+        *("bsbr_pl.checkpoint", "bsbr_pl.compiled", "bsbr_pl.description", "bsbr_pl.metrics", "bsbr_pl.run"),
+        "bsbr_pl.steps",
     },
     "bsbr_pl.convert": {"bsbr_pl.module", "bsbr_pl.model", "bsbr_pl.attention", "bsbr_pl.utils"},
     "bsbr_pl.parsing": set(),

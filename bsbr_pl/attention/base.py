@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
+
 State = TypeVar("State", bound=tuple[Any, ...])
 
 
@@ -223,10 +225,24 @@ def rotary(x: Tensor, start: int = 0) -> Tensor:
         raise ValueError(f"rotary positions need an even head width, got {width}: change hidden_dim or num_heads")
     exact = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot hold a position
     position = torch.arange(start, start + length, device=x.device, dtype=exact)
+    if fuses(x):
+        return turned(x, ops.turns(position, width))
     angle = position[:, None] * 10_000 ** (-torch.arange(0, width, 2, device=x.device, dtype=exact) / width)
     turn = torch.polar(torch.ones_like(angle), angle)  # (T, K/2); one complex product takes a third of four real ones
     pairs = torch.view_as_complex(x.to(exact).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """`rotary` in real numbers, which torch.compile can fuse with what is around it; `turns` are `ops.turns`."""
+    cosines, sines = turns
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x * cosines + swapped * sines).to(x.dtype)
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether torch.compile is making a kernel for a GPU out of what is done with x."""
+    return x.is_cuda and torch.compiler.is_compiling()
 
 
 class DepthwiseConvolution(torch.autograd.Function):
@@ -249,6 +265,13 @@ class DepthwiseConvolution(torch.autograd.Function):
         products = (at_least_fp32(grad) * x[:, i : i + T] for i in range(before + 1))
         grad_weight = torch.stack([product.sum((0, 1)) for product in products], -1)[:, None]
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+
+
+def shifted_products(x: Tensor, weight: Tensor) -> Tensor:
+    """`DepthwiseConvolution` as plain products, which torch.compile can fuse with what is around them."""
+    T = x.shape[1] - weight.shape[2] + 1
+    taps = (at_least_fp32(x[:, i : i + T]) * weight[:, 0, i] for i in range(weight.shape[2]))
+    return sum(taps, start=x.new_zeros(())).to(x.dtype)
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
@@ -277,12 +300,16 @@ class ShortConvolution(nn.Module):
         with torch.no_grad():
             self.weight[..., -1] = 1.0
 
-    def forward(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) and the size - 1 inputs before it -> y (B, T, D) and the last size - 1 inputs."""
+    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) and the size - 1 inputs before it, zeros where None -> y (B, T, D), the last size - 1 inputs."""
         if not self.weight.numel():
-            return x, before
-        past = torch.cat((before, x), 1)
-        return DepthwiseConvolution.apply(past, self.weight), past[:, x.shape[1] :]
+            return x, self.nothing_before(len(x)) if before is None else before
+        if before is None and fuses(x):
+            past = F.pad(x, (0, 0, self.weight.shape[2] - 1, 0))  # which is never written, unlike what `cat` makes
+        else:
+            past = torch.cat((self.nothing_before(len(x)) if before is None else before, x), 1)
+        convolve = shifted_products if fuses(x) else DepthwiseConvolution.apply
+        return convolve(past, self.weight), past[:, x.shape[1] :]
 
     def nothing_before(self, batch_size: int) -> Tensor:
         """The inputs before the first token: zeros (B, size - 1, D)."""

@@ -42,9 +42,9 @@ from .base import (
     rotary,
     split_heads,
     to_chunks,
-    window_attention,
     window_pairs,
 )
+from .kernels import for_products, window_attention
 
 EQUAL = 1e-4  # scores this close count as equal and the earlier chunk wins: rounding must not choose among repetitions
 
@@ -122,7 +122,6 @@ class BSBRAttention(Attention[Chunks]):
 
     def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K) and the convolution's last inputs."""
-        before = self.conv.nothing_before(len(x)) if before is None else before
         qkv, before = self.conv(self.qkv(x), before)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
         return q, k, v, before
@@ -187,22 +186,25 @@ class BSBRAttention(Attention[Chunks]):
 
     def read(self, q: Tensor, S: Tensor) -> Tensor:
         """q (B, H, N, C, K) and what the chunks retrieved, S (B, H, N, K, V / compression) -> (B, H, N, C, V)."""
-        retrieved = at_least_fp32(q) @ S
+        q = for_products(q)
+        retrieved = q @ S.to(q.dtype)
         if self.state_dim != self.head_dim:
-            retrieved = retrieved @ at_least_fp32(self.up)[:, None]
+            retrieved = retrieved @ self.up[:, None].to(q.dtype)
+        retrieved = at_least_fp32(retrieved)
         return self.bound(retrieved, retrieved)
 
     def write(self, k: Tensor, v: Tensor) -> Tensor:
         """k, v (B, H, N, C, K) -> the chunks' states F (B, H, N, K, V / compression)."""
-        v = at_least_fp32(v)
+        v = for_products(v)
         if self.state_dim != self.head_dim:
-            v = v @ at_least_fp32(self.down)[:, None]
-        return self.address(k).mT @ v
+            v = v @ self.down[:, None].to(v.dtype)
+        return self.address(k).to(v.dtype).mT @ v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K), r, h (B, H, N, R) -> mixed values (B, H, T, V); chunk states F and what each
         chunk retrieved, S, both (B, H, N, K, V / compression)."""
-        q, k, v = (part.contiguous() for part in (q, k, v))  # once, for what is cut in chunks here and in `local`
+        if not q.is_cuda:  # once, for what is cut in chunks here and in `local`
+            q, k, v = (part.contiguous() for part in (q, k, v))
         local = self.local(self.rotate(q), self.rotate(k), v)
         T = q.shape[2]
         q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
@@ -234,7 +236,9 @@ class BSBRAttention(Attention[Chunks]):
 
     def combine(self, weights: Tensor, states: Tensor) -> Tensor:
         """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
-        if self.retrieval_top_k is None or self.retrieval_top_k >= states.shape[2]:
+        weights = weights.to(states.dtype)
+        dense = self.retrieval_top_k is None or self.retrieval_top_k >= states.shape[2]
+        if dense or states.is_cuda:  # where a product with zeros is quicker than a gather
             return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
         best, index = weights.topk(self.retrieval_top_k)  # (B, H, M, top_k)
         B, H, N = states.shape[:3]

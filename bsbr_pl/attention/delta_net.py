@@ -32,7 +32,7 @@ from .base import (
     to_chunks,
     unit_triangle_inverse,
 )
-from .kernels import choose, delta_rule_kernel
+from .kernels import choose, delta_rule_kernel, has_width
 
 
 class Memory(NamedTuple):
@@ -62,7 +62,6 @@ class DeltaNetAttention(Attention[Memory]):
 
     def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K), beta (B, H, T, 1) and the convolution's last inputs."""
-        before = self.conv.nothing_before(len(x)) if before is None else before
         qkv, before = self.conv(self.qkv(x), before)
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
@@ -102,7 +101,7 @@ class DeltaNetAttention(Attention[Memory]):
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
         *parts, before = self.project(x)
-        mixed, S = choose(x, delta_rule_kernel, self.mix)(*parts)
+        mixed, S = choose(x, delta_rule_kernel, self.mix, has_width(self.head_dim))(*parts)
         return self.emit(mixed, x), Memory(S, before)
 
     def init_state(self, batch_size: int) -> Memory:

@@ -34,6 +34,7 @@ from .base import (
     to_chunks,
     unit_triangle_inverse,
 )
+from .kernels import choose, gated_delta_rule_kernel, has_width
 
 
 class Memory(NamedTuple):
@@ -68,7 +69,6 @@ class GatedDeltaNetAttention(Attention[Memory]):
 
     def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, ...]:
         """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) and the convolution's last inputs."""
-        before = self.conv.nothing_before(len(x)) if before is None else before
         qkv, before = self.conv(self.qkv(x), before)
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
@@ -114,7 +114,7 @@ class GatedDeltaNetAttention(Attention[Memory]):
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
         *parts, before = self.project(x)
-        mixed, S = self.mix(*parts)
+        mixed, S = choose(x, gated_delta_rule_kernel, self.mix, has_width(self.head_dim))(*parts)
         return self.emit(mixed, x), Memory(S, before)
 
     def init_state(self, batch_size: int) -> Memory:

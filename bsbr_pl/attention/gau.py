@@ -13,6 +13,7 @@ part is ours, so that its size does not grow with T.
 Cost: O(T (C + S) E). Decode state: S E + (T mod C) (S + E) numbers.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, at_least_fp32, check_positive, lower_triangle, rotary, running_sum, to_chunks
+from .kernels import choose, gau_kernel
 
 
 class Chunk(NamedTuple):
@@ -103,7 +105,7 @@ class GAUAttention(Attention[Chunk]):
 
     def prefill(self, x: Tensor) -> tuple[Tensor, Chunk]:
         z, v = self.shared(x), self.values(x)[:, 0]
-        mixed, kv = self.mix(z, v)
+        mixed, kv = choose(x, partial(gau_kernel, self.views, self.chunk_size), self.mix)(z, v)
         finished = x.shape[1] // self.chunk_size
         rest = finished * self.chunk_size
         return self.emit(mixed[:, None], x), Chunk(kv, z[:, rest:], v[:, rest:], finished)

@@ -1,57 +1,156 @@
-"""flash-linear-attention's kernels in place of `mix`, on CUDA in bf16 or fp16: `pip install -e '.[gpu]'`.
+"""What an architecture computes in place of `mix` on CUDA in bf16 or fp16. What runs when is chosen here alone.
 
-A kernel takes and gives what `mix` of its architecture does. Its products are of numbers rounded to x's precision, so
-in fp32 and fp64 `mix` stays. Decode state and denominators are fp32 here too.
+A kernel takes and gives what `mix` of its architecture does. Its products are of numbers rounded to the low precision,
+with sums in fp32; what is summed over all chunks, denominators, decays and softmaxes are fp32. In fp32 and fp64, and on
+a CPU, `mix` stays.
 
-Source: https://github.com/fla-org/flash-linear-attention (Yang and Zhang 2024).
+- windows: FlashAttention with a window, by `torch.nn.attention.varlen` (torch >= 2.11);
+- Linear, GAU, BSBR's retrieval: batched products, chunk by chunk at once;
+- DeltaNet, Gated DeltaNet: the same, and two Triton kernels (`ops.py`).
 """
 
+import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import base, ops
+from .base import at_least_fp32, lower_triangle, to_chunks
 
-@cache
-def installed() -> bool:
-    return all(map(find_spec, ("fla", "triton")))
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    HAS_WINDOW = "window_size" in inspect.signature(varlen_attn).parameters
+except ImportError:  # torch before 2.10
+    HAS_WINDOW = False
+
+HAS_TRITON = find_spec("triton") is not None
+LOW = (torch.bfloat16, torch.float16)
+CHUNK = 64  # tokens that the kernels take at once
+WIDTHS = (16, 32, 64, 128)  # of keys and values that the Triton kernels have been made for
 
 
-def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any]) -> Callable[..., Any]:
-    """`kernel` where it can work on what is projected from x, in its precision; otherwise `mix`."""
-    if not x.is_cuda or not installed():
+def low_precision(x: Tensor) -> torch.dtype | None:
+    """In what precision products with x are to be, on CUDA under autocast or in a low precision; elsewhere None."""
+    if not x.is_cuda:
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return dtype if dtype in LOW else None
+
+
+def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any], fits: bool = True) -> Callable[..., Any]:
+    """`kernel` where it `fits` and can work on what is projected from x, in x's precision; otherwise `mix`."""
+    low = low_precision(x)
+    if low is None or not fits:
         return mix
-    low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    if low not in (torch.bfloat16, torch.float16):
-        return mix
-    return lambda *parts: kernel(low, *parts)
+    return partial(kernel, low)
 
 
-def delta_rule_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """`DeltaNetAttention.mix`."""
-    from fla.ops.delta_rule import chunk_delta_rule
+def has_width(width: int) -> bool:
+    """Whether the Triton kernels take heads of this width."""
+    return HAS_TRITON and width in WIDTHS
 
-    q, k, v, beta = (_tokens_first(part, low) for part in (q, k, v, beta))
-    mixed, S = chunk_delta_rule(q, k, v, beta[..., 0], scale=1.0, output_final_state=True)
-    return mixed.transpose(1, 2).float(), S
+
+def for_products(x: Tensor) -> Tensor:
+    """x as a matrix product takes it: in low precision where products are to be, otherwise in fp32 or more."""
+    low = low_precision(x)
+    return at_least_fp32(x) if low is None else x.to(low)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """`base.window_attention`, by FlashAttention where it can."""
+    B, _, T, K = q.shape
+    if window >= T or not HAS_WINDOW or not q.is_cuda or q.dtype not in LOW or K % 8 or K > 256:
+        return base.window_attention(q, k, v, window)
+    ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
+    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
+    mixed = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))
+    return mixed.unflatten(0, (B, T)).transpose(1, 2)
 
 
 def linear_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`LinearAttention.mix`."""
-    from fla.ops.linear_attn import chunk_linear_attn
-
     from .linear import EPSILON
 
-    parts = (_tokens_first(part, low) for part in (q, k, v))
-    mixed, S = chunk_linear_attn(*parts, scale=1.0, output_final_state=True, normalize=False)
-    z = k.cumsum(2)
-    total = (q * z).sum(-1, keepdim=True) + EPSILON
-    return mixed.transpose(1, 2).float() / total, S, z[:, :, -1]
+    T = q.shape[2]
+    q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H, N, C, .)
+    S_before, S = sums_before(k.mT @ v, dim=2)
+    z_before, z = base.running_sum(k.sum(3, dtype=torch.float32), dim=2)
+    scores = (q @ k.mT) * lower_triangle(CHUNK, like=q)
+    total = scores.sum(-1, keepdim=True, dtype=torch.float32) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
+    mixed = plus_product(scores @ v, q, S_before) * (total + EPSILON).reciprocal()
+    return mixed.to(low).flatten(2, 3)[:, :, :T], S, z
 
 
-def _tokens_first(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, H, T, K) -> (B, T, H, K), contiguous."""
-    return x.transpose(1, 2).to(dtype).contiguous()
+def gau_kernel(
+    views: Callable[[Tensor], list[Tensor]], chunk: int, low: torch.dtype, z: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`GAUAttention.mix` with its `views` and chunk size."""
+    T = z.shape[1]
+    z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, S), (B, N, C, E)
+    q, k, q_lin, k_lin = views(z)
+    scores = (q.to(low) @ k.to(low).mT / chunk).relu().square() * lower_triangle(q.shape[2], like=v)
+    before, total = sums_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
+    count = (torch.arange(v.shape[1], device=v.device) * chunk).clamp(min=1)[:, None, None]
+    mixed = plus_product(scores @ v, (q_lin / count).to(low), before)
+    return mixed.flatten(1, 2)[:, :T], before[:, -1].float() if T % chunk else total
+
+
+def delta_rule_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """`DeltaNetAttention.mix`."""
+    return gated_delta_rule_kernel(low, q, k, v, beta, None)
+
+
+def gated_delta_rule_kernel(
+    low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`GatedDeltaNetAttention.mix`; without `log_alpha` nothing is forgotten.
+
+    Of U = (...)^-1 (V_beta - K_beta S) = A - W S both parts are known before S is, and so is what a chunk makes of S:
+
+        S <- exp(g_C) S + K_last^T U = exp(g_C) S - (K_last^T W) S + K_last^T A
+
+    Only this goes from chunk to chunk, one small product each.
+    """
+    T = q.shape[2]
+    q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H, N, C, .)
+    beta = to_chunks(at_least_fp32(beta), CHUNK)
+    left = lower_triangle(CHUNK, like=beta)
+    q_kept, k_last, decay, kept_beta = q, k, beta.new_ones(beta.shape[:3]), beta
+    if log_alpha is not None:
+        g = to_chunks(at_least_fp32(log_alpha), CHUNK)[..., 0].cumsum(3)[..., None]
+        left = (g - g.mT).clamp(max=0).exp() * left
+        kept = g.exp()
+        q_kept, kept_beta = (q * kept).to(low), beta * kept
+        k_last = (k * (g[..., -1:, :] - g).exp()).to(low)
+        decay = kept[..., -1, 0]
+    inverses = ops.unit_triangle_inverse((beta * left * (k @ k.mT)).to(low))
+    A, W = (inverses * beta.mT).to(low) @ v, (inverses * kept_beta.mT).to(low) @ k
+    P, X = ((k_last.mT @ part).flatten(0, 1) for part in (W, A))
+    before, S = ops.chunk_recurrence(decay.flatten(0, 1), P, X)
+    before, S = (part.unflatten(0, q.shape[:2]) for part in (before, S))
+    U = plus_product(A, W, before, sign=-1)
+    mixed = plus_product((q @ k.mT * left).to(low) @ U, q_kept, before)
+    return mixed.flatten(2, 3)[:, :, :T], S
+
+
+def plus_product(x: Tensor, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
+    """x + sign * a @ b of batches of matrices, rounded once."""
+    batches = (part.flatten(0, -3) for part in (x, a, b))
+    return torch.baddbmm(*batches, alpha=sign).reshape(x.shape)
+
+
+def sums_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """`base.running_sum` of x in low precision, rounded once; the sum of all in fp32.
+
+    A product with a triangle of ones reads x once, and its sums are fp32; for more chunks than that pays for, `cumsum`.
+    """
+    N, total = x.shape[dim], x.sum(dim, dtype=torch.float32)
+    if N > 1024:
+        return base.running_sum(x.float(), dim)[0].to(x.dtype), total
+    earlier = torch.ones(N, N, dtype=x.dtype, device=x.device).tril(-1)
+    return (earlier @ x.flatten(dim + 1)).reshape(x.shape), total

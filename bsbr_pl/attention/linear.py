@@ -59,7 +59,6 @@ class LinearAttention(Attention[Sums]):
 
     def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """phi(q), phi(k), v (B, H, T, K) and the convolution's last inputs."""
-        before = self.conv.nothing_before(len(x)) if before is None else before
         qkv, before = self.conv(self.qkv(x), before)
         q, k, v = (split_heads(part, self.num_heads) for part in at_least_fp32(qkv).chunk(3, -1))
         return F.elu(q) + 1, F.elu(k) + 1, v, before

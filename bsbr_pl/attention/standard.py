@@ -44,7 +44,6 @@ class StandardAttention(Attention[KeyValueCache]):
 
     def project(self, x: Tensor, before: Tensor | None = None, start: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K) and the convolution's last inputs."""
-        before = self.conv.nothing_before(len(x)) if before is None else before
         qkv, before = self.conv(self.qkv(x), before)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
         return (rotary(q, start), rotary(k, start), v, before) if self.rope else (q, k, v, before)

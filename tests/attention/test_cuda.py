@@ -18,15 +18,9 @@ from test_law import (
     sequence,
 )
 
-from bsbr_pl.attention import ARCHITECTURES, Attention, kernels
+from bsbr_pl.attention import ARCHITECTURES, Attention
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def no_kernels(monkeypatch):
-    """test_kernels.py asks about those; here every architecture is what its file says."""
-    monkeypatch.setattr(kernels, "installed", lambda: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
