@@ -118,6 +118,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse to call what is no class, names that lead out of their folder, and what would look at no training."""
         options = self.options
+        if unknown := [name for name in options.without if name not in self.required]:
+            raise ValueError(f"without={unknown}: only {', '.join(self.required)} can be left out by it")
         if self.subcommand == "fit":
             self._check_training(options)
         given = options.get("ckpt_path") or options.get("initial_weights")
@@ -137,8 +139,6 @@ class CLI(LightningCLI):
         for name in ("max_steps", "max_epochs", "limit_train_batches"):
             if options.trainer[name] == 0:
                 raise ValueError(f"{name}=0 trains nothing: at least 1")
-        if unknown := [name for name in options.without if name not in self.required]:
-            raise ValueError(f"without={unknown}: only {', '.join(self.required)} can be left out by it")
         if options.trainer.min_epochs and not self.wanted["trainer.has_epochs"]:
             raise ValueError(
                 f"min_epochs={options.trainer.min_epochs}, and this run has no epochs: use min_steps, or set max_epochs"
@@ -167,7 +167,7 @@ class CLI(LightningCLI):
         plugins = asked if isinstance(asked, list) else [asked] if asked else []
         given = trainer_config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        callbacks = [*given, *(self._missing_callbacks(given) if self.subcommand == "fit" else [])]
+        callbacks = [*given, *self._missing_callbacks(given)]
         try:
             trainer = super().instantiate_trainer(
                 plugins=[*plugins, CheckedCheckpointIO()], callbacks=callbacks, **kwargs

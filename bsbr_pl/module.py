@@ -110,6 +110,7 @@ class LanguageModule(LightningModule):
         self._step_loss = StepLoss()  # of the step under way
         self._schedule: Callable[[int], float] | None = None
         self._check_val_every_n_epoch: int | None = None
+        self._stop_after_step = False
         self._compiled: Callable[[Tensor], Tensor] | None = None  # `model.hidden`, while it is trained
         self._trusted = False  # whether it was compared
 
@@ -329,6 +330,12 @@ class LanguageModule(LightningModule):
         self._validate_after_this_batch(
             steps.validation_follows(trainer, self.global_step + 1, self._check_val_every_n_epoch)
         )
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Whoever stops training between the batches of a step, as max_time does, stops it after the step."""
+        stop = self.trainer.should_stop or self._stop_after_step
+        between = self._step_loss.samples > 0
+        self.trainer.should_stop, self._stop_after_step = stop and not between, stop and between
 
     def _validate_after_this_batch(self, due: bool) -> None:
         if isinstance(self.trainer.val_check_interval, int | float):  # type: ignore[attr-defined]

@@ -70,8 +70,8 @@ FAULTS = {
     "--config=binary": "binary is no text in UTF-8",
     "--config=void": "void",
     "--ckpt_path=void": "void is not a readable checkpoint: Is a directory",
-    "--model.hidden_dim=32": "do not fit this model, but one with hidden_dim=16",
-    "--model.attention=LinearAttention": "bsbr_pl.attention.bsbr.BSBRAttention",
+    "--model.hidden_dim=32": "a run cannot be resumed with model.hidden_dim=32 instead of 16: ",
+    "--model.attention=LinearAttention": "model.attention='linear' instead of 'bsbr'",
 }
 
 
@@ -108,7 +108,8 @@ def test_a_folder_that_another_process_trains_in_is_left_alone(run, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     last = folder / "runs/version_0/checkpoints/last.ckpt"
     before = contents(folder / "runs/version_0/checkpoints")
-    again = ["fit", *options, "--trainer.logger.init_args.version=version_0", f"--ckpt_path={last}"]
+    more = ["--trainer.max_steps=3", "--trainer.logger.init_args.version=version_0", f"--ckpt_path={last}"]
+    again = ["fit", *options, *more]
     with FileLock(folder / "runs/version_0/.training.lock"), pytest.raises(ValueError, match="another process trains"):
         train.main(again)
     assert contents(folder / "runs/version_0/checkpoints") == before

@@ -101,7 +101,7 @@ def test_resumed_from_an_epochs_end_checkpoint(
     save_on_train_epoch_end: bool, options: dict[str, Any], text_data: TextData, tmp_path: Path
 ) -> None:
     saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_on_train_epoch_end=save_on_train_epoch_end)
-    options = {"max_epochs": 10, **options}
+    options = {"max_epochs": 99, **options}  # Lightning 2.6 counts one epoch too many after such a checkpoint
     whole = fit(make("mqar", text_data), tmp_path, 19, callbacks=[saving], **options)
     saved = {int(path.stem.split("=")[1]): path for path in tmp_path.glob("*.ckpt")}
     assert len(saved) >= 2
