@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator
@@ -138,6 +139,16 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Corpus(folder)
+
+
+def find_prepared(fingerprint: str, cache_dir: Path) -> Corpus | None:
+    """The corpus with this fingerprint that an earlier `prepare` left in `cache_dir`, without its source; or None."""
+    if not re.fullmatch("[0-9a-f]{32}", fingerprint):  # it becomes a part of a path
+        return None
+    with contextlib.suppress(ValueError):
+        corpus = Corpus(cache_dir / fingerprint)
+        return corpus if corpus.fingerprint == fingerprint else None
+    return None
 
 
 def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: int, meta: dict[str, Any]) -> None:
