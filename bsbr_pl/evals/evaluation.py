@@ -211,7 +211,9 @@ class Evaluation:
             raise
         except DataChangedError as error:
             self.changed.add(checkpoint.digest)
-            self.problems[checkpoint.name] = one_line(error)
+            self.problems[checkpoint.name] = one_line(error, 800)
+        except ValueError as error:  # its message is a sentence
+            self.problems[checkpoint.name] = one_line(error, 800)
         except Exception as error:
             self.problems[checkpoint.name] = f"{type(error).__name__}: {one_line(error)}"
 

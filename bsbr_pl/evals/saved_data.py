@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bsbr_pl.data
-from bsbr_pl.data import TextData, TokenData
+from bsbr_pl.data import NeedleData, TextData, TokenData
 from bsbr_pl.data.corpus import default_cache_dir, find_prepared
 from bsbr_pl.utils.records import one_line
 
@@ -53,15 +53,15 @@ def open_saved(
         DataChangedError: the data is not that of the training.
         ValueError: the data is not there; the message names the option that says where it is.
     """
-    moved = {name: value for name, value in vars(location).items() if value and name in arguments}
-    arguments = {**arguments, **moved}
-    data = _prepared(data_class, {**arguments, **changes}, fingerprint, location, moved)
+    if location.cache_dir and "cache_dir" in arguments:
+        arguments = {**arguments, "cache_dir": location.cache_dir}
+    data = _prepared(data_class, {**arguments, **changes}, fingerprint, location.source)
     unchanged = data
     if changes and not isinstance(data, TextData):  # the fingerprint of a task covers what `changes` may change
-        unchanged = _prepared(data_class, arguments, fingerprint, location, moved)
+        unchanged = _prepared(data_class, {**arguments}, fingerprint, location.source)
     if fingerprint and unchanged.fingerprint != fingerprint:
         raise DataChangedError(
-            f"the data changed since training: {_in_words(data_class, arguments)} has the fingerprint "
+            f"the data changed since training: {_in_words(data_class, arguments, location.source)} has the fingerprint "
             f"{unchanged.fingerprint}, the checkpoint was trained on {fingerprint}. No accuracy is measured on it"
             + "; --data.source=PATH names the unchanged text"
             * ("source" in arguments)
@@ -69,18 +69,18 @@ def open_saved(
     return data
 
 
-def _prepared(
-    data_class: str,
-    arguments: dict[str, Any],
-    fingerprint: str | None,
-    location: DataLocation,
-    moved: Mapping[str, str],
-) -> TokenData:
+def _prepared(data_class: str, arguments: dict[str, Any], fingerprint: str | None, moved_to: str | None) -> TokenData:
     """The data from its source; if the source has gone, from a folder that holds its prepared tokens."""
+    if data_class == "TextData" and moved_to:
+        arguments = {**arguments, "source": moved_to}
     data = getattr(bsbr_pl.data, data_class)(**arguments)
-    missing = [] if "source" in moved else [name for name in BUILT_IN if _is_missing(name, arguments.get(name))]
+    if isinstance(data, NeedleData) and moved_to:  # its fingerprint covers the name of its source, which stays
+        text = {name: data.hparams[name] for name in ("tokenizer", "bpe_vocab_size", "context_length", "cache_dir")}
+        data.text_data = TextData(moved_to, **text)
+    missing = [] if moved_to else [name for name in BUILT_IN if _is_missing(name, arguments.get(name))]
     # A standard library of another Python version is not on this machine either, but its tokens may be.
-    if fingerprint and (missing or arguments.get("source") == "stdlib") and _take_tokens(data, fingerprint, arguments):
+    replaceable = missing or (arguments.get("source") == "stdlib" and not moved_to)
+    if fingerprint and replaceable and _take_tokens(data, fingerprint, arguments):
         return data
     try:
         data.prepare_data()
@@ -89,8 +89,8 @@ def _prepared(
             raise
         gone = " and ".join(f"{name}={arguments[name]!r}" for name in missing)
         raise ValueError(
-            f"{gone} cannot be found (looked in {Path.cwd()}), nor can its prepared tokens: --data.source=PATH says "
-            f"where the text is now, --data.cache_dir=PATH where prepared text is ({one_line(error)})"
+            f"{gone} is not there (looked in {Path.cwd()}), nor are its prepared tokens: --data.source=PATH says where "
+            f"the text is now, --data.cache_dir=PATH where its prepared tokens are ({one_line(error)})"
         ) from error
     return data
 
@@ -121,9 +121,9 @@ def _names(folder: Path) -> Iterator[str]:
     return (path.name for path in sorted(folder.iterdir())) if folder.is_dir() else iter(())
 
 
-def _in_words(data_class: str, arguments: Mapping[str, Any]) -> str:
-    source = arguments.get("source")
-    if not isinstance(source, str):
+def _in_words(data_class: str, arguments: Mapping[str, Any], moved_to: str | None) -> str:
+    source = moved_to or arguments.get("source")
+    if not isinstance(source, str) or "source" not in arguments:
         return data_class
     path = Path(source).expanduser()
     return f"source={source!r}" + (f" ({path.resolve()})" if path.exists() else "")
