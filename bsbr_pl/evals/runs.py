@@ -98,9 +98,10 @@ def describe_run(
         length: tokens of a training window, where all have the same.
     """
     mine, beside = _as_run(own), _as_run(record)
-    mine["arguments"] = {**mine["arguments"], **built}
+    arguments = {**built, **mine["arguments"]}
+    arguments["initial_weights"] = built.get("initial_weights") or arguments.get("initial_weights")
     status, seen = record.get("status"), beside["step"]
-    if not _same_run(mine["arguments"], beside["arguments"]) or not isinstance(status, str):
+    if not _same_run(arguments, beside["arguments"]) or not isinstance(status, str):
         beside, status, seen = _as_run({}), "", None
     planned = beside["planned_steps"] or mine["planned_steps"]
     finished, steps, tokens, ended_by = None, step, mine["tokens"], ""
@@ -118,7 +119,7 @@ def describe_run(
     if tokens is None and batch and length:
         tokens = steps * batch * length
     changes = beside["changes"] or mine["changes"]
-    return Run(mine["arguments"], steps, planned, tokens, batch, changes, finished, ended_by, status == "running")
+    return Run(arguments, steps, planned, tokens, batch, changes, finished, ended_by, status == "running")
 
 
 def _as_run(facts: Mapping[str, Any]) -> dict[str, Any]:

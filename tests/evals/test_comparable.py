@@ -19,7 +19,7 @@ from bsbr_pl.data import InductionData, NeedleData, TextData
 from bsbr_pl.evals.__main__ import main
 from bsbr_pl.evals.checkpoints import Checkpoint, labels, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
-from bsbr_pl.evals.report import budgets, verdict
+from bsbr_pl.evals.report import budgets, clocks, verdict
 from bsbr_pl.evals.report.findings import Findings
 from bsbr_pl.evals.results import Results
 from bsbr_pl.evals.runs import RECORD_BYTES
@@ -228,6 +228,14 @@ def test_finished_seeds_are_averaged_with_their_budget_in_one_sentence(take, run
     assert "data TextData text.txt D1, tokenizer bytes." in said
 
 
+def test_the_clock_of_tokens_counts_those_of_the_batches(made):
+    for path, tokens in made.items():
+        one = read(Path(path) / "checkpoints" / "last.ckpt")
+        assert one.run.tokens == tokens
+        validated = one.record["metrics"]["val/loss"]["step"][-1] + 1  # a logger counts from 0
+        assert clocks.clock_values(one, "val/loss")["tokens"][-1] == tokens * validated / one.step
+
+
 def test_training_flops_are_those_that_another_counter_finds(take, runs):
     take("seed0", "linear_short")
     for name, steps in (("seed0", 8), ("linear_short", 4)):
@@ -284,6 +292,21 @@ def test_what_differs_is_visible_in_the_names_of_all(take, runs, results, other,
     assert bool(budgets.warnings(Findings(evaluation))) == (tables_shown > 1)
 
 
+def test_other_data_and_other_tokenizers_are_ranked_apart(take, runs, results, text, tmp_path):
+    take("seed0")
+    for name, options in (("bpe", {"tokenizer": "bpe", "bpe_vocab_size": 300}), ("less", {"test_fraction": 0.2})):
+        data = {"tokenizer": "bytes", "context_length": CONTEXT, "batch_size": BATCH, "val_fraction": 0.1}
+        train(runs / name, "bsbr", TextData(str(text), cache_dir=str(tmp_path / "cache"), **data | options), 1)
+        (runs / name / "checkpoints" / "last.ckpt").unlink()
+    evaluation = evaluate(results, runs)
+    found = tables(evaluation)
+    assert [[row["seeds"].value for row in rows] for rows in found] == [[1], [1], [1]]
+    (apart,) = budgets.warnings(Findings(evaluation))
+    assert apart.startswith("Runs on different data, or with different tokenizers, are ranked apart: ")
+    for words in ("D1, tokenizer", "D2, tokenizer", "D3, tokenizer", "tokenizer bytes", "tokenizer bpe (300 ids)"):
+        assert words in apart
+
+
 def test_two_runs_that_stopped_at_one_step_are_no_seeds_of_each_other(take, runs, results):
     take("stopped2", "stopped3")
     evaluation = evaluate(results, runs)
@@ -307,7 +330,8 @@ def test_a_copy_without_its_record_is_not_known_to_be_finished(take, runs, resul
     evaluation = evaluate(results, runs)
     said = {"/".join(Path(c.name).parts[-3:]): c.run.status for c in evaluation.checkpoints}
     assert said["seed1/checkpoints/best.ckpt"] == "at 6 of 8 steps, not known whether its run finished"
-    (unknown,) = [warning for warning in budgets.warnings(Findings(evaluation)) if warning.startswith("These are averaged")]
+    _, unknown = budgets.warnings(Findings(evaluation))
+    assert unknown.startswith("These are averaged with no other: ")
     assert str(best) in unknown
 
 

@@ -70,12 +70,15 @@ def _given(run: Run, runs: Sequence[Run]) -> str:
 
 
 def warnings(findings: Findings) -> list[str]:
-    """What a reader must know before the ranking: unequal budgets, runs that did not finish, arguments changed."""
+    """What a reader must know before the ranking: unequal budgets, other data, runs that did not finish or changed."""
     sentences = dict.fromkeys(sentence for study in findings.studies if (sentence := unequal(study)))
     stopped = [c for c in findings.checkpoints if c.run.finished is False]
     unknown = [c for c in findings.checkpoints if c.run.finished is None]
     changed = [c for c in findings.checkpoints if c.run.changes]
     found = [f"{sentence}." for sentence in sentences]
+    data = dict.fromkeys(study.data for study in findings.studies if study.ranked())
+    if len(data) > 1:
+        found.append(f"Runs on different data, or with different tokenizers, are ranked apart: {'; '.join(data)}.")
     if stopped:
         found.append(f"These runs did not finish, and are averaged with no other: {_named(stopped, _length)}.")
     if unknown:

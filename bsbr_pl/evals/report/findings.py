@@ -239,8 +239,8 @@ class Findings:
                     study.beside = beside
                     if len(beside) > 1:
                         study.name += f"_B{number}"
-                        run = study.groups[0].run
-                        study.title += f": {run.length}" + (f" of {run.batch:,} windows" if run.batch else "")
+                        length, _, batch, _ = study.groups[0].run.budget
+                        study.title += f": {length}" + (f" of {batch:,} windows" if batch else "")
                 found += beside
         return found
 
