@@ -186,7 +186,7 @@ def read(path: Path, location: DataLocation = HERE) -> Checkpoint:
             run_record=read_record(path),
             location=location,
         )
-        _ = checkpoint.about_run, checkpoint.config  # whatever a hostile file breaks in them, it breaks here
+        plain([checkpoint.about_run, checkpoint.config])  # whatever a hostile file breaks in them, it breaks here
         return checkpoint
     except Exception as error:  # hostile files can fail anywhere
         return Checkpoint(name=name, problem=one_line(error))

@@ -99,7 +99,8 @@ def describe_run(
     """
     mine, beside = _as_run(own), _as_run(record)
     arguments = {**built, **mine["arguments"]}
-    arguments["initial_weights"] = built.get("initial_weights") or arguments.get("initial_weights")
+    weights = built.get("initial_weights") or arguments.get("initial_weights")
+    arguments["initial_weights"] = weights if isinstance(weights, str) else None
     status, seen = record.get("status"), beside["step"]
     if not _same_run(arguments, beside["arguments"]) or not isinstance(status, str):
         beside, status, seen = _as_run({}), "", None
@@ -165,7 +166,7 @@ def _changes(found: Any) -> tuple[str, ...]:
             f"({_value(one.get('before'))} to {_value(one.get('after'))})"
             for one in found
         ]
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return ("arguments were changed, but the record of it is damaged",)
     return (*words[:CHANGES], *([f"{len(words) - CHANGES} more changes"] if len(words) > CHANGES else []))
 

@@ -1,5 +1,6 @@
 """The data that a checkpoint was trained on, found again wherever it is now, and compared with what it was."""
 
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ class DataLocation:
     cache_dir: str | None = None
 
 
+_REMEDIES = {
+    "source": "; --data.source=PATH says where the unchanged text is",
+    "stdlib": "; --data.cache_dir=PATH says where its prepared tokens are",
+}
 HERE = DataLocation()  # where it was in training
 
 
@@ -60,11 +65,11 @@ def open_saved(
     if changes and not isinstance(data, TextData):  # the fingerprint of a task covers what `changes` may change
         unchanged = _prepared(data_class, {**arguments}, fingerprint, location.source)
     if fingerprint and unchanged.fingerprint != fingerprint:
+        source = location.source or arguments.get("source")
         raise DataChangedError(
-            f"the data changed since training: {_in_words(data_class, arguments, location.source)} has the fingerprint "
+            f"the data changed since training: {_in_words(data_class, source)} has the fingerprint "
             f"{unchanged.fingerprint}, the checkpoint was trained on {fingerprint}. No accuracy is measured on it"
-            + "; --data.source=PATH names the unchanged text"
-            * ("source" in arguments)
+            f"{_REMEDIES['stdlib' if source == 'stdlib' else 'source'] if source else ''}"
         )
     return data
 
@@ -77,7 +82,8 @@ def _prepared(data_class: str, arguments: dict[str, Any], fingerprint: str | Non
     if isinstance(data, NeedleData) and moved_to:  # its fingerprint covers the name of its source, which stays
         text = {name: data.hparams[name] for name in ("tokenizer", "bpe_vocab_size", "context_length", "cache_dir")}
         data.text_data = TextData(moved_to, **text)
-    missing = [] if moved_to else [name for name in BUILT_IN if _is_missing(name, arguments.get(name))]
+    sought = ("tokenizer",) if moved_to else tuple(BUILT_IN)
+    missing = [name for name in sought if _is_missing(name, arguments.get(name))]
     # A standard library of another Python version is not on this machine either, but its tokens may be.
     replaceable = missing or (arguments.get("source") == "stdlib" and not moved_to)
     if fingerprint and replaceable and _take_tokens(data, fingerprint, arguments):
@@ -88,9 +94,10 @@ def _prepared(data_class: str, arguments: dict[str, Any], fingerprint: str | Non
         if not missing:
             raise
         gone = " and ".join(f"{name}={arguments[name]!r}" for name in missing)
+        where = "--data.source=PATH says where the text is now, " * ("source" in missing)
         raise ValueError(
-            f"{gone} is not there (looked in {Path.cwd()}), nor are its prepared tokens: --data.source=PATH says where "
-            f"the text is now, --data.cache_dir=PATH where its prepared tokens are ({one_line(error)})"
+            f"{gone} is not there (looked in {Path.cwd()}), nor are its prepared tokens: {where}--data.cache_dir=PATH "
+            f"says where its prepared tokens are ({one_line(error)})"
         ) from error
     return data
 
@@ -121,9 +128,10 @@ def _names(folder: Path) -> Iterator[str]:
     return (path.name for path in sorted(folder.iterdir())) if folder.is_dir() else iter(())
 
 
-def _in_words(data_class: str, arguments: Mapping[str, Any], moved_to: str | None) -> str:
-    source = moved_to or arguments.get("source")
-    if not isinstance(source, str) or "source" not in arguments:
+def _in_words(data_class: str, source: Any) -> str:
+    if not isinstance(source, str):
         return data_class
+    if source == "stdlib":
+        return f"the standard library of Python {platform.python_version()}"
     path = Path(source).expanduser()
     return f"source={source!r}" + (f" ({path.resolve()})" if path.exists() else "")

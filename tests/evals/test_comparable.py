@@ -15,7 +15,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.data import InductionData, NeedleData, TextData
+from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData
 from bsbr_pl.evals.__main__ import main
 from bsbr_pl.evals.checkpoints import Checkpoint, labels, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
@@ -102,7 +102,8 @@ def with_run(folder: Path, status: str | None = None, ended_by: str | None = Non
     path.write_text(json.dumps(record))
     for file in folder.glob("checkpoints/*.ckpt"):
         saved = torch.load(file, weights_only=True)
-        own = described | {"step": saved["global_step"], "tokens": saved["global_step"] * BATCH * CONTEXT}
+        done = saved["global_step"] / record["steps"]
+        own = described | {"step": saved["global_step"], "tokens": int(done * described["tokens"])}
         torch.save(saved | {"run": own}, file)
 
 
@@ -242,6 +243,16 @@ def test_training_flops_are_those_that_another_counter_finds(take, runs):
         one = read(runs / name / "checkpoints" / "best.ckpt")
         forward = count_flops(one.module.model, torch.zeros(1, CONTEXT, dtype=torch.long))
         assert one.training_flops == pytest.approx(3 * forward * steps * BATCH, rel=0.02)
+
+
+def test_flops_of_a_task_of_several_lengths_are_those_of_each(tmp_path):
+    data = MQARData(64, [[16, 2, 64], [32, 4, 32]], [[16, 2, 8]], batch_size=8)
+    tokens = train(tmp_path / "run", "standard", data, max_steps=12)  # one pass over the data: 8 and 4 batches
+    with_run(tmp_path / "run", planned_steps=12, tokens=tokens)
+    one = read(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert (tokens, one.run.tokens) == (64 * 16 + 32 * 32, tokens)
+    forward = {n: count_flops(one.module.model, torch.zeros(1, n, dtype=torch.long)) for n in (16, 32)}
+    assert one.training_flops == pytest.approx(3 * (64 * forward[16] + 32 * forward[32]), rel=0.02)
 
 
 def test_unequal_budgets_are_warned_of_at_the_top_and_never_ranked_together(take, runs, tmp_path, capsys):
@@ -517,6 +528,39 @@ def test_a_hostile_description_in_a_checkpoint_harms_nothing(take, runs, results
     assert budgets.warnings(Findings(evaluation))
 
 
+EVIL = '"><script>alert(1)</script>| $x$ $y **b** `c`\n# z'
+
+
+def test_what_a_run_says_of_itself_is_only_text(take, runs, tmp_path):
+    take("seed0", "linear")
+    changes = [{"step": 1, "argument": f"model.{EVIL}", "before": EVIL, "after": EVIL}]
+    with_run(runs / "seed0", changes=changes, ended_by=EVIL, planned_steps=None, arguments={f"trainer.{EVIL}": EVIL})
+    with_run(runs / "linear", arguments={f"trainer.{EVIL}": 1, "initial_weights": EVIL})
+    output = tmp_path / "out"
+    assert main([str(runs), f"--output_dir={output}", "--lengths=[16]", "--multiples=[1]", "--device=cpu"]) == 0
+    page, text = (output / "report.html").read_text(), (output / "report.md").read_text()
+    assert page.count("<script") == 1
+    assert "&lt;script&gt;" in page
+    assert "<script" not in text.replace("\\<", "")
+    assert "\n# z" not in text
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_value_that_cannot_be_written_down_makes_a_problem(take, runs, results, endless):
+    take("stopped2", "seed0")
+    value: Any = [10**30]
+    if endless:
+        value.append(value)
+    path = runs / "stopped2/checkpoints/best.ckpt"
+    (runs / "stopped2/record.json").unlink()
+    run = {"arguments": {"trainer.x": value, "initial_weights": value, "seed": value}, "step": value}
+    torch.save(torch.load(path, weights_only=True) | {"run": run}, path)
+    evaluation = evaluate(results, runs)
+    assert bool(evaluation.problems) == endless
+    assert len(tables(evaluation)) == (1 if endless else 2)
+    assert len(budgets.warnings(Findings(evaluation))) == (0 if endless else 2)
+
+
 # The data.
 
 
@@ -648,6 +692,26 @@ def test_a_needle_in_a_text_that_moved_is_found(tmp_path, text, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     with pytest.raises(ValueError, match=r"--data\.source=PATH"):
         one.open_data()
+
+
+def test_the_standard_library_of_another_python_is_read_from_its_tokens(cache, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    path = runs / "seed0/checkpoints/best.ckpt"
+    expected = read(path).open_data().text("val")
+    elsewhere(path, source="stdlib", cache_dir=str(tmp_path / "own"))  # whose fingerprint is another one here
+    assert read(path, DataLocation(cache_dir=str(cache))).open_data().text("val") == expected
+    with pytest.raises(DataChangedError, match=r"standard library of Python .* --data\.cache_dir=PATH"):
+        read(path).open_data()
+
+
+def test_a_tokenizer_that_has_gone_is_named(cache, runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    path = runs / "seed0/checkpoints/best.ckpt"
+    elsewhere(path, tokenizer="gone.json", cache_dir=str(tmp_path / "own"))
+    with pytest.raises(ValueError, match=r"tokenizer='gone\.json' is not there .* --data\.cache_dir=PATH") as error:
+        read(path).open_data()
+    assert "--data.source" not in str(error.value)
+    assert read(path, DataLocation(cache_dir=str(cache))).open_data().corpus.fingerprint == read(path).data_fingerprint
 
 
 def test_one_text_under_two_paths_is_one_configuration(take, runs, results, text, tmp_path):
