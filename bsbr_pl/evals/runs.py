@@ -5,6 +5,7 @@ may be damaged or hostile: every value is checked, and a value that is not valid
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class Run:
     planned_steps: int | None  # optimiser steps asked for; None also where only time bounded the run
     tokens: int | None  # input tokens trained on
     batch: int | None  # windows, or samples, of an optimiser step, over all processes
+    initial_weights: str | None  # that training started from, instead of random ones
     changes: tuple[str, ...]  # in words, the arguments that a resume changed
     finished: bool | None
     ended_by: str = ""  # what ended a finished run
@@ -58,10 +60,6 @@ class Run:
     def marks(self) -> tuple[str, ...]:
         """What a reader must know of this run wherever it is named: that it did not finish, what was changed."""
         return (() if self.finished else (self.length,)) + self.changes
-
-    @property
-    def initial_weights(self) -> str | None:
-        return self.arguments.get("initial_weights")
 
     @property
     def budget(self) -> tuple[str, int | None, int | None, str | None]:
@@ -97,47 +95,82 @@ def describe_run(
         built: arguments that the checkpoint's model and data were made with, `model.hidden_dim` and so on.
         length: tokens of a training window, where all have the same.
     """
-    mine, beside = _as_run(own), _as_run(record)
-    arguments = {**built, **mine["arguments"]}
-    weights = built.get("initial_weights") or arguments.get("initial_weights")
-    arguments["initial_weights"] = weights if isinstance(weights, str) else None
-    status, seen = record.get("status"), beside["step"]
-    if not _same_run(arguments, beside["arguments"]) or not isinstance(status, str):
-        beside, status, seen = _as_run({}), "", None
-    planned = beside["planned_steps"] or mine["planned_steps"]
-    finished, steps, tokens, ended_by = None, step, mine["tokens"], ""
-    open_ended = status == "running" or status.startswith("stopped")
-    if status == "finished" and seen is not None and seen >= step:
-        ended_by = _text(record.get("ended_by"))
-        finished = None if ended_by == "max_steps" and planned and seen < planned else True
-    elif open_ended:
-        finished = False
-    if (finished or open_ended) and (seen or 0) > step:
-        steps, tokens = seen or 0, beside["tokens"]
+    mine = _recorded(own)
+    arguments = {**built, **mine.arguments}
+    if not _same_run(arguments, _recorded(record).arguments):
+        record = {}
+    beside = _recorded(record)
+    planned = beside.planned_steps or mine.planned_steps
+    finished = _ending(record, beside.step, step, planned)
+    steps, tokens = step, mine.tokens
+    if finished is not None and beside.step is not None and beside.step > step:
+        steps, tokens = beside.step, beside.tokens
     if planned and steps >= planned:
         finished = True
-    batch = mine["batch"] or beside["batch"]
+    batch = mine.batch or beside.batch
     if tokens is None and batch and length:
         tokens = steps * batch * length
-    changes = beside["changes"] or mine["changes"]
-    return Run(arguments, steps, planned, tokens, batch, changes, finished, ended_by, status == "running")
+    weights = built.get("initial_weights") or arguments.get("initial_weights")
+    return Run(
+        arguments=arguments,
+        steps=steps,
+        planned_steps=planned,
+        tokens=tokens,
+        batch=batch,
+        initial_weights=weights if isinstance(weights, str) else None,
+        changes=beside.changes or mine.changes,
+        finished=finished,
+        ended_by=_text(record.get("ended_by")),
+        running=record.get("status") == "running",
+    )
 
 
-def _as_run(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint or a record.json says, of this version or an older one, with values of the right types."""
+def _ending(record: Mapping[str, Any], recorded: int | None, step: int, planned: int | None) -> bool | None:
+    """Whether a run finished, by its record; None where there is none, or it contradicts itself or the checkpoint.
+
+    Args:
+        record: record.json.
+        recorded: optimiser steps that it says were done.
+        step: optimiser steps that the checkpoint has seen.
+        planned: optimiser steps asked for.
+    """
+    status = record.get("status")
+    if not isinstance(status, str):
+        return None
+    if status == "running" or status.startswith("stopped"):
+        return False
+    if status != "finished" or recorded is None or recorded < step:
+        return None
+    missing = planned is not None and recorded < planned
+    return None if missing and record.get("ended_by") == "max_steps" else True
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a checkpoint or a record.json says of its run; None for a value that is missing or not valid."""
+
+    arguments: dict[str, Any]
+    planned_steps: int | None
+    step: int | None
+    tokens: int | None
+    batch: int | None
+    changes: tuple[str, ...]
+
+
+def _recorded(facts: Mapping[str, Any]) -> _Recorded:
+    """Read the form of this version, or that of an older one."""
     run = _mapping(facts.get("run"))
     arguments = _mapping(run.get("arguments")) or _older_arguments(facts)
-    processes = 1 if run else _count(_mapping(facts.get("environment")).get("processes"))
-    factors = [arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches"), processes]
-    counts = [_count(factor) for factor in factors]
-    return {
-        "arguments": arguments,
-        "changes": _changes(run.get("changes")),
-        "planned_steps": _count(run.get("planned_steps") if run else arguments.get("trainer.max_steps")) or None,
-        "step": _count(run.get("step") if run else facts.get("steps")),
-        "tokens": _count(run.get("tokens")),
-        "batch": (counts[0] or 0) * (counts[1] or 0) * (counts[2] or 0) or None,
-    }
+    processes = 1 if run else _mapping(facts.get("environment")).get("processes")  # since `run`, batch_size is of all
+    factors = (arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches"), processes)
+    return _Recorded(
+        arguments=arguments,
+        planned_steps=_count(run.get("planned_steps") if run else arguments.get("trainer.max_steps")) or None,
+        step=_count(run.get("step", facts.get("steps"))),
+        tokens=_count(run.get("tokens")),
+        batch=math.prod(_count(factor) or 0 for factor in factors) or None,
+        changes=_changes(run.get("changes")),
+    )
 
 
 def _older_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:

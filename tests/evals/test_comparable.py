@@ -165,7 +165,7 @@ def results(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("results") / "results.jsonl"
 
 
-def evaluate(results: Path, runs: Path, location: DataLocation = DataLocation()) -> Evaluation:  # noqa: B008
+def evaluate(results: Path, runs: Path) -> Evaluation:
     checkpoints = sorted(read_all([runs]), key=lambda c: c.name)
     evaluation = Evaluation(checkpoints, Results(results), multiples=[1], lengths=[])
     evaluation.run()
