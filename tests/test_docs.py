@@ -29,6 +29,7 @@ HERE = {
 }
 #: Where the others are run, and how that file says so; or where it says that they were not.
 ELSEWHERE = {
+    "evaluate.py runs/ --data.source=texts/mytexts": ("tests/evals/test_comparable.py", 'f"--data.source={text}"'),
     "train.py fit --config configs/bsbr.yaml --trainer.devices=2 --trainer.strategy=ddp": (
         "tests/two_processes.py",
         'STRATEGIES = ("ddp", "fsdp2")',

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from array import array
@@ -153,6 +154,16 @@ def _say_left_out(corpus: Corpus) -> None:
             print(
                 f"source={source!r}: {documents} left out of {split}: another split has the same text", file=sys.stderr
             )
+
+
+def find_prepared(fingerprint: str, cache_dir: Path) -> Corpus | None:
+    """The corpus with this fingerprint that an earlier `prepare` left in `cache_dir`, without its source; or None."""
+    if not re.fullmatch("[0-9a-f]{32}", fingerprint):  # it becomes a part of a path
+        return None
+    with contextlib.suppress(ValueError):
+        corpus = Corpus(cache_dir / fingerprint)
+        return corpus if corpus.fingerprint == fingerprint else None
+    return None
 
 
 def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: int, meta: dict[str, Any]) -> None:

@@ -14,7 +14,10 @@ from bsbr_pl.utils.records import one_line
 from .checkpoints import read_all
 from .evaluation import LENGTHS, MULTIPLES, Evaluation, this_command
 from .report import write_report
+from .report.budgets import warnings
+from .report.findings import Findings
 from .results import Results
+from .saved_data import HERE, DataLocation
 
 
 def evaluate(
@@ -26,6 +29,7 @@ def evaluate(
     multiples: list[int] = list(MULTIPLES),  # noqa: B006 - never changed; the command line shows it as the default
     lengths: list[int] = list(LENGTHS),  # noqa: B006
     rounds: int = 5,
+    data: DataLocation = HERE,
 ) -> int:
     """Certify checkpoints, measure their accuracy and their costs, and write a report. 0 if any could be evaluated.
 
@@ -38,6 +42,7 @@ def evaluate(
         multiples: context lengths to predict text at, in lengths of training
         lengths: tokens of the sequences that time, memory and FLOPs are measured on; an empty list for none
         rounds: samples of each time; all models are timed in turn in each round
+        data: where the text that checkpoints were trained on is now, if it has moved
 
     Raises:
         ValueError: naming the argument, or a path that holds no checkpoint.
@@ -53,7 +58,7 @@ def evaluate(
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
         raise ValueError(f"device={device!r} cannot be used here: {one_line(error)}") from error
     evaluation = Evaluation(
-        checkpoints=read_all(paths),
+        checkpoints=read_all(paths, data),
         results=Results(Path(output_dir) / "results.jsonl"),
         device=device,
         dtype=dtype,
@@ -72,6 +77,8 @@ def evaluate(
     report = write_report(evaluation, Path(output_dir))
     for name, problem in evaluation.problems.items():
         print(f"{name}: {problem}", file=sys.stderr)
+    for warning in warnings(Findings(evaluation)):
+        print(f"Warning: {warning}", file=sys.stderr)
     print(report)
     return 130 if stopped else int(all(c.module is None for c in evaluation.checkpoints))
 
@@ -84,7 +91,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_function_arguments(evaluate, skip={"paths"}, as_group=False)
     options = parser.parse_args(args)
     try:
-        return evaluate(**options.as_dict())
+        return evaluate(**vars(parser.instantiate_classes(options)))
     except OSError as error:
         parser.exit(2, f"{parser.prog}: error: {one_line(error)}\n")
     except ValueError as error:

@@ -16,6 +16,7 @@ from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.timing import bootstrap_interval
 
 from .checkpoints import Checkpoint
+from .saved_data import DataChangedError
 
 MAX_BLOCKS = 1000  # units that intervals are drawn over; more documents are joined with their neighbours
 EVAL_TOKENS = 2**14  # in a batch of an evaluation, whatever the length
@@ -115,6 +116,8 @@ def accuracy_at(
     try:
         data = checkpoint.open_data(**({} if length is None else _at_length(checkpoint, length)))
         next(iter(data.loader("test")))
+    except DataChangedError:
+        raise
     except ValueError:  # says what is impossible at this length
         if checkpoint.data_class is None or length is None:
             raise

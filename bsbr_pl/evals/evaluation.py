@@ -23,6 +23,7 @@ from .certificate import certify
 from .checkpoints import SIZES, Checkpoint, labels
 from .results import NotKeptError, Results
 from .retrieval import retrieval, routes
+from .saved_data import DataChangedError
 from .scaling import measure_costs
 
 VERSION = 2  # changes whenever a measurement changes its meaning
@@ -67,6 +68,7 @@ class Evaluation:
     rounds: int = 5
     command: str = ""
     problems: dict[str, str] = field(default_factory=dict)  # name of a checkpoint -> what went wrong with it
+    changed: set[str] = field(default_factory=set)  # digests of checkpoints whose data changed since training
 
     def __post_init__(self) -> None:
         facts = environment(self.device)
@@ -191,6 +193,7 @@ class Evaluation:
             "label": self._labels[checkpoint.digest],
             "seed": checkpoint.seed,
             "step": checkpoint.step,
+            "run": checkpoint.about_run,
             "command": self.command,
         }
 
@@ -206,6 +209,11 @@ class Evaluation:
             yield
         except NotKeptError:
             raise
+        except DataChangedError as error:
+            self.changed.add(checkpoint.digest)
+            self.problems[checkpoint.name] = one_line(error, 800)
+        except ValueError as error:  # its message is a sentence
+            self.problems[checkpoint.name] = one_line(error, 800)
         except Exception as error:
             self.problems[checkpoint.name] = f"{type(error).__name__}: {one_line(error)}"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bsbr_pl.data import TextData, corpus
-from bsbr_pl.data.corpus import Corpus
+from bsbr_pl.data.corpus import Corpus, find_prepared
 from bsbr_pl.data.documents import SPLITS
 
 
@@ -184,3 +184,18 @@ def test_meta_names_versions_and_content(prepared: tuple[TextData, Path]) -> Non
 def test_importing_the_room_is_light() -> None:
     code = "import sys, bsbr_pl.data; print([m for m in ('datasets', 'pyarrow', 'tokenizers') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_prepared_tokens_are_found_without_their_source(tmp_path):
+    (tmp_path / "text.txt").write_text("one\ntwo\n" * 200)
+    data = TextData(str(tmp_path / "text.txt"), "bytes", cache_dir=str(tmp_path / "cache"))
+    fingerprint, text = data.fingerprint, data.text("val")
+    (tmp_path / "text.txt").unlink()
+    found = find_prepared(fingerprint, tmp_path / "cache")
+    assert found is not None
+    assert (found.fingerprint, found.text("val")) == (fingerprint, text)
+    assert find_prepared("0" * 32, tmp_path / "cache") is None
+    (tmp_path / "cache" / ("0" * 32)).symlink_to(found.folder)
+    assert find_prepared("0" * 32, tmp_path / "cache") is None, "its own record says another fingerprint"
+    (found.folder / "tokens.bin").write_bytes(b"")
+    assert find_prepared(fingerprint, tmp_path / "cache") is None

@@ -235,7 +235,7 @@ def test_labels_tell_configurations_apart_and_not_seeds(runs, tmp_path, make_dat
     assert [labels(checkpoints)[c.digest] for c in best] == [
         "bsbr(chunk_size=8) [context_length=32]",
         "bsbr(chunk_size=8) [context_length=32]",
-        "linear(chunk_size=8)",
+        "linear(chunk_size=8) [context_length=32]",
         "bsbr(chunk_size=8) [context_length=16]",
     ]
 

@@ -43,7 +43,7 @@ def checkpoint(name: str = "standard", seed: int = 0, path: str | None = None, *
     metrics["flops/step_flops"] = {"step": [9], "seconds": [1.0], "value": [1e9]}
     record = {"metrics": metrics, "seed": seed, "seconds": 10.0, "data": {"class": "TextData"} | arguments}
     record["environment"] = {"device": "cpu", "cpu": "a processor", "threads": 2, "processes": 1}
-    record["training"] = {"accumulate_grad_batches": 1, "precision": "32-true"}
+    record["training"] = {"max_steps": 200, "accumulate_grad_batches": 1, "precision": "32-true"}
     return Checkpoint(path, f"{name}-{seed}", module(name, seed), 200, record, "TextData", arguments, "f" * 32)
 
 
@@ -144,14 +144,42 @@ def test_runs_of_one_seed_are_not_called_seeds(tmp_path):
     assert columns(verdict(bench))["seeds"] == [Measured(1, note="2 runs")]
 
 
-def test_runs_that_saw_other_data_are_not_averaged(tmp_path):
+def test_an_accuracy_on_other_data_than_that_of_the_training_is_not_shown(tmp_path):
     ones = [checkpoint("standard", seed) for seed in (0, 1)]
     ones[1].data_fingerprint = "e" * 32
     bench = Bench(tmp_path, ones)
     for one in ones:
         bench.add(one, "certificate", certificate())
         bench.add(one, "text", text(1.5), length=256, data="f" * 32)
-    assert columns(verdict(bench))["architecture"] == ["standard", "standard [trained on D1]"]
+    findings = bench.findings
+    shown = {study.title: columns(verdicts.ranking(study, findings)) for study in findings.studies}
+    assert [table["architecture"] for table in shown.values()] == [["standard"], ["standard"]]
+    assert [table["certificate"] for table in shown.values()] == [["passed"], ["passed"]]
+    own = next(table for title, table in shown.items() if " D2," in title)
+    other = next(table for title, table in shown.items() if " D1," in title)
+    assert own["bits per byte"][0].value == pytest.approx(1.5)
+    assert "bits per byte" not in other
+
+
+def test_an_accuracy_on_data_that_changed_since_is_not_shown(tmp_path):
+    ones = [checkpoint("standard"), checkpoint("linear")]
+    bench = Bench(tmp_path, ones)
+    for one in ones:
+        bench.measured(one, 1.5)
+    bench.evaluation.changed.add(ones[0].digest)
+    found = columns(verdict(bench))
+    assert found["architecture"] == ["linear(chunk_size=8)", "standard"]
+    assert found["bits per byte"][1] is None
+
+
+def test_a_run_that_does_not_say_what_it_was_trained_on_is_marked(tmp_path):
+    ones = [checkpoint("standard"), checkpoint("standard", 1)]
+    ones[1].data_fingerprint = None
+    bench = Bench(tmp_path, ones)
+    for one in ones:
+        bench.add(one, "certificate", certificate())
+        bench.add(one, "text", text(1.5), length=256, data="f" * 32)
+    assert columns(verdict(bench))["architecture"] == ["standard", "standard [not known what it was trained on]"]
 
 
 def test_costs_of_other_rounds_are_named(tmp_path):
@@ -180,6 +208,7 @@ def test_environments_splits_and_data_are_never_averaged(tmp_path, second, studi
     bench = Bench(tmp_path, [first, other])
     bench.add(first, "text", text(1.5), length=256)
     environment = second.pop("environment", CPU)
+    other.data_fingerprint = second.get("data", other.data_fingerprint)
     bench.add(other, "text", text(1.9), environment, **{"length": 256} | second)
     findings = bench.findings
     assert len(findings.studies) == studies

@@ -12,16 +12,18 @@ from typing import Any
 from bsbr_pl.utils.records import write_whole
 
 from ..evaluation import Evaluation
-from . import clocks, costs, maps, quality, sources, verdict
+from . import budgets, clocks, costs, maps, quality, sources, verdict
 from .findings import Findings, Study
 from .plot import Plot
 from .table import Table, markdown
 
 TITLE = "Attention architectures compared"
 LEAD = (
-    "Certified first, then compared: no figure of a model that sees the future is ranked, and nothing is averaged but "
-    "seeds. Every number names its environment (E) and command (C), listed at the end."
+    "Certified first, then compared: no figure of a model that sees the future is ranked, budgets are equal in every "
+    "ranking, and nothing is averaged but seeds of finished runs. Every number names its environment (E) and "
+    "command (C), listed at the end."
 )
+NO_PROBLEMS = "None: every checkpoint was read and measured, and every run finished."
 TEMPLATE = Path(__file__).with_name("template.html")
 
 
@@ -62,7 +64,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     Returns:
         the path of report.html.
     """
-    sections = contents(Findings(evaluation))
+    findings = Findings(evaluation)
+    sections, warnings = contents(findings), budgets.warnings(findings)
     pictures: dict[str, bytes] = {}
     for part in (part for section in sections for part in section.parts):
         if isinstance(part, Table):
@@ -71,8 +74,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
             for kind in ("png", "svg"):
                 pictures[f"{part.name}.{kind}"] = part.image(kind)
                 write_whole(folder / "plots" / f"{part.name}.{kind}", pictures[f"{part.name}.{kind}"])
-    write_whole(folder / "report.md", as_markdown(sections).encode())
-    write_whole(folder / "report.html", as_html(sections, pictures).encode())
+    write_whole(folder / "report.md", as_markdown(sections, warnings).encode())
+    write_whole(folder / "report.html", as_html(sections, pictures, warnings).encode())
     return folder / "report.html"
 
 
@@ -102,7 +105,10 @@ def contents(findings: Findings) -> list[Section]:
     pictures, unmapped = maps.plots(findings)
     sections = [
         Section("Verdict", verdicts or ["Nothing has been measured."]),
-        Section("Problems", [sources.problems(findings) or "None: every checkpoint was read and measured."]),
+        Section(
+            "Problems",
+            [sources.problems(findings) or NO_PROBLEMS],
+        ),
         Section("Certificates", present(sources.certificates(findings, e) for e in findings.environments.values())),
         Section("Accuracy", each(studies, quality.by_checkpoint)),
         Section("Length and position", each(text, quality.by_length, quality.length_plots)),
@@ -123,9 +129,9 @@ def present(found: Iterable[object]) -> list[Any]:
     return [part for part in parts if part is not None]
 
 
-def as_markdown(sections: Sequence[Section]) -> str:
-    """Beside the plots and tables, which it links to."""
-    lines = [f"# {TITLE}", LEAD]
+def as_markdown(sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
+    """Beside the plots and tables, which it links to; warnings come first."""
+    lines = [f"# {TITLE}", *(f"**Warning:** {markdown(warning)}" for warning in warnings), LEAD]
     for section in sections:
         lines.append(f"## {section.title}")
         for part in section.parts:
@@ -142,8 +148,8 @@ def as_markdown(sections: Sequence[Section]) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def as_html(sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
-    """One page that holds everything: it loads nothing, and its only script sorts tables."""
+def as_html(sections: Sequence[Section], pictures: Mapping[str, bytes], warnings: Sequence[str] = ()) -> str:
+    """One page that holds everything: it loads nothing, and its only script sorts tables. Warnings come first."""
     items = [f'<li><a href="#{section.anchor}">{section.title}</a></li>' for section in sections]
     body = []
     for section in sections:
@@ -152,8 +158,10 @@ def as_html(sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
             shown = [_html_part(part, pictures) for part in parts]
             body += ['<div class="plots">', *shown, "</div>"] if plots else shown
         body.append("</section>")
+    warned = "\n".join(f'<p class="warning"><b>Warning:</b> {html.escape(warning)}</p>' for warning in warnings)
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(title=TITLE, lead=LEAD, contents="\n".join(items), body="\n".join(body))
+    listed, page = "\n".join(items), "\n".join(body)
+    return template.substitute(title=TITLE, warnings=warned, lead=LEAD, contents=listed, body=page)
 
 
 def _html_part(part: Part, pictures: Mapping[str, bytes]) -> str:

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from ..checkpoints import Checkpoint
 from .findings import MALFORMED, Findings
 from .numbers import finite
@@ -41,17 +39,10 @@ def plots(findings: Findings) -> tuple[list[Plot], str]:
 
 def clock_values(checkpoint: Checkpoint, name: str) -> dict[str, list[float] | None]:
     """When each validation took place, by each of the clocks; None where the record does not say."""
-    record = checkpoint.record
-    column, data = record["metrics"][name], record.get("data") or {}
+    record, run = checkpoint.record, checkpoint.run
+    column = record["metrics"][name]
     steps = [float(step) + 1 for step in column["step"]]  # Lightning counts from 0
-    sizes = [
-        data.get("batch_size"),
-        data.get("context_length"),
-        record.get("training", {}).get("accumulate_grad_batches"),
-    ]
-    sizes.append(record.get("environment", {}).get("processes"))
-    is_text = checkpoint.data_class == "TextData" or data.get("class") == "TextData"
-    per_step = float(np.prod(sizes)) if is_text and all(isinstance(size, int) for size in sizes) else None
+    per_step = run.tokens / run.steps if run.tokens and run.steps else None
     flops = (record["metrics"].get("flops/step_flops") or {}).get("value") or [None]
     return {
         "steps": steps,

@@ -1,7 +1,8 @@
 """What results hold, sorted into what may be compared.
 
-Nothing is averaged but seeds: a `Study` holds what may stand in one table, measured in one environment on one split of
-one data set; a `Group` of it, runs that differ in their seed alone.
+Nothing is averaged but seeds: a `Study` holds what may stand in one table, trained with one budget, measured in one
+environment on one split of one data set; a `Group` of it, finished runs that differ in their seed alone. A run that did
+not finish is a group by itself.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 from ..checkpoints import SIZES, Checkpoint, architecture, labels
 from ..evaluation import VERSION, Evaluation, body
+from ..runs import Run
 from .numbers import Row, cost, nearest, pooled
 from .table import Measured
 
@@ -49,7 +51,7 @@ class Member:
 
 @dataclass
 class Group:
-    """Runs that differ in their seed alone and share their certificate's outcome, in order of seed."""
+    """Finished runs that differ in their seed alone and share their certificate's outcome; or one unfinished run."""
 
     label: str
     members: list[Member]
@@ -58,6 +60,15 @@ class Group:
     @property
     def status(self) -> str:
         return self.members[0].status
+
+    @property
+    def run(self) -> Run:
+        """Of the first seed; those of the others have the same budget."""
+        return self.members[0].checkpoint.run
+
+    @property
+    def training_flops(self) -> float | None:
+        return self.members[0].checkpoint.training_flops
 
     @property
     def own(self) -> list[Row]:
@@ -99,6 +110,8 @@ class Study:
     split: str
     recall: bool
     groups: list[Group]
+    data: str  # which data and which tokenizer, in words
+    beside: "list[Study]" = field(default_factory=list, repr=False, compare=False)  # of every budget on the same data
 
     @property
     def units(self) -> str:
@@ -135,24 +148,31 @@ class Findings:
 
     def __init__(self, evaluation: Evaluation) -> None:
         usable = [c for c in evaluation.checkpoints if c.module is not None]
-        self.labels: dict[str, str] = {}  # by digest; what all runs on the same data share need not be said
-        for fingerprint in {c.data_fingerprint for c in usable}:
-            self.labels |= labels([c for c in usable if c.data_fingerprint == fingerprint])
+        self.labels = labels(usable)  # by digest
         self.checkpoints = sorted(usable, key=lambda c: (self.labels[c.digest], c.seed or 0, c.name))
         self.problems = dict(sorted(evaluation.problems.items()))
         self.bodies = {c.digest: body(c) for c in self.checkpoints}
+        self._trained_on = {c.digest: c.data_fingerprint for c in usable}
         known, bodies = {c.digest for c in self.checkpoints}, set(self.bodies.values())
         self.rows = [
             row
             for row in sorted(evaluation.results.rows, key=lambda row: key(row["identity"]))
             if row["identity"].get("version") == VERSION
             and row["identity"].get("checkpoint") in (bodies if row["identity"].get("kind") == "cost" else known)
+            and self._is_of_its_data(row["identity"], evaluation)
         ]
         self.environments = _numbered("E", (key(row["identity"]["environment"]) for row in self.rows))
         self.commands = _numbered("C", map(self.command, self.rows))
         prints = [row["identity"]["data"] or "" for row in self.rows if "data" in row["identity"]]
         self.data = _numbered("D", [*prints, *(c.data_fingerprint or "" for c in self.checkpoints)])
         self._split = evaluation.split
+
+    def _is_of_its_data(self, identity: dict[str, Any], evaluation: Evaluation) -> bool:
+        """Whether a row is no accuracy, or one on the data of the training, which has not changed since."""
+        if identity.get("kind") not in ("text", "recall"):
+            return True
+        trained_on = self._trained_on[identity["checkpoint"]]
+        return identity["checkpoint"] not in evaluation.changed and trained_on in (None, identity.get("data"))
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -206,27 +226,42 @@ class Findings:
 
     @cached_property
     def studies(self) -> list[Study]:
-        """Every environment, data set and split by itself."""
+        """Every environment, data set, split and budget by itself."""
         found = []
-        for text, place in self.environments.items():
+        for place in self.environments.values():
             rows = [row for row in self.rows if self.environment(row) == place]
             for where, members in self._members(rows).items():
-                data, split, recall = where
-                by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
-                for member in members:
-                    trained_on = member.checkpoint.data_fingerprint or ""
-                    elsewhere = f" [trained on {self.data[trained_on]}]" * (trained_on != data)
-                    by_label[self.labels[member.checkpoint.digest] + elsewhere, member.status].append(member)
-                costs = self.costs.get(place, {})
-                groups = [
-                    Group(label, of, costs.get(self.names[self.bodies[of[0].checkpoint.digest]], {}))
-                    for (label, _), of in by_label.items()
-                ]
-                facts = json.loads(text)
-                device = f"{place} ({facts.get('device', 'device unknown')}, {facts.get('dtype', 'dtype unknown')})"
-                title = f"{self.data_name(data)}, {split} split, on {device}"
-                found.append(Study(f"{place}_{self.data[data]}_{_slug(split)}", title, split, recall, groups))
+                budgets: dict[Any, list[Member]] = defaultdict(list)
+                for member in sorted(members, key=lambda member: -member.checkpoint.run.steps):
+                    budgets[member.checkpoint.run.budget].append(member)
+                beside = [self._study(place, where, of) for of in budgets.values()]
+                for number, study in enumerate(beside, 1):
+                    study.beside = beside
+                    if len(beside) > 1:
+                        study.name += f"_B{number}"
+                        length, _, batch, _ = study.groups[0].run.budget
+                        study.title += f": {length}" + (f" of {batch:,} windows" if batch else "")
+                found += beside
         return found
+
+    def _study(self, place: str, where: tuple[str, str, bool], members: list[Member]) -> Study:
+        """The study of members with one budget."""
+        data, split, recall = where
+        by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
+        for member in members:
+            elsewhere = "" if member.checkpoint.data_fingerprint else " [not known what it was trained on]"
+            by_label[self.labels[member.checkpoint.digest] + elsewhere, member.status].append(member)
+        costs = self.costs.get(place, {})
+        groups = [
+            Group(label, of, costs.get(self.names[self.bodies[of[0].checkpoint.digest]], {}))
+            for (label, _), of in by_label.items()
+        ]
+        facts = next(json.loads(text) for text, number in self.environments.items() if number == place)
+        device = f"{place} ({facts.get('device', 'device unknown')}, {facts.get('dtype', 'dtype unknown')})"
+        title = f"{self.data_name(data)}, {split} split, on {device}"
+        tokenizer = members[0].checkpoint.tokenizer
+        words = f"data {self.data_name(data)}" + (f", tokenizer {tokenizer}" if tokenizer else "")
+        return Study(f"{place}_{self.data[data]}_{_slug(split)}", title, split, recall, groups, words)
 
     def _members(self, rows: Sequence[Row]) -> dict[tuple[str, str, bool], list[Member]]:
         """The rows of one environment by (data fingerprint, split, whether a recall task), and checkpoint."""

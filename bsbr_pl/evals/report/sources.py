@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..checkpoints import Checkpoint
+from .budgets import marks
 from .findings import Findings, natural
 from .numbers import Row, finite
 from .table import ARCHITECTURE, Cell, Column, Columns, Table, tabulate
 
 
 def problems(findings: Findings) -> Table | None:
-    """What went wrong, with which checkpoint."""
+    """What went wrong with which checkpoint, runs that did not finish or were changed among it."""
     columns: Columns = [(Column("checkpoint"), lambda one: one[0]), (Column("what went wrong"), lambda one: one[1])]
-    caption = "What could not be read or measured; the rest went on without it."
-    return tabulate("problems", "Problems", caption, list(findings.problems.items()), columns)
+    caption = (
+        "What could not be read or measured; the rest went on without it. And runs that did not finish, or whose "
+        "arguments were changed: they are measured, and averaged only with their like."
+    )
+    return tabulate("problems", "Problems", caption, [*findings.problems.items(), *marks(findings)], columns)
 
 
 def certificates(findings: Findings, place: str) -> Table | None:

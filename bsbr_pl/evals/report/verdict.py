@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from .budgets import sentence, unequal
 from .findings import Findings, Group, Study
 from .numbers import difference, fitted_from, front, nearest, pooled, power, slices
 from .plot import Plot, pareto
@@ -23,6 +24,11 @@ def ranking(study: Study, findings: Findings) -> Table | None:
         (Column("seeds"), _seeds),
         (Column("certificate"), _outcome),
         (Column("parameters"), lambda group: _parameters(group)),
+        (Column("run"), lambda group: group.run.status),
+        (Column("steps"), lambda group: group.run.steps),
+        (Column("batch", "windows"), lambda group: group.run.batch),
+        (Column("training tokens"), lambda group: group.run.tokens),
+        (Column("training FLOPs, counted", "GFLOP"), lambda group: group.training_flops),
         (Column("training length", "tokens"), lambda group: group.trained_length),
         (Column("bits per byte", best="low"), lambda group: pooled(group.own, "bits_per_byte")),
         (Column("bits per byte above the best", signed=True), lambda group: _above(group, among)),
@@ -43,7 +49,8 @@ def ranking(study: Study, findings: Findings) -> Table | None:
         (Column("Pareto front"), lambda group: "front" if group in among and group.label in on_front else ""),
     ]
     seeds = any(len(group.members) > 1 for group in groups)
-    caption = (
+    caption = "Only runs with this budget; those with others stand in other tables. " * bool(unequal(study))
+    caption += (
         f"Sorted by {'accuracy' if study.recall else 'bits per byte'}; marked is the best among the certified. In "
         f"brackets: {'the least and the largest of several seeds, else ' if seeds else ''}95 % bootstrap intervals, "
         f"of accuracies over {study.units}, of times over rounds. "
@@ -105,17 +112,7 @@ def summary(study: Study) -> str:
     last = f"Disqualified: {', '.join(out)}." if out else ""
     if not ranked:
         return f"Nothing is ranked: no certified checkpoint has an accuracy. {last}".strip()
-    best, what, unit = ranked[0], "bits_per_byte", "bits per byte"
-    if study.recall:
-        what, unit = "accuracy", "% right"
-    quality = pooled(best.own, what)
-    assert quality is not None
-    words = [f"Best: {best.label}, {Column('', '%' if study.recall else '').number(quality.value)} {unit}"]
-    if not study.recall and len(ranked) > 1:
-        apart = {group.label: difference(group.own, best.own) for group in ranked[1:]}
-        tied = [label for label, more in apart.items() if more and more.note]
-        words[0] += f"; tied with: {', '.join(tied)}" if tied else "; none is tied with it" * all(apart.values())
-    words[0] += "."
+    words = [_best(study, ranked), sentence(study)]
     longest = max((length for group in ranked for length in group.costs), default=0)
     for name, superlative, number in (
         ("decode", "Cheapest decoded token", Column("", "ms")),
@@ -130,6 +127,23 @@ def summary(study: Study) -> str:
     if len(ranked) > 1 and (on_front := quality_front(study)):
         words.append(f"On the Pareto front with training time: {', '.join(on_front)}.")
     return " ".join([*words, last]).strip()
+
+
+def _best(study: Study, ranked: Sequence[Group]) -> str:
+    """Which is the best, and which are tied with it; first of all, that other budgets stand apart."""
+    best, what, unit = ranked[0], "bits_per_byte", "bits per byte"
+    if study.recall:
+        what, unit = "accuracy", "% right"
+    quality = pooled(best.own, what)
+    assert quality is not None
+    words = f"{best.label}, {Column('', '%' if study.recall else '').number(quality.value)} {unit}"
+    if not study.recall and len(ranked) > 1:
+        apart = {group.label: difference(group.own, best.own) for group in ranked[1:]}
+        tied = [label for label, more in apart.items() if more and more.note]
+        words += f"; tied with: {', '.join(tied)}" if tied else "; none is tied with it" * all(apart.values())
+    if not (others := unequal(study)):
+        return f"Best: {words}."
+    return f"{others}. {'Best' if len(ranked) > 1 else 'The only one'} with this budget: {words}."
 
 
 def pareto_plots(study: Study, findings: Findings) -> list[Plot | None]:

@@ -1,0 +1,227 @@
+"""How a checkpoint was trained: what its run was asked for, what it did, and whether it finished.
+
+Only this file reads what a run records: `run` in a checkpoint and in record.json, or the facts of older versions. Files
+may be damaged or hostile: every value is checked, and a value that is not valid counts as not recorded.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bsbr_pl.utils.records import finite
+
+RECORD_BYTES = 64 << 20  # of the largest record.json that is read
+CHANGES = 5  # shown of those that resumes made
+#: Arguments that a checkpoint and the record.json beside it must agree on, to be of one run.
+SAME_RUN = ("seed", "data.fingerprint", "data.seed", "data.context_length", "model.attention", "model.vocab_size",
+            "model.hidden_dim", "model.num_layers", "model.num_heads", "model.ff_dim")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as far as it is recorded; None where it is not.
+
+    Steps and tokens are those of the whole run if its record.json is known, else those up to the checkpoint: best.ckpt
+    of a finished run stands for the whole run, which it was chosen from.
+    """
+
+    arguments: dict[str, Any]  # what was asked: `model.hidden_dim`, `data.source`, `trainer.precision`, `seed`, ...
+    steps: int  # optimiser steps done
+    planned_steps: int | None  # optimiser steps asked for; None also where only time bounded the run
+    tokens: int | None  # input tokens trained on
+    batch: int | None  # windows, or samples, of an optimiser step, over all processes
+    initial_weights: str | None  # that training started from, instead of random ones
+    changes: tuple[str, ...]  # in words, the arguments that a resume changed
+    finished: bool | None
+    ended_by: str = ""  # what ended a finished run
+    running: bool = False  # the record was not closed: the run was killed, or goes on
+
+    @property
+    def length(self) -> str:
+        """How long the run was, and of what was asked for: `600 steps`, `stopped at 50 of 600 steps`."""
+        planned = self.planned_steps if self.planned_steps and self.planned_steps > self.steps else None
+        done = f"{self.steps:,} of {planned:,} steps" if planned else f"{self.steps:,} steps"
+        if self.finished:
+            early = planned or not self.planned_steps
+            return f"{done}, ended by {self.ended_by}" if early and self.ended_by else done
+        if self.finished is None:
+            return f"at {done}, not known whether its run finished"
+        return f"stopped at {done}{', or still running' * self.running}"
+
+    @property
+    def status(self) -> str:
+        """`finished`, or the length of a run that ended otherwise than by its last planned step."""
+        return "finished" if self.finished and self.length == f"{self.steps:,} steps" else self.length
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What a reader must know of this run wherever it is named: that it did not finish, what was changed."""
+        return (() if self.finished else (self.length,)) + self.changes
+
+    @property
+    def budget(self) -> tuple[str, int | None, int | None, str | None]:
+        """Runs with equal ones were given the same: length, tokens, batch, and weights to start from.
+
+        The length of a finished run is its steps, whatever ended it; one that did not finish has only its like.
+        """
+        length = f"{self.steps:,} steps" if self.finished else self.length
+        return length, self.tokens, self.batch, self.initial_weights
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """record.json of the run in whose folder, or in whose folder `checkpoints`, a checkpoint lies; {} without one."""
+    folder = checkpoint.resolve().parent
+    for path in (folder.parent / "record.json", folder / "record.json"):
+        try:
+            if path.is_file() and path.stat().st_size <= RECORD_BYTES:
+                return _mapping(json.loads(path.read_bytes()))
+        except (OSError, ValueError, RecursionError):
+            continue
+    return {}
+
+
+def describe_run(
+    own: Mapping[str, Any], record: Mapping[str, Any], step: int, built: Mapping[str, Any], length: int | None
+) -> Run:
+    """What is known of a checkpoint's run.
+
+    Args:
+        own: what the checkpoint holds: `run`, or the facts of an older version's RunRecorder.
+        record: the record.json beside it, which may be that of another run.
+        step: the optimiser steps that the checkpoint has seen.
+        built: arguments that the checkpoint's model and data were made with, `model.hidden_dim` and so on.
+        length: tokens of a training window, where all have the same.
+    """
+    mine = _recorded(own)
+    arguments = {**built, **mine.arguments}
+    if not _same_run(arguments, _recorded(record).arguments):
+        record = {}
+    beside = _recorded(record)
+    planned = beside.planned_steps or mine.planned_steps
+    finished = _ending(record, beside.step, step, planned)
+    steps, tokens = step, mine.tokens
+    if finished is not None and beside.step is not None and beside.step > step:
+        steps, tokens = beside.step, beside.tokens
+    if planned and steps >= planned:
+        finished = True
+    batch = mine.batch or beside.batch
+    if tokens is None and batch and length:
+        tokens = steps * batch * length
+    weights = built.get("initial_weights") or arguments.get("initial_weights")
+    return Run(
+        arguments=arguments,
+        steps=steps,
+        planned_steps=planned,
+        tokens=tokens,
+        batch=batch,
+        initial_weights=weights if isinstance(weights, str) else None,
+        changes=beside.changes or mine.changes,
+        finished=finished,
+        ended_by=_text(record.get("ended_by")),
+        running=record.get("status") == "running",
+    )
+
+
+def _ending(record: Mapping[str, Any], recorded: int | None, step: int, planned: int | None) -> bool | None:
+    """Whether a run finished, by its record; None where there is none, or it contradicts itself or the checkpoint.
+
+    Args:
+        record: record.json.
+        recorded: optimiser steps that it says were done.
+        step: optimiser steps that the checkpoint has seen.
+        planned: optimiser steps asked for.
+    """
+    status = record.get("status")
+    if not isinstance(status, str):
+        return None
+    if status == "running" or status.startswith("stopped"):
+        return False
+    if status != "finished" or recorded is None or recorded < step:
+        return None
+    missing = planned is not None and recorded < planned
+    return None if missing and record.get("ended_by") == "max_steps" else True
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a checkpoint or a record.json says of its run; None for a value that is missing or not valid."""
+
+    arguments: dict[str, Any]
+    planned_steps: int | None
+    step: int | None
+    tokens: int | None
+    batch: int | None
+    changes: tuple[str, ...]
+
+
+def _recorded(facts: Mapping[str, Any]) -> _Recorded:
+    """Read the form of this version, or that of an older one."""
+    run = _mapping(facts.get("run"))
+    arguments = _mapping(run.get("arguments")) or _older_arguments(facts)
+    processes = 1 if run else _mapping(facts.get("environment")).get("processes")  # since `run`, batch_size is of all
+    factors = (arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches"), processes)
+    return _Recorded(
+        arguments=arguments,
+        planned_steps=_count(run.get("planned_steps") if run else arguments.get("trainer.max_steps")) or None,
+        step=_count(run.get("step", facts.get("steps"))),
+        tokens=_count(run.get("tokens")),
+        batch=math.prod(_count(factor) or 0 for factor in factors) or None,
+        changes=_changes(run.get("changes")),
+    )
+
+
+def _older_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What versions without `run` recorded, by the names that arguments have now."""
+    found = {name: facts[name] for name in ("seed", "initial_weights") if name in facts}
+    if "data_fingerprint" in facts:
+        found["data.fingerprint"] = facts["data_fingerprint"]
+    for part, name in (("model", "model"), ("data", "data"), ("trainer", "training")):
+        found |= {f"{part}.{key}": value for key, value in _mapping(facts.get(name)).items() if key[:1] != "_"}
+    return found
+
+
+def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether two descriptions can be of one run: what does not change within a run agrees, as far as both say it."""
+    shared = [name for name in SAME_RUN if name in arguments and name in others]
+    return "model.attention" in shared and all(plain(arguments[name]) == plain(others[name]) for name in shared)
+
+
+def _changes(found: Any) -> tuple[str, ...]:
+    """Every change of an argument in words."""
+    if not found:
+        return ()
+    try:
+        words = [
+            f"{_text(one['argument']).rpartition('.')[2]} changed at step {int(one['step']):,} "
+            f"({_value(one.get('before'))} to {_value(one.get('after'))})"
+            for one in found
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return ("arguments were changed, but the record of it is damaged",)
+    return (*words[:CHANGES], *([f"{len(words) - CHANGES} more changes"] if len(words) > CHANGES else []))
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else _text(value)
+
+
+def plain(value: Any) -> str:
+    """A value as text that is equal for equal values, whether it comes from a checkpoint or from JSON."""
+    return json.dumps(finite(value), sort_keys=True, default=str)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if isinstance(name, str)} if isinstance(value, Mapping) else {}
+
+
+def _count(value: Any) -> int | None:
+    """A whole number of 0 or more, unless it is anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
+def _text(value: Any) -> str:
+    """On one line, not too long."""
+    return " ".join(str("" if value is None else value).split())[:60]
