@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -120,6 +121,8 @@ class CLI(LightningCLI):
         options = self.options
         if unknown := [name for name in options.without if name not in self.required]:
             raise ValueError(f"without={unknown}: only {', '.join(self.required)} can be left out by it")
+        if options.seed_everything is False:
+            os.environ.pop("PL_GLOBAL_SEED", None)  # of a parent process: nothing is seeded by it here
         if self.subcommand == "fit":
             self._check_training(options)
         given = options.get("ckpt_path") or options.get("initial_weights")
@@ -173,6 +176,11 @@ class CLI(LightningCLI):
                 plugins=[*plugins, CheckedCheckpointIO()], callbacks=callbacks, **kwargs
             )
         except MisconfigurationException as error:
+            if "enable_checkpointing=False" in str(error):
+                raise ValueError(
+                    "enable_checkpointing=false, and a run keeps checkpoints: leave them out with "
+                    "--without=[LastCheckpoint] and callbacks without ModelCheckpoint (--trainer.callbacks=[])"
+                ) from error
             if "backend" not in str(error) and "is not available" not in str(error):
                 raise
             wanted = self._get(self.config, "trainer").accelerator

@@ -338,7 +338,7 @@ class LanguageModule(LightningModule):
         self.trainer.should_stop, self._stop_after_step = stop and not between, stop and between
 
     def _validate_after_this_batch(self, due: bool) -> None:
-        if isinstance(self.trainer.val_check_interval, int | float):  # type: ignore[attr-defined]
+        if steps.validation_interval(self.trainer) is not None:
             self.trainer.val_check_batch = 1 if due else steps.NEVER
         elif due:  # where Lightning watches the clock, it validates when it is told to stop
             self.trainer.should_stop = True

@@ -92,17 +92,22 @@ def validation_follows(trainer: Trainer, step: int, every_n_epochs: int | None) 
     It is after the last step, and every `val_check_interval` steps; a share (0.5) is one of an epoch, whole ones every
     `every_n_epochs` epochs.
     """
-    interval, epoch_steps = trainer.val_check_interval, steps_per_epoch(trainer)  # type: ignore[attr-defined]
+    interval, epoch_steps = validation_interval(trainer), steps_per_epoch(trainer)
     if step == planned_steps(trainer):
         return True
     if isinstance(interval, int):
         return step % interval == 0
-    if epoch_steps is None or not isinstance(interval, float):  # a time: Lightning watches the clock
+    if epoch_steps is None or interval is None:
         return False
     every = max(1, int(epoch_steps * interval))
     epoch, step_of_epoch = divmod(step - 1, epoch_steps)
     due_epoch = (epoch + 1) % (every_n_epochs or 1) == 0
     return due_epoch and (step_of_epoch + 1) % every == 0
+
+
+def validation_interval(trainer: Trainer) -> int | float | None:
+    """A number of steps, a share of an epoch, or None for a time, which Lightning watches itself."""
+    return getattr(trainer, "val_check_interval", None)  # which a Trainer lacks that was given a time
 
 
 def check(trainer: Trainer) -> None:
@@ -123,7 +128,7 @@ def check(trainer: Trainer) -> None:
                 f"{name}={limit} must be a multiple of accumulate_grad_batches={accumulate}: a step takes as many "
                 "batches; or set max_epochs, which allows a short step at the end of each epoch"
             )
-    interval: Any = trainer.val_check_interval  # type: ignore[attr-defined]
+    interval = validation_interval(trainer)
     if isinstance(interval, float) and interval < 1 and not ends:
         raise ValueError(
             f"val_check_interval={interval:g} is a share of an epoch, and this run has no epochs: give a number of "
