@@ -19,7 +19,8 @@ class Windows:
         self.length = len(corpus.tokens(split))
         if self.length < 2:
             raise ValueError(
-                f"the {split} split of source={corpus.meta['name']!r} is empty: raise {split}_fraction, or name a split"
+                f"the {split} split of source={corpus.meta['name']!r} is empty: set {split}_fraction above 0, or name a "
+                f"{split}_split" + ("; or train without validation: --trainer.limit_val_batches=0" * (split == "val"))
             )
 
     def __getitem__(self, ids: np.ndarray) -> Batch:
