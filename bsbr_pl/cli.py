@@ -24,7 +24,7 @@ from .checkpoint import CheckedCheckpointIO
 from .convert import start_from
 from .folders import run_folder
 from .parsing import Parser
-from .run import PLACES, Arguments, check_resumable, describe_run, differences, recorded
+from .run import PLACES, Arguments, check_resumable, describe_run, differences, recorded, run_of
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
@@ -74,7 +74,7 @@ class CLI(LightningCLI):
     Args:
         model: the LightningModule's class.
         data: the class of all data modules.
-        required: callbacks that every `fit` has, whatever callbacks are asked for; `--without` switches one off.
+        required: callbacks that every command has, whatever callbacks are asked for; `--without` leaves one out.
         options: those of LightningCLI.
     """
 
@@ -243,7 +243,7 @@ class CLI(LightningCLI):
             ValueError: naming the fixed arguments that differ.
             SystemExit: with 0, after saying that the run is finished; nothing is written.
         """
-        before, run = recorded(checkpoint), checkpoint.get("run")
+        before, run = recorded(checkpoint), run_of(checkpoint)
         check_resumable({name: value for name, value in before.items() if name not in PLACES}, self.wanted)
         if not run:  # of an older version
             return

@@ -78,10 +78,11 @@ def _id_of_wandb(folder: Path) -> str | None:
 
 
 def peek(path: Path) -> dict[str, Any] | None:
-    """A checkpoint without its tensors being read; None where it is not readable."""
+    """A checkpoint without its tensors being read; None where it is not readable or does not describe a run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return checkpoint if isinstance(checkpoint, dict) else None
+        recorded(checkpoint)
+        return checkpoint
     except Exception:  # damage can fail anywhere; who loads it says what is wrong
         return None
 

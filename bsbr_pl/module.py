@@ -29,7 +29,7 @@ from .compiled import check_gradients, compile_hidden
 from .description import build_layers, describe_layers, plain
 from .metrics import IGNORED, StepLoss, TokenMetrics
 from .model import LanguageModel
-from .run import Arguments, changed, check_resumable, describe_run, recorded
+from .run import Arguments, changed, check_resumable, describe_run, recorded, run_of
 
 # `--trainer.strategy=fsdp2`: a checkpoint is one file, as everywhere else, not a folder with a part of each process.
 StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
@@ -161,7 +161,7 @@ class LanguageModule(LightningModule):
     def _resume(self, checkpoint: dict[str, Any]) -> None:
         before, now = recorded(checkpoint), self._arguments()
         check_resumable(before, now)
-        run = checkpoint.get("run", {})
+        run = run_of(checkpoint)
         self._seen = {name: run.get(name, 0) for name in self._seen}
         self._validated = run.get("validated")
         self._changes = [*run.get("changes", []), *changed(before, now, checkpoint["global_step"])]

@@ -137,10 +137,18 @@ def seconds(duration: str | timedelta | Mapping[str, int] | float | None) -> flo
     return duration.total_seconds() if isinstance(duration, timedelta) else timedelta(**duration).total_seconds()
 
 
+def run_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of its run (`LanguageModule.run`); nothing where it is older, or not what we write."""
+    run = checkpoint.get("run")
+    types = {"arguments": dict, "changes": list, "step": int, "epoch_steps": int | None}
+    sound = isinstance(run, dict) and all(name in run and isinstance(run[name], of) for name, of in types.items())
+    return run if sound else {}  # type: ignore[return-value]
+
+
 def recorded(checkpoint: Mapping[str, Any]) -> Arguments:
     """The description that a checkpoint holds; of an older one what its hyper-parameters say."""
-    if "run" in checkpoint:
-        return dict(checkpoint["run"]["arguments"])
+    if run := run_of(checkpoint):
+        return dict(run["arguments"])
     data = {name: value for name, value in checkpoint.get("datamodule_hyper_parameters", {}).items() if name[0] != "_"}
     described = describe_run(checkpoint.get("hyper_parameters", {}), None, data, {}, None, None)
     return {name: value for name, value in described.items() if name.split(".")[0] in ("model", "data") and value}

@@ -128,6 +128,17 @@ def test_a_finished_run_is_not_touched(folder, capsys):
             assert capsys.readouterr().out.endswith(said + "same command a larger --trainer.max_steps\n")
 
 
+@pytest.mark.parametrize("run", [5, {}, {"arguments": 3}, {"arguments": {}, "changes": {}, "step": "x"}])
+def test_a_checkpoint_with_a_foreign_description_is_taken_for_an_older_one(folder, run):
+    fit()
+    path = Path("runs/version_0/checkpoints/last.ckpt")
+    torch.save(torch.load(path, weights_only=True) | {"run": run}, path)
+    with pytest.raises(ValueError, match=r"version_0 has model.attention.chunk_size=8 instead of 16"):
+        fit("--ckpt_path=last", "--model.attention.chunk_size=16", "--trainer.max_steps=7")
+    fit("--ckpt_path=last", "--trainer.max_steps=7")
+    assert [batch[0] for batch in Seen.batches] == [6]
+
+
 FIXED = {
     "--model.attention.chunk_size=16": "model.attention.chunk_size=16 instead of 8",
     "--model.attention=linear": "model.attention='linear' instead of 'bsbr'",
