@@ -18,9 +18,10 @@ class Windows:
         self.corpus, self.split, self.context_length, self.seed = (corpus, split, context_length, seed)
         self.length = len(corpus.tokens(split))
         if self.length < 2:
+            without = "; or train without validation, with --trainer.limit_val_batches=0" if split == "val" else ""
             raise ValueError(
-                f"the {split} split of source={corpus.meta['name']!r} is empty: set {split}_fraction above 0, or name a "
-                f"{split}_split" + ("; or train without validation: --trainer.limit_val_batches=0" * (split == "val"))
+                f"the {split} split of source={corpus.meta['name']!r} is empty: set {split}_fraction above 0, or name "
+                f"its {split}_split{without}"
             )
 
     def __getitem__(self, ids: np.ndarray) -> Batch:
