@@ -186,11 +186,14 @@ class LanguageModule(LightningModule):
 
     def _arguments(self) -> Arguments:
         data = getattr(self.trainer, "datamodule", None)
+        given = {} if data is None else dict(data.hparams)
+        if "batch_size" in given:
+            given["batch_size"] = data.batch_size  # which a BatchSizeFinder changes
         seed = os.environ.get("PL_GLOBAL_SEED")  # of seed_everything
         described = describe_run(
             dict(self.hparams),
             None if data is None else type(data).__name__,
-            {} if data is None else dict(data.hparams),
+            given,
             steps.arguments(self.trainer),
             int(seed) if seed else None,
             self.initial_weights,

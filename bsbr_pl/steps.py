@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging, Timer
 
 NEVER = 1 << 62  # a number of batches that no run reaches
 
@@ -111,7 +111,7 @@ def validation_interval(trainer: Trainer) -> int | float | None:
 
 
 def check(trainer: Trainer) -> None:
-    """Refuse what would make a step something else than batch_size * accumulate_grad_batches samples.
+    """Refuse what would make a step something else than batch_size * accumulate_grad_batches samples, or hide the end.
 
     Raises:
         ValueError: naming the argument of the Trainer, its value and what to do.
@@ -119,8 +119,14 @@ def check(trainer: Trainer) -> None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     accumulate, ends = trainer.accumulate_grad_batches, has_epochs(trainer)
-    if any(isinstance(c, GradientAccumulationScheduler) and len(c.scheduling) > 1 for c in trainer.callbacks):  # type: ignore[attr-defined]
-        raise ValueError("GradientAccumulationScheduler would change the size of a step: use accumulate_grad_batches")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError("GradientAccumulationScheduler changes the size of a step: use accumulate_grad_batches")
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ValueError(
+                "StochasticWeightAveraging changes the weights after the last validation and checkpoint: "
+                "use EMAWeightAveraging"
+            )
     for name in ("overfit_batches", "limit_train_batches"):
         limit = getattr(trainer, name)
         if isinstance(limit, int) and limit % accumulate and (trainer.max_epochs or -1) < 0:

@@ -372,9 +372,12 @@ def test_options_that_would_change_the_size_of_a_step_are_refused(folder):
         "--trainer.min_epochs=1": "min_epochs=1, and this run has no epochs",
         "--trainer.max_epochs=0": "max_epochs=0 trains nothing",
         "--trainer.limit_train_batches=0": "limit_train_batches=0 trains nothing",
-        "--trainer.callbacks+=GradientAccumulationScheduler": "GradientAccumulationScheduler would change the size",
+        "--trainer.callbacks+=GradientAccumulationScheduler": "GradientAccumulationScheduler changes the size",
+        "--trainer.callbacks+=StochasticWeightAveraging": "StochasticWeightAveraging changes the weights after",
     }.items():
-        more = ["--trainer.callbacks.scheduling={0: 1, 2: 4}"] if "Scheduler" in option else []
+        needed = {"Gradient": ["scheduling={0: 1, 2: 4}"], "Stochastic": ["swa_lrs=0.1", "device=null"]}
+        values = next((values for key, values in needed.items() if key in option), [])
+        more = [f"--trainer.callbacks.{value}" for value in values]
         with pytest.raises(ValueError, match=f"^{words}"):
             fit(option, *more, *([] if more else [accumulate]))
     assert not Path("runs").exists()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +66,8 @@ class RecallSamples:
 class RecallData(TokenData):
     """A recall task: `train` segments to learn from and `test` segments, drawn anew for validation and for testing."""
 
+    #: Arguments that do not decide what the samples are.
+    not_decisive: ClassVar[tuple[str, ...]] = ("batch_size", "eval_batch_size", "num_workers", "cache_dir")
     _vocab_size: int
     _train: list[Segment]
     _test: list[Segment]
@@ -83,8 +85,8 @@ class RecallData(TokenData):
 
     @property
     def fingerprint(self) -> str:
-        loading = ("batch_size", "eval_batch_size", "num_workers", "cache_dir")
-        decisive = {name: value for name, value in self.hparams.items() if name not in loading and name[0] != "_"}
+        other = self.not_decisive
+        decisive = {name: value for name, value in self.hparams.items() if name not in other and name[0] != "_"}
         return digest(type(self).__name__, VERSION, decisive)
 
     def samples(self, split: str) -> RecallSamples:
@@ -198,6 +200,8 @@ class NeedleData(RecallData):
         depths: of the test samples' pairs, 0 for the start of the context and 1 for its end
         num_train, num_test: samples; num_test is for each of the depths
     """
+
+    not_decisive = (*RecallData.not_decisive, "source", "tokenizer", "bpe_vocab_size")  # the text's own fingerprint is
 
     def __init__(
         self,
