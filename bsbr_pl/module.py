@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from .attention.base import Attention, check_number
 from .checkpoint import load_checkpoint
 from .description import build_layers, describe_layers, plain
+from .limits import check_training, check_weights
 from .metrics import IGNORED, TokenMetrics
 from .model import LanguageModel
 
@@ -96,6 +97,7 @@ class LanguageModule(LightningModule):
         described = describe_layers(attention)
         arguments = {name: plain(value) for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
+        check_weights(described, {name: v for name, v in arguments.items() if name in MODEL_ARGUMENTS})
         sizes = (vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias)
         self.model = LanguageModel(build_layers(described), *sizes)
         self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})  # type: ignore[assignment]
@@ -213,6 +215,8 @@ class LanguageModule(LightningModule):
                 )
 
     def on_fit_start(self) -> None:
+        if self.device.type == "cpu" and not isinstance(self.model, FSDPModule):
+            check_training(self.model)
         if self._dropout_seed is None:
             self._dropout_seed = torch.initial_seed()
         if self.hparams["compile"]:
@@ -320,3 +324,4 @@ class LanguageModule(LightningModule):
 
 #: The arguments of LanguageModule that are plain numbers, as a checkpoint stores them.
 CONFIGURATION = [name for name in LanguageModule.__init__.__annotations__ if name not in ("attention", "return")]
+MODEL_ARGUMENTS = inspect.signature(LanguageModel).parameters
