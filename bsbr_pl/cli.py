@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO
 from .convert import start_from
-from .limits import check_processes
+from .limits import check_processes, check_trainer
 from .parsing import Parser
 
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder
@@ -93,6 +93,7 @@ class CLI(LightningCLI):
         options = self.config.get(str(self.subcommand), self.config)
         if self.subcommand == "fit" and options.trainer.max_steps == 0:
             raise ValueError("max_steps=0 trains nothing: at least 1")
+        check_trainer(options.trainer)
         check_processes(devices=options.trainer.devices, num_workers=options.data.init_args.get("num_workers"))
         given = options.get("ckpt_path") or options.get("initial_weights")
         if self.subcommand in ("validate", "test", "predict") and given in (None, "best"):

@@ -1,6 +1,7 @@
 """Models and numbers of processes that are too large for this machine, refused before they take its memory."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,17 @@ from .model import LanguageModel
 
 SIZES = ("vocab_size", "hidden_dim", "num_layers", "ff_dim", "positions")
 LARGEST_SIZE = 2**40  # above it torch may not even name the shapes
+#: Options of the Trainer that Lightning takes as they come, and the least that means something.
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "val_check_interval": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "gradient_clip_val": 0,
+    "min_steps": 0,
+    "min_epochs": 0,
+    "num_sanity_val_steps": -1,
+}
 BEYOND = 2**61  # parameters, of shapes that torch cannot name
 
 
@@ -64,6 +76,24 @@ def check_processes(**numbers: Any) -> None:
     for name, number in numbers.items():
         if str(number).isdigit() and int(number) > most_processes():  # the command line gives `devices` as text
             raise ValueError(f"{name}={number} is too large: at most {most_processes()} processes on this machine")
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuse what Lightning would divide by, or take for something else than it says.
+
+    Args:
+        options: of the Trainer; those in `LEAST` are looked at, where they are numbers.
+
+    Raises:
+        ValueError: naming the option and the least that it may be.
+    """
+    for name, least in LEAST.items():
+        value = options.get(name)
+        if isinstance(value, int | float) and value < least:
+            raise ValueError(f"{name}={value} is too small: at least {least}")
+    on_cpu = options.get("accelerator") == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and str(options.get("devices")).startswith("-"):
+        raise ValueError(f"devices={options['devices']} is not for a CPU: give the number of processes, such as 1")
 
 
 def most_processes() -> int:

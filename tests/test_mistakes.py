@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from bsbr_pl.evals import compare_models
 from bsbr_pl.evals.__main__ import main as evaluate
 from bsbr_pl.limits import count_parameters, memory, most_processes
 from bsbr_pl.module import MODEL_ARGUMENTS, LanguageModule
+from bsbr_pl.parsing import out_of_memory
 from bsbr_pl.plain_yaml import MOST, LimitError, load
 
 FILES = {
@@ -80,6 +82,22 @@ MISTAKES = {
     "--model.dropout=2": "dropout must be at least 0 and below 1, got 2.0",
     "--model.attention.chunk_size=0": "chunk_size must be a positive integer, got 0",
     "--trainer.max_steps=0": "max_steps=0 trains nothing: at least 1",
+    "--trainer.accumulate_grad_batches=0": "accumulate_grad_batches=0 is too small: at least 1",
+    "--trainer.accumulate_grad_batches=-1": "accumulate_grad_batches=-1 is too small: at least 1",
+    "--trainer.val_check_interval=0": "val_check_interval=0 is too small: at least 1",
+    "--trainer.val_check_interval=-1": "val_check_interval=-1 is too small: at least 1",
+    "--trainer.check_val_every_n_epoch=0": "check_val_every_n_epoch=0 is too small: at least 1",
+    "--trainer.log_every_n_steps=-1": "log_every_n_steps=-1 is too small: at least 0",
+    "--trainer.gradient_clip_val=-1": "gradient_clip_val=-1.0 is too small: at least 0",
+    "--trainer.gradient_clip_val=-0.5": "gradient_clip_val=-0.5 is too small: at least 0",
+    "--trainer.gradient_clip_algorithm=most": "`gradient_clip_algorithm` most is invalid",
+    "--trainer.min_steps=-3": "min_steps=-3 is too small: at least 0",
+    "--trainer.max_steps=-5": "`max_steps` must be a non-negative integer or -1 (infinite steps). You passed in -5",
+    "--trainer.limit_val_batches=-1": "invalid value -1.0 for limit_val_batches",
+    "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16 or ",
+    "--trainer.devices=0": "`Trainer(devices='0')` value is not a valid input using cpu accelerator",
+    "--trainer.devices=-1": "devices=-1 is not for a CPU: give the number of processes, such as 1",
+    "--trainer.max_time=0": "`Timer(duration='0')` is not a valid duration. Expected a string in the format",
     "--trainer.accelerator=gpu": "no device for accelerator='gpu' is here: `auto` takes what there is",
     "--trainer.accelerator=fast": "You selected an invalid accelerator name: `accelerator='fast'`",
     "--data.batch_size=0": "batch_size=0 is too small: at least 1",
@@ -89,6 +107,7 @@ MISTAKES = {
     "--data.source=nowhere.txt": "source='nowhere.txt' is not there: give 'stdlib', an existing file or folder",
     "--data.source=empty.txt": "source='empty.txt' holds no text to train on",
     "--data.tokenizer=words": "tokenizer",
+    "--data.tokenizer=bpe --data.bpe_vocab_size=1000000000": "bpe_vocab_size=1000000000 is too large: at most 1000000",
     "--ckpt_path=nowhere.ckpt": "nowhere.ckpt is not a readable checkpoint: No such file or directory",
 }
 TOO_DEEP, TOO_MANY = "nested more than 24 deep", "more than 2,000 values and keys, aliases written out"
@@ -205,7 +224,7 @@ def answer(call, capsys) -> str:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_options_of_a_training(mistake, folder, capsys):
-    options = ["fit", *tiny(folder), mistake]
+    options = ["fit", *tiny(folder), *mistake.split()]
     assert MISTAKES[mistake] in answer(lambda: train.command_line(options), capsys)
 
 
@@ -269,6 +288,19 @@ def test_parameters_are_counted_without_making_them(architecture, num_layers):
     assert count_parameters(attention, arguments) == sum(p.numel() for p in module.model.parameters())
     if num_layers == 3:
         assert count_parameters([attention] * 3, arguments) == count_parameters(attention, arguments)
+
+
+def test_an_allocator_that_refuses_is_answered_in_a_sentence():
+    for allocate, asked in (
+        (lambda: torch.empty(10**15), "4000000000000000 bytes"),
+        (lambda: np.empty(10**15), "7.11 "),
+    ):
+        with pytest.raises((RuntimeError, MemoryError)) as error:
+            allocate()
+        said = out_of_memory(error.value)
+        assert said.startswith(f"there is not enough memory ({asked}")
+        assert said.endswith("lower batch_size, context_length, hidden_dim or num_layers")
+    assert out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 def test_a_model_must_fit_into_half_the_memory():
