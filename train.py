@@ -16,7 +16,7 @@ import callbacks  # imported, so that YAML and command line need no more than th
 from bsbr_pl.cli import CLI, SaveConfig
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.parsing import sentence
+from bsbr_pl.parsing import out_of_memory, sentence
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.records import one_line
 
@@ -66,7 +66,11 @@ def command_line(args: ArgsType = None) -> None:
     try:
         main(args)
     except MENDABLE as error:  # anything else shows its traceback
-        sys.exit(f"train.py: error: {sentence(str(error))[:1000]}")
+        sys.exit(f"train.py: error: {sentence(str(error))}")
+    except (RuntimeError, MemoryError) as error:
+        if not (said := out_of_memory(error)):
+            raise
+        sys.exit(f"train.py: error: {said}")
     except callbacks.Stopped as stopped:
         say = rank_zero_only(print)
         say(

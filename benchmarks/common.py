@@ -1,8 +1,5 @@
 """What the scripts of this folder share: a table on the screen, a JSON file beside it, ratios of interleaved times."""
 
-import json
-import shutil
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -60,27 +57,3 @@ def parse_with_rest(options: ArgumentParser) -> tuple[Namespace, list[str]]:
     """What was chosen, and everything after `--`, which goes to train.py."""
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     return options.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
-
-
-def finished_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a run that has finished, or None."""
-    path = folder / "record.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if found.get("status") == "finished" else None
-
-
-def train(
-    folder: Path, seed: int, configs: list[Path], arguments: list[str], **options: Any
-) -> subprocess.CompletedProcess:
-    """`train.py fit` into a folder, or on from where a run there was interrupted; `options` are those of subprocess."""
-    goes_on = (folder / "checkpoints" / "last.ckpt").exists()
-    if not goes_on:  # stopped before there was anything to go on from
-        shutil.rmtree(folder, ignore_errors=True)
-    command = [
-        *(sys.executable, str(ROOT / "train.py"), "fit", *(f"--config={path}" for path in configs)),
-        *(f"--seed_everything={seed}", f"--data.seed={seed}"),  # after the configurations, which would win else
-        f"--trainer.logger.init_args.save_dir={folder.parent}",
-        *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version={folder.name}"),
-        *("--trainer.enable_progress_bar=false", *arguments, *(["--ckpt_path=last"] if goes_on else [])),
-    ]
-    return subprocess.run(command, check=False, **options)

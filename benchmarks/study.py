@@ -9,23 +9,24 @@ as its window, `configs/study/TASK/MODEL.yaml`: these are what train.py is given
 feed-forward networks, these are widened or narrowed until all have as many parameters as `standard`; what mismatch
 remains is printed. Then each model is trained at every rate for a part of the steps, with seed 0, and the rate of the
 least validation loss is used for the runs that count. Data, order, schedule and steps are the same for all. A run that
-has finished is not made again, one that was interrupted goes on, and OUTPUT/TASK.json says what was found. Everything
-after `--` goes to train.py.
+has finished or diverged is not made again, one that was interrupted is resumed, and OUTPUT/TASK.json says what was
+found. A run that failed for another reason is tried again by the next call; until then it is missing, the last lines
+say why, and the exit code is 1. Trainings end with this process, and several studies may share one output folder.
+Everything after `--` goes to train.py.
 """
 
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import yaml
-from common import ROOT, finished_record, parse_with_rest, train
+from common import ROOT, parse_with_rest
+from filelock import FileLock
+from trainings import Training, diverged, finished_record, train_all, validation_loss
 
 from bsbr_pl.description import build_layers, describe_layers
 from bsbr_pl.evals.matching import match, table
@@ -53,15 +54,20 @@ class Run(NamedTuple):
     steps: int
     kind: str  # sweep or final
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.task} {self.model} rate {self.rate:g} seed {self.seed}"
+
     def folder(self, output: Path) -> Path:
         return output / self.task / self.kind / self.model / f"rate{self.rate:g}_steps{self.steps}_seed{self.seed}"
 
 
-def loss(run: Run, output: Path) -> float:
-    """The last validation loss; infinite where the run failed, as one whose loss is no longer a number does."""
-    found = finished_record(run.folder(output))
-    value = found["metrics"]["val/loss"]["value"][-1] if found else None
-    return math.inf if value is None else value
+def loss(run: Run, output: Path) -> float | None:
+    """The last validation loss; infinite where it was no longer a number; None where the run is missing."""
+    folder = run.folder(output)
+    if record := finished_record(folder):
+        value = validation_loss(record)
+        return math.inf if value is None else value
+    return math.inf if diverged(folder) else None
 
 
 def result(run: Run, output: Path) -> dict[str, Any]:
@@ -98,32 +104,33 @@ def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict
     return {name: found[name].turned for name in models}
 
 
-def make(run: Run, output: Path, arguments: dict[str, Any], threads: int, options: list[str]) -> None:
-    """Make a run, go on with it, or leave it as it is."""
-    folder = run.folder(output)
-    failed = folder / "failed.txt"
-    if finished_record(folder) or failed.exists():
-        return
-    chosen = [
-        *(f"--model.{name}={value}" for name, value in arguments.items()),
-        f"--model.learning_rate={run.rate}",
-        *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    captured = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    configs = configurations(run.task, run.model)
-    done = train(folder, run.seed, configs, [*chosen, *options], env=environment, **captured)
-    print(f"{run.kind} {run.task} {run.model} rate {run.rate:g} seed {run.seed}: {loss(run, output):.4f}", flush=True)
-    if done.returncode in (130, 143, -2, -9, -15):
-        raise KeyboardInterrupt
-    if done.returncode:
-        folder.mkdir(parents=True, exist_ok=True)
-        failed.write_text(done.stdout)
-        print(*done.stdout.strip().splitlines()[-1:], flush=True)
+def make(
+    runs: list[Run], output: Path, arguments: dict[str, dict[str, Any]], options: list[str], workers: int = 1
+) -> dict[str, str]:
+    """Make runs, with the arguments of their models, and leave those that are there. Run -> why it is missing."""
+    trainings = []
+    for run in runs:
+        chosen = [
+            *(f"--model.{name}={value}" for name, value in arguments[run.model].items()),
+            f"--model.learning_rate={run.rate}",
+            *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}", *options),
+        ]
+        configs = configurations(run.task, run.model)
+        trainings.append(Training(str(run), run.folder(output), run.seed, configs, chosen))
+    return train_all(trainings, workers)
 
 
-def best_rate(task: str, model: str, rates: list[float], steps: int, output: Path) -> float:
-    return min(rates, key=lambda rate: loss(Run(task, model, rate, 0, steps, "sweep"), output))
+def best_rates(sweep: list[Run], output: Path) -> dict[str, float]:
+    """Model -> the rate of the least loss, of every model whose runs are all there and did not all diverge."""
+    losses: dict[str, dict[float, float | None]] = {}
+    for run in sweep:
+        losses.setdefault(run.model, {})[run.rate] = loss(run, output)
+    best = {}
+    for model, by_rate in losses.items():
+        known = {rate: value for rate, value in by_rate.items() if value is not None}
+        if len(known) == len(by_rate) and min(known.values()) < math.inf:
+            best[model] = min(known, key=known.__getitem__)
+    return best
 
 
 def counted(found: dict[str, Any]) -> list[tuple[dict[str, Any], float]]:
@@ -161,7 +168,43 @@ def as_markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def study(task: str, chosen: argparse.Namespace, options: list[str]) -> dict[str, str]:
+    """Make the runs of a task and publish what was found. Run -> why it is missing."""
+    settings = yaml.safe_load((STUDY / f"{task}.yaml").read_text())
+    matched = matched_arguments(settings, chosen.models)
+    steps, rate = chosen.steps or settings["trainer"]["max_steps"], settings["model"]["learning_rate"]
+    rates = chosen.rates or [rate / 2, rate, rate * 2]
+    sweep: list[Run] = []
+    best, missing = dict.fromkeys(chosen.models, rates[0]), {}
+    if len(rates) > 1:
+        short = max(1, steps // SWEEP_SHARE)
+        sweep = [Run(task, model, rate, 0, short, "sweep") for model in chosen.models for rate in rates]
+        missing = make(sweep, chosen.output, matched, options, chosen.workers)
+        best = best_rates(sweep, chosen.output)
+    for model in set(chosen.models) - set(best):
+        missing[f"final {task} {model}"] = "not started, because its sweep has no best rate"
+    final = [Run(task, model, best[model], seed, steps, "final") for seed in chosen.seeds for model in best]
+    missing |= make(final, chosen.output, matched, options, chosen.workers)
+    for run in final:
+        if failed := diverged(run.folder(chosen.output)):
+            missing[str(run)] = failed
+    publish(task, {"rates": best, "matched": matched}, sweep + final, chosen.output, options)
+    return missing
+
+
+def publish(task: str, found: dict[str, Any], runs: list[Run], output: Path, options: list[str]) -> None:
+    """Write OUTPUT/TASK.json, with what earlier calls found and other studies find meanwhile, and print the table."""
+    there = [run for run in dict.fromkeys(runs) if loss(run, output) is not None]
+    found = found | {"runs": [result(run, output) for run in there]}
+    facts = {"command": " ".join(sys.argv), "options": options, "environment": environment()}
+    path = output / f"{task}.json"
+    with FileLock(output / f".{task}.lock"):
+        found = facts | (with_earlier(found, json.loads(path.read_text())) if path.exists() else found)
+        write_json(path, found)
+    print("\n" + as_markdown(found), flush=True)
+
+
+def main() -> int:
     tasks = sorted(path.stem for path in STUDY.glob("*.yaml"))
     models = sorted(path.stem for path in (STUDY / "models").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,33 +216,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a run that counts; by default those of the task")
     parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
     chosen, options = parse_with_rest(parser)
-    threads = max(1, (os.cpu_count() or 1) // chosen.workers)
-
-    def train_all(runs: list[Run]) -> None:
-        with ThreadPoolExecutor(chosen.workers) as pool:
-            list(pool.map(lambda run: make(run, chosen.output, matched[run.model], threads, options), runs))
-
+    for name in ("steps", "workers"):
+        if (value := getattr(chosen, name)) is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    missing: dict[str, str] = {}
     for task in chosen.tasks:
-        settings = yaml.safe_load((STUDY / f"{task}.yaml").read_text())
-        matched = matched_arguments(settings, chosen.models)
-        steps = chosen.steps or settings["trainer"]["max_steps"]
-        short, rate = steps // SWEEP_SHARE, settings["model"]["learning_rate"]
-        rates = chosen.rates or [rate / 2, rate, rate * 2]
-        sweep = [Run(task, model, rate, 0, short, "sweep") for model in chosen.models for rate in rates]
-        sweep = sweep if len(rates) > 1 else []
-        train_all(sweep)
-        best = {model: best_rate(task, model, rates, short, chosen.output) for model in chosen.models}
-        final = [
-            Run(task, model, best[model], seed, steps, "final") for seed in chosen.seeds for model in chosen.models
-        ]
-        train_all(final)
-        found = {"rates": best, "matched": matched, "runs": [result(run, chosen.output) for run in sweep + final]}
-        facts = {"command": " ".join(sys.argv), "options": options, "environment": environment()}
-        path = chosen.output / f"{task}.json"
-        found = facts | (with_earlier(found, json.loads(path.read_text())) if path.exists() else found)
-        write_json(path, found)
-        print("\n" + as_markdown(found), flush=True)
+        missing |= study(task, chosen, options)
+    for name, reason in missing.items():
+        print(f"missing: {name}: {reason}", file=sys.stderr)
+    return int(bool(missing))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except OSError as error:  # no space for the results
+        sys.exit(f"study.py: error: {error}")

@@ -4,14 +4,17 @@
     python benchmarks/train_all.py runs/all --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
     python evaluate.py runs/all
 
-Everything after `--` goes to train.py. A run that has finished is not trained again; one that was interrupted goes on.
+Everything after `--` goes to train.py, whose output goes to output.txt in the run's folder. A run that has finished is
+not trained again, one that was interrupted is resumed. Trainings end with this process; a run without a result is named
+at the end, and the exit code is 1.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from common import ROOT, finished_record, parse_with_rest, train
+from common import ROOT, parse_with_rest
+from trainings import Training, train_all
 
 from bsbr_pl.attention import ARCHITECTURES
 
@@ -22,16 +25,16 @@ def main() -> int:
     parser.add_argument("--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     chosen, options = parse_with_rest(parser)
+    steps = ["--trainer.max_steps=160", "--trainer.val_check_interval=40"]
+    trainings = []
     for seed in chosen.seeds:
         for name in chosen.architectures:
-            folder = chosen.output / name / f"seed{seed}"
-            if finished_record(folder):
-                continue
-            print(f"{name}, seed {seed}", flush=True)
-            steps = ["--trainer.max_steps=160", "--trainer.val_check_interval=40"]
-            if train(folder, seed, [ROOT / "configs" / f"{name}.yaml"], [*steps, *options]).returncode:
-                return 1
-    return 0
+            folder, config = chosen.output / name / f"seed{seed}", ROOT / "configs" / f"{name}.yaml"
+            trainings.append(Training(f"{name}, seed {seed}", folder, seed, [config], [*steps, *options]))
+    missing = train_all(trainings)
+    for name, reason in missing.items():
+        print(f"missing: {name}: {reason}", file=sys.stderr)
+    return int(bool(missing))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO
 from .convert import start_from
 from .folders import run_folder
+from .limits import check_processes, check_trainer
 from .parsing import Parser
 from .run import PLACES, Arguments, check_resumable, describe_run, differences, recorded, run_of
 
@@ -123,6 +124,8 @@ class CLI(LightningCLI):
             raise ValueError(f"without={unknown}: only {', '.join(self.required)} can be left out by it")
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of a parent process: nothing is seeded by it here
+        check_trainer(options.trainer)
+        check_processes(devices=options.trainer.devices, num_workers=options.data.init_args.get("num_workers"))
         if self.subcommand == "fit":
             self._check_training(options)
         given = options.get("ckpt_path") or options.get("initial_weights")

@@ -27,6 +27,7 @@ from .attention.base import Attention, check_number
 from .checkpoint import load_checkpoint
 from .compiled import check_gradients, compile_hidden
 from .description import build_layers, describe_layers, plain
+from .limits import check_training, check_weights
 from .metrics import IGNORED, StepLoss, TokenMetrics
 from .model import LanguageModel
 from .run import Arguments, changed, check_resumable, describe_run, recorded, run_of
@@ -98,6 +99,7 @@ class LanguageModule(LightningModule):
         described = describe_layers(attention)
         arguments = {name: plain(value) for name, value in locals().items() if name in CONFIGURATION}
         self.save_hyperparameters({"attention": described, **arguments})
+        check_weights(described, {name: v for name, v in arguments.items() if name in MODEL_ARGUMENTS})
         sizes = (vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias)
         self.model = LanguageModel(build_layers(described), *sizes)
         self.metrics = torch.nn.ModuleDict({"val": TokenMetrics(), "test": TokenMetrics()})  # type: ignore[assignment]
@@ -266,6 +268,8 @@ class LanguageModule(LightningModule):
         steps.check(trainer)
         # Validation is asked for by this module, in steps; Lightning would compare the interval with an epoch's length.
         self._check_val_every_n_epoch, trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch, None  # type: ignore[attr-defined]
+        if self.device.type == "cpu" and not isinstance(self.model, FSDPModule):
+            check_training(self.model)
         if self._dropout_seed is None:
             self._dropout_seed = torch.initial_seed()
         wanted = self.hparams["compile"]
@@ -431,3 +435,4 @@ class LanguageModule(LightningModule):
 
 #: The arguments of LanguageModule that are plain numbers, as a checkpoint stores them.
 CONFIGURATION = [name for name in LanguageModule.__init__.__annotations__ if name not in ("attention", "return")]
+MODEL_ARGUMENTS = inspect.signature(LanguageModel).parameters

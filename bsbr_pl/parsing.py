@@ -3,13 +3,17 @@
 import contextlib
 import difflib
 import inspect
+import os
 import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace, set_loader
+from yaml import YAMLError
+
+from .plain_yaml import LONGEST, LimitError, load
 
 #: What types are called in answers.
 TYPES = {
@@ -21,23 +25,50 @@ TYPES = {
 }
 NO_CLASS = "Expected a dot import path string: "
 NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+)'(?: is not accepted)?"
+LONGEST_SENTENCE = 400  # characters
+PLAIN_YAML = "plain_yaml"  # a mode of jsonargparse's parsers
+set_loader(PLAIN_YAML, load, (YAMLError,))
 
 
 class Parser(ArgumentParser):
     """A parser that names the mistake, the file it is in, and what was probably meant; nothing may be abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | options)
+        ours: dict[str, Any] = {"allow_abbrev": False, "parser_mode": PLAIN_YAML}
+        super().__init__(*args, **ours | options)
         self._reading = ""  # the file under way
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        try:
+            config = super().parse_args(*args, **options)
+        except LimitError as error:
+            self.error(str(error), error)
+        for name, value in _leaves("", config):
+            if isinstance(value, int) and abs(value) >= 2**63:
+                self.error(
+                    f"{name}: a whole number of {len(str(abs(value)))} digits is beyond 64 bits, as no option is"
+                )
+        return config
 
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Any:
         self._reading = str(path)
         try:
+            if os.path.getsize(path) > LONGEST:  # not even read
+                raise LimitError(f"more than {LONGEST:,} bytes, as no configuration has")
             return super().parse_path(path, *args, **options)
+        except LimitError as error:
+            raise LimitError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no text in UTF-8: {error}") from error
         finally:
             self._reading = ""
+
+    def parse_string(self, *args: Any, **options: Any) -> Any:
+        config = super().parse_string(*args, **options)
+        for section in {action.dest.split(".")[0] for action in self._actions if "." in action.dest}:
+            if section in config and not isinstance(config[section], Namespace):
+                self.error(f"{section}: must hold options or be left out, got {config[section]}")
+        return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser within a parser
@@ -45,22 +76,40 @@ class Parser(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
         where = f"{self._reading}: " if self._reading else ""
-        said = sentence(message) + meant(message, parser)
+        said = message if isinstance(ex, LimitError) else sentence(message) + meant(message, parser)
         self.exit(2, f"{command.split()[0]}: error: {where}{said}\n`{command} --help` shows every option\n")
 
 
 def sentence(message: str) -> str:
-    """An error's message on one line: of jsonargparse's tree of all that it tried, the branch that matters."""
-    return " ".join(_branch(message).split()).rstrip(".")
+    """An error's message on one line: of jsonargparse's tree of all that it tried, the branch that matters.
+
+    Of a line longer than `LONGEST_SENTENCE`, which quotes a long value, the middle is left out.
+    """
+    line = " ".join(_branch(message).split()).rstrip(".")
+    if len(line) <= LONGEST_SENTENCE:
+        return line
+    return f"{line[: LONGEST_SENTENCE // 2]} ... {line[-LONGEST_SENTENCE // 2 :]}"
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """A sentence for an allocator's error; None for any other one."""
+    said = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not re.search(r"alloc\w* memory|out of memory|not enough memory", said):
+        return None
+    asked = f" ({found[0]})" if (found := re.search(r"[\d.,]+ ?(bytes|[KMGTPE]i?B)", said)) else ""
+    return f"there is not enough memory{asked}: lower batch_size, context_length, hidden_dim or num_layers"
 
 
 def _branch(message: str) -> str:
     if yaml := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):
-        *_, place = re.findall(r"line \d+, column \d+", yaml[1]) or [""]
-        *_, problem = re.sub(r'\s*in "<unicode string>", line \d+, column \d+', "", yaml[1]).strip().split("\n")
+        place_in_text = r'\s*in "<unicode string>", (line \d+, column \d+|position \d+)'
+        *_, place = re.findall(place_in_text, yaml[1]) or [""]
+        *_, problem = re.sub(place_in_text, "", yaml[1]).strip().split("\n")
         return f"no valid YAML at {place}: {problem} (indent with spaces, alike within a section)"
     if message.startswith("Unexpected config: "):
         return "a configuration must hold sections, `trainer:`, `model:` or `data:`, with options in them"
+    if seed := re.match(r"(\S+) is not in bounds, numpy accepts from (\d+) to (\d+)", message):
+        return f"seed_everything={seed[1]}: must be a whole number from {seed[2]} to {seed[3]}"
     if linked := re.match(r'Linked "(.*)" must be given via "(.*)"', message):
         return f"{linked[1]} follows from {linked[2]}: leave it out"
     if required := re.match(r"the following arguments are required: (?:\w+\.)?(\S+)", message):
@@ -110,6 +159,18 @@ def meant(message: str, parser: ArgumentParser) -> str:
 
 def _similar(name: str, known: list[str], least: float = 0.6, dashes: str = "") -> str:
     return "".join(f": did you mean {dashes}{one}?" for one in difflib.get_close_matches(name, known, 1, least))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The single values of a parsed configuration, with the names of their options."""
+    if isinstance(value, Namespace | dict):
+        for key, part in vars(value).items() if isinstance(value, Namespace) else value.items():
+            yield from _leaves(f"{name}.{key}" if name else str(key), part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(name, part)
+    else:
+        yield name, value
 
 
 def _options(parser: ArgumentParser) -> Iterator[tuple[str, str]]:

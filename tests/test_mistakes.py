@@ -1,9 +1,12 @@
 """What a newcomer gets wrong, for real: every mistake ends in one sentence that says what to do, and an exit code."""
 
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +17,10 @@ from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData
 from bsbr_pl.evals import compare_models
 from bsbr_pl.evals.__main__ import main as evaluate
-from bsbr_pl.module import LanguageModule
+from bsbr_pl.limits import count_parameters, memory, most_processes
+from bsbr_pl.module import MODEL_ARGUMENTS, LanguageModule
+from bsbr_pl.parsing import out_of_memory
+from bsbr_pl.plain_yaml import MOST, LimitError, load
 
 FILES = {
     "tab.yaml": "model:\n\thidden_dim: 32\n",
@@ -71,10 +77,27 @@ MISTAKES = {
     "--model.num_heads=3": "hidden_dim must be a multiple of num_heads, got 16 and 3",
     "--model.num_heads=16": "rotary positions need an even head width, got 1: change hidden_dim or num_heads",
     "--model.num_layers=0": "num_layers must be a positive integer, got 0",
+    "--seed_everything=-1": "seed_everything=-1: must be a whole number from 0 to 4294967295",
     "--model.learning_rate=-1": "learning_rate must be positive, got -1.0",
     "--model.dropout=2": "dropout must be at least 0 and below 1, got 2.0",
     "--model.attention.chunk_size=0": "chunk_size must be a positive integer, got 0",
     "--trainer.max_steps=0": "max_steps=0 trains nothing: at least 1",
+    "--trainer.accumulate_grad_batches=0": "accumulate_grad_batches=0 is too small: at least 1",
+    "--trainer.accumulate_grad_batches=-1": "accumulate_grad_batches=-1 is too small: at least 1",
+    "--trainer.val_check_interval=0": "val_check_interval=0 is too small: at least 1",
+    "--trainer.val_check_interval=-1": "val_check_interval=-1 is too small: at least 1",
+    "--trainer.check_val_every_n_epoch=0": "check_val_every_n_epoch=0 is too small: at least 1",
+    "--trainer.log_every_n_steps=-1": "log_every_n_steps=-1 is too small: at least 0",
+    "--trainer.gradient_clip_val=-1": "gradient_clip_val=-1.0 is too small: at least 0",
+    "--trainer.gradient_clip_val=-0.5": "gradient_clip_val=-0.5 is too small: at least 0",
+    "--trainer.gradient_clip_algorithm=most": "`gradient_clip_algorithm` most is invalid",
+    "--trainer.min_steps=-3": "min_steps=-3 is too small: at least 0",
+    "--trainer.max_steps=-5": "`max_steps` must be a non-negative integer or -1 (infinite steps). You passed in -5",
+    "--trainer.limit_val_batches=-1": "invalid value -1.0 for limit_val_batches",
+    "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16 or ",
+    "--trainer.devices=0": "`Trainer(devices='0')` value is not a valid input using cpu accelerator",
+    "--trainer.devices=-1": "devices=-1 is not for a CPU: give the number of processes, such as 1",
+    "--trainer.max_time=0": "`Timer(duration='0')` is not a valid duration. Expected a string in the format",
     "--trainer.accelerator=gpu": "no device for accelerator='gpu' is here: `auto` takes what there is",
     "--trainer.accelerator=fast": "You selected an invalid accelerator name: `accelerator='fast'`",
     "--data.batch_size=0": "batch_size=0 is too small: at least 1",
@@ -84,7 +107,66 @@ MISTAKES = {
     "--data.source=nowhere.txt": "source='nowhere.txt' is not there: give 'stdlib', an existing file or folder",
     "--data.source=empty.txt": "source='empty.txt' holds no text to train on",
     "--data.tokenizer=words": "tokenizer",
+    "--data.tokenizer=bpe --data.bpe_vocab_size=1000000000": "bpe_vocab_size=1000000000 is too large: at most 1000000",
     "--ckpt_path=nowhere.ckpt": "nowhere.ckpt is not a readable checkpoint: No such file or directory",
+}
+TOO_DEEP, TOO_MANY = "nested more than 24 deep", "more than 2,000 values and keys, aliases written out"
+NINE = [f"a{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}' if i else 'x'])}]" for i in range(9)]  # 9^9 values
+NINE_MERGED = ["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join(9 * [f'*a{i - 1}'])}]}}" for i in range(1, 9))]
+#: Configurations that would take the machine, or are mistaken in ways that YAML allows, and words of the answer.
+HOSTILE = {
+    "nine aliases of nine": ("\n".join(NINE), TOO_MANY),
+    "in a section": ("model:\n  " + "\n  ".join(NINE), TOO_MANY),
+    "merged": ("\n".join(NINE_MERGED), TOO_MANY),
+    "many values": ("model: {attention: [" + 2000 * "bsbr," + "]}", TOO_MANY),
+    "itself": ("model: &a [*a]", "*a stands within &a, which has no end: write it out"),
+    "itself merged": ("model: &a\n  <<: *a", "*a stands within &a"),
+    "brackets": ("model: " + 3000 * "[" + 3000 * "]", TOO_DEEP),
+    "brackets left open": (99_000 * "[", TOO_DEEP),
+    "braces": ("model: " + 3000 * "{a: " + "1" + 3000 * "}", TOO_DEEP),
+    "blocks": ("".join(" " * i + "a:\n" for i in range(400)), TOO_DEEP),
+    "dashes": ("model: \n  " + 3000 * "- " + "x", TOO_DEEP),
+    "dots": ("model: {" + 3000 * "a." + "a: 1}", "a key of 3001 parts is nested more than 24 deep"),
+    "a long text": ("model: {hidden_dim: " + 200_000 * "x" + "}", "more than 100,000 bytes"),
+    "a long value": ("model: {hidden_dim: " + 90_000 * "x" + "}", "xxx: must be a whole number"),
+    "a long number": ("model: {hidden_dim: " + 50_000 * "9" + "}", "a whole number of 50000 digits is too long"),
+    "in base 16": ("model: {hidden_dim: 0x" + 50_000 * "f" + "}", "a whole number of 50002 digits is too long"),
+    "in base 60": ("model: {hidden_dim: 1" + 9000 * ":1" + "}", "a whole number of 18001 digits is too long"),
+    "beyond 64 bits": (f"model: {{hidden_dim: {2**63}}}", "hidden_dim: a whole number of 19 digits is beyond 64 bits"),
+    "a key twice": ("model: {hidden_dim: 16, hidden_dim: 32}", "the key 'hidden_dim' stands twice in one section"),
+    "a section twice": ("model: {hidden_dim: 16}\nmodel: {num_layers: 2}", "the key 'model' stands twice"),
+    "an empty section": ("model: {hidden_dim: 16}\ntrainer:", "trainer: must hold options or be left out, got None"),
+    "a list for a section": ("trainer: [1, 2]", "trainer: must hold options or be left out, got [1, 2]"),
+    "a number for a section": ("model: 5", "model: must hold options or be left out, got 5"),
+    "two documents": ("model: {hidden_dim: 16}\n---\nmodel: {}", "but found another document"),
+    "a list as key": ("? [a, b]\n: 1", "found unhashable key"),
+    "a control character": ("model: \x07", "no valid YAML at position 7: unacceptable character"),
+    "code": ("model: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    "a name": ("model: !!python/name:os.system ls", "could not determine a constructor"),
+    "bytes": ("model: {hidden_dim: !!binary aGVsbG8=}", "model.hidden_dim=b'hello': must be a whole number"),
+}
+#: The same as a value on the command line.
+HOSTILE_VALUES = {
+    f"--model.attention={3000 * '['}": TOO_DEEP,
+    f"--model.attention={3000 * '[' + 3000 * ']'}": TOO_DEEP,
+    f"--data={{{', '.join(NINE)}}}": TOO_MANY,
+    f"--trainer.callbacks+={{{', '.join(NINE_MERGED)}}}": TOO_MANY,
+    f"--config={3000 * '{a: '}": TOO_DEEP,
+    "--model.attention={class_path: bsbr, class_path: linear}": "the key 'class_path' stands twice",
+    f"--model.hidden_dim={4000 * '9'}": "hidden_dim: a whole number of 4000 digits is beyond 64 bits",
+    f"--model.hidden_dim={5000 * '9'}": "a whole number of 5000 digits is too long",
+    f"--model.hidden_dim={50_000 * 'x'}": "xxx: must be a whole number",
+    f"--{50_000 * 'x'}=1": f"{NO} --xxx",
+    "--model.hidden_dim=1000000000": "hidden_dim=1000000000 is too large: the weights need at least ",
+    "--model.num_layers=1000000000": "num_layers=1000000000 is too large: the weights need at least ",
+    "--model.ff_dim=1000000000000": "ff_dim=1000000000000 is too large: the weights need at least ",
+    "--model.positions=1000000000000": "positions=1000000000000 is too large: the weights need at least ",
+    "--model.attention.conv_size=1000000000000": "conv_size=1000000000000 is too large: the weights need at least ",
+    "--model.num_heads=1000000000": "hidden_dim must be a multiple of num_heads, got 16 and 1000000000",
+    "--data.context_length=1000000000000": TOO_FEW,
+    "--data.batch_size=1000000000": TOO_FEW,
+    f"--data.num_workers={most_processes() + 1}": f"num_workers={most_processes() + 1} is too large: at most ",
+    f"--trainer.devices={most_processes() + 1}": f"devices={most_processes() + 1} is too large: at most ",
 }
 #: Whole command lines of train.py.
 COMMANDS = {
@@ -142,8 +224,98 @@ def answer(call, capsys) -> str:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_options_of_a_training(mistake, folder, capsys):
-    options = ["fit", *tiny(folder), mistake]
+    options = ["fit", *tiny(folder), *mistake.split()]
     assert MISTAKES[mistake] in answer(lambda: train.command_line(options), capsys)
+
+
+@pytest.fixture
+def _soon():
+    """What is not refused before it is expanded would have no end."""
+
+    def too_long(*signal_and_frame):
+        raise TimeoutError("no answer within 20 seconds of computing")
+
+    before = signal.signal(signal.SIGVTALRM, too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 20)  # whatever else the machine does meanwhile
+    yield
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.signal(signal.SIGVTALRM, before)
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_configuration(name, folder, capsys):
+    content, words = HOSTILE[name]
+    (folder / "hostile.yaml").write_text(content)
+    said = answer(lambda: train.command_line(["fit", *tiny(folder), "--config=hostile.yaml"]), capsys)
+    assert words in said
+    assert name == "beyond 64 bits" or said.startswith("hostile.yaml: ")
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("value", HOSTILE_VALUES, ids=lambda value: value[:40])
+def test_a_hostile_value(value, folder, capsys):
+    said = answer(lambda: train.command_line(["fit", *tiny(folder), value]), capsys)
+    assert HOSTILE_VALUES[value] in said
+
+
+@pytest.mark.usefixtures("_soon")
+def test_a_hostile_value_of_an_evaluation(capsys):
+    assert TOO_DEEP in answer(lambda: evaluate(["trained", f"--lengths={3000 * '['}"]), capsys)
+
+
+def test_aliases_count_as_what_they_stand_for():
+    """`a`, a list and its `each` values, and `b` with a list of `times` aliases."""
+
+    def text(each: int, times: int) -> str:
+        return f"a: &a [{', '.join(each * ['x'])}]\nb: [{', '.join(times * ['*a'])}]"
+
+    each, times = 49, 38
+    assert 1 + 2 + (1 + each) * (1 + times) + 1 <= MOST < 1 + 2 + (1 + each) * (2 + times) + 1
+    assert load(text(each, times)) == {"a": each * ["x"], "b": times * [each * ["x"]]}
+    with pytest.raises(LimitError, match=TOO_MANY):
+        load(text(each, times + 1))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_parameters_are_counted_without_making_them(architecture, num_layers):
+    module = LanguageModule(
+        ARCHITECTURES[architecture], 257, hidden_dim=32, num_layers=num_layers, num_heads=2, positions=7
+    )
+    arguments = {name: value for name, value in module.hparams.items() if name in MODEL_ARGUMENTS}
+    attention = arguments.pop("attention")
+    assert count_parameters(attention, arguments) == sum(p.numel() for p in module.model.parameters())
+    if num_layers == 3:
+        assert count_parameters([attention] * 3, arguments) == count_parameters(attention, arguments)
+
+
+def test_an_allocator_that_refuses_is_answered_in_a_sentence():
+    for allocate, asked in (
+        (lambda: torch.empty(10**15), "4000000000000000 bytes"),
+        (lambda: np.empty(10**15), "7.11 "),
+    ):
+        with pytest.raises((RuntimeError, MemoryError)) as error:
+            allocate()
+        said = out_of_memory(error.value)
+        assert said.startswith(f"there is not enough memory ({asked}")
+        assert said.endswith("lower batch_size, context_length, hidden_dim or num_layers")
+    assert out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_a_model_must_fit_into_half_the_memory():
+    """The weights of one standard layer without feed-forward network: 4 D^2 + 2 D, and (vocab_size + 2) D around it."""
+
+    def needed(width: int) -> int:
+        return 4 * (4 * width**2 + (257 + 4) * width)
+
+    width = next(width for width in range(64, 10**9, 64) if needed(width) > memory() / 2)
+    arguments = {"vocab_size": 257, "hidden_dim": width, "num_layers": 1, "num_heads": 1, "ff_dim": 0}
+    with pytest.raises(ValueError, match=rf"hidden_dim={width} is too large: the weights need at least [\d.]+ GiB"):
+        LanguageModule(partial(StandardAttention), **arguments)
+    described = {"class_path": "bsbr_pl.attention.StandardAttention", "init_args": {}}
+    rest = {"positions": 0}
+    assert 4 * count_parameters(described, arguments | rest) == needed(width)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

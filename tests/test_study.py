@@ -1,25 +1,37 @@
-"""benchmarks/study.py at toy size: it matches, sweeps, trains at the best rate, makes nothing twice, can be checked."""
+"""benchmarks/study.py at toy size: it matches, sweeps, trains at the best rate, makes nothing twice, can be checked.
+
+And it loses nothing when it is killed, when the disk is full, and when another study works in the same folder.
+"""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300))
 
 
-def test_study(tmp_path):
-    (tmp_path / "text.py").write_text(TEXT)
-    command = [
-        *(sys.executable, ROOT / "benchmarks/study.py", tmp_path / "runs", "--tasks", "text", "--models", "linear"),
-        *("--seeds", "1", "--rates", "1e-9", "1e-2", "--steps", "8", "--workers", "2", "--"),
-        *(f"--data.source={tmp_path / 'text.py'}", "--data.tokenizer=bytes", "--data.context_length=32"),
-        *("--trainer.accelerator=cpu", f"--data.cache_dir={tmp_path / 'cache'}"),
+def study(folder: Path, *options: str) -> list[str]:
+    (folder / "text.py").write_text(TEXT)
+    return [
+        *(sys.executable, str(ROOT / "benchmarks/study.py"), str(folder / "runs"), "--tasks", "text"),
+        *("--models", "linear", "--workers", "2", *options, "--"),
+        *(f"--data.source={folder / 'text.py'}", "--data.tokenizer=bytes", "--data.context_length=32"),
+        *("--trainer.accelerator=cpu", f"--data.cache_dir={folder / 'cache'}", "--model.hidden_dim=32"),
     ]
+
+
+def test_study(tmp_path):
+    """At 1e-9 nothing is learnt, at 1e30 the loss is no longer a number."""
+    command = study(tmp_path, "--seeds", "1", "--rates", "1e-9", "1e30", "1e-2", "--steps", "8")
 
     def run() -> list[str]:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -27,17 +39,24 @@ def test_study(tmp_path):
         assert "| linear | 8 | 0.01 | 1 | " in done.stdout  # the table
         return [line for line in done.stdout.splitlines() if line.startswith(("sweep", "final"))]
 
-    assert len(run()) == 3
+    lines = run()
+    assert len([line for line in lines if ": started" in line]) == 4
+    assert len([line for line in lines if ": finished, val/loss " in line]) == 3
+    (failed,) = (tmp_path / "runs").rglob("failed.txt")
+    assert failed.parent.name == "rate1e+30_steps2_seed0"
+    assert "the loss is nan at step 1" in failed.read_text()
     found = json.loads((tmp_path / "runs/text.json").read_text())
-    assert found["rates"] == {"linear": 1e-2}  # at 1e-9 nothing is learnt
+    assert found["rates"] == {"linear": 1e-2}
     assert found["matched"]["linear"]["ff_dim"] != 512
     assert [(one["kind"], one["rate"], one["seed"], one["steps"]) for one in found["runs"]] == [
         ("sweep", 1e-9, 0, 2),
+        ("sweep", 1e30, 0, 2),
         ("sweep", 1e-2, 0, 2),
         ("final", 1e-2, 1, 8),
     ]
     record = json.loads((tmp_path / "runs/text/final/linear/rate0.01_steps8_seed1/record.json").read_text())
-    assert record["metrics"]["val/loss"]["value"][-1] == found["runs"][2]["val/loss"]
+    assert record["metrics"]["val/loss"]["value"][-1] == found["runs"][3]["val/loss"]
+    assert "val/loss" not in found["runs"][1]
     assert run() == []
 
     published = tmp_path / "runs/text.json"
@@ -61,3 +80,60 @@ def test_study(tmp_path):
         code, printed = repeat()
         assert code == expected[0]
         assert expected[1] in printed
+
+
+def records(folder: Path) -> dict[str, dict]:
+    """Seed -> record of the runs that count."""
+    paths = (folder / "runs/text/final/linear").glob("*/record.json")
+    return {path.parent.name[-1]: json.loads(path.read_text()) for path in paths}
+
+
+def test_nothing_is_lost(tmp_path):
+    """A full disk, another process in a run's folder, the study killed, and then two studies at once."""
+    command = study(tmp_path, "--seeds", "0", "1", "--rates", "1e-2", "--steps", "500")
+    runs = tmp_path / "runs/text/final/linear"
+    lasts = [runs / f"rate0.01_steps500_seed{seed}/checkpoints/last.ckpt" for seed in (0, 1)]
+
+    full = subprocess.run(
+        study(tmp_path, "--seeds", "0", "--rates", "1e-2", "--steps", "500"),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert full.returncode == 1
+    *_, last = full.stderr.splitlines()
+    name = "missing: final text linear rate 0.01 seed 0"
+    assert last.startswith(f"{name}: train.py: error: [Errno 27] File too large: ")
+    assert not list(runs.rglob("failed.txt"))
+
+    folder = lasts[1].parent.parent
+    folder.mkdir()
+    (folder / "foreign").touch()
+    with FileLock(folder / ".training.lock"), (tmp_path / "output").open("w") as output:
+        killed = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            wait_for(lambda: lasts[0].exists() and "another process trains in" in (tmp_path / "output").read_text())
+        finally:
+            killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+        assert (folder / "foreign").exists(), "the folder in which a process is alive is left alone"
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert sum(output.count(": started") for output, _ in printed) == 2, "nothing is trained twice"
+    assert all("| linear | 500 | 0.01 | 2 | " in output for output, _ in printed)
+    found = records(tmp_path)
+    assert {seed: (record["status"], record["steps"]) for seed, record in found.items()} == {
+        "0": ("finished", 500),
+        "1": ("finished", 500),
+    }
+    assert found["0"]["resumed_at_step"] >= 100
+    assert not (folder / "foreign").exists()
+    assert not list(runs.rglob("failed.txt"))
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

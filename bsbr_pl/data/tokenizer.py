@@ -28,6 +28,9 @@ SPLIT = (
 )
 
 
+LARGEST_VOCABULARY = 1_000_000  # `tokenizers` allocates tables of this size before it counts anything
+
+
 class Tokenizer(Protocol):
     """What the data room needs of a tokenizer."""
 
@@ -162,6 +165,8 @@ def tokenizer_identity(name: str, bpe_vocab_size: int) -> dict[str, str | int]:
     if name == "bpe":
         if bpe_vocab_size < 257:
             raise ValueError(f"bpe_vocab_size={bpe_vocab_size} is too small: at least 257 (256 bytes, end of text)")
+        if bpe_vocab_size > LARGEST_VOCABULARY:
+            raise ValueError(f"bpe_vocab_size={bpe_vocab_size} is too large: at most {LARGEST_VOCABULARY}")
         return {"kind": "bpe", "vocab_size": bpe_vocab_size, "split": SPLIT}
     return {"kind": "file", "sha256": hashlib.sha256(_read_spec(name).encode()).hexdigest()}
 
