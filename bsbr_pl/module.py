@@ -187,7 +187,7 @@ class LanguageModule(LightningModule):
         }
 
     def _arguments(self) -> Arguments:
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         given = {} if data is None else dict(data.hparams)
         if "batch_size" in given:
             given["batch_size"] = data.batch_size  # which a BatchSizeFinder changes
