@@ -145,6 +145,8 @@ class CLI(LightningCLI):
         for name in ("max_steps", "max_epochs", "limit_train_batches"):
             if options.trainer[name] == 0:
                 raise ValueError(f"{name}=0 trains nothing: at least 1")
+        if self.wanted["trainer.max_time"] == 0:
+            raise ValueError(f"max_time={options.trainer.max_time} trains nothing: give a longer time")
         if options.trainer.min_epochs and not self.wanted["trainer.has_epochs"]:
             raise ValueError(
                 f"min_epochs={options.trainer.min_epochs}, and this run has no epochs: use min_steps, or set max_epochs"

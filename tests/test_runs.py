@@ -371,6 +371,8 @@ def test_options_that_would_change_the_size_of_a_step_are_refused(folder):
         "--trainer.val_check_interval=0.5": "val_check_interval=0.5 is a share of an epoch, and this run has no epochs",
         "--trainer.min_epochs=1": "min_epochs=1, and this run has no epochs",
         "--trainer.max_epochs=0": "max_epochs=0 trains nothing",
+        "--trainer.max_time=00:00:00:00": "max_time=00:00:00:00 trains nothing",
+        "--trainer.max_time=soon": "max_time='soon' must be DD:HH:MM:SS",
         "--trainer.limit_train_batches=0": "limit_train_batches=0 trains nothing",
         "--trainer.callbacks+=GradientAccumulationScheduler": "GradientAccumulationScheduler changes the size",
         "--trainer.callbacks+=StochasticWeightAveraging": "StochasticWeightAveraging changes the weights after",
