@@ -18,14 +18,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from . import folders, steps
+from . import run_folder as folders
+from . import steps
 from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO
 from .convert import start_from
-from .folders import run_folder
 from .limits import check_processes, check_trainer
 from .parsing import Parser
 from .run import PLACES, Arguments, check_resumable, describe_run, differences, recorded, run_of
+from .run_folder import run_folder
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks that lie below another's folder

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from bsbr_pl.folders import put_csv_rows_back, run_folder
+from bsbr_pl.run_folder import put_csv_rows_back, run_folder
 
 from .step_windows import at_window_edge
 

@@ -10,7 +10,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from bsbr_pl.folders import run_folder
+from bsbr_pl.run_folder import run_folder
 from bsbr_pl.steps import ended_by
 from bsbr_pl.utils.records import environment, git_commit, write_json
 

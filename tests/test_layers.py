@@ -19,7 +19,7 @@ ALLOWED = {
     "bsbr_pl.data": {"bsbr_pl.data", "bsbr_pl.steps"},
     "bsbr_pl.steps": set(),
     "bsbr_pl.run": {"bsbr_pl.attention", "bsbr_pl.description"},
-    "bsbr_pl.folders": {"bsbr_pl.run", "bsbr_pl.utils"},
+    "bsbr_pl.run_folder": {"bsbr_pl.run", "bsbr_pl.utils"},
     "bsbr_pl.utils": {"bsbr_pl.utils", "bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.models"},
     "bsbr_pl.checkpoint": {"bsbr_pl.utils"},
     "bsbr_pl.metrics": set(),
@@ -36,7 +36,7 @@ ALLOWED = {
     "bsbr_pl.plain_yaml": set(),
     "bsbr_pl.cli": {
         *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.parsing"),
-        *("bsbr_pl.folders", "bsbr_pl.limits", "bsbr_pl.run", "bsbr_pl.steps"),
+        *("bsbr_pl.run_folder", "bsbr_pl.limits", "bsbr_pl.run", "bsbr_pl.steps"),
     },
     "bsbr_pl.evals": {"bsbr_pl"},
     "callbacks": {"callbacks", "bsbr_pl"},
