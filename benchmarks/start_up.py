@@ -26,7 +26,7 @@ def main() -> None:
             *TRAIN,
             *("--config", str(chosen.config.resolve())),
             *("--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.callbacks=[]"),
-            *("--trainer.enable_checkpointing=false", "--trainer.logger=false"),
+            *("--trainer.enable_checkpointing=false", "--trainer.logger=false", "--without=[LastCheckpoint]"),
         ]
         commands = {
             "import torch": [sys.executable, "-c", "import torch"],

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from . import run_folder as folders
 from . import steps
 from .attention import ARCHITECTURES
-from .checkpoint import CheckedCheckpointIO
+from .checkpoint import CheckedCheckpointIO, load_checkpoint
 from .convert import start_from
 from .limits import check_processes, check_trainer
 from .parsing import Parser
@@ -246,7 +246,7 @@ class CLI(LightningCLI):
         """Refuse what cannot be resumed before a file is written; end the process if there is no step left to take.
 
         Raises:
-            ValueError: naming the fixed arguments that differ.
+            ValueError: naming the fixed arguments that differ, or what is wrong with the checkpoint of a finished run.
             SystemExit: with 0, after saying that the run is finished; nothing is written.
         """
         before, run = recorded(checkpoint), run_of(checkpoint)
@@ -258,6 +258,7 @@ class CLI(LightningCLI):
         record = _json(path.parent.parent / "record.json")
         as_before = not any(argument in bounds for argument, *_ in differences(before, self.wanted))
         if (total is not None and run["step"] >= total) or (record.get("status") == "finished" and as_before):
+            load_checkpoint(path)  # a damaged one is no finished run
             by = record.get("ended_by", "max_steps")
             more = by if by.startswith("max_") else "max_steps"
             rank_zero_only(print)(

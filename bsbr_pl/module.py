@@ -393,7 +393,10 @@ class LanguageModule(LightningModule):
 
         Its numbers are places in the groups, but FSDP2 reads (and writes) them as places in the model.
         """
-        checkpoint |= {"dropout_seed": self._dropout_seed, "initial_weights": self.initial_weights, "run": self.run}
+        checkpoint |= {"dropout_seed": self._dropout_seed, "initial_weights": self.initial_weights}
+        if self._trainer is None:
+            return
+        checkpoint["run"] = self.run
         if isinstance(self.model, FSDPModule) or not checkpoint.get("optimizer_states"):
             return
         names = {id(parameter): name for name, parameter in self.named_parameters()}

@@ -97,7 +97,7 @@ MISTAKES = {
     "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16 or ",
     "--trainer.devices=0": "`Trainer(devices='0')` value is not a valid input using cpu accelerator",
     "--trainer.devices=-1": "devices=-1 is not for a CPU: give the number of processes, such as 1",
-    "--trainer.max_time=0": "`Timer(duration='0')` is not a valid duration. Expected a string in the format",
+    "--trainer.max_time=0": "max_time='0' must be DD:HH:MM:SS, such as 00:08:30:00",
     "--trainer.accelerator=gpu": "no device for accelerator='gpu' is here: `auto` takes what there is",
     "--trainer.accelerator=fast": "You selected an invalid accelerator name: `accelerator='fast'`",
     "--data.batch_size=0": "batch_size=0 is too small: at least 1",
