@@ -124,12 +124,7 @@ def plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def sums_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """`base.running_sum` of x in low precision, rounded once; the sum of all in fp32.
-
-    A product with a triangle of ones reads x once, and its sums are fp32; for more chunks than that pays for, `cumsum`.
-    """
-    N, total = x.shape[dim], x.sum(dim, dtype=torch.float32)
-    if N > 1024:
-        return base.running_sum(x.float(), dim)[0].to(x.dtype), total
-    earlier = torch.ones(N, N, dtype=x.dtype, device=x.device).tril(-1)
-    return (earlier @ x.flatten(dim + 1)).reshape(x.shape), total
+    """`base.running_sum` of x in low precision, added up in fp32 and rounded once; the sum of all in fp32."""
+    shape = x.shape
+    before, total = ops.sums_before(x.reshape(shape[:dim].numel(), shape[dim], -1).contiguous())
+    return before.view(shape), total.view(shape[:dim] + shape[dim + 1 :])

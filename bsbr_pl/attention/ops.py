@@ -1,4 +1,4 @@
-"""Operations that torch.compile does not look into: the delta rule by Triton kernels, with its gradient, and a table of
+"""Operations that torch.compile does not look into: what Triton kernels do on CUDA, with its gradient, and a table of
 sines, which a compiled kernel would otherwise compute anew for every head."""
 
 from typing import Any
@@ -22,6 +22,32 @@ def turns(position: Tensor, width: int) -> Tensor:
 @turns.register_fake
 def _(position: Tensor, width: int) -> Tensor:
     return position.new_empty(2, position.shape[0], width)
+
+
+@torch.library.custom_op("bsbr_pl::sums_before", mutates_args=())
+def sums_before(x: Tensor, start: Tensor | None = None, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    """x (R, N, M) -> at n the sum of x over all before n (R, N, M), in fp32, rounded once, and of all (R, M) in fp32;
+    from `start` (R, M) or 0. `backwards` sums over all after n."""
+    if x.is_cuda:
+        from . import triton_kernels
+
+        return triton_kernels.sums_before(x.contiguous(), None if start is None else start.contiguous(), backwards)
+    parts = x.float().flip(1) if backwards else x.float()
+    sums = parts.cumsum(1) if start is None else parts.cumsum(1) + start[:, None]
+    before = sums - parts
+    return (before.flip(1) if backwards else before).to(x.dtype, copy=True), sums[:, -1].clone()
+
+
+@sums_before.register_fake
+def _(x: Tensor, start: Tensor | None = None, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[0], x.shape[2], dtype=torch.float32)
+
+
+def _sums_gradient(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor, None, None]:
+    return sums_before(grad.contiguous(), grad_total, True)[0], None, None
+
+
+sums_before.register_autograd(_sums_gradient)
 
 
 @torch.library.custom_op("bsbr_pl::delta_rule", mutates_args=())

@@ -1,4 +1,4 @@
-"""The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient.
+"""The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient. At the end `ops.sums_before`.
 
 A chunk has C = 64 tokens. With g_t = sum of log alpha from its start to t, left_ts = exp(g_t - g_s) for s <= t and else
 0, B = diag(beta exp(g)) K and K_last = exp(g_C - g) K, S from before the chunk:
@@ -309,17 +309,12 @@ def forward(
     """`ops.delta_rule` of contiguous inputs."""
     B, T, H, K = q.shape
     V, R, N = v.shape[-1], B * H, triton.cdiv(T, CHUNK)
-    sizes = {"K": K, "V": V}
     inverses, P, X = q.new_empty(R, N, CHUNK, CHUNK), q.new_empty(R, N, K, K), q.new_empty(R, N, V, K)
     totals = None if log_alpha is None else beta.new_empty(R, N)
-    _prepare[(R, N)](
-        k, v, beta, log_alpha, inverses, P, X, totals, T, H, **sizes, num_warps=_warps(PREPARE, K, V, log_alpha)
-    )
+    _prepare[(R, N)](k, v, beta, log_alpha, inverses, P, X, totals, T, H, **_sizes(PREPARE, K, V, log_alpha))
     states, last = recurrence(totals, P, X, None, False)
     out = torch.empty_like(v)
-    _output[(R, N)](
-        q, k, v, beta, log_alpha, inverses, states, out, T, H, **sizes, num_warps=_warps(OUTPUT, K, V, log_alpha)
-    )
+    _output[(R, N)](q, k, v, beta, log_alpha, inverses, states, out, T, H, **_sizes(OUTPUT, K, V, log_alpha))
     return out, last.view(B, H, V, K), inverses, states
 
 
@@ -337,49 +332,23 @@ def backward(
     """`ops.delta_rule_backward` of contiguous inputs."""
     _, T, H, K = q.shape
     R, N, V, _ = states.shape
-    sizes = {"K": K, "V": V}
     P, G = q.new_empty(R, N, K, K), torch.empty_like(states)
     totals = None if log_alpha is None else beta.new_empty(R, N)
     _prepare_gradient[(R, N)](
-        q,
-        k,
-        beta,
-        log_alpha,
-        inverses,
-        grad,
-        P,
-        G,
-        totals,
-        T,
-        H,
-        **sizes,
-        num_warps=_warps(PREPARE_GRADIENT, K, V, log_alpha),
+        q, k, beta, log_alpha, inverses, grad, P, G, totals, T, H, **_sizes(PREPARE_GRADIENT, K, V, log_alpha)
     )
     after, _ = recurrence(totals, P, G, None if grad_last is None else grad_last.flatten(0, 1), True)
     Dq, Dk, Dv, Dbeta = (torch.empty_like(x) for x in (q, k, v, beta))
     Dlog_alpha = None if log_alpha is None else torch.empty_like(log_alpha)
     outputs = (Dq, Dk, Dv, Dbeta, Dlog_alpha)
     _gradient[(R, N)](
-        q,
-        k,
-        v,
-        beta,
-        log_alpha,
-        inverses,
-        states,
-        grad,
-        after,
-        *outputs,
-        T,
-        H,
-        **sizes,
-        num_warps=_warps(GRADIENT, K, V, log_alpha),
+        q, k, v, beta, log_alpha, inverses, states, grad, after, *outputs, T, H, **_sizes(GRADIENT, K, V, log_alpha)
     )
     return [output for output in outputs if output is not None]
 
 
-def _warps(kernel: tuple[int, ...], K: int, V: int, log_alpha: Tensor | None) -> int:
-    return kernel[2 * (max(K, V) > 64) + (log_alpha is not None)]
+def _sizes(warps: tuple[int, ...], K: int, V: int, log_alpha: Tensor | None) -> dict[str, int]:
+    return {"K": K, "V": V, "num_warps": warps[2 * (max(K, V) > 64) + (log_alpha is not None)]}
 
 
 def recurrence(
@@ -427,3 +396,35 @@ def _launch(
     grid = (R, M, V // min(V, height))
     sizes = {"K": K, "V": V, "BV": min(V, height), "BACKWARDS": backwards, "num_warps": 4, "num_stages": 3}
     _recurrence[grid](decay, P, X, start, states, last, product, N, G, **sizes)
+
+
+# Sums over the chunks before.
+
+
+@triton.jit
+def _sums_before(x, start, before, total, N, M, COLUMNS: tl.constexpr, BACKWARDS: tl.constexpr):
+    """One program: some columns of one (N, M) matrix, 32 rows at a time."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    carried = tl.zeros((COLUMNS,), tl.float32)
+    if start is not None:
+        carried = tl.load(start + row * M + columns, mask=columns < M, other=0.0)
+    for i in range(0, N, 32):
+        n = i + tl.arange(0, 32)
+        there = (n < N)[:, None] & (columns < M)[None, :]
+        if BACKWARDS:
+            n = N - 1 - n
+        places = (row * N + n)[:, None] * M + columns[None, :]
+        tile = tl.load(x + places, mask=there, other=0.0).to(tl.float32)
+        sums = carried[None, :] + tl.cumsum(tile, 0)
+        tl.store(before + places, (sums - tile).to(before.dtype.element_ty), mask=there)
+        carried += tl.sum(tile, 0)
+    tl.store(total + row * M + columns, carried, mask=columns < M)
+
+
+def sums_before(x: Tensor, start: Tensor | None, backwards: bool) -> tuple[Tensor, Tensor]:
+    """`ops.sums_before` of contiguous inputs."""
+    R, N, M = x.shape
+    before, total = torch.empty_like(x), x.new_empty(R, M, dtype=torch.float32)
+    _sums_before[(R, triton.cdiv(M, 128))](x, start, before, total, N, M, COLUMNS=128, BACKWARDS=backwards)
+    return before, total

@@ -71,6 +71,31 @@ def test_a_kernel_computes_what_mix_does(name, T):
         assert error < 2e-5, f"relative error {error:.2e}"
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_sums_before(backwards):
+    x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    start = torch.randn(2, 7, generator=torch.Generator().manual_seed(1))
+    before, total = ops.sums_before(x, start, backwards)
+    sides = [slice(n + 1, None) if backwards else slice(n) for n in range(5)]
+    expected = start[:, None] + torch.stack([x[:, side].sum(1) for side in sides], 1)
+    torch.testing.assert_close(before, expected)
+    torch.testing.assert_close(total, start + x.sum(1))
+    if not backwards:
+        weights, of_total = torch.randn(2, 5, 7), torch.randn(2, 7)
+        loss = (before * weights).sum() + (total * of_total).sum()
+        truth = (expected * weights).sum() + (x.sum(1) * of_total).sum()
+        torch.testing.assert_close(*(torch.autograd.grad(value, x)[0] for value in (loss, truth)))
+        torch.library.opcheck(ops.sums_before, (x,))
+    if INTERPRETED:
+        from bsbr_pl.attention import triton_kernels
+
+        long = torch.randn(2, 70, 200, generator=torch.Generator().manual_seed(2))
+        start = long[:, 0].contiguous()
+        found, kept = triton_kernels.sums_before(long, start, backwards), ops.sums_before(long, start, backwards)
+        for own, plain in zip(found, kept, strict=True):
+            torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
 @pytest.mark.parametrize("decays", [True, False])
 @pytest.mark.parametrize("shape", [(2, 70, 3, 16), (1, 330, 1, 32)])
