@@ -10,7 +10,7 @@ from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
-SIZES = {"1m": 1e6, "10m": 10e6, "100m": 100e6, "350m": 330e6}
+SIZES = {"1m": 1.1e6, "10m": 10e6, "100m": 100e6, "350m": 330e6}
 
 
 @pytest.mark.parametrize("name", SIZES)
