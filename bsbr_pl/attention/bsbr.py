@@ -25,7 +25,6 @@ Decode state: (T / C) D (K + 1) + 2 C D numbers; unless C > K / 2 that is more t
 Source: the idea is that of the PyPI package bsbr (0.1.1), whose masks let the future through; these equations are ours.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,7 +44,7 @@ from .base import (
     to_chunks,
     window_pairs,
 )
-from .kernels import choose, for_products, has_width, retrieval_kernel, window_attention
+from .kernels import for_products, window_attention
 
 EQUAL = 1e-4  # scores this close count as equal and the earlier chunk wins: rounding must not choose among repetitions
 
@@ -207,19 +206,10 @@ class BSBRAttention(Attention[Chunks]):
         if not q.is_cuda:  # once, for what is cut in chunks here and in `local`
             q, k, v = (part.contiguous() for part in (q, k, v))
         local = self.local(self.rotate(q), self.rotate(k), v)
-        fits = self.normalize and self.state_dim == self.head_dim and has_width(self.head_dim)
-        fits = fits and self.chunk_size in (64, 128) and q.shape[2] >= self.chunk_size
-        kernel = partial(retrieval_kernel, self)
-        return choose(q, kernel, self.retrieve, fits)(q, k, v, self.chunk_weights(r, h), local)
-
-    def retrieve(
-        self, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, local: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `mix` gives, from the chunks' weights P (B, H, N, N) and the local output (B, H, T, V)."""
         T = q.shape[2]
         q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
         states = self.write(k, v)
-        S = self.combine(weights, states)
+        S = self.combine(self.chunk_weights(r, h), states)
         return local + self.read(q, S).flatten(2, 3)[:, :, :T], states, S
 
     def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -247,10 +237,10 @@ class BSBRAttention(Attention[Chunks]):
     def combine(self, weights: Tensor, states: Tensor) -> Tensor:
         """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
         weights = weights.to(states.dtype)
-        top_k = self.retrieval_top_k
-        if top_k is None or top_k >= states.shape[2] or states.is_cuda:  # there zeros are quicker than a gather
+        dense = self.retrieval_top_k is None or self.retrieval_top_k >= states.shape[2]
+        if dense or states.is_cuda:  # where a product with zeros is quicker than a gather
             return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
-        best, index = weights.topk(top_k)  # (B, H, M, top_k)
+        best, index = weights.topk(self.retrieval_top_k)  # (B, H, M, top_k)
         B, H, N = states.shape[:3]
         rows = torch.arange(B * H, device=index.device).view(B, H, 1, 1) * N + index
         bags = F.embedding_bag(

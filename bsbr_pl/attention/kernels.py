@@ -100,17 +100,6 @@ def gau_kernel(
     return mixed.flatten(1, 2)[:, :T], before[:, -1].float() if T % chunk else total
 
 
-def retrieval_kernel(
-    attention: Any, low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, local: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`BSBRAttention.retrieve` of that attention."""
-    chunk, gain = attention.chunk_size, attention.gain.float().flatten()
-    q, k, v, local = (part.to(low).transpose(1, 2) for part in (q, k, v, local))  # (B, T, H, .)
-    states = ops.chunk_states(k, v, chunk)
-    S = attention.combine(weights, states)
-    return ops.retrieve(q, S, local.contiguous(), gain, chunk).transpose(1, 2), states, S
-
-
 def delta_rule_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """`DeltaNetAttention.mix`."""
     return gated_delta_rule_kernel(low, q, k, v, beta, None)

@@ -40,7 +40,7 @@ def sums_before(x: Tensor, start: Tensor | None = None, backwards: bool = False)
 
 @sums_before.register_fake
 def _(x: Tensor, start: Tensor | None = None, backwards: bool = False) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], x.shape[2], dtype=torch.float32)
+    return torch.empty_like(x), x.new_empty(x.shape[0], x.shape[2], dtype=torch.float32)
 
 
 def _sums_gradient(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor, None, None]:
@@ -57,11 +57,11 @@ def delta_rule(
     """q, k, v (B, T, H, K), beta, log_alpha (B, T, H) in fp32 -> mixed values (B, T, H, V), S^T after the last token
     (B, H, V, K) in fp32; and what the gradient needs, per chunk of 64 its inverse and S^T before it.
 
-    On CUDA, or where TRITON_INTERPRET is 1. Without `log_alpha` nothing is forgotten.
+    On CUDA, or where TRITON_INTERPRET is 1. All is contiguous; without `log_alpha` nothing is forgotten.
     """
     from . import triton_kernels
 
-    return triton_kernels.forward(*_contiguous(q, k, v, beta, log_alpha))
+    return triton_kernels.forward(q, k, v, beta, log_alpha)
 
 
 @delta_rule.register_fake
@@ -69,7 +69,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None) -
     B, T, H, K = q.shape
     V, R, N = v.shape[-1], B * H, (T + CHUNK - 1) // CHUNK
     last = v.new_empty(B, H, V, K, dtype=torch.float32)
-    return v.new_empty(v.shape), last, q.new_empty(R, N, CHUNK, CHUNK), q.new_empty(R, N, V, K)
+    return torch.empty_like(v), last, q.new_empty(R, N, CHUNK, CHUNK), q.new_empty(R, N, V, K)
 
 
 @torch.library.custom_op("bsbr_pl::delta_rule_backward", mutates_args=())
@@ -87,11 +87,8 @@ def delta_rule_backward(
     """The gradients of q, k, v, beta and, where it is given, log_alpha."""
     from . import triton_kernels
 
-    return triton_kernels.backward(*_contiguous(grad, grad_last, q, k, v, beta, log_alpha, inverses, states))
-
-
-def _contiguous(*parts: Tensor | None) -> list[Any]:
-    return [None if part is None else part.contiguous() for part in parts]
+    last = None if grad_last is None else grad_last.contiguous()
+    return triton_kernels.backward(grad.contiguous(), last, q, k, v, beta, log_alpha, inverses, states)
 
 
 @delta_rule_backward.register_fake
@@ -106,7 +103,7 @@ def _(
     inverses: Tensor,
     states: Tensor,
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (q, k, v, beta, log_alpha) if x is not None]
+    return [torch.empty_like(x) for x in (q, k, v, beta, log_alpha) if x is not None]
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
@@ -123,80 +120,3 @@ def _delta_rule_gradient(
 
 
 delta_rule.register_autograd(_delta_rule_gradient, setup_context=_keep)
-
-
-@torch.library.custom_op("bsbr_pl::chunk_states", mutates_args=())
-def chunk_states(k: Tensor, v: Tensor, chunk: int) -> Tensor:
-    """BSBR's k^^T v of each chunk: k, v (B, T, H, K) in low precision -> (B, H, N, K, V)."""
-    from . import triton_retrieval
-
-    return triton_retrieval.chunk_states(k, v, chunk)
-
-
-@chunk_states.register_fake
-def _(k: Tensor, v: Tensor, chunk: int) -> Tensor:
-    B, T, H, K = k.shape
-    return k.new_empty(B, H, (T + chunk - 1) // chunk, K, v.shape[-1])
-
-
-@torch.library.custom_op("bsbr_pl::chunk_states_backward", mutates_args=())
-def chunk_states_backward(k: Tensor, v: Tensor, grad: Tensor, chunk: int) -> list[Tensor]:
-    from . import triton_retrieval
-
-    return triton_retrieval.chunk_states_gradient(k, v, grad.contiguous(), chunk)
-
-
-@chunk_states_backward.register_fake
-def _(k: Tensor, v: Tensor, grad: Tensor, chunk: int) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (k, v)]
-
-
-def _keep_keys(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.chunk = inputs[2]
-
-
-def _states_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (*chunk_states_backward(*ctx.saved_tensors, grad, ctx.chunk), None)
-
-
-chunk_states.register_autograd(_states_gradient, setup_context=_keep_keys)
-
-
-@torch.library.custom_op("bsbr_pl::retrieve", mutates_args=())
-def retrieve(q: Tensor, S: Tensor, local: Tensor, gain: Tensor, chunk: int) -> Tensor:
-    """local + gain m / sqrt(1 + mean(m^2)) with m = q S: q (B, T, H, K), what the chunks retrieved S (B, H, N, K, V),
-    `local` (B, T, H, V), contiguous, all in low precision, `gain` (H) in fp32 -> (B, T, H, V)."""
-    from . import triton_retrieval
-
-    return triton_retrieval.retrieve(q, S.contiguous(), local.contiguous(), gain, chunk)
-
-
-@retrieve.register_fake
-def _(q: Tensor, S: Tensor, local: Tensor, gain: Tensor, chunk: int) -> Tensor:
-    return local.new_empty(local.shape)
-
-
-@torch.library.custom_op("bsbr_pl::retrieve_backward", mutates_args=())
-def retrieve_backward(q: Tensor, S: Tensor, gain: Tensor, grad: Tensor, chunk: int) -> list[Tensor]:
-    from . import triton_retrieval
-
-    return triton_retrieval.retrieve_gradient(q, S.contiguous(), gain, grad.contiguous(), chunk)
-
-
-@retrieve_backward.register_fake
-def _(q: Tensor, S: Tensor, gain: Tensor, grad: Tensor, chunk: int) -> list[Tensor]:
-    return [q.new_empty(q.shape), S.new_empty(S.shape), torch.empty_like(gain)]
-
-
-def _keep_queries(ctx: Any, inputs: Any, output: Tensor) -> None:
-    q, S, _, gain, ctx.chunk = inputs
-    ctx.save_for_backward(q, S, gain)
-
-
-def _retrieve_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    of_q, of_S, of_gain = retrieve_backward(*ctx.saved_tensors, grad, ctx.chunk)
-    return of_q, of_S, grad, of_gain, None
-
-
-retrieve.register_autograd(_retrieve_gradient, setup_context=_keep_queries)

@@ -4,7 +4,6 @@ Triton's kernels run on a CPU in its interpreter alone, where Triton is installe
 """
 
 import os
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -95,31 +94,6 @@ def test_sums_before(backwards):
         found, kept = triton_kernels.sums_before(long, start, backwards), ops.sums_before(long, start, backwards)
         for own, plain in zip(found, kept, strict=True):
             torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
-@pytest.mark.parametrize("T", [64, 200])
-def test_the_retrieval_kernel_computes_what_retrieve_does(T):
-    """In fp32 on a CPU, of q, k and v as the convolution leaves them."""
-    attention = ARCHITECTURES["bsbr"](64, 2, chunk_size=64, initial_gain=0.7)
-    qkv = torch.randn(2, T, 192, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    N = -(-T // 64)
-    weights = torch.rand(2, 2, N, N, generator=torch.Generator().manual_seed(1)).tril(-1).requires_grad_()
-    local, cotangent = torch.randn(2, 2, 2, T, 32, generator=torch.Generator().manual_seed(2))
-    local = local.requires_grad_()
-    found = []
-    for retrieve in (partial(kernels.retrieval_kernel, attention, torch.float32), attention.retrieve):
-        q, k, v = (part.unflatten(-1, (2, 32)).transpose(1, 2) for part in qkv.chunk(3, -1))
-        mixed, states, S = retrieve(q, k, v, weights, local)
-        loss = (mixed * cotangent).sum() + states.square().sum() + S.sum()
-        found.append([mixed, states, S, *torch.autograd.grad(loss, (qkv, weights, local, attention.gain))])
-    for own, expected in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
-    q, k, v, local = (part.detach().transpose(1, 2).requires_grad_() for part in (q, k, v, local))
-    torch.library.opcheck(ops.chunk_states, (k, v, 64))
-    torch.library.opcheck(
-        ops.retrieve, (q, S.detach(), local.detach().contiguous(), attention.gain.detach().flatten(), 64)
-    )
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
