@@ -94,7 +94,7 @@ def gau_kernel(
     z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, S), (B, N, C, E)
     q, k, q_lin, k_lin = views(z)
     scores = (q.to(low) @ k.to(low).mT / chunk).relu().square() * lower_triangle(q.shape[2], like=v)
-    before, total = sums_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
+    before, total = products_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
     count = (torch.arange(v.shape[1], device=v.device) * chunk).clamp(min=1)[:, None, None]
     mixed = plus_product(scores @ v, (q_lin / count).to(low), before)
     return mixed.flatten(1, 2)[:, :T], before[:, -1].float() if T % chunk else total
@@ -128,3 +128,15 @@ def sums_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     shape = x.shape
     before, total = ops.sums_before(x.reshape(shape[:dim].numel(), shape[dim], -1).contiguous())
     return before.view(shape), total.view(shape[:dim] + shape[dim + 1 :])
+
+
+def products_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """`sums_before` by a product with a triangle of ones, which is faster for few chunks with large states.
+
+    It reads x once, and its sums are fp32. More than 1024 chunks are summed by `cumsum`.
+    """
+    N, total = x.shape[dim], x.sum(dim, dtype=torch.float32)
+    if N > 1024:
+        return base.running_sum(x.float(), dim)[0].to(x.dtype), total
+    earlier = torch.ones(N, N, dtype=x.dtype, device=x.device).tril(-1)
+    return (earlier @ x.flatten(dim + 1)).reshape(x.shape), total

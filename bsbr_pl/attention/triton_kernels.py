@@ -24,10 +24,10 @@ from torch import Tensor
 from .ops import CHUNK
 
 # Warps of a program: for heads up to 64 wide without and with decays, and for wider ones without and with.
-PREPARE = (4, 4, 8, 8)
-OUTPUT = (4, 4, 8, 8)
-PREPARE_GRADIENT = (4, 4, 8, 8)
-GRADIENT = (4, 8, 8, 8)
+PREPARE = (4, 4, 4, 4)
+OUTPUT = (4, 4, 4, 4)
+PREPARE_GRADIENT = (4, 4, 4, 4)
+GRADIENT = (4, 4, 8, 8)
 LONG = 128  # from so many chunks on, stretches of them are first summed up at once
 
 
@@ -233,6 +233,15 @@ def _prepare_gradient(q, k, beta, log_alpha, inverses, DO, P, G, totals, T, H, K
 
 
 @triton.jit
+def _rows_less_columns(M):
+    """The gradient of g from M (C, C), left times its gradient: left_ts = exp(g_t - g_s).
+
+    From one M in fp32: in sums over tokens M_ts cancels, and two rounded copies of M would leave their difference.
+    """
+    return tl.sum(M, 1) - tl.sum(M, 0)
+
+
+@triton.jit
 def _gradient(
     q,
     k,
@@ -267,37 +276,39 @@ def _gradient(
     inverse = tl.load(inverses + chunk * 4096 + _matrix(64, 64))
 
     # O = kept Q S + scores U ; S <- total S + K_last^T U
-    new = _load(v, place, there, V) - kept[:, None] * tl.dot(keys, tl.trans(S))
+    values = _load(v, place, there, V)
+    new = values - kept[:, None] * tl.dot(keys, tl.trans(S))
     U = tl.dot(inverse, (b[:, None] * new).to(low)).to(low)
     queries, worth = _load(q, place, there, K), _load(DO, place, there, V)
-    Dproducts = (left * tl.dot(worth, tl.trans(U))).to(low)
-    Dqueries = tl.dot(Dproducts, keys, kept[:, None] * tl.dot(worth, S))
-    _store(Dq, Dqueries, place, there, K)
-    Dg = tl.sum(Dqueries * queries, 1)
+    products = tl.dot(queries, tl.trans(keys))
+    Dproducts = left * tl.dot(worth, tl.trans(U))
+    Dqueries = kept[:, None] * tl.dot(worth, S)
     Dcolumns = to_end[:, None] * tl.dot(U, after)  # of keys as what is read: in K_last, in columns of Q K^T and K K^T
-    Dend = tl.sum(tl.sum(Dcolumns * keys, 1), 0) + total * tl.sum(tl.sum(S.to(tl.float32) * after.to(tl.float32), 1), 0)
-    Dcolumns = tl.dot(tl.trans(Dproducts), queries, Dcolumns)
-    scores = (left * tl.dot(queries, tl.trans(keys))).to(low)
-    DU = tl.dot(tl.trans(scores), worth, to_end[:, None] * tl.dot(keys, tl.trans(after)))
+    if log_alpha is not None:
+        Dto_end = tl.sum(Dcolumns * keys, 1)
+        Dend = tl.sum(Dto_end, 0) + total * tl.sum(tl.sum(S.to(tl.float32) * after.to(tl.float32), 1), 0)
+        Dg = tl.sum(Dqueries * queries, 1) - Dto_end + _rows_less_columns(Dproducts * products)
+    low_products = Dproducts.to(low)
+    _store(Dq, tl.dot(low_products, keys, Dqueries), place, there, K)
+    Dcolumns = tl.dot(tl.trans(low_products), queries, Dcolumns)
+    DU = tl.dot(tl.trans((left * products).to(low)), worth, to_end[:, None] * tl.dot(keys, tl.trans(after)))
 
     # U = inverse diag(beta) new ; new = V - kept K S ; inverse = (I + L)^-1 ; L = diag(beta) K K^T * left, below the
     # diagonal
     Dwritten = tl.dot(tl.trans(inverse), DU.to(low))
-    Db = tl.sum(Dwritten * new, 1)
     Dnew = b[:, None] * Dwritten
     _store(Dv, Dnew, place, there, V)
+    products = tl.dot(keys, tl.trans(keys))
     DL = tl.where(i[:, None] > i[None, :], -left * tl.dot(Dwritten.to(low), tl.trans(U)), 0.0)  # over beta
-    Drows = tl.dot(DL.to(low), keys)
-    Db += tl.sum(Drows * keys, 1)
-    tl.store(Dbeta + place, Db, mask=there)
-    Drows = b[:, None] * Drows - kept[:, None] * tl.dot(Dnew.to(low), S)
-    Dcolumns = tl.dot(tl.trans((b[:, None] * DL).to(low)), keys, Dcolumns)
-    _store(Dk, Drows + Dcolumns, place, there, K)
-
-    if log_alpha is not None:  # q_t and a row of keys come with exp(g_t), a column with exp(-g_t)
-        Dg += tl.sum((Drows - Dcolumns) * keys, 1)
+    tl.store(Dbeta + place, tl.sum(Dwritten * new, 1) + tl.sum(DL * products, 1), mask=there)
+    DL = b[:, None] * DL
+    if log_alpha is not None:
+        Dg += _rows_less_columns(DL * products) - tl.sum(Dnew * (values - new), 1)
         Dsteps = Dend + tl.sum(tl.where(i[:, None] >= i[None, :], Dg[:, None], 0.0), 0)
         tl.store(Dlog_alpha + place, Dsteps, mask=there)
+    low_DL = DL.to(low)
+    Drows = tl.dot(low_DL, keys) - kept[:, None] * tl.dot(Dnew.to(low), S)
+    _store(Dk, Drows + tl.dot(tl.trans(low_DL), keys, Dcolumns), place, there, K)
 
 
 # The launches.
