@@ -49,6 +49,7 @@ MODEL = {"vocab_size": 16_384, "hidden_dim": 768, "num_layers": 12, "num_heads":
 TOY_MODEL = {"vocab_size": 64, "hidden_dim": 32, "num_layers": 2, "num_heads": 2}
 BATCHES = {4096: 8, 16_384: 2, 32_768: 1}  # sequences of a training step, by tokens
 LAW = {"bfloat16": 8e-3, "float32": 1e-5}
+FLA = ("linear", "delta_net")  # last: their tuning takes longer than all the rest
 EFFICIENT = ("sliding_window", "bsbr", "linear", "gau", "delta_net", "gated_delta_net")
 
 
@@ -85,26 +86,24 @@ def rows() -> list[Row]:
         *(Row("peak", name) for name in ("matrix product", "copy")),
         *operations(16_384),
         *law("bfloat16", "eager"),
-        *steps(4096, ("standard", "sliding_window", "bsbr", "linear", "gau", "delta_net", "gated_delta_net")),
-        *operations(4096),
+        *steps(4096, ("standard", *EFFICIENT)),
         *operations(65_536),
         *steps(16_384, ("standard", *EFFICIENT)),
         *steps(32_768, ("standard", *EFFICIENT)),
-        Row("operation", "sliding_window", 16_384, 16, 64, form="flex"),
-        *steps(4096, ("standard",), "compiled whole"),
-        *steps(4096, ("standard", "bsbr"), "eager"),
-        *(Row("operation", name, 16_384, 16, 64, form="fla") for name in ("linear", "delta_net")),
+        *operations(4096),
         *(Row("decode", name, tokens) for tokens in (1024, 65_536) for name in ("standard", *EFFICIENT)),
         *law("bfloat16", "compiled"),
+        *operations(16_384, 128),
         *law("float32", "eager"),
-        *(Row("operation", name, 65_536, 16, 64, form="fla") for name in ("linear", "delta_net")),
         *operations(1024),
+        *steps(4096, ("standard",), "compiled whole"),
+        *steps(4096, ("standard", "bsbr"), "eager"),
         *steps(4096, ("hopfield",)),
         *(Row("operation", name, 16_384, 16, 64, form="eager") for name in ("bsbr", "linear", "gau", "delta_net")),
         Row("operation", "bsbr top-k 8", 16_384, 16, 64, form="compiled"),
-        *operations(16_384, 128),
         *operations(4096, 128),
         *operations(65_536, 128),
+        *(Row("operation", name, tokens, 16, 64, form="fla") for tokens in (16_384, 65_536) for name in FLA),
     ]
 
 
@@ -139,11 +138,16 @@ class Bench:
         return {"per_second": 2 * source.nbytes / min(self.seconds(lambda: target.copy_(source), samples=10))}
 
     def law(self, row: Row) -> dict[str, Any]:
-        """Largest relative root-mean-square error of the fast form against the definition, over a few lengths."""
-        sys.path.insert(0, str(ROOT / "tests" / "attention"))
-        from test_law import definition, relative_error, results
+        """Relative root-mean-square errors of the fast form against the definition, the worst over a few lengths.
 
-        worst: dict[str, Any] = {"output": 0.0, "gradient": 0.0, "of": "", "truth": 0.0}
+        Where the definition itself is further from fp64 than the law allows (a gain's gradient is a sum of signed
+        products, whose rounding remains), the two may differ by twice that: each is rounded in its own way.
+        """
+        sys.path.insert(0, str(ROOT / "tests" / "attention"))
+        from test_law import definition, results
+
+        limit = LAW[row.dtype]
+        worst: dict[str, Any] = {"output": 0.0, "gradient": 0.0, "of": "", "limit": limit, "kept": True}
         torch.manual_seed(1)
         attention = ARCHITECTURES[row.name](128, 2).double()
         with torch.no_grad():
@@ -158,19 +162,20 @@ class Bench:
         for tokens in (70,) if self.toy else (63, 130, 300) if row.form == "eager" else (300,):
             x = torch.randn(2, tokens, 128, generator=torch.Generator().manual_seed(tokens)).to(self.device)
             x = x.to(self.dtype(row))
-            found, expected = results(forward, attention, x), results(definition, attention, x)
-            largest = max(float(value.double().square().mean().sqrt()) for value in expected.values())
-            for key, value in expected.items():
-                scale = max(float(value.double().square().mean().sqrt()), 1e-3 * largest)
-                error = float((found[key].double() - value.double()).square().mean().sqrt()) / scale
+            found, plain = results(forward, attention, x), results(definition, attention, x)
+            truth = results(definition, exact, x.double())
+            largest = max(root_mean_square(value) for value in truth.values())
+            for key, value in truth.items():
+                size = max(root_mean_square(value), 1e-3 * largest)
+                error = root_mean_square(found[key].double() - plain[key].double()) / size
+                own = [root_mean_square(form[key].double() - value) / size for form in (found, plain)]
+                worst["kept"] &= error <= max(limit, 2 * own[1])
                 if key == "output":
                     worst["output"] = max(worst["output"], error)
-                    truth = definition(exact, x.double())
-                    worst["truth"] = max(worst["truth"], float(relative_error(found[key], truth.detach())))
                 elif not error <= worst["gradient"]:
-                    worst |= {"gradient": error, "of": key.removeprefix("gradient of ")}
-        limit = LAW[row.dtype]
-        return {**worst, "limit": limit, "kept": max(worst["output"], worst["gradient"]) <= limit}
+                    facts = {"of": key.removeprefix("gradient of "), "to_fp64": own[0], "definition_to_fp64": own[1]}
+                    worst |= {"gradient": error, **facts}
+        return worst
 
     def operation(self, row: Row) -> dict[str, Any]:
         return self.both_times(self.operation_call(row))
@@ -324,8 +329,6 @@ def operation(row: Row, tokens: int, device: str, dtype: torch.dtype) -> tuple[C
     qkv = [by_heads() for _ in range(3)]
     if row.name == "sdpa":
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), qkv
-    if row.form == "flex" and device != "cpu":
-        return flex_window(tokens, device), qkv
     x = torch.empty(0, device=device, dtype=dtype)
     name, *top_k = row.name.split(" top-k ")
     options: dict[str, Any] = {"rope": False} if name in ("sliding_window", "bsbr", "gau") else {}
@@ -355,24 +358,16 @@ def operation(row: Row, tokens: int, device: str, dtype: torch.dtype) -> tuple[C
     return lambda q, k, *rest: mix(unit(q), unit(k), *map(at_least_fp32, rest))[0], inputs
 
 
+def root_mean_square(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
 def feature(x: Tensor) -> Tensor:
     return F.elu(at_least_fp32(x)) + 1
 
 
 def unit(x: Tensor) -> Tensor:
     return F.normalize(at_least_fp32(x), dim=-1)
-
-
-def flex_window(tokens: int, device: str) -> Callable[..., Tensor]:
-    """A window by FlexAttention, for comparison."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def near(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (i >= j) & (i - j < WINDOW)
-
-    mask = torch.compile(create_block_mask)(near, None, None, tokens, tokens, device=device)
-    attend = torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: attend(q, k, v, block_mask=mask)
 
 
 def fla_linear(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
@@ -562,11 +557,14 @@ def decode_table(found: list[dict[str, Any]]) -> list[str]:
 
 
 def law_table(found: list[dict[str, Any]]) -> list[str]:
-    lines = ["| the law | dtype | form | output | largest gradient | of | allowed |", "|---|---|---|---|---|---|---|"]
+    lines = ["| the law | dtype | form | output | largest gradient | of | its error | the definition's | kept |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for line in found:
         if line["kind"] == "law":
-            errors = f"{line['output']:.1e} | {line['gradient']:.1e} | {line['of']} | {line['limit']:.0e}"
-            lines.append(f"| {line['name']} | {line['dtype']} | {line['form']} | {errors} |")
+            numbers = [line.get(key, math.nan) for key in ("to_fp64", "definition_to_fp64")]
+            cells = [line["name"], line["dtype"], line["form"], f"{line['output']:.1e}", f"{line['gradient']:.1e}"]
+            cells += [line["of"], *(f"{number:.1e}" for number in numbers), "yes" if line["kept"] else "no"]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

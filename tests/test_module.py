@@ -1,14 +1,16 @@
 """LanguageModule: what it measures, how it optimises, and what a checkpoint gives back."""
 
 import math
+import re
 import shutil
+import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import Trainer
+from lightning import Callback, Trainer
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, BSBRAttention, StandardAttention
 from bsbr_pl.description import build, describe
@@ -115,6 +117,58 @@ def test_what_was_compiled_wrongly_is_not_trained(tmp_path, monkeypatch):
     compiled_with(1e-6)
     with pytest.raises(RuntimeError, match=r"torch.compile gives .* another gradient .* set compile to false"):
         compiled_with(0.1)
+
+
+class AsOnCuda(Callback):
+    """Gives the module a compiled form, as `auto` does on CUDA alone."""
+
+    def __init__(self, form) -> None:
+        self.form, self.used = form, []
+
+    def on_train_start(self, trainer, module) -> None:
+        module._compiled, module._trusted = self.form(module.model.hidden), False
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        self.used.append(module._compiled is not None)
+
+
+def failing(hidden):
+    def compiled(input_ids):
+        raise RuntimeError("no kernel\n  for this card")
+
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (failing, "no kernel for this card"),
+        (lambda hidden: lambda input_ids: hidden(input_ids) * 1.1, "torch.compile gives .* another gradient"),
+    ],
+    ids=["raises", "wrong"],
+)
+def test_auto_goes_on_without_a_compiled_form_that_fails(form, reason, tmp_path):
+    """One warning, and the weights are those of training that never compiled."""
+    found = {}
+    for compiled in (False, "auto"):
+        module, seen = module_of(compile=compiled), AsOnCuda(form)
+        run = trainer(tmp_path, max_epochs=-1, max_steps=3, callbacks=[seen] if compiled else [])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.fit(module, loader())
+        told = [str(w.message) for w in caught if "training goes on without torch.compile" in str(w.message)]
+        found[compiled] = module.state_dict()
+    assert len(told) == 1
+    assert re.search(f"which failed: {reason}", told[0])
+    assert seen.used == [False] * 3
+    for name, weight in found[False].items():
+        assert torch.equal(found["auto"][name], weight), name
+
+
+def test_a_compiled_form_that_fails_is_an_error_where_it_was_asked_for(tmp_path):
+    module = module_of(compile=True)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        trainer(tmp_path, max_epochs=-1, max_steps=1, callbacks=[AsOnCuda(failing)]).fit(module, loader())
 
 
 def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):

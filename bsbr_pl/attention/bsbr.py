@@ -237,10 +237,10 @@ class BSBRAttention(Attention[Chunks]):
     def combine(self, weights: Tensor, states: Tensor) -> Tensor:
         """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
         weights = weights.to(states.dtype)
-        dense = self.retrieval_top_k is None or self.retrieval_top_k >= states.shape[2]
-        if dense or states.is_cuda:  # where a product with zeros is quicker than a gather
+        top_k = self.retrieval_top_k
+        if top_k is None or top_k >= states.shape[2] or states.is_cuda:  # there zeros are quicker than a gather
             return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
-        best, index = weights.topk(self.retrieval_top_k)  # (B, H, M, top_k)
+        best, index = weights.topk(top_k)  # (B, H, M, top_k)
         B, H, N = states.shape[:3]
         rows = torch.arange(B * H, device=index.device).view(B, H, 1, 1) * N + index
         bags = F.embedding_bag(

@@ -6,7 +6,7 @@ a CPU, `mix` stays.
 
 - windows: FlashAttention with a window, by `torch.nn.attention.varlen` (torch >= 2.11);
 - Linear, GAU, BSBR's retrieval: batched products, chunk by chunk at once;
-- DeltaNet, Gated DeltaNet: the same, and two Triton kernels (`ops.py`).
+- DeltaNet, Gated DeltaNet: Triton kernels (`ops.py`, `triton_kernels.py`).
 """
 
 import inspect
@@ -68,7 +68,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         return base.window_attention(q, k, v, window)
     ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
-    mixed = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))
+    mixed: Any = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))
     return mixed.unflatten(0, (B, T)).transpose(1, 2)
 
 
@@ -94,7 +94,7 @@ def gau_kernel(
     z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, S), (B, N, C, E)
     q, k, q_lin, k_lin = views(z)
     scores = (q.to(low) @ k.to(low).mT / chunk).relu().square() * lower_triangle(q.shape[2], like=v)
-    before, total = sums_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
+    before, total = products_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
     count = (torch.arange(v.shape[1], device=v.device) * chunk).clamp(min=1)[:, None, None]
     mixed = plus_product(scores @ v, (q_lin / count).to(low), before)
     return mixed.flatten(1, 2)[:, :T], before[:, -1].float() if T % chunk else total
@@ -108,46 +108,32 @@ def delta_rule_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: T
 def gated_delta_rule_kernel(
     low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`GatedDeltaNetAttention.mix`; without `log_alpha` nothing is forgotten.
-
-    Of U = (...)^-1 (V_beta - K_beta S) = A - W S both parts are known before S is, and so is what a chunk makes of S:
-
-        S <- exp(g_C) S + K_last^T U = exp(g_C) S - (K_last^T W) S + K_last^T A
-
-    Only this goes from chunk to chunk, one small product each.
-    """
-    T = q.shape[2]
-    q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H, N, C, .)
-    beta = to_chunks(at_least_fp32(beta), CHUNK)
-    left = lower_triangle(CHUNK, like=beta)
-    q_kept, k_last, decay, kept_beta = q, k, beta.new_ones(beta.shape[:3]), beta
-    if log_alpha is not None:
-        g = to_chunks(at_least_fp32(log_alpha), CHUNK)[..., 0].cumsum(3)[..., None]
-        left = (g - g.mT).clamp(max=0).exp() * left
-        kept = g.exp()
-        q_kept, kept_beta = (q * kept).to(low), beta * kept
-        k_last = (k * (g[..., -1:, :] - g).exp()).to(low)
-        decay = kept[..., -1, 0]
-    inverses = ops.unit_triangle_inverse((beta * left * (k @ k.mT)).to(low))
-    A, W = (inverses * beta.mT).to(low) @ v, (inverses * kept_beta.mT).to(low) @ k
-    P, X = ((k_last.mT @ part).flatten(0, 1) for part in (W, A))
-    before, S = ops.chunk_recurrence(decay.flatten(0, 1), P, X)
-    before, S = (part.unflatten(0, q.shape[:2]) for part in (before, S))
-    U = plus_product(A, W, before, sign=-1)
-    mixed = plus_product((q @ k.mT * left).to(low) @ U, q_kept, before)
-    return mixed.flatten(2, 3)[:, :, :T], S
+    """`GatedDeltaNetAttention.mix`; without `log_alpha` nothing is forgotten."""
+    q, k, v = (part.to(low).transpose(1, 2).contiguous() for part in (q, k, v))  # (B, T, H, K)
+    beta, *decays = (
+        part.squeeze(3).float().mT.contiguous() for part in (beta, log_alpha) if part is not None
+    )  # (B, T, H)
+    mixed, S, *_ = ops.delta_rule(q, k, v, beta, decays[0] if decays else None)
+    return mixed.transpose(1, 2), S.mT
 
 
-def plus_product(x: Tensor, a: Tensor, b: Tensor, sign: int = 1) -> Tensor:
-    """x + sign * a @ b of batches of matrices, rounded once."""
+def plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a @ b of batches of matrices, rounded once."""
     batches = (part.flatten(0, -3) for part in (x, a, b))
-    return torch.baddbmm(*batches, alpha=sign).reshape(x.shape)
+    return torch.baddbmm(*batches).reshape(x.shape)
 
 
 def sums_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """`base.running_sum` of x in low precision, rounded once; the sum of all in fp32.
+    """`base.running_sum` of x in low precision, added up in fp32 and rounded once; the sum of all in fp32."""
+    shape = x.shape
+    before, total = ops.sums_before(x.reshape(shape[:dim].numel(), shape[dim], -1).contiguous())
+    return before.view(shape), total.view(shape[:dim] + shape[dim + 1 :])
 
-    A product with a triangle of ones reads x once, and its sums are fp32; for more chunks than that pays for, `cumsum`.
+
+def products_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """`sums_before` by a product with a triangle of ones, which is faster for few chunks with large states.
+
+    It reads x once, and its sums are fp32. More than 1024 chunks are summed by `cumsum`.
     """
     N, total = x.shape[dim], x.sum(dim, dtype=torch.float32)
     if N > 1024:

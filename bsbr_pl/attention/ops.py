@@ -1,12 +1,12 @@
-"""Operations that torch.compile must not look into: a Triton kernel on CUDA, plain torch elsewhere, and a gradient.
-
-Beside them a table of sines, which a compiled kernel would otherwise compute anew for every head.
-"""
+"""Operations that torch.compile does not look into: what Triton kernels do on CUDA, with its gradient, and a table of
+sines, which a compiled kernel would otherwise compute anew for every head."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+CHUNK = 64  # tokens that `delta_rule` takes at once
 
 
 @torch.library.custom_op("bsbr_pl::turns", mutates_args=())
@@ -24,77 +24,99 @@ def _(position: Tensor, width: int) -> Tensor:
     return position.new_empty(2, position.shape[0], width)
 
 
-@torch.library.custom_op("bsbr_pl::unit_triangle_inverse", mutates_args=())
-def unit_triangle_inverse(lower: Tensor) -> Tensor:
-    """`base.unit_triangle_inverse` in the precision of `lower`, computed in fp32."""
-    if lower.is_cuda:
+@torch.library.custom_op("bsbr_pl::sums_before", mutates_args=())
+def sums_before(x: Tensor, start: Tensor | None = None, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    """x (R, N, M) -> at n the sum of x over all before n (R, N, M), in fp32, rounded once, and of all (R, M) in fp32;
+    from `start` (R, M) or 0. `backwards` sums over all after n."""
+    if x.is_cuda:
         from . import triton_kernels
 
-        return triton_kernels.unit_triangle_inverse(lower.contiguous())
-    identity = torch.eye(lower.shape[-1], device=lower.device).expand_as(lower)
-    inverse = torch.linalg.solve_triangular(lower.float(), identity, upper=False, unitriangular=True)
-    return inverse.to(lower.dtype).contiguous()
+        return triton_kernels.sums_before(x.contiguous(), None if start is None else start.contiguous(), backwards)
+    parts = x.float().flip(1) if backwards else x.float()
+    sums = parts.cumsum(1) if start is None else parts.cumsum(1) + start[:, None]
+    before = sums - parts
+    return (before.flip(1) if backwards else before).to(x.dtype, copy=True), sums[:, -1].clone()
 
 
-@unit_triangle_inverse.register_fake
-def _(lower: Tensor) -> Tensor:
-    return lower.new_empty(lower.shape)
+@sums_before.register_fake
+def _(x: Tensor, start: Tensor | None = None, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[0], x.shape[2], dtype=torch.float32)
 
 
-def _keep_inverse(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(output)
+def _sums_gradient(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor, None, None]:
+    return sums_before(grad.contiguous(), grad_total, True)[0], None, None
 
 
-def _inverse_backward(ctx: Any, grad: Tensor) -> Tensor:
-    (inverse,) = ctx.saved_tensors
-    return -(inverse.mT @ grad @ inverse.mT).tril(-1)
+sums_before.register_autograd(_sums_gradient)
 
 
-unit_triangle_inverse.register_autograd(_inverse_backward, setup_context=_keep_inverse)
+@torch.library.custom_op("bsbr_pl::delta_rule", mutates_args=())
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v (B, T, H, K), beta, log_alpha (B, T, H) in fp32 -> mixed values (B, T, H, V), S^T after the last token
+    (B, H, V, K) in fp32; and what the gradient needs, per chunk of 64 its inverse and S^T before it.
 
-
-@torch.library.custom_op("bsbr_pl::chunk_recurrence", mutates_args=())
-def chunk_recurrence(
-    decay: Tensor, P: Tensor, X: Tensor, start: Tensor | None = None, backwards: bool = False
-) -> tuple[Tensor, Tensor]:
-    """S_{n+1} = decay_n S_n - P_n S_n + X_n: decay (R, N), P (R, N, K, K), X (R, N, K, V) -> every S_n before its
-    chunk (R, N, K, V), and the last (R, K, V) in fp32. S is fp32, and starts at 0 where there is no `start`.
-
-    `backwards` goes from the last chunk to the first by P^T.
+    On CUDA, or where TRITON_INTERPRET is 1. All is contiguous; without `log_alpha` nothing is forgotten.
     """
-    if X.is_cuda:
-        from . import triton_kernels
+    from . import triton_kernels
 
-        parts = (part.contiguous() for part in (decay, P, X))
-        return triton_kernels.recurrence(*parts, None if start is None else start.contiguous(), backwards)
-    P = P.mT if backwards else P
-    S = X.new_zeros(X.shape[0], *X.shape[2:], dtype=torch.float32) if start is None else start.clone()
-    states: list[Any] = [None] * X.shape[1]
-    for n in reversed(range(X.shape[1])) if backwards else range(X.shape[1]):
-        states[n] = S.to(X.dtype)
-        S = decay[:, n, None, None] * S - P[:, n].float() @ S + X[:, n]
-    return torch.stack(states, 1), S
+    return triton_kernels.forward(q, k, v, beta, log_alpha)
 
 
-@chunk_recurrence.register_fake
+@delta_rule.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, H, K = q.shape
+    V, R, N = v.shape[-1], B * H, (T + CHUNK - 1) // CHUNK
+    last = v.new_empty(B, H, V, K, dtype=torch.float32)
+    return torch.empty_like(v), last, q.new_empty(R, N, CHUNK, CHUNK), q.new_empty(R, N, V, K)
+
+
+@torch.library.custom_op("bsbr_pl::delta_rule_backward", mutates_args=())
+def delta_rule_backward(
+    grad: Tensor,
+    grad_last: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_alpha: Tensor | None,
+    inverses: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    """The gradients of q, k, v, beta and, where it is given, log_alpha."""
+    from . import triton_kernels
+
+    last = None if grad_last is None else grad_last.contiguous()
+    return triton_kernels.backward(grad.contiguous(), last, q, k, v, beta, log_alpha, inverses, states)
+
+
+@delta_rule_backward.register_fake
 def _(
-    decay: Tensor, P: Tensor, X: Tensor, start: Tensor | None = None, backwards: bool = False
-) -> tuple[Tensor, Tensor]:
-    R, N, K, V = X.shape
-    return X.new_empty(R, N, K, V), X.new_empty(R, K, V, dtype=torch.float32)
+    grad: Tensor,
+    grad_last: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_alpha: Tensor | None,
+    inverses: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    return [torch.empty_like(x) for x in (q, k, v, beta, log_alpha) if x is not None]
 
 
-def _keep_states(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    decay, P, *_ = inputs
-    ctx.save_for_backward(decay, P, output[0])
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output[2:])
+    ctx.set_materialize_grads(False)
 
 
-def _recurrence_backward(ctx: Any, grad_states: Tensor, grad_last: Tensor) -> tuple[Any, ...]:
-    """What a change of S_{n+1} is worth, which is X_n's gradient, goes the same road back."""
-    decay, P, states = ctx.saved_tensors
-    worth, _ = chunk_recurrence(decay, P, grad_states.to(P.dtype), grad_last, True)
-    grad_decay = (worth.float() * states.float()).sum((2, 3))
-    return grad_decay, -(worth @ states.mT), worth, None, None
+def _delta_rule_gradient(
+    ctx: Any, grad: Tensor | None, grad_last: Tensor | None, *_: None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, *rest = ctx.saved_tensors
+    grads = delta_rule_backward(torch.zeros_like(v) if grad is None else grad, grad_last, q, k, v, *rest)
+    return (*grads, None)[:5]
 
 
-chunk_recurrence.register_autograd(_recurrence_backward, setup_context=_keep_states)
+delta_rule.register_autograd(_delta_rule_gradient, setup_context=_keep)

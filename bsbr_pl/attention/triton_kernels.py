@@ -1,13 +1,134 @@
-"""The two Triton kernels of the delta rule, for CUDA: what goes from chunk to chunk, and the inverse of a triangle.
+"""The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient. At the end `ops.sums_before`.
 
-Everything else that the architectures compute on a GPU is a batched matrix product or elementwise work, which cuBLAS
-and torch.compile do.
+A chunk has C = 64 tokens. With g_t = sum of log alpha from its start to t, left_ts = exp(g_t - g_s) for s <= t and else
+0, B = diag(beta exp(g)) K and K_last = exp(g_C - g) K, S from before the chunk:
+
+    U = (I + tril(diag(beta) K K^T * left, -1))^-1 (diag(beta) V - B S)         I + ...: "the triangle"
+    O = exp(g) Q S + (Q K^T * left) U ;   S <- exp(g_C) S + K_last^T U
+
+What comes after a chunk is therefore S <- exp(g_C) S - P S + X with P = Z^T B, X = Z^T diag(beta) V and
+Z = triangle^-T K_last, which are known before S is. So: one program for each chunk computes its inverse, P and X
+(`_prepare`), `_recurrence` goes through the chunks, and one program for each chunk computes U and O (`_output`). The
+gradient goes the same way: what a change of S is worth obeys the same recurrence, backwards (`_prepare_gradient`), and
+the rest is again a chunk's own (`_gradient`). Nothing of a chunk is kept but its inverse and the S before it.
+
+q, k, v, O are (B, T, H, K) in low precision, beta and log_alpha (B, T, H) in fp32; states lie transposed, (V, K).
+Products are of low precision with sums in fp32; S is fp32 on its way.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .ops import CHUNK
+
+# Warps of a program: for heads up to 64 wide without and with decays, and for wider ones without and with.
+PREPARE = (4, 4, 4, 4)
+OUTPUT = (4, 4, 4, 4)
+PREPARE_GRADIENT = (4, 4, 4, 4)
+GRADIENT = (4, 4, 8, 8)
+LONG = 128  # from so many chunks on, stretches of them are first summed up at once
+
+
+# What a program loads.
+
+
+@triton.jit
+def _place(n, row, T, H):
+    """Where the tokens of chunk n of one head of one sequence lie in (B, T, H), and which of them there are."""
+    t = n * 64 + tl.arange(0, 64)
+    return ((row // H) * T + t) * H + row % H, t < T
+
+
+@triton.jit
+def _load(x, place, there, WIDTH: tl.constexpr):
+    """Those tokens (C, WIDTH) of x (B, T, H, WIDTH), zeros where there are none."""
+    return tl.load(x + place[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], mask=there[:, None], other=0.0)
+
+
+@triton.jit
+def _store(x, value, place, there, WIDTH: tl.constexpr):
+    places = place[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    tl.store(x + places, value.to(x.dtype.element_ty), mask=there[:, None])
+
+
+@triton.jit
+def _matrix(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Where the numbers of a contiguous matrix lie."""
+    return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _decays(log_alpha, place, there):
+    """Of a chunk: left (C, C), exp(g) (C), exp(g_C - g) (C), exp(g_C)."""
+    i = tl.arange(0, 64)
+    past = i[:, None] >= i[None, :]
+    if log_alpha is None:
+        ones = tl.full((64,), 1.0, tl.float32)
+        left = tl.where(past, 1.0, 0.0)
+        kept = ones
+        to_end = ones
+        total = 1.0
+    else:
+        steps = tl.load(log_alpha + place, mask=there, other=0.0)
+        g = tl.sum(tl.where(past, steps[None, :], 0.0), 1)
+        left = tl.where(past, tl.exp(tl.minimum(g[:, None] - g[None, :], 0.0)), 0.0)
+        kept = tl.exp(g)
+        g_end = tl.sum(steps, 0)
+        to_end = tl.exp(tl.minimum(g_end - g, 0.0))
+        total = tl.exp(g_end)
+    return left, kept, to_end, total
+
+
+@triton.jit
+def _triangle_inverse(L):
+    """(I + L)^-1 of a strictly lower L (64, 64) in fp32.
+
+    Its four diagonal blocks of 16 by forward substitution, D; with Y = D times the rest of L, which vanishes to the
+    fourth power, it is (I - Y + Y^2 - Y^3) D.
+    """
+    i = tl.arange(0, 64)
+    same = (i[:, None] // 16) == (i[None, :] // 16)
+    blocks = tl.sum(tl.reshape(tl.where(same, L, 0.0), (4, 16, 4, 16)), 2)  # (4, 16, 16)
+    line = tl.arange(0, 16)[None, :, None]
+    inverses = tl.where(line == tl.arange(0, 16)[None, None, :], 1.0, 0.0) + tl.zeros((4, 16, 16), tl.float32)
+    for n in range(1, 16):
+        weights = tl.sum(tl.where(line == n, blocks, 0.0), 1)  # (4, 16): row n of each
+        change = tl.sum(weights[:, :, None] * inverses, 1)
+        inverses -= tl.where(line == n, change[:, None, :], 0.0)
+    spread = tl.reshape(inverses, (4, 16, 1, 16)) + tl.zeros((4, 16, 4, 16), tl.float32)
+    D = tl.where(same, tl.reshape(spread, (64, 64)), 0.0)
+    Y = tl.dot(D, tl.where(same, 0.0, L), input_precision="tf32")
+    series = tl.where(i[:, None] == i[None, :], 1.0, 0.0) - Y
+    series += tl.dot(series, tl.dot(Y, Y, input_precision="tf32"), input_precision="tf32")
+    return tl.dot(series, D, input_precision="tf32")
+
+
+# Forward.
+
+
+@triton.jit
+def _prepare(k, v, beta, log_alpha, inverses, P, X, totals, T, H, K: tl.constexpr, V: tl.constexpr):
+    """One program, one chunk: its inverse (C, C), P^T (K, K), X^T (V, K) and exp(g_C)."""
+    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    chunk = row * tl.num_programs(1) + n
+    place, there = _place(n, row, T, H)
+    keys, values = _load(k, place, there, K), _load(v, place, there, V)
+    low = keys.dtype
+    b = tl.load(beta + place, mask=there, other=0.0)
+    left, kept, to_end, total = _decays(log_alpha, place, there)
+    i = tl.arange(0, 64)
+    L = tl.where(i[:, None] > i[None, :], b[:, None] * left * tl.dot(keys, tl.trans(keys)), 0.0)
+    inverse = _triangle_inverse(L).to(low)
+    tl.store(inverses + chunk * 4096 + _matrix(64, 64), inverse)
+    Z = tl.dot(tl.trans(inverse), (keys * to_end[:, None]).to(low)).to(low)
+    B = (keys * (b * kept)[:, None]).to(low)
+    tl.store(P + chunk * K * K + _matrix(K, K), tl.dot(tl.trans(B), Z).to(low))
+    written = (values * b[:, None]).to(low)
+    tl.store(X + chunk * V * K + _matrix(V, K), tl.dot(tl.trans(written), Z).to(low))
+    if log_alpha is not None:
+        tl.store(totals + chunk, total)
 
 
 @triton.jit
@@ -18,72 +139,303 @@ def _recurrence(
     start,
     states,
     last,
+    product,
     N,
+    G,
     K: tl.constexpr,
     V: tl.constexpr,
     BV: tl.constexpr,
     BACKWARDS: tl.constexpr,
-    FROM_START: tl.constexpr,
 ):
-    """One program: BV columns of one sequence's S, through its N chunks."""
-    row = tl.program_id(0).to(tl.int64)
-    rows, columns = tl.arange(0, K), tl.program_id(1) * BV + tl.arange(0, BV)
-    tile = rows[:, None] * V + columns[None, :]
-    square = rows[:, None] * K + rows[None, :]
-    if BACKWARDS:
-        square = rows[None, :] * K + rows[:, None]  # P transposed
-    S = tl.zeros((K, BV), tl.float32)
-    if FROM_START:
-        S = tl.load(start + row * K * V + tile)
-    for i in range(N):
+    """S <- decay_n S - S P_n + X_n, of (V, K), through G of N chunks of one sequence: BV rows of S in one program.
+
+    Without `X` it starts from the identity, and what is left in `last` is the P of all G chunks, in `product` their
+    decay.
+    """
+    row, stretch = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    own = row * tl.num_programs(1) + stretch
+    lines = tl.program_id(2) * BV + tl.arange(0, BV)
+    tile = lines[:, None] * K + tl.arange(0, K)[None, :]
+    identity = tl.where(lines[:, None] == tl.arange(0, K)[None, :], 1.0, 0.0)
+    kept = 1.0
+    if X is None:
+        S = identity
+    elif start is None:
+        S = tl.zeros((BV, K), tl.float32)
+    else:
+        S = tl.load(start + own * V * K + tile).to(tl.float32)
+    for i in range(stretch * G, tl.minimum(stretch * G + G, N)):
         n = row * N + i
         if BACKWARDS:
             n = row * N + N - 1 - i
-        tl.store(states + n * K * V + tile, S.to(states.dtype.element_ty))
-        p = tl.load(P + n * K * K + square)
-        x = tl.load(X + n * K * V + tile).to(tl.float32)
+        if states is not None:
+            tl.store(states + n * V * K + tile, S.to(states.dtype.element_ty))
+        p = tl.load(P + n * K * K + _matrix(K, K))
         high = S.to(p.dtype)
         low = (S - high.to(tl.float32)).to(p.dtype)  # what rounding S to p's precision would lose
-        S = tl.load(decay + n) * S + x - tl.dot(p, high) - tl.dot(p, low)
-    tl.store(last + row * K * V + tile, S)
-
-
-def recurrence(decay: Tensor, P: Tensor, X: Tensor, start: Tensor | None, backwards: bool) -> tuple[Tensor, Tensor]:
-    """`ops.chunk_recurrence` of contiguous inputs, or its adjoint, which goes back from `start` (R, K, V) by P^T."""
-    R, N, K, V = X.shape
-    states, last = torch.empty_like(X), X.new_empty(R, K, V, dtype=torch.float32)
-    columns = 16 if R * V <= 132 * 64 else 32  # few sequences: more, narrower programs
-    grid = (R, V // min(V, columns))
-    _recurrence[grid](
-        *(decay, P, X, X if start is None else start, states, last, N),
-        K=K,
-        V=V,
-        BV=min(V, columns),
-        BACKWARDS=backwards,
-        FROM_START=start is not None,
-        num_warps=4,
-        num_stages=3,
-    )
-    return states, last
+        change = tl.dot(low, p, tl.dot(high, p))
+        if decay is not None:
+            d = tl.load(decay + n)
+            S = S * d
+            kept = kept * d
+        S -= change
+        if X is not None:
+            S += tl.load(X + n * V * K + tile).to(tl.float32)
+    if X is None:
+        S = kept * identity - S
+        tl.store(product + own, kept)
+    tl.store(last + own * V * K + tile, S.to(last.dtype.element_ty))
 
 
 @triton.jit
-def _unit_triangle_inverse(L, out, C: tl.constexpr):
-    """One program, one matrix: row after row by forward substitution, in fp32."""
-    base = tl.program_id(0).to(tl.int64) * C * C
-    rows = tl.arange(0, C)
-    places = base + rows[:, None] * C + rows[None, :]
-    inverse = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0)
-    for i in range(1, C):
-        weights = tl.load(L + base + i * C + rows, mask=rows < i, other=0.0).to(tl.float32)
-        row = tl.sum(weights[:, None] * inverse, 0)
-        inverse = tl.where(rows[:, None] == i, inverse - row[None, :], inverse)
-    tl.store(out + places, inverse.to(out.dtype.element_ty))
+def _output(q, k, v, beta, log_alpha, inverses, states, out, T, H, K: tl.constexpr, V: tl.constexpr):
+    """One program, one chunk: O (C, V)."""
+    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    chunk = row * tl.num_programs(1) + n
+    place, there = _place(n, row, T, H)
+    keys, values = _load(k, place, there, K), _load(v, place, there, V)
+    low = keys.dtype
+    b = tl.load(beta + place, mask=there, other=0.0)
+    left, kept, _, _ = _decays(log_alpha, place, there)
+    S = tl.trans(tl.load(states + chunk * V * K + _matrix(V, K)))
+    inverse = tl.load(inverses + chunk * 4096 + _matrix(64, 64))
+    written = b[:, None] * (values - kept[:, None] * tl.dot(keys, S))
+    U = tl.dot(inverse, written.to(low)).to(low)
+    queries = _load(q, place, there, K)
+    mixed = kept[:, None] * tl.dot(queries, S)
+    scores = (left * tl.dot(queries, tl.trans(keys))).to(low)
+    _store(out, tl.dot(scores, U, mixed), place, there, V)
 
 
-def unit_triangle_inverse(lower: Tensor) -> Tensor:
-    """`base.unit_triangle_inverse` of contiguous matrices (..., C, C), C a power of 2."""
-    out = torch.empty_like(lower)
-    C = lower.shape[-1]
-    _unit_triangle_inverse[(lower.numel() // C**2,)](lower, out, C=C, num_warps=1)
-    return out
+# Backward. D before a name is what a change of it is worth.
+
+
+@triton.jit
+def _prepare_gradient(q, k, beta, log_alpha, inverses, DO, P, G, totals, T, H, K: tl.constexpr, V: tl.constexpr):
+    """One program, one chunk: P (K, K), G^T (V, K), what S is worth to the chunk's own outputs, and exp(g_C)."""
+    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    chunk = row * tl.num_programs(1) + n
+    place, there = _place(n, row, T, H)
+    keys, queries, worth = _load(k, place, there, K), _load(q, place, there, K), _load(DO, place, there, V)
+    low = keys.dtype
+    b = tl.load(beta + place, mask=there, other=0.0)
+    left, kept, to_end, total = _decays(log_alpha, place, there)
+    turned = tl.trans(tl.load(inverses + chunk * 4096 + _matrix(64, 64)))
+    B = (keys * (b * kept)[:, None]).to(low)
+    Z = tl.dot(turned, (keys * to_end[:, None]).to(low)).to(low)
+    tl.store(P + chunk * K * K + _matrix(K, K), tl.dot(tl.trans(Z), B).to(low))
+    scores = (left * tl.dot(queries, tl.trans(keys))).to(low)
+    Dwritten = tl.dot(turned, tl.dot(tl.trans(scores), worth).to(low)).to(low)
+    own = tl.dot(tl.trans(worth), (queries * kept[:, None]).to(low)) - tl.dot(tl.trans(Dwritten), B)
+    tl.store(G + chunk * V * K + _matrix(V, K), own.to(low))
+    if log_alpha is not None:
+        tl.store(totals + chunk, total)
+
+
+@triton.jit
+def _rows_less_columns(M):
+    """The gradient of g from M (C, C), left times its gradient: left_ts = exp(g_t - g_s).
+
+    From one M in fp32: in sums over tokens M_ts cancels, and two rounded copies of M would leave their difference.
+    """
+    return tl.sum(M, 1) - tl.sum(M, 0)
+
+
+@triton.jit
+def _gradient(
+    q,
+    k,
+    v,
+    beta,
+    log_alpha,
+    inverses,
+    states,
+    DO,
+    DS,
+    Dq,
+    Dk,
+    Dv,
+    Dbeta,
+    Dlog_alpha,
+    T,
+    H,
+    K: tl.constexpr,
+    V: tl.constexpr,
+):
+    """One program, one chunk: the gradients of all inputs, from those of O and of the S after the chunk."""
+    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    chunk = row * tl.num_programs(1) + n
+    place, there = _place(n, row, T, H)
+    keys = _load(k, place, there, K)
+    low = keys.dtype
+    b = tl.load(beta + place, mask=there, other=0.0)
+    left, kept, to_end, total = _decays(log_alpha, place, there)
+    i = tl.arange(0, 64)
+    S = tl.load(states + chunk * V * K + _matrix(V, K))  # transposed, as is DS
+    after = tl.load(DS + chunk * V * K + _matrix(V, K))
+    inverse = tl.load(inverses + chunk * 4096 + _matrix(64, 64))
+
+    # O = kept Q S + scores U ; S <- total S + K_last^T U
+    values = _load(v, place, there, V)
+    new = values - kept[:, None] * tl.dot(keys, tl.trans(S))
+    U = tl.dot(inverse, (b[:, None] * new).to(low)).to(low)
+    queries, worth = _load(q, place, there, K), _load(DO, place, there, V)
+    products = tl.dot(queries, tl.trans(keys))
+    Dproducts = left * tl.dot(worth, tl.trans(U))
+    Dqueries = kept[:, None] * tl.dot(worth, S)
+    Dcolumns = to_end[:, None] * tl.dot(U, after)  # of keys as what is read: in K_last, in columns of Q K^T and K K^T
+    if log_alpha is not None:
+        Dto_end = tl.sum(Dcolumns * keys, 1)
+        Dend = tl.sum(Dto_end, 0) + total * tl.sum(tl.sum(S.to(tl.float32) * after.to(tl.float32), 1), 0)
+        Dg = tl.sum(Dqueries * queries, 1) - Dto_end + _rows_less_columns(Dproducts * products)
+    low_products = Dproducts.to(low)
+    _store(Dq, tl.dot(low_products, keys, Dqueries), place, there, K)
+    Dcolumns = tl.dot(tl.trans(low_products), queries, Dcolumns)
+    DU = tl.dot(tl.trans((left * products).to(low)), worth, to_end[:, None] * tl.dot(keys, tl.trans(after)))
+
+    # U = inverse diag(beta) new ; new = V - kept K S ; inverse = (I + L)^-1 ; L = diag(beta) K K^T * left, below the
+    # diagonal
+    Dwritten = tl.dot(tl.trans(inverse), DU.to(low))
+    Dnew = b[:, None] * Dwritten
+    _store(Dv, Dnew, place, there, V)
+    products = tl.dot(keys, tl.trans(keys))
+    DL = tl.where(i[:, None] > i[None, :], -left * tl.dot(Dwritten.to(low), tl.trans(U)), 0.0)  # over beta
+    tl.store(Dbeta + place, tl.sum(Dwritten * new, 1) + tl.sum(DL * products, 1), mask=there)
+    DL = b[:, None] * DL
+    if log_alpha is not None:
+        Dg += _rows_less_columns(DL * products) - tl.sum(Dnew * (values - new), 1)
+        Dsteps = Dend + tl.sum(tl.where(i[:, None] >= i[None, :], Dg[:, None], 0.0), 0)
+        tl.store(Dlog_alpha + place, Dsteps, mask=there)
+    low_DL = DL.to(low)
+    Drows = tl.dot(low_DL, keys) - kept[:, None] * tl.dot(Dnew.to(low), S)
+    _store(Dk, Drows + tl.dot(tl.trans(low_DL), keys, Dcolumns), place, there, K)
+
+
+# The launches.
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`ops.delta_rule` of contiguous inputs."""
+    B, T, H, K = q.shape
+    V, R, N = v.shape[-1], B * H, triton.cdiv(T, CHUNK)
+    inverses, P, X = q.new_empty(R, N, CHUNK, CHUNK), q.new_empty(R, N, K, K), q.new_empty(R, N, V, K)
+    totals = None if log_alpha is None else beta.new_empty(R, N)
+    _prepare[(R, N)](k, v, beta, log_alpha, inverses, P, X, totals, T, H, **_sizes(PREPARE, K, V, log_alpha))
+    states, last = recurrence(totals, P, X, None, False)
+    out = torch.empty_like(v)
+    _output[(R, N)](q, k, v, beta, log_alpha, inverses, states, out, T, H, **_sizes(OUTPUT, K, V, log_alpha))
+    return out, last.view(B, H, V, K), inverses, states
+
+
+def backward(
+    grad: Tensor,
+    grad_last: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_alpha: Tensor | None,
+    inverses: Tensor,
+    states: Tensor,
+) -> list[Tensor]:
+    """`ops.delta_rule_backward` of contiguous inputs."""
+    _, T, H, K = q.shape
+    R, N, V, _ = states.shape
+    P, G = q.new_empty(R, N, K, K), torch.empty_like(states)
+    totals = None if log_alpha is None else beta.new_empty(R, N)
+    _prepare_gradient[(R, N)](
+        q, k, beta, log_alpha, inverses, grad, P, G, totals, T, H, **_sizes(PREPARE_GRADIENT, K, V, log_alpha)
+    )
+    after, _ = recurrence(totals, P, G, None if grad_last is None else grad_last.flatten(0, 1), True)
+    Dq, Dk, Dv, Dbeta = (torch.empty_like(x) for x in (q, k, v, beta))
+    Dlog_alpha = None if log_alpha is None else torch.empty_like(log_alpha)
+    outputs = (Dq, Dk, Dv, Dbeta, Dlog_alpha)
+    _gradient[(R, N)](
+        q, k, v, beta, log_alpha, inverses, states, grad, after, *outputs, T, H, **_sizes(GRADIENT, K, V, log_alpha)
+    )
+    return [output for output in outputs if output is not None]
+
+
+def _sizes(warps: tuple[int, ...], K: int, V: int, log_alpha: Tensor | None) -> dict[str, int]:
+    return {"K": K, "V": V, "num_warps": warps[2 * (max(K, V) > 64) + (log_alpha is not None)]}
+
+
+def recurrence(
+    decay: Tensor | None, P: Tensor, X: Tensor, start: Tensor | None, backwards: bool
+) -> tuple[Tensor, Tensor]:
+    """S_{n+1} = decay_n S_n - S_n P_n + X_n: decay (R, N) or None for 1, P (R, N, K, K), X (R, N, V, K) -> every S_n
+    (R, N, V, K) in the precision of X, and the last (R, V, K) in fp32; from `start` (R, V, K) or 0.
+
+    `backwards` goes from the last chunk to the first. Of many chunks, stretches are summed up at once: together the
+    chunks of a stretch do to S what one chunk does. Then S goes from stretch to stretch, and all stretches are gone
+    through at once.
+    """
+    R, N, V, K = X.shape
+    states, last = torch.empty_like(X), X.new_empty(R, V, K, dtype=torch.float32)
+    if N < LONG:
+        _launch(decay, P, X, start, states, last, None, 1, N, backwards)
+        return states, last
+    G = triton.next_power_of_2(int((N / 2) ** 0.5))
+    M = triton.cdiv(N, G)
+    P_of, product = P.new_empty(R, M, K, K), last.new_empty(R, M)
+    X_of, starts = last.new_empty(R, M, V, K), last.new_empty(R, M, V, K)
+    _launch(decay, P, X, None, None, X_of, None, M, G, backwards)
+    _launch(decay, P, None, None, None, P_of, product, M, G, backwards)
+    _launch(product, P_of, X_of, start, starts, last, None, 1, M, False)
+    _launch(decay, P, X, starts, states, torch.empty_like(starts), None, M, G, backwards)
+    return states, last
+
+
+def _launch(
+    decay: Tensor | None,
+    P: Tensor,
+    X: Tensor | None,
+    start: Tensor | None,
+    states: Tensor | None,
+    last: Tensor,
+    product: Tensor | None,
+    M: int,
+    G: int,
+    backwards: bool,
+) -> None:
+    """`_recurrence` in M stretches of G chunks."""
+    R, N, K, _ = P.shape
+    V = last.shape[-2]
+    height = 16 if R * M * V <= 132 * 64 else 32 if R * M * V <= 132 * 256 else 64  # few sequences: lower programs
+    grid = (R, M, V // min(V, height))
+    sizes = {"K": K, "V": V, "BV": min(V, height), "BACKWARDS": backwards, "num_warps": 4, "num_stages": 3}
+    _recurrence[grid](decay, P, X, start, states, last, product, N, G, **sizes)
+
+
+# Sums over the chunks before.
+
+
+@triton.jit
+def _sums_before(x, start, before, total, N, M, COLUMNS: tl.constexpr, BACKWARDS: tl.constexpr):
+    """One program: some columns of one (N, M) matrix, 32 rows at a time."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    carried = tl.zeros((COLUMNS,), tl.float32)
+    if start is not None:
+        carried = tl.load(start + row * M + columns, mask=columns < M, other=0.0)
+    for i in range(0, N, 32):
+        n = i + tl.arange(0, 32)
+        there = (n < N)[:, None] & (columns < M)[None, :]
+        if BACKWARDS:
+            n = N - 1 - n
+        places = (row * N + n)[:, None] * M + columns[None, :]
+        tile = tl.load(x + places, mask=there, other=0.0).to(tl.float32)
+        sums = carried[None, :] + tl.cumsum(tile, 0)
+        tl.store(before + places, (sums - tile).to(before.dtype.element_ty), mask=there)
+        carried += tl.sum(tile, 0)
+    tl.store(total + row * M + columns, carried, mask=columns < M)
+
+
+def sums_before(x: Tensor, start: Tensor | None, backwards: bool) -> tuple[Tensor, Tensor]:
+    """`ops.sums_before` of contiguous inputs."""
+    R, N, M = x.shape
+    before, total = torch.empty_like(x), x.new_empty(R, M, dtype=torch.float32)
+    _sums_before[(R, triton.cdiv(M, 128))](x, start, before, total, N, M, COLUMNS=128, BACKWARDS=backwards)
+    return before, total

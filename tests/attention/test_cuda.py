@@ -9,6 +9,7 @@ from test_law import (
     TOLERANCE,
     C,
     assert_close,
+    assert_near_truth,
     build,
     decode,
     definition,
@@ -29,8 +30,11 @@ def test_fast_form_equals_definition_on_a_gpu(name, options, dtype):
     attention = build(name, options, dtype).cuda()
     for T in LENGTHS:
         x = sequence(T, dtype).cuda()
-        found, expected = results(type(attention).forward, attention, x), results(definition, attention, x)
-        assert_close(found, expected, TOLERANCE[dtype])
+        if dtype == torch.bfloat16:
+            assert_near_truth(attention, x)
+        else:
+            found, expected = results(type(attention).forward, attention, x), results(definition, attention, x)
+            assert_close(found, expected, TOLERANCE[dtype])
 
 
 @each_variant

@@ -154,6 +154,22 @@ def assert_close(found: dict, expected: dict, tolerance: float) -> None:
         assert error <= allowed * scale, f"{name}: relative error {error / scale:.2e}"
 
 
+def assert_near_truth(attention: Attention, x: torch.Tensor) -> None:
+    """In low precision: the error of the fast form against fp64 may be the law's, or twice that of the definition.
+
+    Each is rounded in its own way, and a sum of signed terms (the gradient of a gain, a rate, a bias) may have less
+    than the law's precision in both.
+    """
+    truth = results(definition, copy.deepcopy(attention).double(), x.double())
+    found, plain = results(type(attention).forward, attention, x), results(definition, attention, x)
+    floor = 1e-3 * max(value.square().mean().sqrt() for value in truth.values())
+    for name, value in truth.items():
+        scale = max(value.square().mean().sqrt(), floor)
+        error, own = ((form[name].double() - value).square().mean().sqrt() / scale for form in (found, plain))
+        allowed = max(TOLERANCE[x.dtype], 2 * own)
+        assert error <= allowed, f"{name}: relative error {error:.2e}, of the definition {own:.2e}"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
 @pytest.mark.parametrize("T", LENGTHS)
 @each_variant
