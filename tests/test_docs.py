@@ -45,7 +45,6 @@ ELSEWHERE = {
     ),
     "srun python train.py fit --config configs/bsbr.yaml --trainer.num_nodes=2 --trainer.devices=8 "
     "--trainer.strategy=ddp": ("docs/multi_node.md", "several machines, SLURM."),
-    "pip install -e '.[gpu]'": ("docs/limits.md", "five of their ten law tests passed before time ran out"),
     "docs/research/compare.py": ("tests/test_research_examples.py", 'load("compare")'),
     "docs/research/page.py": ("tests/test_research_examples.py", 'load("page")'),
     "train.py fit --config configs/standard.yaml": ("tests/test_train.py", "ROOT / 'configs' / f'{name}.yaml'"),
@@ -66,6 +65,7 @@ ELSEWHERE = {
         'f"--out={tmp_path}"',
     ),
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
+    "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out)]'),
     "make docs": ("Makefile", "docs:"),
     "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),
 }

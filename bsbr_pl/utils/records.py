@@ -22,7 +22,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     from .. import __version__
 
     versions = {"python": platform.python_version(), "bsbr_pl": __version__, "torch": torch.__version__}
-    for package in ("lightning", "numpy", "fla-core"):
+    for package in ("lightning", "numpy"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
