@@ -59,12 +59,18 @@ def assign(options: Namespace, folder: Path) -> None:
     for logger in loggers(options):
         arguments = logger.init_args
         if _has_own_folder(logger):
-            arguments.save_dir, arguments.name, arguments.version = str(folder.parent), "", folder.name
+            arguments.save_dir, arguments.name, arguments.version = str(folder.parent), "", _number_or_name(folder.name)
         elif "save_dir" in arguments:
             arguments.save_dir = str(folder)
             if "id" in arguments and arguments.id is None:
                 arguments.id = _id_of_wandb(folder)
     options.default_root_dir = str(folder)
+
+
+def _number_or_name(name: str) -> int | str:
+    """3 of version_3, which a progress bar can show; any other name as it is."""
+    number = name.removeprefix("version_")
+    return int(number) if number.isdigit() and name == f"version_{int(number)}" else name
 
 
 def _has_own_folder(logger: Namespace) -> bool:
