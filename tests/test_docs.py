@@ -65,7 +65,7 @@ ELSEWHERE = {
         'f"--out={tmp_path}"',
     ),
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
-    "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out)]'),
+    "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
     "make docs": ("Makefile", "docs:"),
     "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),
 }
