@@ -257,7 +257,8 @@ class CLI(LightningCLI):
         total = steps.planned(self.wanted[bounds[0]], self.wanted[bounds[1]], run["epoch_steps"])
         record = _json(path.parent.parent / "record.json")
         as_before = not any(argument in bounds for argument, *_ in differences(before, self.wanted))
-        if (total is not None and run["step"] >= total) or (record.get("status") == "finished" and as_before):
+        its_end = record.get("status") == "finished" and record.get("steps") == run["step"]  # not an earlier best.ckpt
+        if (total is not None and run["step"] >= total) or (its_end and as_before):
             load_checkpoint(path)  # a damaged one is no finished run
             by = record.get("ended_by", "max_steps")
             more = by if by.startswith("max_") else "max_steps"

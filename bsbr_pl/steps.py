@@ -58,8 +58,7 @@ def batches_taken(trainer: Trainer) -> int:
 
 def arguments(trainer: Trainer) -> dict[str, Any]:
     """What a Trainer was asked for, of what a run's description holds (`run.OF_TRAINER`)."""
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    limits = [t.time_elapsed() + left for t in timers if (left := t.time_remaining()) is not None]
+    limits = [elapsed + remaining for elapsed, remaining in _times(trainer)]
     clipping = trainer.gradient_clip_algorithm
     return {
         "max_steps": trainer.max_steps,
@@ -79,11 +78,17 @@ def ended_by(trainer: Trainer) -> str:
     """Why a run that has ended did so: `max_steps`, `max_epochs`, `max_time`, or the callback that stopped it."""
     if trainer.global_step == planned_steps(trainer):
         return "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
+    if any(remaining <= 0 for _, remaining in _times(trainer)):
         return "max_time"
     stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
     return type(stopping[0]).__name__ if stopping else "should_stop"
+
+
+def _times(trainer: Trainer) -> list[tuple[float, float]]:
+    """Seconds trained and seconds left, of every Timer that bounds the run."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    times = [(timer.time_elapsed(), timer.time_remaining()) for timer in timers]
+    return [(elapsed, remaining) for elapsed, remaining in times if remaining is not None]
 
 
 def validation_follows(trainer: Trainer, step: int, every_n_epochs: int | None) -> bool:

@@ -128,6 +128,18 @@ def test_a_finished_run_is_not_touched(folder, capsys):
             assert capsys.readouterr().out.endswith(said + "same command a larger --trainer.max_steps\n")
 
 
+def test_an_earlier_checkpoint_of_a_finished_run_can_be_trained_on_from(folder):
+    saving = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {filename: '{step}', "
+    saving += "every_n_train_steps: 3, save_top_k: -1}}"
+    (folder / "few.yaml").write_text(FEW.replace("[]", f"[{saving}]"))
+    fit()
+    before = files("runs/version_0")
+    fit("--ckpt_path=runs/version_0/checkpoints/step=3.ckpt")
+    assert [batch[0] for batch in Seen.batches] == [3, 4, 5]
+    assert record("runs/version_1")["steps"] == 6
+    assert files("runs/version_0") == before
+
+
 @pytest.mark.parametrize("run", [5, {}, {"arguments": 3}, {"arguments": {}, "changes": {}, "step": "x"}])
 def test_a_checkpoint_with_a_foreign_description_is_taken_for_an_older_one(folder, run):
     fit()
