@@ -18,7 +18,7 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import out_of_memory, sentence
 from bsbr_pl.utils.allocator import keep_freed_memory
-from bsbr_pl.utils.records import one_line
+from bsbr_pl.values import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
 TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may name classes of these, and import no others

@@ -8,7 +8,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bsbr_pl.utils.records import environment, git_commit, write_json  # noqa: E402
+from bsbr_pl.utils.files import write_json  # noqa: E402
+from bsbr_pl.utils.records import environment, git_commit  # noqa: E402
 from bsbr_pl.utils.timing import Timing, summarize  # noqa: E402
 
 

@@ -41,7 +41,8 @@ from bsbr_pl.attention import ARCHITECTURES, kernels
 from bsbr_pl.attention.base import at_least_fp32
 from bsbr_pl.compiled import compile_hidden
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.utils.records import git_commit, one_line
+from bsbr_pl.utils.records import git_commit
+from bsbr_pl.values import one_line
 
 CACHE = "/tmp/bsbr_pl-gpu-cache"
 WINDOW = 128

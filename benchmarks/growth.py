@@ -18,11 +18,11 @@ from operation import BSBR, NAMES, call
 from training_step import SIZE
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.evals.scaling import exponent
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.memory import measure_memory
 from bsbr_pl.utils.timing import measure
+from bsbr_pl.values import exponent
 
 CHUNK = 128
 

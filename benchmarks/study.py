@@ -30,7 +30,8 @@ from trainings import Training, diverged, finished_record, train_all, validation
 
 from bsbr_pl.description import build_layers, describe_layers
 from bsbr_pl.evals.matching import match, table
-from bsbr_pl.utils.records import environment, write_json
+from bsbr_pl.utils.files import write_json
+from bsbr_pl.utils.records import environment
 
 STUDY = ROOT / "configs" / "study"
 SEGMENT = "val/accuracy_"  # what the accuracy of a recall task's segment is called in a record

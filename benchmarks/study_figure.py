@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from study import counted
 
 from bsbr_pl.evals.report.plot import SETTINGS, STYLES, Plot
-from bsbr_pl.utils.records import write_whole
+from bsbr_pl.utils.files import write_whole
 
 PANELS = {  # task -> what is measured
     "longer": "bits per byte of text (less is better)",

@@ -9,7 +9,8 @@ from typing import IO, Any
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from .utils.records import one_line, write_whole
+from bsbr_pl.utils.files import write_whole
+from bsbr_pl.values import one_line
 
 PARTS = ("state_dict", "hyper_parameters", "pytorch-lightning_version")  # without these it is of no use here
 

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bsbr_pl.values import one_line
+
 from .attention import Attention, StandardAttention
 from .module import LanguageModule
-from .utils.records import one_line
 
 #: What two models must agree in, for the weights of one to mean the same in the other.
 SHARED = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim", "positions", "ff_activation", "ff_bias")

@@ -12,8 +12,9 @@ from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from bsbr_pl.utils.files import write_whole
+
 from .run import PLACES, Arguments, differences, in_words, kind, recorded
-from .utils.records import write_whole
 
 ROOT = "runs"  # of the folders of runs, where neither a logger nor default_root_dir says another
 OWN_FOLDERS = ("TensorBoardLogger", "CSVLogger")  # which log into save_dir/name/version

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import Logger
 
 from bsbr_pl.run_folder import run_folder
 from bsbr_pl.steps import ended_by
-from bsbr_pl.utils.records import environment, git_commit, write_json
+from bsbr_pl.utils.files import write_json
+from bsbr_pl.utils.records import environment, git_commit
 
 STEP_TIMES = {"p50": "step/p50_seconds", "p95": "step/p95_seconds"}
 

@@ -18,8 +18,8 @@ from bsbr_pl.convert import load_gpt2, start_from
 from bsbr_pl.evals.certificate import certify
 from bsbr_pl.evals.checkpoints import read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
-from bsbr_pl.evals.results import Results
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.results import Results
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tests/data_files/gpt2"  # its make.py says where it is from

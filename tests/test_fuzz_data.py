@@ -22,8 +22,7 @@ from bsbr_pl.data.loader import Steps
 from bsbr_pl.data.recall import draw, needle
 from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer
 from bsbr_pl.data.windows import Windows
-from bsbr_pl.evals.scaling import crossover, exponent
-from bsbr_pl.utils.timing import bootstrap_interval
+from bsbr_pl.values import bootstrap_interval, crossover, exponent
 
 SPECIAL = st.sampled_from(["<|endoftext|>", "\r\n \t", "\x00\x7f", "\U0001f468\u200d\U0001f469", "        return"])
 TEXT = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | SPECIAL, max_size=4).map("".join)

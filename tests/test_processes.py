@@ -19,9 +19,10 @@ from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData
 from bsbr_pl.data.loader import Steps
 from bsbr_pl.evals.checkpoints import read_all
 from bsbr_pl.evals.evaluation import Evaluation
-from bsbr_pl.evals.results import Results, key_of
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.results import Results
+from bsbr_pl.values import digest
 
 ROOT = Path(__file__).parent.parent
 PYTHON = [sys.executable, "-W", "ignore"]
@@ -197,7 +198,7 @@ def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
     for process in both:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    keys = [key_of(json.loads(line)["identity"]) for line in results.path.read_text().splitlines()]
+    keys = [digest(json.loads(line)["identity"]) for line in results.path.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 2 * (1 + 2 + 4), "nothing is missing, nothing measured twice"
     times = [np.loadtxt(file, ndmin=2) for file in tmp_path.glob("times*")]
     spans = np.concatenate(times)[np.concatenate(times)[:, 0].argsort()]
@@ -215,7 +216,7 @@ def test_what_a_killed_process_had_claimed_is_free(tmp_path):
     results, row = Results(tmp_path / "results.jsonl"), {"kind": "text"}
     with results.claim(row, wait=False) as claimed:
         assert claimed
-    file = tmp_path / ".lock" / key_of(row)
+    file = tmp_path / ".lock" / digest(row)
     assert file.exists()
     with subprocess.Popen([*PYTHON, "-u", "-c", HOLD, str(file)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

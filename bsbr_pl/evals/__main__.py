@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 
 from bsbr_pl.parsing import Parser
+from bsbr_pl.results import Results
 from bsbr_pl.utils.allocator import keep_freed_memory
-from bsbr_pl.utils.records import one_line
+from bsbr_pl.values import one_line
 
 from .checkpoints import read_all
 from .evaluation import LENGTHS, MULTIPLES, Evaluation, this_command
 from .report import write_report
 from .report.budgets import warnings
 from .report.findings import Findings
-from .results import Results
 from .saved_data import HERE, DataLocation
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bsbr_pl.data import TextData, TokenData, associative_recall_hits
 from bsbr_pl.metrics import IGNORED, TokenMetrics, token_figures, token_nats
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.utils.timing import bootstrap_interval
+from bsbr_pl.values import bootstrap_interval, ratio_interval
 
 from .checkpoints import Checkpoint
 from .saved_data import DataChangedError
@@ -149,16 +149,6 @@ def chance(data: TokenData) -> float | None:
 
 def _mean_interval(values: np.ndarray) -> list[float]:
     return list(bootstrap_interval(values, np.mean))
-
-
-def ratio_interval(above: np.ndarray, below: np.ndarray) -> list[float]:
-    """95 % bootstrap interval of sum(above) / sum(below), both (n,): n documents are drawn anew, with replacement."""
-
-    def ratio(drawn: np.ndarray, axis: int) -> np.ndarray:
-        sums = drawn.sum(axis)
-        return sums[..., 0] / sums[..., 1]
-
-    return list(bootstrap_interval(np.stack((above, below), 1), ratio))
 
 
 @torch.no_grad()

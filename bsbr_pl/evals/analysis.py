@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .scaling import crossover, exponent
+from bsbr_pl.values import crossover, exponent, ranks
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,13 @@ def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
         {"model": m, "length": length, "value": results[m][metric][i], "interval": results[m]["intervals"][metric][i]}
         for m in models
     ]
-    bounds = {row["model"]: sorted(sign * end for end in row["interval"]) for row in rows}
+    bounds = {}
     for row in rows:
-        low, high = bounds[row["model"]]
-        better = sum(other[1] < low for other in bounds.values())
-        worse = sum(other[0] > high for other in bounds.values())
-        row["rank"] = [1 + better, len(rows) - worse]
+        low, high = sorted(sign * end for end in row["interval"])
+        bounds[row["model"]] = (low, high)
+    ranked = ranks(bounds)
+    for row in rows:
+        row["rank"] = list(ranked[row["model"]])
     return sorted(rows, key=lambda row: sign * row["value"])
 
 

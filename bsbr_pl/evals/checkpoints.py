@@ -18,7 +18,7 @@ from bsbr_pl.attention import ARCHITECTURES, Attention
 from bsbr_pl.data import TokenData
 from bsbr_pl.description import build
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.utils.records import one_line
+from bsbr_pl.values import one_line
 
 from .runs import Run, describe_run, plain, read_record
 from .saved_data import HERE, DataLocation, open_saved

@@ -18,8 +18,8 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.data.corpus import default_cache_dir
 from bsbr_pl.description import describe
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.utils.records import environment, one_line
-from bsbr_pl.utils.timing import bootstrap_interval
+from bsbr_pl.utils.records import environment
+from bsbr_pl.values import bootstrap_interval, one_line
 
 from .accuracy import accuracy_at, chance
 from .contestants import build_model, builders, check_among, keep_certified, sizes

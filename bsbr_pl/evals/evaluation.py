@@ -15,13 +15,14 @@ import torch
 from tqdm import tqdm
 
 from bsbr_pl.data import TextData, TokenData
-from bsbr_pl.utils.records import environment, git_commit, one_line
+from bsbr_pl.results import NotKeptError, Results
+from bsbr_pl.utils.records import environment, git_commit
 from bsbr_pl.utils.timing import undisturbed
+from bsbr_pl.values import one_line
 
 from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
 from .checkpoints import SIZES, Checkpoint, labels
-from .results import NotKeptError, Results
 from .retrieval import retrieval, routes
 from .saved_data import DataChangedError
 from .scaling import measure_costs

@@ -20,8 +20,9 @@ from bsbr_pl.attention.base import check_positive
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
 from bsbr_pl.parsing import Parser
-from bsbr_pl.utils.records import one_line, write_whole
+from bsbr_pl.utils.files import write_whole
 from bsbr_pl.utils.timing import measure, undisturbed
+from bsbr_pl.values import one_line
 
 from .analysis import aligned
 from .knobs import DEFAULTS, Arguments, choices, differences, plain, search, turned

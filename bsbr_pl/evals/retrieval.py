@@ -24,7 +24,8 @@ from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData, TokenDat
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.parsing import Parser
-from bsbr_pl.utils.records import one_line, write_json
+from bsbr_pl.utils.files import write_json
+from bsbr_pl.values import one_line
 
 from .analysis import aligned
 from .training import open_checkpoint

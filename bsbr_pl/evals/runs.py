@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bsbr_pl.utils.records import finite
+from bsbr_pl.values import finite
 
 RECORD_BYTES = 64 << 20  # of the largest record.json that is read
 CHANGES = 5  # shown of those that resumes made

@@ -9,7 +9,7 @@ from typing import Any
 import bsbr_pl.data
 from bsbr_pl.data import NeedleData, TextData, TokenData
 from bsbr_pl.data.corpus import default_cache_dir, find_prepared
-from bsbr_pl.utils.records import one_line
+from bsbr_pl.values import one_line
 
 BUILT_IN = {"source": ("stdlib",), "tokenizer": ("bpe", "bytes")}  # values that are no path
 

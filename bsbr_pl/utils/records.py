@@ -1,12 +1,8 @@
 """What a number depends on (versions, machine, commit), and how it is kept on disk."""
 
-import contextlib
-import json
-import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,42 +58,3 @@ def git_commit() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of a value as JSON; numbers that are not finite become null."""
-    write_whole(path, json.dumps(finite(value), default=str, allow_nan=False).encode())
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, even if the disk is full or power is lost.
-
-    Raises:
-        OSError: naming the file, which then is as it was before.
-    """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def one_line(error: Exception, longest: int = 400) -> str:
-    """An error's message on one line, cut at `longest` characters."""
-    return " ".join(str(error).split())[:longest]
-
-
-def finite(value: Any) -> Any:
-    """Plain values for JSON: tuples as lists, keys as text, None for every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

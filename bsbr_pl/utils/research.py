@@ -13,8 +13,10 @@ from torch import nn
 from tqdm import tqdm
 
 from bsbr_pl.models import model_class
+from bsbr_pl.utils.files import write_json
+from bsbr_pl.values import finite
 
-from .records import environment, finite, write_json
+from .records import environment
 from .timing import Timing, measure
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from bsbr_pl.values import bootstrap_interval
+
 Clock = Callable[[], float]  # seconds from any start, never going back
 
 
@@ -90,44 +92,6 @@ def summarize(samples: Sequence[float]) -> Timing:
     """The median of some seconds and its interval."""
     low, high = bootstrap_interval(samples)
     return Timing(list(samples), float(np.median(samples)), low, high)
-
-
-def bootstrap_interval(
-    samples: Sequence[float] | np.ndarray,
-    statistic: Callable[..., Any] = np.median,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic (Efron & Tibshirani 1993, chapter 13); the same for the same seed.
-
-    Args:
-        samples: n independent values, or rows of values (n, ...), all finite.
-        statistic: reduces the axis n of an array, which it is told as `axis`: np.median, np.mean, ...
-        confidence: share of resampled statistics inside the interval.
-        resamples: how many times n values are drawn, with replacement.
-        seed: of the drawing; no global random state is used.
-
-    Raises:
-        ValueError: without samples, where one or its statistic is no finite number, or a confidence that is no share.
-    """
-    values = np.asarray(samples, dtype=float)
-    if not len(values):
-        raise ValueError("samples is empty: an interval needs at least one value")
-    if not np.isfinite(values).all():
-        raise ValueError(f"samples must be finite numbers, got {values[~np.isfinite(values)][0]}")
-    if not 0 <= confidence <= 1 or resamples < 1:
-        raise ValueError(f"confidence={confidence} must be from 0 to 1 and resamples={resamples} at least 1")
-    random, found = np.random.default_rng(seed), []
-    at_once = max(1, 2_000_000 // values.size)  # resamples held in memory
-    for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        found.append(statistic(values[random.integers(len(values), size=(rows, len(values)))], axis=1))
-    drawn, tail = np.concatenate(found), (1 - confidence) / 2
-    if not np.isfinite(drawn).all():
-        raise ValueError("samples have resamples of which the statistic is no finite number")
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 @dataclass

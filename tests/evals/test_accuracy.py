@@ -9,7 +9,8 @@ import torch
 from lightning import Trainer
 
 from bsbr_pl.data import InductionData
-from bsbr_pl.evals.accuracy import ratio_interval, recall_accuracy, text_accuracy
+from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
+from bsbr_pl.values import ratio_interval
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ from bsbr_pl.evals.checkpoints import Checkpoint, labels, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.report import budgets, clocks, verdict
 from bsbr_pl.evals.report.findings import Findings
-from bsbr_pl.evals.results import Results
 from bsbr_pl.evals.runs import RECORD_BYTES
 from bsbr_pl.evals.saved_data import DataChangedError, DataLocation
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.results import Results
 from bsbr_pl.utils.flops import count_flops
 from callbacks import LastCheckpoint, RunRecorder, Stopped
 

@@ -20,8 +20,8 @@ from bsbr_pl.data import InductionData
 from bsbr_pl.evals.__main__ import main
 from bsbr_pl.evals.checkpoints import find, labels, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
-from bsbr_pl.evals.results import Results
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.results import Results
 from callbacks import RunRecorder
 
 ROOT = Path(__file__).parents[2]

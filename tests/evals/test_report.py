@@ -20,7 +20,7 @@ from bsbr_pl.data import TextData
 from bsbr_pl.evals.checkpoints import Checkpoint
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.report import write_report
-from bsbr_pl.evals.results import Results
+from bsbr_pl.results import Results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from bsbr_pl.evals.results import Results
+from bsbr_pl.results import Results
 
 IDENTITY = {"kind": "cost", "checkpoint": "abc", "length": 256, "environment": {"dtype": "float32"}}
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.evals.scaling import call, crossover, exponent, measure_costs
+from bsbr_pl.evals.scaling import call, measure_costs
 from bsbr_pl.utils.memory import LiveTensors
+from bsbr_pl.values import crossover, exponent
 
 LENGTHS = [256, 512, 1024, 2048, 4096]
 

@@ -20,8 +20,8 @@ from bsbr_pl.evals.report import verdict as verdicts
 from bsbr_pl.evals.report.findings import Findings
 from bsbr_pl.evals.report.numbers import difference, front
 from bsbr_pl.evals.report.table import Column, Measured, Table, markdown
-from bsbr_pl.evals.results import Results
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.results import Results
 
 CPU = {"cpu": "a processor", "threads": 2, "device": "cpu", "torch": "2.13", "dtype": "float32"}
 CPU |= {"commit": {"commit": "0123456789abcdef", "changed": False}}

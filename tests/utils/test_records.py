@@ -7,7 +7,8 @@ import subprocess
 import pytest
 import torch
 
-from bsbr_pl.utils.records import environment, git_commit, write_json
+from bsbr_pl.utils.files import write_json
+from bsbr_pl.utils.records import environment, git_commit
 
 
 def test_environment_is_plain_and_says_what_times_depend_on():

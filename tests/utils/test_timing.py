@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bsbr_pl.utils.timing import StepClock, bootstrap_interval, measure, synchronize
+from bsbr_pl.utils.timing import StepClock, measure, synchronize
+from bsbr_pl.values import bootstrap_interval
 
 
 class ScriptedClock:

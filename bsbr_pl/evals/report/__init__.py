@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from bsbr_pl.utils.records import write_whole
+from bsbr_pl.utils.files import write_whole
 
 from ..evaluation import Evaluation
 from . import budgets, clocks, costs, maps, quality, sources, verdict

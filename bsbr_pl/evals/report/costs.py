@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bsbr_pl.values import crossover
+
 from ..checkpoints import kind
-from ..scaling import PASSES, crossover
+from ..scaling import PASSES
 from .findings import Findings
 from .numbers import LONG, cost, fitted_from, power, samples
 from .plot import Plot, curves

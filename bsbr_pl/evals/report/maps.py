@@ -5,8 +5,8 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bsbr_pl.utils.records import one_line
 from bsbr_pl.utils.visualization import attention_inputs, draw_maps
+from bsbr_pl.values import one_line
 
 from ..checkpoints import Checkpoint
 from .findings import Findings

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..accuracy import ratio_interval
-from ..scaling import exponent
+from bsbr_pl.values import exponent, ratio_interval
+
 from .table import Measured
 
 Row = dict[str, Any]  # a row of results.jsonl

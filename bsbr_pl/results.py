@@ -4,7 +4,6 @@ Several processes may work on one file. Locks are the system's own, which die wi
 empty files lie in `.lock/` beside the results.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bsbr_pl.utils.records import finite, write_whole
+from bsbr_pl.utils.files import write_whole
+from bsbr_pl.values import digest, finite
 
 
 class NotKeptError(OSError):
@@ -49,7 +49,7 @@ class Results:
         for line in lines:
             try:
                 row = {name: dict(part) for name, part in json.loads(line).items()}
-                self._rows[key_of(row["identity"])] = {name: row[name] for name in ("identity", "about", "values")}
+                self._rows[digest(row["identity"])] = {name: row[name] for name in ("identity", "about", "values")}
             except (ValueError, KeyError, TypeError, AttributeError):
                 damaged += 1
         if damaged:
@@ -58,7 +58,7 @@ class Results:
 
     def get(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """The values found for this identity, or None."""
-        row = self._rows.get(key_of(identity))
+        row = self._rows.get(digest(identity))
         return row["values"] if row else None
 
     def add(self, identity: Mapping[str, Any], values: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Results:
             NotKeptError: naming the file.
         """
         row = finite({"identity": identity, "about": about, "values": values})
-        self._rows[key_of(identity)] = row
+        self._rows[digest(identity)] = row
         try:
             with self._lock("file"), self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row, allow_nan=False) + "\n")
@@ -82,7 +82,7 @@ class Results:
         Rows are read again, so that `get` says whether there is still something to measure.
         """
         try:
-            lock = self._lock(key_of(identity))
+            lock = self._lock(digest(identity))
             lock.acquire(blocking=wait)
         except Timeout:
             yield False
@@ -107,8 +107,3 @@ class Results:
     def _rewrite(self) -> None:
         """Without the damaged lines, so that the next one does not continue half a line."""
         write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self._rows.values()).encode())
-
-
-def key_of(identity: Mapping[str, Any]) -> str:
-    """A digest of an identity, the same whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(finite(identity), sort_keys=True, default=str).encode()).hexdigest()[:24]

@@ -1,0 +1,172 @@
+"""Plain values and the statistics of them: intervals, growth exponents, crossovers, rankings. Needs no torch.
+
+All intervals are 95 % percentile bootstrap intervals (Efron & Tibshirani 1993, chapter 13), the same for the same seed.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def finite(value: Any) -> Any:
+    """Plain values for JSON: tuples as lists, keys as text, None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def digest(value: Any) -> str:
+    """A short sha256 of plain values, the same for every order of keys."""
+    return hashlib.sha256(json.dumps(finite(value), sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def one_line(error: Exception, longest: int = 400) -> str:
+    """An error's message on one line, cut at `longest` characters."""
+    return " ".join(str(error).split())[:longest]
+
+
+def bootstrap_interval(
+    samples: Sequence[float] | np.ndarray,
+    statistic: Callable[..., Any] = np.median,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic (Efron & Tibshirani 1993, chapter 13); the same for the same seed.
+
+    Args:
+        samples: n independent values, or rows of values (n, ...), all finite.
+        statistic: reduces the axis n of an array, which it is told as `axis`: np.median, np.mean, ...
+        confidence: share of resampled statistics inside the interval.
+        resamples: how many times n values are drawn, with replacement.
+        seed: of the drawing; no global random state is used.
+
+    Raises:
+        ValueError: without samples, where one or its statistic is no finite number, or a confidence that is no share.
+    """
+    values = np.asarray(samples, dtype=float)
+    if not len(values):
+        raise ValueError("samples is empty: an interval needs at least one value")
+    if not np.isfinite(values).all():
+        raise ValueError(f"samples must be finite numbers, got {values[~np.isfinite(values)][0]}")
+    if not 0 <= confidence <= 1 or resamples < 1:
+        raise ValueError(f"confidence={confidence} must be from 0 to 1 and resamples={resamples} at least 1")
+    random, found = np.random.default_rng(seed), []
+    at_once = max(1, 2_000_000 // values.size)  # resamples held in memory
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        found.append(statistic(values[random.integers(len(values), size=(rows, len(values)))], axis=1))
+    drawn, tail = np.concatenate(found), (1 - confidence) / 2
+    if not np.isfinite(drawn).all():
+        raise ValueError("samples have resamples of which the statistic is no finite number")
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray) -> list[float]:
+    """95 % bootstrap interval of sum(above) / sum(below), both (n,): n documents are drawn anew, with replacement."""
+
+    def ratio(drawn: np.ndarray, axis: int) -> np.ndarray:
+        sums = drawn.sum(axis)
+        return sums[..., 0] / sums[..., 1]
+
+    return list(bootstrap_interval(np.stack((above, below), 1), ratio))
+
+
+def ranks(bounds: Mapping[str, tuple[float, float]]) -> dict[str, tuple[int, int]]:
+    """The best and the worst rank that each name can have; less is better.
+
+    Args:
+        bounds: name -> the ends of its interval. One name is better than another if its interval lies below; names
+            whose intervals overlap are tied.
+    """
+    found = {}
+    for name, (low, high) in bounds.items():
+        better = sum(other[1] < low for other in bounds.values())
+        worse = sum(other[0] > high for other in bounds.values())
+        found[name] = (1 + better, len(bounds) - worse)
+    return found
+
+
+# What the measurements say. `samples`: length -> values, one for each round; a single value has no spread.
+
+Samples = Mapping[int, Sequence[float]]
+
+
+def _above_zero(samples: Samples) -> list[int]:
+    """The lengths whose values all have a logarithm.
+
+    Raises:
+        ValueError: a length below 1, or a value that is no finite number.
+    """
+    for length, values in samples.items():
+        if length < 1 or not np.isfinite(values).all():
+            raise ValueError(f"samples must map lengths of at least 1 to finite numbers, got {length}: {list(values)}")
+    return sorted(length for length, values in samples.items() if len(values) and min(values) > 0)
+
+
+def exponent(samples: Samples, shortest: int = 0, resamples: int = 1000) -> dict[str, Any] | None:
+    """The slope of ln(median) over ln(length): the cost grows as length^exponent.
+
+    Args:
+        samples: values at each length; those with a value of 0 or less are left out.
+        shortest: lengths below are left out.
+        resamples: bootstrap resamples of the rounds, for the interval.
+
+    Returns:
+        exponent, interval [low, high] (95 %), lengths [shortest, longest]; None with fewer than two lengths.
+    """
+    lengths = [length for length in _above_zero(samples) if length >= shortest]
+    if len(lengths) < 2:
+        return None
+    drawn = np.log([_medians(samples[length], resamples, length) for length in lengths])  # (lengths, 1 + resamples)
+    slopes = np.polyfit(np.log(lengths), drawn, 1)[0]
+    low, high = np.quantile(slopes[1:], [0.025, 0.975])
+    return {"exponent": float(slopes[0]), "interval": [float(low), float(high)], "lengths": [lengths[0], lengths[-1]]}
+
+
+def crossover(samples: Samples, other: Samples, resamples: int = 1000) -> dict[str, Any]:
+    """From which length on `samples` stays below `other`, between lengths on straight lines in logarithms.
+
+    Lengths that either has no value above 0 for are left out.
+
+    Returns:
+        length: where it passes; the shortest common length if it was below all along; None if it is not below at the
+        longest. interval: [low, high], 95 %, over bootstrap resamples of the rounds; high None where more than 2.5 %
+        of these do not pass. longest: the longest common length.
+    """
+    lengths = sorted({*_above_zero(samples)} & {*_above_zero(other)})
+    if not lengths:
+        return {"length": None, "interval": None, "longest": None}
+    ours, theirs = (
+        np.log([_medians(which[length], resamples, 2 * length + i) for length in lengths])
+        for i, which in enumerate((samples, other))
+    )
+    passed = np.array([_last_zero(np.log(lengths), column) for column in (ours - theirs).T])
+    low, high = np.quantile(passed[1:], [0.025, 0.975], method="nearest")
+    as_length = [round(math.exp(value)) if math.isfinite(value) else None for value in (passed[0], low, high)]
+    return {"length": as_length[0], "interval": as_length[1:], "longest": lengths[-1]}
+
+
+def _medians(values: Sequence[float], resamples: int, seed: int) -> np.ndarray:
+    """(1 + resamples,): the median, then those of values drawn anew with replacement."""
+    array = np.asarray(values, dtype=float)
+    chosen = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
+    return np.concatenate(([np.median(array)], np.median(array[chosen], axis=1)))
+
+
+def _last_zero(x: np.ndarray, difference: np.ndarray) -> float:
+    """Where a piecewise linear function last falls below 0; x[0] if it always is, infinity if not at its end."""
+    if difference[-1] >= 0:
+        return math.inf
+    above = np.flatnonzero(difference >= 0)
+    if not len(above):
+        return float(x[0])
+    i = above[-1]
+    return float(x[i] + (x[i + 1] - x[i]) * difference[i] / (difference[i] - difference[i + 1]))
