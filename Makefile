@@ -11,7 +11,7 @@ docs: # into site/, warnings are errors
 	zensical build --clean --strict
 
 study-check: # a small part of the published study again, compared
-	python benchmarks/study_check.py
+	python study/check.py
 
 format:
 	ruff check --fix .

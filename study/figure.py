@@ -1,19 +1,18 @@
 """Draw the published study, a dot for each run that counts: text on the left, recall on the right.
 
-python benchmarks/study_figure.py            # results/longer.json and results/mqar.json -> results/study.png
+python study/figure.py            # rows of results/longer and results/mqar -> results/study.png
 """
 
-import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Any
 
-from common import ROOT
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from study import counted
+from rows import counted, score
+from trainings import ROOT
 
 from bsbr_pl.evals.report.plot import SETTINGS, STYLES, Plot
+from bsbr_pl.results import Results
 from bsbr_pl.utils.files import write_whole
 
 PANELS = {  # task -> what is measured
@@ -22,19 +21,19 @@ PANELS = {  # task -> what is measured
 }
 
 
-def values(found: dict[str, Any]) -> dict[str, list[float]]:
-    """Model -> what was measured of each of its runs that count."""
+def scores(path: Path) -> dict[str, list[float]]:
+    """Model -> the scores of its runs that count."""
     by_model: dict[str, list[float]] = {}
-    for run, value in counted(found):
-        by_model.setdefault(run["model"], []).append(value)
+    for run, row in counted(Results(path).rows).items():
+        by_model.setdefault(run.model, []).append(score(row) or 0.0)
     return by_model
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of TASK.json and of the figure")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of TASK/results.jsonl")
     folder = parser.parse_args().results
-    found = {task: values(json.loads((folder / f"{task}.json").read_text())) for task in PANELS}
+    found = {task: scores(folder / task / "results.jsonl") for task in PANELS}
     first = found["longer"]
     models = sorted(first, key=lambda model: -sum(first[model]) / len(first[model]))  # the best at the top
     with rc_context(SETTINGS):
@@ -48,8 +47,7 @@ def main() -> None:
             axes.set_ylim(-0.6, len(models) - 0.4)
         axes.set_yticks(range(len(models)), [model.replace("_", " ") for model in models])
         axes.set_xlim(-0.03, 1.03)
-    picture = Plot("study", "", "", figure).image("png")
-    write_whole(folder / "study.png", picture)
+    write_whole(folder / "study.png", Plot("study", "", "", figure).image("png"))
     print(folder / "study.png")
 
 
