@@ -1,10 +1,15 @@
-.PHONY: check docs format study-check
+.PHONY: check check-all lint docs format study-check
 
-check:
+check: lint # the tests without those of tests/slow.txt
+	python -m pytest -q
+
+check-all: lint # what CI runs
+	python -m pytest -q -m ""
+
+lint:
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 python -m pytest -q -n logical --dist worksteal
 
 docs: # into site/, warnings are errors
 	python docs/generate.py
