@@ -8,22 +8,23 @@ tolerance: another machine adds numbers in another order, and training enlarges 
 published one (another release of Python has another standard library), the script says so and does not compare.
 """
 
+import math
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from rows import Row, Run, counted, last, loss, runs_in
+from rows import Run, loss, runs_in
 from run import Study
 from trainings import ROOT, finished_record, validation_loss
 
-from bsbr_pl.results import Results
+from bsbr_pl.results import Results, Row
 
 MODELS = ("bsbr", "standard")
 
 
 def shortest(model: str, published: dict[Run, Row]) -> tuple[Run, Row]:
     """The shortest run of a model, if possible at the rate of its runs that count."""
-    best = {run.rate for run in counted(published.values()) if run.model == model}
+    best = {run.rate for run in published if run.model == model and run.phase == "final"}
     runs = [run for run in published if run.model == model]
     run = min(runs, key=lambda run: (run.steps, run.rate not in best, run.seed))
     return run, published[run]
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=0.01, help="share of the published loss, default 0.01")
     chosen = parser.parse_args()
     rows = runs_in(Results(chosen.published).rows)
-    published = {run: row for run, row in rows.items() if last(row, "val/loss") is not None}
+    published = {run: row for run, row in rows.items() if loss(row) < math.inf}
     if unknown := set(chosen.models) - {run.model for run in published}:
         parser.error(f"--models: {', '.join(sorted(unknown))} is not in {chosen.published}")
     failed = False

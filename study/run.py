@@ -18,16 +18,18 @@ output folder. Arguments after `--` go to train.py.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rows import Run, as_markdown, best_rates, keep, results, runs_in
+from rows import Run, best_rates, keep, results, runs_in
 from trainings import ROOT, Training, diverged, parse_with_rest, train_all
 
-from bsbr_pl.description import build_layers, describe_layers
 from bsbr_pl.evals.matching import match, table
+from bsbr_pl.report.study import as_markdown, runs
+from bsbr_pl.spec import specs_of
 
 CONFIGS = ROOT / "study" / "configs"
 #: Task -> the task whose changes of the models it uses too.
@@ -63,16 +65,16 @@ class Study(NamedTuple):
         given = {}
         for name in dict.fromkeys(["standard", *models]):
             described = yaml.safe_load((self.configs / "models" / f"{name}.yaml").read_text())["model"]["attention"]
-            given[name] = {"attention": build_layers(describe_layers(described)), **sizes}
+            given[name] = {"attention": specs_of(described), **sizes}
         length = settings["data"]["init_args"]["context_length"]
         found = match("params", given, length, "standard")
         print(table("params", length, found, "standard") + "\n", flush=True)
-        return {name: found[name].turned for name in models}
+        return {name: found[name].changed for name in models}
 
-    def train(self, runs: list[Run], arguments: dict[str, dict[str, Any]]) -> dict[str, str]:
+    def train(self, wanted: list[Run], arguments: dict[str, dict[str, Any]]) -> dict[str, str]:
         """Train the runs that are not there, each with the arguments of its model. Returns run -> why it is missing."""
         trainings = []
-        for run in runs:
+        for run in wanted:
             chosen = [
                 *(f"--model.{name}={value}" for name, value in arguments[run.model].items()),
                 f"--model.learning_rate={run.rate}",
@@ -85,23 +87,25 @@ class Study(NamedTuple):
     def run(self, task: str, models: list[str], seeds: list[int], rates: list[float], steps: int) -> dict[str, str]:
         """Make the runs of a task and write their rows. Returns run -> why it is missing."""
         arguments, kept = self.matched_arguments(task, models), results(self.output, task)
+        command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
         best, missing = dict.fromkeys(models, rates[0]), {}
         if len(rates) > 1:
             short = max(1, steps // SWEEP_SHARE)
             sweep = [Run(task, model, rate, 0, short, "sweep") for model in models for rate in rates]
             missing = self.train(sweep, arguments)
-            keep(sweep, self.output, kept, " ".join(sys.argv), self.options)
+            missing |= keep(sweep, self.output, kept, command, self.options)
             best = best_rates(sweep, runs_in(kept.rows))
         for model in set(models) - set(best):
             missing[f"final {task} {model}"] = "not started, because its sweep has no best rate"
         final = [Run(task, model, best[model], seed, steps, "final") for seed in seeds for model in best]
         missing |= self.train(final, arguments)
-        keep(final, self.output, kept, " ".join(sys.argv), self.options)
+        missing |= keep(final, self.output, kept, command, self.options)
         for run in final:
             if failed := diverged(run.folder(self.output)):
                 missing[str(run)] = failed
         kept.read()  # rows of other studies in this folder
-        print("\n" + as_markdown(kept.rows), flush=True)
+        if len(runs(kept.rows)):
+            print("\n" + as_markdown(kept.rows), flush=True)
         return missing
 
 

@@ -13,10 +13,88 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bsbr_pl"
 RULES = rules(tuple(cls.__name__ for cls in ARCHITECTURES.values()), tuple(DATA_SETS))
 
-#: Room (the longest matching name) -> the modules of this project that it may import, beside its own.
-ALLOWED: dict[str, set[str]] = {}
+#: Room (the longest name that matches a module) -> the modules of other rooms that it may import: exactly these.
+ALLOWED: dict[str, set[str]] = {
+    # Values and rows, without torch.
+    "bsbr_pl.values": set(),
+    "bsbr_pl.results": {"bsbr_pl.values"},
+    "bsbr_pl.report": {"bsbr_pl.values", "bsbr_pl.utils.files"},
+    # The model.
+    "bsbr_pl.attention": set(),
+    "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
+    "bsbr_pl.spec": {"bsbr_pl.attention"},
+    "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec"},
+    "bsbr_pl": {"bsbr_pl.models"},
+    "bsbr_pl.compiled": {"bsbr_pl.model"},
+    "bsbr_pl.limits": {"bsbr_pl.model", "bsbr_pl.spec"},
+    "bsbr_pl.metrics": set(),
+    # Instruments.
+    "bsbr_pl.utils": {"bsbr_pl", "bsbr_pl.models", "bsbr_pl.patches", "bsbr_pl.results", "bsbr_pl.values"},
+    "bsbr_pl.patches": set(),
+    # Data.
+    "bsbr_pl.data": {"bsbr_pl.steps"},
+    # Training.
+    "bsbr_pl.steps": set(),
+    "bsbr_pl.step_loop": {"bsbr_pl.steps"},
+    "bsbr_pl.checkpoint": {"bsbr_pl.utils.files", "bsbr_pl.values"},
+    "bsbr_pl.optimizer": {"bsbr_pl.attention.parts"},
+    "bsbr_pl.run": {"bsbr_pl.spec"},
+    "bsbr_pl.resume": {"bsbr_pl.run", "bsbr_pl.steps"},
+    "bsbr_pl.module": {
+        *("bsbr_pl.attention.base", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.spec", "bsbr_pl.compiled"),
+        *("bsbr_pl.limits", "bsbr_pl.metrics", "bsbr_pl.checkpoint", "bsbr_pl.optimizer", "bsbr_pl.resume"),
+        *("bsbr_pl.step_loop", "bsbr_pl.steps"),
+    },
+    "bsbr_pl.convert": {"bsbr_pl.attention", "bsbr_pl.module", "bsbr_pl.spec", "bsbr_pl.values"},
+    # The command line of training.
+    "bsbr_pl.plain_yaml": set(),
+    "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
+    "bsbr_pl.run_folder": {"bsbr_pl.run", "bsbr_pl.utils.files"},
+    "bsbr_pl.save_config": {"bsbr_pl.run_folder"},
+    "bsbr_pl.cli": {
+        *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.limits", "bsbr_pl.parsing"),
+        *("bsbr_pl.patches", "bsbr_pl.run", "bsbr_pl.run_folder", "bsbr_pl.steps"),
+    },
+    "callbacks": {
+        *("bsbr_pl.attention", "bsbr_pl.data", "bsbr_pl.data.files", "bsbr_pl.module", "bsbr_pl.run_folder"),
+        *("bsbr_pl.step_loop", "bsbr_pl.steps", "bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),
+        *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
+    },
+    "train": {
+        *("callbacks", "bsbr_pl.cli", "bsbr_pl.data", "bsbr_pl.module", "bsbr_pl.parsing", "bsbr_pl.save_config"),
+        *("bsbr_pl.utils.allocator", "bsbr_pl.values"),
+    },
+    # Evaluation.
+    "bsbr_pl.evals": {
+        *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.base", "bsbr_pl.data.corpus"),
+        *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
+        *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
+        "bsbr_pl.values",
+    },
+    "bsbr_pl.evals.commands": {
+        *("bsbr_pl.evals.checkpoints", "bsbr_pl.evals.evaluation", "bsbr_pl.evals.matching"),
+        *("bsbr_pl.evals.retrieval", "bsbr_pl.evals.saved_data", "bsbr_pl.attention", "bsbr_pl.models"),
+        *("bsbr_pl.report", "bsbr_pl.results", "bsbr_pl.utils.allocator", "bsbr_pl.utils.files", "bsbr_pl.values"),
+    },
+    "bsbr_pl.__main__": {
+        *("bsbr_pl.evals.commands", "bsbr_pl.parsing", "bsbr_pl.report", "bsbr_pl.results", "bsbr_pl.values"),
+    },
+    "evaluate": {"bsbr_pl.__main__"},
+}
 #: Rule -> the modules that break it, and why they may.
-KNOWN: dict[str, dict[str, str]] = {}
+KNOWN: dict[str, dict[str, str]] = {
+    "attention: no device by name": {
+        "bsbr_pl.attention.bsbr": "on a GPU, zeros are faster than a gather",
+        "bsbr_pl.attention.parts": "a loop on a CPU, a scan on a GPU",
+    },
+    "callbacks: no other callbacks": {
+        "callbacks.fail_together": "after an error in one process, a checkpoint of the others would wait forever",
+    },
+    "a data set is named in its own room alone": {
+        "bsbr_pl.evals.accuracy": "the type of an argument",
+        "bsbr_pl.evals.training": "the default task of compare_models",
+    },
+}
 
 
 def module_of(path: Path) -> str:

@@ -58,12 +58,13 @@ def test_study(tmp_path):
             ("final", 1e-2, 1, 8),
         )
     ]
-    assert [row["about"]["run"]["status"] for row in rows] == ["finished", "diverged", "finished", "finished"]
-    assert "the loss is nan at step 1" in rows[1]["about"]["run"]["problem"]
+    statuses = [row["about"]["run"]["status"] for row in rows]
+    assert statuses[1].startswith("diverged: the loss is nan at step 1")
+    assert statuses[:1] + statuses[2:] == ["finished"] * 3
     assert rows[1]["values"]["metrics"] == {}
     record = json.loads((tmp_path / "runs/text/final/linear/rate0.01_steps8_seed1/record.json").read_text())
     assert rows[3]["values"]["metrics"]["val/loss"] == record["metrics"]["val/loss"]
-    assert rows[3]["values"]["seconds"] == record["seconds"]
+    assert 0 < rows[3]["values"]["seconds"] <= record["seconds"]  # the checkpoint is saved before the run ends
     assert rows[3]["about"]["parameters"] == record["parameters"]
     assert rows[3]["about"]["config"]["model.ff_dim"] not in (None, 512)
     assert rows[3]["about"]["data"]["fingerprint"] == record["data_fingerprint"]

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from bsbr_pl.attention.parts import check_number, merge_heads, split_heads
 from lightning import Callback, Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 import train
 from bsbr_pl import __main__ as command_line
 from bsbr_pl.attention import ARCHITECTURES, Attention
+from bsbr_pl.attention.parts import check_number, merge_heads, split_heads
 from bsbr_pl.data import DATA_SETS
 from bsbr_pl.data.base import IGNORED
 from bsbr_pl.data.recall import RecallData, Segment
