@@ -189,6 +189,17 @@ def of_class(*names: str) -> Find:
     return find
 
 
+def spelled(*names: str) -> Find:
+    """Strings that are one of these names."""
+
+    def find(tree: ast.Module) -> Iterator[ast.AST]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in names:
+                yield node
+
+    return find
+
+
 def sizes_by_name(tree: ast.Module) -> Iterator[ast.AST]:
     """getattr(attention, "chunk_size"), attention.window_size: sizes that only some architectures have."""
     options = ("chunk_size", "window_size", "retrieval_top_k", "router_dim")
@@ -234,8 +245,13 @@ PRODUCT = ("bsbr_pl", "callbacks", "train", "evaluate")
 MODULE = ("bsbr_pl.module", "bsbr_pl.resume", "bsbr_pl.step_loop", "bsbr_pl.optimizer")
 
 
-def rules(attention_classes: tuple[str, ...], data_classes: tuple[str, ...]) -> dict[str, Rule]:
-    """Name -> rule; the classes of the registries may only be named in their own rooms."""
+def rules(attention_classes: tuple[str, ...], data_classes: tuple[str, ...], keys: tuple[str, ...]) -> dict[str, Rule]:
+    """Name -> rule.
+
+    Args:
+        attention_classes, data_classes: names of the classes in the registries.
+        keys: keys of the registries, and names of models.
+    """
     one = attention_classes[0]
     task = data_classes[0]
     return {
@@ -416,6 +432,13 @@ def rules(attention_classes: tuple[str, ...], data_classes: tuple[str, ...]) -> 
             (f"from bsbr_pl.data import {task}", f"isinstance(x, {task})", f"data.{task}"),
             ("from bsbr_pl.data import DATA_SETS", f"'{task}'"),
             but=("bsbr_pl.data",),
+        ),
+        "a registry's key is spelled in its own room alone": Rule(
+            PRODUCT,
+            spelled(*keys),
+            (f"if key == '{keys[0]}': pass", f"colours = {{'{keys[0]}': 'red'}}", f"models=('{keys[-1]}',)"),
+            (f"'{keys[0]} and others'", "ARCHITECTURES[key]"),
+            but=("bsbr_pl.attention", "bsbr_pl.models", "bsbr_pl.data"),
         ),
         "sizes of an architecture are read in its own room alone": Rule(
             PRODUCT,

@@ -8,10 +8,13 @@ from rules import rules, within
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import DATA_SETS
+from bsbr_pl.models import MODELS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bsbr_pl"
-RULES = rules(tuple(cls.__name__ for cls in ARCHITECTURES.values()), tuple(DATA_SETS))
+RULES = rules(
+    tuple(cls.__name__ for cls in ARCHITECTURES.values()), tuple(DATA_SETS), (*ARCHITECTURES, *MODELS, *DATA_SETS)
+)
 
 #: Room (the longest name that matches a module) -> the modules of other rooms that it may import: exactly these.
 ALLOWED: dict[str, set[str]] = {
@@ -89,6 +92,14 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "callbacks: no other callbacks": {
         "callbacks.fail_together": "after an error in one process, a checkpoint of the others would wait forever",
+    },
+    "a registry's key is spelled in its own room alone": {
+        "bsbr_pl.__main__": "the name of the program",
+        "bsbr_pl.evals.analysis": "the model that the others are compared with, if it is there",
+        "bsbr_pl.evals.commands": "the default of an option, and the name of the program",
+        "bsbr_pl.evals.comparison": "the models that are compared by default",
+        "bsbr_pl.report.costs": "the architecture that the others are compared with, if it is there",
+        "bsbr_pl.utils.macs": "an operator of torch",
     },
     "a data set is named in its own room alone": {
         "bsbr_pl.evals.accuracy": "the type of an argument",
