@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from test_fuzz import SEEDS, attempt
 
 from bsbr_pl.data import InductionData, MQARData, SelectiveCopyData
+from bsbr_pl.data.base import SPLITS, Steps
 from bsbr_pl.data.corpus import prepare
-from bsbr_pl.data.documents import SPLITS, HeldOut, Piece
-from bsbr_pl.data.loader import Steps
-from bsbr_pl.data.recall import draw, needle
+from bsbr_pl.data.files import Piece
+from bsbr_pl.data.sources import HeldOut
+from bsbr_pl.data.tasks import draw, needle
+from bsbr_pl.data.text import Windows
 from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer
-from bsbr_pl.data.windows import Windows
 from bsbr_pl.evals.scaling import crossover, exponent
 from bsbr_pl.utils.timing import bootstrap_interval
 

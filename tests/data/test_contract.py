@@ -111,7 +111,7 @@ def test_at_length_keeps_pairs_and_samples_of_the_first_segment(make) -> None:
         ("MQARData", 128, "vocab_size=128 must be above the context length T=128"),
         ("InductionData", 2, "context_length=2"),
         ("SelectiveCopyData", 7, "num_copied=4 must be from 1 to half of context_length=7"),
-        ("NeedleData", 4, "context_length=4 is too small: the pair and the question take 5 tokens"),
+        ("NeedleData", 4, "context_length=4 is too small: the needle and the question take 5 tokens"),
         ("NeedleData", -1, "context_length=-1 is too small"),
     ],
 )

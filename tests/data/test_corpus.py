@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bsbr_pl.data import TextData, corpus
+from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpus import Corpus, find_prepared
-from bsbr_pl.data.documents import SPLITS
 
 
 def text_data(source: Path, cache: Path, tokenizer: str = "bpe") -> TextData:

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsbr_pl.data import TextData
+from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpus import prepare
-from bsbr_pl.data.documents import SPLITS, HeldOut, Piece, Source
-from bsbr_pl.data.raw import Files
-from bsbr_pl.data.rows import Rows
-from bsbr_pl.data.sources import Options, open_source
+from bsbr_pl.data.files import Piece
+from bsbr_pl.data.sources import Files, HeldOut, Rows, Source
+from bsbr_pl.data.text import Options, open_source
 
 HALF = HeldOut(0.25, 0.25)
 DEFAULT = HeldOut(0.05, 0.05)

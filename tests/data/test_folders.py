@@ -7,10 +7,9 @@ import datasets
 import pytest
 from datasets.data_files import DataFilesDict, get_data_patterns
 
-from bsbr_pl.data.documents import SPLITS, HeldOut
-from bsbr_pl.data.raw import Files, OneFile, OwnFiles
-from bsbr_pl.data.rows import Rows
-from bsbr_pl.data.sources import Options, open_source
+from bsbr_pl.data.base import SPLITS
+from bsbr_pl.data.sources import Files, HeldOut, OneFile, OwnFiles, Rows
+from bsbr_pl.data.text import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 Layout = dict[str, list[str]]

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bsbr_pl.data import MQARData, TextData, TokenData
-from bsbr_pl.data.loader import Loader, Stream
+from bsbr_pl.data.base import Loader, Stream
 
 pytestmark = [
     # Saving where another run has saved is the point here.

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data import TextData, documents, hub, rows
-from bsbr_pl.data.documents import SPLITS, HeldOut, Source, read_pieces
-from bsbr_pl.data.raw import Files
-from bsbr_pl.data.sources import Options, open_source
+from bsbr_pl.data import TextData, files, hub, sources
+from bsbr_pl.data.base import SPLITS
+from bsbr_pl.data.files import read_pieces
+from bsbr_pl.data.sources import Files, HeldOut, Source
+from bsbr_pl.data.text import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 
@@ -69,11 +70,11 @@ def test_files_are_split_by_path_whatever_else_is_there(folder: Path) -> None:
 @contextmanager
 def blocks_of(size: int) -> Iterator[None]:
     """Read files in blocks of so many bytes. Not a fixture: hypothesis asks for a new size in every example."""
-    old, documents.BLOCK = documents.BLOCK, size
+    old, files.BLOCK = files.BLOCK, size
     try:
         yield
     finally:
-        documents.BLOCK = old
+        files.BLOCK = old
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=100), block=st.integers(1, 40))
@@ -127,7 +128,7 @@ def test_rows_are_documents_held_out_by_content(tmp_path: Path, suffix: str) -> 
 
 
 def test_a_long_row_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "BLOCK", 10)
+    monkeypatch.setattr(sources, "BLOCK", 10)
     path = write_rows(tmp_path / "a.jsonl", [{"text": "x" * 25}])
     pieces = list(open_source(str(path), HeldOut(0, 0)).pieces())
     assert [(len(piece.text), piece.end) for piece in pieces] == [(10, False), (10, False), (5, True)]
