@@ -22,7 +22,7 @@ from bsbr_pl.data.files import Piece
 from bsbr_pl.data.sources import HeldOut
 from bsbr_pl.data.tasks import draw, needle
 from bsbr_pl.data.text import Windows
-from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer
+from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer, train_bpe
 from bsbr_pl.evals.scaling import crossover, exponent
 from bsbr_pl.utils.timing import bootstrap_interval
 
@@ -35,7 +35,7 @@ def test_tokenizers_keep_every_byte(lessons, vocab_size, text, raw, seed):
     """Whatever a BPE learnt from; ids that no text has, which a model may write, are bytes of the lengths it says."""
     assert ByteTokenizer().decode_bytes(ByteTokenizer().encode(raw.decode("latin-1"))).decode() == raw.decode("latin-1")
     assert ByteTokenizer().decode_bytes(list(raw)) == raw
-    for tokenizer in (ByteTokenizer(), BPETokenizer.train(lessons, vocab_size)):
+    for tokenizer in (ByteTokenizer(), BPETokenizer(train_bpe(lessons, vocab_size))):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.token_bytes[ids].sum() == len(text.encode())
@@ -86,7 +86,7 @@ def test_windows_count_every_token_once(documents, tokenizer, context_length, ba
             stream, offsets = np.array(corpus.tokens(split)), corpus.documents(split)
             decode = corpus.tokenizer.decode_bytes
             assert [decode(stream[a:b]).decode() for a, b in pairwise(offsets)] == of[split]
-            assert corpus.num_bytes(split) == len("".join(of[split]).encode())
+            assert corpus.meta["splits"][split]["bytes"] == len("".join(of[split]).encode())
             if not of[split]:
                 with pytest.raises(ValueError, match=f"the {split} split of source='documents' is empty"):
                     Windows(corpus, split, context_length, seed)
@@ -97,7 +97,7 @@ def test_windows_count_every_token_once(documents, tokenizer, context_length, ba
             batches = [share[step] for step in range(len(plan)) for share in shares]
             targets = torch.cat([batch["targets"].flatten() for batch in batches])
             assert targets[targets >= 0].tolist() == stream[1:].tolist()
-            assert sum(int(batch["num_bytes"].sum()) for batch in batches) == corpus.num_bytes(split)
+            assert sum(int(batch["num_bytes"].sum()) for batch in batches) == corpus.meta["splits"][split]["bytes"]
         check_training(Windows(corpus, "train", context_length, seed), batch_size)
 
 

@@ -16,10 +16,9 @@ import re
 import shutil
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,10 +81,6 @@ class Corpus:
     def text(self, split: str) -> bytes:
         """The split's raw text, documents joined."""
         return self.tokenizer.decode_bytes(self.tokens(split))
-
-    def num_bytes(self, split: str) -> int:
-        """Bytes of the split's raw text."""
-        return int(self._split(split)["bytes"])
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in SPLITS:
@@ -268,16 +263,23 @@ def _progress(source: Source, what: str) -> Iterator[Piece]:
 
 
 def _tokenized(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[Piece, np.ndarray]]:
-    """Each piece with its ids. About BATCH_BYTES characters are tokenized at once, on all cores."""
+    """Each piece with its ids."""
+    for batch in _batches(_progress(source, "tokenizing")):
+        yield from zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces in lists of about BATCH_BYTES characters, to be tokenized at once on all cores."""
     batch: list[Piece] = []
     size = 0
-    for piece in chain(_progress(source, "tokenizing"), [None]):
-        if piece is not None:
-            batch.append(piece)
-            size += len(piece.text)
-        if batch and (piece is None or size >= BATCH_BYTES):
-            yield from zip(batch, tokenizer.encode_batch([one.text for one in batch]), strict=True)
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH_BYTES:
+            yield batch
             batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _checksums(file: Path) -> dict[str, str | int]:

@@ -43,7 +43,7 @@ def test_streams_hold_the_text_and_nothing_else(folder: Path, tmp_path: Path, to
         assert 1 + sum(map(len, documents)) == len(tokens)
         texts = [subject.tokenizer.decode_bytes(document) for document in documents]
         assert b"".join(texts) == subject.text(split)
-        assert len(subject.text(split)) == subject.num_bytes(split)
+        assert len(subject.text(split)) == subject.meta["splits"][split]["bytes"]
         seen += texts
     assert sorted(seen) == sorted(raw)
     with pytest.raises(ValueError, match="split='validation' is unknown: one of train, val, test"):

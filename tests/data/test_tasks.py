@@ -1,4 +1,4 @@
-"""The recall tasks, line by line of their specifications."""
+"""The recall tasks as functions, line by line of their specifications."""
 
 from contextlib import suppress
 from functools import partial
@@ -220,3 +220,52 @@ def test_random_numbers_are_uniform_and_unrelated() -> None:
     rows = Random(6, np.arange(5000)).distinct(3, 8, 5)
     assert (np.sort(rows, 1) == np.arange(3, 8)).all()
     np.testing.assert_allclose(np.bincount(rows[:, 0] - 3) / 5000, 0.2, atol=0.03)
+
+
+def drawn(task: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The example in a task's docstring: input_ids and targets (T,)."""
+    rows = {line.split()[0]: line.split()[1:] for line in task.__doc__.splitlines() if line.split()}
+    inputs, targets = rows["input"], rows["target"]
+    return np.array(inputs, int), np.array([-100 if target == "." else int(target) for target in targets])
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        (mqar, {"length": 12, "pairs": 2, "vocab_size": 20}),
+        (induction, {"length": 8, "vocab_size": 10}),
+        (selective_copy, {"length": 10, "copied": 3, "vocab_size": 10}),
+        (needle, {"text": lambda: np.arange(99), "length": 12, "vocab_size": 100, "depth": 0.5}),
+    ],
+)
+def test_the_example_of_a_docstring_is_a_sample_of_the_task(task: Any, options: dict[str, Any]) -> None:
+    """Given the random tokens and positions of the example, the task draws the example."""
+
+    class Scripted(Random):
+        """Draws what the example shows."""
+
+        def __init__(self, *draws: list[int]) -> None:
+            super().__init__(np.arange(1))
+            self.draws = [np.array([numbers]) for numbers in draws]
+
+        def integers(self, low: int, high: int, count: int) -> np.ndarray:
+            numbers = self.draws.pop(0)
+            assert numbers.shape == (1, count)
+            assert ((low <= numbers) & (numbers < high)).all()
+            return numbers
+
+        distinct = integers
+
+        def weighted(self, weights: np.ndarray, count: int) -> np.ndarray:
+            return self.integers(0, len(weights), count)
+
+    draws: dict[Any, list[list[int]]] = {
+        mqar: [[2, 8], [13, 17], [2, 0]],  # keys, values, the slot of each question
+        induction: [[2, 5, 0, 4, 0, 7, 7, 0], [2]],  # tokens, the first trigger's position
+        selective_copy: [[6, 3, 8], [5, 1, 4]],  # tokens, positions in any order
+        needle: [[20], [7, 3]],  # the start of the haystack, key and value
+    }
+    inputs, targets = task(Scripted(*draws[task]), **options)
+    example = drawn(task)
+    np.testing.assert_array_equal(inputs[0], example[0])
+    np.testing.assert_array_equal(targets[0], example[1])

@@ -83,7 +83,7 @@ def test_bytes_counted_do_not_depend_on_how_text_is_cut_into_files(text_data: Te
             cut = slice(i * len(text) // pieces, (i + 1) * len(text) // pieces)
             (source / f"{i}.txt").write_text(text[cut], newline="")
         data = remade(text_data, source=str(source), val_fraction=0.0, test_fraction=0.0, cache_dir=str(tmp_path / "c"))
-        assert data.corpus.num_bytes("train") == len(data.text("train")) == len(text.encode())
+        assert data.corpus.meta["splits"]["train"]["bytes"] == len(data.text("train")) == len(text.encode())
 
 
 def test_training_order_is_a_function_of_seed_and_epoch(text_data: TextData) -> None:
