@@ -78,7 +78,7 @@ def test_windows_count_every_token_once(documents, tokenizer, context_length, ba
     with TemporaryDirectory() as folder:
         make = partial(prepare, Documents(documents), "documents", tokenizer, 260, Path(folder))
         if not any(of["train"]):
-            with pytest.raises(ValueError, match="source='documents' holds no text to train on"):
+            with pytest.raises(ValueError, match="source='documents' has no training text"):
                 make()
             return
         corpus = make()

@@ -46,8 +46,8 @@ class Samples(Protocol):
 class TokenData(LightningDataModule):
     """Batches of token ids for a causal model.
 
-    A batch is a dict of int64 tensors: `input_ids` and `targets` (B, T), where targets[t] is what logits[t] must
-    predict and -100 is not counted; `index` (B,), the sample's id; `num_bytes` (B,) for text, the raw bytes of the
+    A batch is a dict of int64 tensors: `input_ids` and `targets` (B, T), where targets[t] is the label of
+    logits[t], and -100 is not counted; `index` (B,), the sample's id; `num_bytes` (B,) for text, the raw bytes of the
     counted targets; `slice` (B,) for recall tasks, an index into `slice_names`.
 
     `batch_size` counts the samples of all processes together. The loaders divide each batch over the processes, so set
@@ -58,7 +58,7 @@ class TokenData(LightningDataModule):
     """
 
     kind: ClassVar[Literal["text", "recall"]]
-    #: Whether the answer to each question of a recall task stands in the context, directly behind its key.
+    #: Whether the answer to each question of a recall task is in the context, directly after its key.
     answers_in_context: ClassVar[bool] = False
     #: Arguments that say where a text is and how it is read. The fingerprint covers the text itself.
     content_arguments: ClassVar[tuple[str, ...]] = ()
@@ -178,8 +178,8 @@ class TokenData(LightningDataModule):
         training = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if state_dict["fingerprint"] != self.fingerprint and not training:
             warnings.warn(
-                f"the checkpoint saw other data: {state_dict} there, {self.state_dict()} here. Results on this data "
-                "are not results on the data of its training",
+                f"the checkpoint was trained on other data: {state_dict}, here {self.state_dict()}. Results on this "
+                "data do not belong to that training",
                 stacklevel=2,
             )
 
@@ -299,7 +299,7 @@ def digest(*values: object) -> str:
 def check_integer(name: str, value: Any, least: int) -> int:
     """The value, or ValueError if it is no integer of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} is no integer")
+        raise ValueError(f"{name}={value!r} must be an integer")
     if value < least:
         raise ValueError(f"{name}={value} is too small: at least {least}")
     return value  # type: ignore[return-value]

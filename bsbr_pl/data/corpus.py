@@ -29,7 +29,7 @@ from .files import Piece, sha256_of
 from .sources import Source
 from .tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_identity, train_bpe
 
-FORMAT = 2  # changes whenever the same source would give another folder
+FORMAT = 2  # increase it when the same source gives a different folder
 BATCH_BYTES = 2 << 20  # text tokenized at once
 BPE_SAMPLE_BYTES = 64 << 20  # training text that merges are learnt from: bounds the memory they take
 HASH_EVERY_TIME = 256 << 20  # larger files are hashed again only if their modification time has changed
@@ -49,9 +49,9 @@ class Corpus:
             intact = self.meta.pop("sha256") == _json_sha256(self.meta)
             intact = intact and all(_is_whole(folder / name, sums) for name, sums in self.meta["files"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder} is no prepared corpus ({error})") from error
+            raise ValueError(f"{folder} is not a prepared corpus ({error})") from error
         if not intact:
-            raise ValueError(f"{folder} was cut short or altered")
+            raise ValueError(f"{folder} is truncated or damaged")
         self.fingerprint: str = self.meta["fingerprint"]
         self.vocab_size: int = self.meta["vocab_size"]
 
@@ -127,15 +127,15 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
         try:
             _write(partial, source, tokenizer, bpe_vocab_size, {"fingerprint": fingerprint, "name": name})
             if source.identity() != identity["source"]:
-                raise ValueError(f"source={name!r} was changed while it was prepared: run again when it stays as it is")
+                raise ValueError(f"source={name!r} changed during preparation: run again when it no longer changes")
             partial.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                 raise
             raise OSError(
                 error.errno,
-                f"no room in {cache_dir} to prepare source={name!r} ({error.strerror}); nothing was kept. Free some "
-                f"space (about half the size of the text), or set cache_dir to another disk",
+                f"not enough disk space in {cache_dir} to prepare source={name!r} ({error.strerror}). Free some space "
+                "(about half the size of the text), or set cache_dir to another disk",
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -150,7 +150,8 @@ def _say_left_out(corpus: Corpus) -> None:
         if count:
             source, documents = corpus.meta["name"], "1 document" if count == 1 else f"{count} documents"
             print(
-                f"source={source!r}: {documents} left out of {split}: another split has the same text", file=sys.stderr
+                f"source={source!r}: removed {documents} from {split}: the same text is in another split",
+                file=sys.stderr,
             )
 
 
@@ -202,8 +203,8 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
             content.update(raw + b"\0" * piece.end)
         if not streams["train"].bytes:
             left_out = source.left_out.get("train")
-            why = "all of it is in validation or test, too" if left_out else "it is empty, or too small to split"
-            raise ValueError(f"source={meta['name']!r} holds no text to train on: {why}")
+            why = "all of it is also in validation or test" if left_out else "it is empty, or too small to split"
+            raise ValueError(f"source={meta['name']!r} has no training text: {why}")
         for split in SPLITS[1:]:
             streams[split].file.close()
             with files[split].open("rb") as part:

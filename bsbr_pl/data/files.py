@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
-BLOCK = 1 << 18  # bytes of a file held at once
+BLOCK = 1 << 18  # bytes read at once
 _LARGEST_FIELD = 1 << 28  # characters of a .csv field: a quote that is never closed must not fill the memory
 _BATCH_ROWS = 1024  # rows of a .parquet file held at once
 _ARCHIVES = {".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar"}
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 def _open_zstd(file: Path) -> Any:
     import pyarrow
 
-    # pyarrow gets an open file, because it would take some names for addresses.
+    # An open file, because pyarrow treats some names as URLs.
     return io.BufferedReader(pyarrow.input_stream(file.open("rb"), compression="zstd"))
 
 
@@ -73,7 +73,7 @@ def suffix_of(file: Path) -> str:
 def refuse_archives(files: Iterable[Path]) -> None:
     for file in files:
         if suffix_of(file) in _ARCHIVES:
-            raise ValueError(f"{file} is an archive of files: unpack it, and give the folder as source")
+            raise ValueError(f"{file} is an archive: unpack it, and use the folder as source")
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def decompressed(file: Path) -> Iterator[BinaryIO]:
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise _damaged(file, error) from error
     except OSError as error:
-        if error.errno is None:  # an error of a decoder: errors of the system have a number
+        if error.errno is None:  # an error of the decoder: errors of the system have an errno
             raise _damaged(file, error) from error
         raise OSError(error.errno, error.strerror, str(file)) from error  # a failed read does not name the file
 
@@ -111,7 +111,8 @@ def _seekable(file: Path) -> Iterator[BinaryIO]:
 
 def _damaged(file: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{file} cannot be decompressed ({error}): it is cut short, altered or no {file.suffix} file; fetch it again"
+        f"{file} cannot be decompressed ({error}): it is truncated, damaged or not a {file.suffix} file. "
+        "Download it again"
     )
 
 
@@ -172,7 +173,7 @@ def read_stretch(stream: BinaryIO, file: Path, split: str, start: int, stop: int
     decoder = codecs.getincrementaldecoder("utf-8")()
     text, block = "", read(start)
     while block:
-        following = read(start + len(block))  # one block ahead, because the last piece is marked
+        following = read(start + len(block))  # one block ahead, to mark the last piece
         undecoded = len(decoder.getstate()[0])
         try:
             text += decoder.decode(block, final=not following)
@@ -192,7 +193,7 @@ def _advice(file: Path) -> str:
     for magic, suffix in _MAGIC.items():
         if start.startswith(magic):
             return f"it is compressed: add {suffix} to its name"
-    return "convert the file, or leave it out of the source"
+    return "convert the file, or remove it from the source"
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
@@ -224,7 +225,7 @@ def check_text(value: Any, column: str, place: str) -> str | None:
     """
     if not isinstance(value, str | None):
         raise ValueError(
-            f"text_column={column!r} holds {type(value).__name__} in {place}: give a column of strings, or convert it"
+            f"text_column={column!r} has {type(value).__name__} in {place}: use a column of strings, or convert it"
         )
     if value and not value.isascii():
         try:
@@ -232,7 +233,7 @@ def check_text(value: Any, column: str, place: str) -> str | None:
         except UnicodeEncodeError as error:
             half = ascii(value[error.start])
             raise ValueError(
-                f"text_column={column!r} holds half a character, {half}, in {place}: remove it, or write the other half"
+                f"text_column={column!r} has an unpaired surrogate {half} in {place}: remove or complete it"
             ) from error
     return value
 
@@ -266,14 +267,12 @@ def _parse_json(text: bytes, file: Path, place: str) -> Any:
     except UnicodeDecodeError as error:
         _raise_not_utf8(file, error)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{place}: not JSON ({error}); each line must be one object, or the file one array of objects"
-        ) from error
+        raise ValueError(f"{place} is not JSON ({error}): use one object per line, or one array of objects") from error
 
 
 def _json_cell(row: Any, column: str, place: str) -> tuple[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"{place} holds {type(row).__name__}: a row must be an object such as {{{column!r}: '...'}}")
+        raise ValueError(f"{place} has {type(row).__name__}: a row must be an object such as {{{column!r}: '...'}}")
     if column not in row:
         raise missing_column(column, place, row)
     return place, row[column]
@@ -293,12 +292,12 @@ def _csv_cells(file: Path, column: str, delimiter: str) -> Cells:
                 place = f"{file}, line {reader.line_num}"
                 if len(row) != len(header):
                     raise ValueError(
-                        f"{place} has {len(row)} fields, but the first line {len(header)}: put texts with a delimiter "
-                        "or a line break in quotes"
+                        f"{place} has {len(row)} fields, but the first line has {len(header)}: put texts with a "
+                        "delimiter or a line break in quotes"
                     )
                 yield place, row[index]
         except csv.Error as error:
-            raise ValueError(f"{file}, line {reader.line_num}: {error}; write a quote in a text as two") from error
+            raise ValueError(f"{file}, line {reader.line_num}: {error}; double the quotes inside a text") from error
         except UnicodeDecodeError as error:
             _raise_not_utf8(file, error)
 
@@ -346,7 +345,7 @@ def _check_type(schema: Any, file: Path, column: str) -> None:
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not any(test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)):
-        raise ValueError(f"text_column={column!r} of {file} holds {kind}: give a column of strings, or convert it")
+        raise ValueError(f"text_column={column!r} of {file} has type {kind}: use a column of strings, or convert it")
 
 
 @contextmanager
@@ -359,7 +358,7 @@ def _arrow_errors(file: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(
-            f"{file} cannot be read as {suffix_of(file)} ({error}): it was cut short or altered; fetch it again"
+            f"{file} cannot be read as {suffix_of(file)} ({error}): it is truncated or damaged. Download it again"
         ) from error
 
 

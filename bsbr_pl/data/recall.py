@@ -57,7 +57,7 @@ class RecallSamples:
             if segment.size < batch_size:
                 raise ValueError(
                     f"segment {segment.name} has {segment.size} training samples, fewer than one batch of "
-                    f"{batch_size} (batch_size times processes): lower either, or draw more samples"
+                    f"{batch_size} (batch_size times processes): lower batch_size, or increase the number of samples"
                 )
             order = start + random.permutation(segment.size)
             batches += list(order[: segment.size // batch_size * batch_size].reshape(-1, batch_size))
@@ -114,7 +114,7 @@ class MQARData(RecallData):
         vocab_size: keys are from its lower half, values from its upper half
         train_segments, test_segments: (T, N, samples): context length, key-value pairs, number of samples
         random_filler: random tokens instead of 0 at the positions of neither pairs nor questions
-        power: the questions stand soon after the pairs (towards 0) or anywhere (1)
+        power: near 0, questions follow soon after the pairs; 1: they are anywhere, uniformly
     """
 
     answers_in_context = True
@@ -267,7 +267,7 @@ class NeedleData(RecallData):
 
     @cached_property
     def text_data(self) -> TextData:
-        # Not made in the constructor: the command line would keep the arguments of this object as those of the text.
+        # Not created in the constructor: Lightning would save this object's arguments as those of the text.
         h = self.hparams
         return TextData(h["source"], h["tokenizer"], h["bpe_vocab_size"], h["context_length"], cache_dir=h["cache_dir"])
 

@@ -29,7 +29,7 @@ from .files import (
 )
 
 DEFAULT_FRACTION = 0.05  # held out for validation, and as much for test
-Texts = Callable[[], Iterator[str | None]]  # reads the rows of a split from the start
+Texts = Callable[[], Iterator[str | None]]  # returns a new iterator over the rows of a split
 Named = dict[str, Path]  # files by relative path
 
 #: The split that a word in a name means.
@@ -51,7 +51,7 @@ _ABOUT = {"readme", "license", "licence", "copying", "notice", "citation", "chan
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The shares of documents that are held out for validation and test, chosen by a hash of each document."""
+    """Chooses the held-out documents by a hash of each document, independent of other documents and their order."""
 
     val: float
     test: float
@@ -59,8 +59,7 @@ class HeldOut:
     def __post_init__(self) -> None:
         if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
             raise ValueError(
-                f"val_fraction={self.val} and test_fraction={self.test} must not be negative and must leave "
-                "something to train on: a sum below 1"
+                f"val_fraction={self.val} and test_fraction={self.test} must be at least 0 and sum to less than 1"
             )
 
     def split_of(self, name: bytes) -> str:
@@ -68,7 +67,7 @@ class HeldOut:
         place = int.from_bytes(hashlib.sha256(name).digest()[:8]) / 2**64
         return "train" if place < 1 - self.val - self.test else "test" if place < 1 - self.val else "val"
 
-    def beside(self, own: set[str], source: str) -> "HeldOut":
+    def without_own_splits(self, own: set[str], source: str) -> "HeldOut":
         """The shares to hold out of the training split of a source that has the splits `own`.
 
         Raises:
@@ -77,8 +76,8 @@ class HeldOut:
         for split, fraction in (("val", self.val), ("test", self.test)):
             if split in own and fraction not in (0, DEFAULT_FRACTION):
                 raise ValueError(
-                    f"{split}_fraction={fraction} does nothing for source={source!r}, which has a {split} split of its "
-                    f"own: leave {split}_fraction out"
+                    f"{split}_fraction={fraction} has no effect: source={source!r} has its own {split} split. Remove "
+                    f"{split}_fraction"
                 )
         return HeldOut(0.0 if "val" in own else self.val, 0.0 if "test" in own else self.test)
 
@@ -223,9 +222,8 @@ class Rows:
         missing = [split for split in SPLITS if split not in texts]
         if join_rows and missing:
             raise ValueError(
-                f"join_rows=True needs a split of its own for {' and '.join(missing)}: rows that are lines of one text "
-                "cannot be held out one by one; give a folder with such splits, or name those of a Hub data set with "
-                "val_split and test_split"
+                f"join_rows=True needs a separate split for {' and '.join(missing)}, because lines of one text cannot "
+                "be held out: use a folder with splits, or set val_split and test_split of a Hub data set"
             )
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows={max_rows} is too small: at least 1, or null for all")
@@ -280,27 +278,27 @@ def _pieces(split: str, text: str, end: bool) -> Iterator[Piece]:
 
 
 def files_below(folder: Path) -> Named:
-    """All visible files of text below a folder by relative path, sorted; links are followed.
+    """All visible files below a folder by relative path, sorted; links are followed.
 
-    Empty files and files that describe a data set are left out.
+    Empty files and metadata files are skipped.
 
     Raises:
         ValueError: there is no text, or a link leads nowhere.
     """
     found = list(_walk(folder, ()))
     if not found:
-        raise ValueError(f"source={str(folder)!r} is a folder without files")
+        raise ValueError(f"source={str(folder)!r} has no files")
     with_text = {file.relative_to(folder).as_posix(): file for file in found if file.stat().st_size}
     if not with_text:
-        raise ValueError(f"source={str(folder)!r} holds no text: every file in it is empty")
+        raise ValueError(f"source={str(folder)!r} has no text: every file in it is empty")
     named = {name: with_text[name] for name in sorted(with_text) if PurePosixPath(name).name not in _METADATA}
     if not named:
-        raise ValueError(f"source={str(folder)!r} holds no text: only {', '.join(with_text)}")
+        raise ValueError(f"source={str(folder)!r} has no text, only {', '.join(with_text)}")
     return named
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """The files below a folder. `above` are the folders around it: a link back to one of them is not followed."""
+    """The files below a folder. Links to one of the parent folders (`above`) are not followed."""
     real = folder.resolve()
     if real in above:
         return
@@ -315,7 +313,7 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         elif entry.is_file():
             yield entry
         elif entry.is_symlink():
-            raise ValueError(f"{entry} is a link to a file that is not there: fetch the file, or remove the link")
+            raise ValueError(f"{entry} is a broken link: restore the file, or remove the link")
 
 
 def _saved_files(state: Any) -> list[str]:
@@ -335,7 +333,7 @@ def _saved_list(file: Path, what: str, read: Callable[[Any], list[str]]) -> list
 
 
 def is_about(name: str) -> bool:
-    """Whether a file describes the data rather than being data: README.md, LICENSE."""
+    """Whether a file describes the data (README.md, LICENSE) instead of being data."""
     return PurePosixPath(name).name.split(".")[0].lower() in _ABOUT
 
 
@@ -363,8 +361,8 @@ def named_splits(folder: Path, names: list[str], rows: bool) -> dict[str, list[s
     if without:
         named = next(name for name in names if splits[name] is not None)
         raise ValueError(
-            f"source={str(folder)!r}: {named!r} is named after a split, but {without[0]!r} is not: rename or remove "
-            "it, or set train_split=all to hold validation and test out of all files"
+            f"source={str(folder)!r}: {named!r} has a split in its name, but {without[0]!r} has none: rename or "
+            "remove one, or set train_split=all to split all files by hash"
         )
     return {split: [name for name in names if splits[name] == split] for split in sorted(found)}
 
@@ -377,13 +375,13 @@ def _refuse_card_with_splits(folder: Path) -> None:
     named = _CARD_SPLIT.findall(front_matter)
     if any(SPLIT_OF_WORD.get(split) != "train" for split in named):
         raise ValueError(
-            f"{card} lists files of the splits {', '.join(named)}, but the files' names tell of none: rename the files "
-            "after their splits, or set train_split=all to hold validation and test out of all files"
+            f"{card} lists files of the splits {', '.join(named)}, but no file name contains a split: rename the files "
+            "after their splits, or set train_split=all to split all files by hash"
         )
 
 
 def _split_name(name: str) -> str | None:
-    """The split in a relative path: in its folders, else in the file's name; None if there is none, or two."""
+    """The split in a file's relative path, folders first; None if there is none or more than one."""
     shard = _SHARD.fullmatch(name)
     if shard:
         return shard[1]
@@ -398,7 +396,7 @@ def _split_words(name: str) -> set[str]:
 
 
 def _words_mean_splits(splits: dict[str, str | None], rows: bool) -> bool:
-    """Whether the words in these names mean splits. In `test_json.py` beside `json.py` they do not.
+    """Whether the split words in these names mark splits. In `test_json.py` beside `json.py` they do not.
 
     They do if several splits are named, or if a folder, or a file without its endings, is named by the word alone
     (`test/`, `wiki.valid.txt`).
@@ -426,7 +424,6 @@ def choose_splits(found: dict[str, list[str]], asked: dict[str, str], source: st
             chosen[split] = [file for name in names for file in found[name]]
     if "train" not in chosen:
         raise ValueError(
-            f"source={source!r} has no training split, only {listed}: set train_split to the one to train on, or to "
-            "'all' for all files"
+            f"source={source!r} has no training split, only {listed}: set train_split to one of them, or to 'all'"
         )
     return chosen

@@ -83,16 +83,16 @@ def draw(task: Task, seed: int, split: str, stream: int, index: np.ndarray) -> t
         if not len(wrong):
             return inputs, targets
         inputs[wrong], targets[wrong] = task(Random(seed, wanted, stream, index[wrong], attempt))
-    raise ValueError(f"the task has too few distinct samples to keep {' and '.join(SPLITS)} apart: use more symbols")
+    raise ValueError(f"the task has too few distinct samples to separate {', '.join(SPLITS)}: increase vocab_size")
 
 
 def mqar(
     random: Random, length: int, pairs: int, vocab_size: int, random_filler: bool = False, power: float = 0.01
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Multi-query associative recall: N key-value pairs, then each key once more: what was its value?
+    """Multi-query associative recall: N key-value pairs, then each key once more: predict its value.
 
     Keys lie in [1, V/2), values in [V/2, V), each distinct in a sample. Of the (T - 2N) / 2 slots of two positions
-    behind the pairs, slot g = 1, 2, ... holds a question with probability proportional to g^(power - 1). All other
+    after the pairs, slot g = 1, 2, ... holds a question with probability proportional to g^(power - 1). All other
     positions hold 0, or random tokens if `random_filler`. Arora et al. 2023, arXiv 2312.04927, appendix E.
 
     Example (T = 12, N = 2, V = 20): 2 -> 13 and 8 -> 17; then 8 is asked at position 4, and 2 at position 8.
@@ -123,10 +123,10 @@ def mqar(
 
 
 def induction(random: Random, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Induction heads: which token followed the trigger?
+    """Induction heads: predict the token after the first trigger.
 
     The trigger V - 1 stands at a random position and again at the end. All other positions hold random tokens of
-    [0, V - 1); the token behind the first trigger is the target of the last position. Dao et al. 2022, arXiv
+    [0, V - 1); the token after the first trigger is the target of the last position. Dao et al. 2022, arXiv
     2212.14052, section 3.
 
     Example (T = 8, V = 10): the trigger is 9, and 4 followed it.
@@ -174,9 +174,9 @@ def selective_copy(random: Random, length: int, copied: int, vocab_size: int) ->
 def needle(
     random: Random, text: Callable[[], np.ndarray], length: int, vocab_size: int, depth: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A needle in a haystack: `mark key value` stands in T - 5 tokens of real text, and `mark key` behind it.
+    """A needle in a haystack: `mark key value` within T - 5 tokens of real text, then `mark key`: predict the value.
 
-    The mark is V - 1. The target of the last position is the value.
+    The mark is V - 1.
 
     Example (T = 12, V = 100, depth 0.5): the text is 20 21 22 ..., the mark 99, the key 7, the value 3.
 
@@ -202,7 +202,7 @@ def needle(
     pair = random.integers(0, vocab_size - 1, 2)
     place = random.integers(0, hay + 1, 1) if depth is None else np.full((len(random), 1), round(depth * hay))
     position = np.arange(length - 2)
-    source = start + position - 3 * (position >= place + 3)  # the text continues behind the needle
+    source = start + position - 3 * (position >= place + 3)  # the text continues after the needle
     inputs = np.full((len(random), length), vocab_size - 1)
     inputs[:, :-2] = tokens[np.minimum(source, len(tokens) - 1)]
     np.put_along_axis(inputs, place + np.arange(3), np.pad(pair, ((0, 0), (1, 0)), constant_values=vocab_size - 1), 1)

@@ -41,7 +41,7 @@ _OF_THE_HUB = ("subset", "revision", "streaming")
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a source; see `TextData`. The defaults ask for nothing."""
+    """The options of a source; see `TextData`. The defaults request nothing."""
 
     subset: str | None = None
     revision: str | None = None
@@ -58,7 +58,7 @@ class Options:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in names and value != field.default:
-                raise ValueError(f"{field.name}={value!r} does nothing here: {because}; leave it out")
+                raise ValueError(f"{field.name}={value!r} has no effect: {because}. Remove it")
 
     def splits(self) -> dict[str, str]:
         """The names that were asked for `train`, and for `val` and `test` if they were set.
@@ -67,12 +67,12 @@ class Options:
             ValueError: there is none for training, or two splits would hold the same texts.
         """
         if not self.train_split:
-            raise ValueError(f"train_split={self.train_split!r} names no split to train on: leave it out for 'train'")
+            raise ValueError(f"train_split={self.train_split!r} is empty: remove it to use 'train'")
         names = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
         given = {split: name for split, name in names.items() if name is not None}
         if len(set(given.values())) < len(given) or ("all" in given.values() and len(given) > 1):
             listed = ", ".join(f"{split}_split={name!r}" for split, name in given.items())
-            raise ValueError(f"{listed} overlap: name each split once, and none beside 'all'")
+            raise ValueError(f"{listed} overlap: use each split once, and nothing else with 'all'")
         return given
 
 
@@ -183,7 +183,7 @@ class TextData(TokenData):
         return Windows(self.corpus, split, length, self.seed)
 
     def text(self, split: str) -> bytes:
-        """The split's raw text, documents joined: what a compressor is given."""
+        """The split's raw text, documents joined."""
         return self.corpus.text(split)
 
     def documents(self, split: str) -> np.ndarray:
@@ -262,17 +262,17 @@ def open_source(source: str, held_out: HeldOut, options: Options | None = None) 
     options = options or Options()
     path = _existing(source)
     if source == "stdlib":
-        options.refuse(_OF_ROWS + _OF_SPLITS + _OF_THE_HUB, "source='stdlib' is raw text without splits of its own")
+        options.refuse(_OF_ROWS + _OF_SPLITS + _OF_THE_HUB, "source='stdlib' is raw text without splits")
         return stdlib(held_out)
     if path is None:
         return _hub(source, held_out, options)
     options.refuse(_OF_THE_HUB, f"source={source!r} is a path, not a data set on the Hub")
     if path.is_dir():
         return _folder(path, source, held_out, options)
-    options.refuse(_OF_SPLITS, f"source={source!r} is one file, without splits of its own")
+    options.refuse(_OF_SPLITS, f"source={source!r} is one file without splits")
     if not path.is_file():
         raise ValueError(
-            f"source={source!r} is neither file nor folder, and is read more than once: write it to a file"
+            f"source={source!r} is not a regular file or folder (it must be readable twice): copy it to a file"
         )
     refuse_archives([path])
     if is_table(path):
@@ -322,7 +322,7 @@ def _folder(path: Path, source: str, held_out: HeldOut, options: Options) -> Sou
     splits = _splits_of_folder(path, source, files, bool(tables), options)
     if tables:
         return _rows({split: list(some.values()) for split, some in splits.items()}, source, held_out, options)
-    held_out = held_out.beside(set(splits), source)
+    held_out = held_out.without_own_splits(set(splits), source)
     if len(splits) == 1:
         return files_to_split(splits["train"], held_out)
     return OwnFiles(splits, held_out)
@@ -356,7 +356,7 @@ def _rows(splits: dict[str, list[Path]], source: str, held_out: HeldOut, options
 
     texts: dict[str, Texts] = {split: partial(read_rows, files, options.text_column) for split, files in splits.items()}
     size = total_bytes(file for files in splits.values() for file in files)
-    held_out = held_out.beside(own, source)
+    held_out = held_out.without_own_splits(own, source)
     return Rows(texts, content, held_out, options.join_rows, options.max_rows, size)
 
 
@@ -364,8 +364,8 @@ def _hub(source: str, held_out: HeldOut, options: Options) -> Rows:
     is_file_name = suffix_of(Path(source)) in (".txt", ".md") or is_table(Path(source))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or is_file_name:
         raise ValueError(
-            f"source={source!r} is not there: give 'stdlib', an existing file or folder, "
-            "or the name 'owner/name' of a data set on the Hugging Face Hub"
+            f"source={source!r} does not exist: use 'stdlib', a file or folder, or the name 'owner/name' of a data set "
+            "on the Hugging Face Hub"
         )
     splits = options.splits()
     content = {
@@ -380,5 +380,5 @@ def _hub(source: str, held_out: HeldOut, options: Options) -> Rows:
     texts: dict[str, Texts] = {
         split: partial(read_hub, arguments, name, options.text_column) for split, name in splits.items()
     }
-    held_out = held_out.beside(set(splits), source)
+    held_out = held_out.without_own_splits(set(splits), source)
     return Rows(texts, lambda: content, held_out, options.join_rows, options.max_rows)

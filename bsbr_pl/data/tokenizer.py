@@ -79,7 +79,7 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """Every byte is its own id (0..255); 256 ends a text."""
+    """Every byte is its own id (0..255); 256 is the end of text."""
 
     def __init__(self) -> None:
         super().__init__([*(bytes([byte]) for byte in range(256)), b""], 256)
@@ -103,7 +103,7 @@ class BPETokenizer(Tokenizer):
         spec: the content of a tokenizer.json
 
     Raises:
-        ValueError: the file is no byte-level BPE, or lacks some of the 256 bytes.
+        ValueError: not a byte-level BPE, or some of the 256 bytes are missing.
     """
 
     _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eos|>")
@@ -144,7 +144,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
         [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    # The whole alphabet from the start: otherwise a byte unseen in training has no id and vanishes in silence.
+    # The whole alphabet from the start: otherwise a byte that is not in the training text would be dropped silently.
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
@@ -159,7 +159,7 @@ def _check_vocab_size(size: int) -> None:
 
 
 def tokenizer_identity(name: str, bpe_vocab_size: int) -> dict[str, str | int]:
-    """What decides the ids, for the fingerprint: the kind and its options, or the content of a tokenizer.json."""
+    """Everything that determines the ids, for the fingerprint: kind and options, or the content of a tokenizer.json."""
     if name == "bytes":
         return {"kind": "bytes"}
     if name == "bpe":

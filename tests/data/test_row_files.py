@@ -145,7 +145,7 @@ def test_damaged_compressed_files(tmp_path: Path, name: str, ending: str) -> Non
     whole = COMPRESSIONS[ending](json.dumps({"text": text}).encode() if name == "a.jsonl" else f"text\n{text}".encode())
     for damaged in (whole[: len(whole) // 2], whole[:-5], b"not compressed at all\n"):
         path.write_bytes(damaged)
-        match = rf"{name}{ending} cannot be decompressed \(.*\): it is cut short, altered or no {ending} file"
+        match = rf"{name}{ending} cannot be decompressed \(.*\): it is truncated, damaged or not a {ending} file"
         with pytest.raises(ValueError, match=match):
             read(path)
     (tmp_path / name).write_bytes(COMPRESSIONS[ending](b"text\n" * 100))
@@ -208,7 +208,9 @@ def test_columns_of_no_strings(tmp_path: Path, column: list[Any], kind: str, suf
     else:
         with path.open("wb") as stream, pa.ipc.new_stream(stream, table.schema) as writer:
             writer.write_table(table)
-    with pytest.raises(ValueError, match=f"text_column='text' of .*a{suffix} holds {kind}.*: give a column of strings"):
+    with pytest.raises(
+        ValueError, match=f"text_column='text' of .*a{suffix} has type {kind}.*: use a column of strings"
+    ):
         list(read_rows([path], "text"))
 
 
@@ -218,42 +220,42 @@ GOOD = b'{"text": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", GOOD + b'{"text": \n', r"a.jsonl, line 2: not JSON \("),
-        ("a.jsonl", GOOD + b"\n[1]\n", r"a.jsonl, line 3 holds list: a row must be an object"),
-        ("a.jsonl", GOOD + b'"text"\n', r"a.jsonl, line 2 holds str: a row must be an object"),
+        ("a.jsonl", GOOD + b'{"text": \n', r"a.jsonl, line 2 is not JSON \("),
+        ("a.jsonl", GOOD + b"\n[1]\n", r"a.jsonl, line 3 has list: a row must be an object"),
+        ("a.jsonl", GOOD + b'"text"\n', r"a.jsonl, line 2 has str: a row must be an object"),
         (
             "a.jsonl",
             GOOD + b'{"text": 3}',
-            r"text_column='text' holds int in .*a.jsonl, line 2: give a column of strings",
+            r"text_column='text' has int in .*a.jsonl, line 2: use a column of strings",
         ),
         (
             "a.jsonl",
             GOOD + b'{"body": "b", "c": 1}',
             r"'text' is not among the columns of .*a.jsonl, line 2: 'body', 'c'",
         ),
-        ("a.jsonl", GOOD + b'{"text": "\\ud800"}', r"holds half a character, '\\ud800', in .*a.jsonl, line 2"),
-        ("a.jsonl", GOOD + b"[" * 100_000, r"a.jsonl, line 2: not JSON \(.*recursion"),
+        ("a.jsonl", GOOD + b'{"text": "\\ud800"}', r"has an unpaired surrogate '\\ud800' in .*a.jsonl, line 2"),
+        ("a.jsonl", GOOD + b"[" * 100_000, r"a.jsonl, line 2 is not JSON \(.*recursion"),
         ("a.jsonl", GOOD + b'{"text": "caf\xe9"}', r"a.jsonl is not UTF-8: byte 0xe9 at offset 27; convert the file"),
-        ("a.json", b'[{"text": "a"}, 3]', r"a.json, row 2 holds int"),
-        ("a.json", b'[{"text": "a"}', r"a.json: not JSON \("),
+        ("a.json", b'[{"text": "a"}, 3]', r"a.json, row 2 has int"),
+        ("a.json", b'[{"text": "a"}', r"a.json is not JSON \("),
         (
             "a.json",
             b'{\n "text": "a"\n}',
-            r"a.json, line 1: not JSON \(.*each line must be one object, or the file one ar",
+            r"a.json, line 1 is not JSON \(.*use one object per line, or one array of objects",
         ),
-        ("a.csv", b'text,n\na,1\n"b,2\n', r"a.csv, line 3: unexpected end of data; write a quote in a text as two"),
-        ("a.csv", b'text,n\n"a" b,1\n', r"a.csv, line 2: .*; write a quote in a text as two"),
+        ("a.csv", b'text,n\na,1\n"b,2\n', r"a.csv, line 3: unexpected end of data; double the quotes inside a text"),
+        ("a.csv", b'text,n\n"a" b,1\n', r"a.csv, line 2: .*; double the quotes inside a text"),
         (
             "a.csv",
             b"text,n\na,1\n\nb,c,2\n",
-            r"a.csv, line 4 has 3 fields, but the first line 2: put texts with a delim",
+            r"a.csv, line 4 has 3 fields, but the first line has 2: put texts with a delim",
         ),
-        ("a.csv", b"text,n\na\n", r"a.csv, line 2 has 1 fields, but the first line 2"),
+        ("a.csv", b"text,n\na\n", r"a.csv, line 2 has 1 fields, but the first line has 2"),
         ("a.csv", b"body;n\na;1\n", r"'text' is not among the columns of .*a.csv: 'body;n'"),
         ("a.csv", b"text\na\n\xe9\n", r"a.csv is not UTF-8: byte 0xe9 at offset 7"),
         ("a.tsv", "text\na\n".encode("utf-16"), r"a.tsv is not UTF-8: byte 0xff at offset 0"),
-        ("a.parquet", b"PAR1 nothing PAR1", r"a.parquet cannot be read as .parquet \(.*fetch it again"),
-        ("a.arrow", b"text", r"a.arrow cannot be read as .arrow \(.*fetch it again"),
+        ("a.parquet", b"PAR1 nothing PAR1", r"a.parquet cannot be read as .parquet \(.*Download it again"),
+        ("a.arrow", b"text", r"a.arrow cannot be read as .arrow \(.*Download it again"),
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:

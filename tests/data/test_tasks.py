@@ -206,7 +206,7 @@ def test_a_task_too_small_to_divide_says_so() -> None:
             sides.add(split)
     assert len(sides) == 1
     empty = ({"val", "test"} - sides).pop()
-    with pytest.raises(ValueError, match="too few distinct samples to keep train and val and test apart"):
+    with pytest.raises(ValueError, match="too few distinct samples to separate train, val, test: increase vocab_size"):
         draw(one, 0, empty, 0, np.arange(1))
 
 

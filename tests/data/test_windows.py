@@ -146,7 +146,7 @@ def test_bad_input(text_data: TextData, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{name}=0 is too small: at least 1"):
             remade(text_data, **{name: 0})
     for value in (2.5, True, "8"):
-        with pytest.raises(ValueError, match=f"batch_size={value!r} is no integer"):
+        with pytest.raises(ValueError, match=f"batch_size={value!r} must be an integer"):
             remade(text_data, batch_size=value)
     with pytest.raises(ValueError, match=r"context_length=90000 leaves 0 windows of the .* training tokens"):
         len(remade(text_data, context_length=90_000).train_dataloader())
