@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bsbr_pl.data
@@ -17,7 +18,9 @@ from bsbr_pl.data import (
     TextData,
     TokenData,
 )
-from bsbr_pl.metrics import IGNORED
+from bsbr_pl.data.base import IGNORED
+from bsbr_pl.data.recall import RecallData, Segment
+from bsbr_pl.data.tasks import Random
 
 FEW: dict[str, Any] = {"num_train": 24, "num_test": 9, "batch_size": 4}
 
@@ -139,6 +142,9 @@ def test_facts_need_no_prepared_text(tmp_path: Path) -> None:
         (MQARData, {"vocab_size": 64}, "vocab_size=64 must be above the context length T=64"),
         (NeedleData, {"depths": [0.5, 1.5]}, r"depth=1\.5 must be from 0"),
         (NeedleData, {"context_length": 4}, "context_length=4 is too small"),
+        (NeedleData, {"num_test": 0}, "num_test=0 is too small: at least 1"),
+        (InductionData, {"num_test": 0}, "segment T64 has 0 samples: at least 1"),
+        (TextData, {"eval_context_length": 2.5}, "eval_context_length=2.5 must be an integer"),
     ],
 )
 def test_impossible_tasks_are_refused_when_constructed(cls: type, arguments: dict[str, Any], match: str) -> None:
@@ -196,3 +202,42 @@ def test_content_arguments_are_covered_by_the_fingerprint(
     for name in ("MQARData", "InductionData", "SelectiveCopyData"):
         assert make(name).content_arguments == ()
         assert make(name).text_data is None
+
+
+def test_facts_without_test_samples() -> None:
+    data = MQARData(64, [(16, 2, 8)], [])
+    assert data.validation_length == 0
+    assert data.at_length(32) == {"test_segments": [[32, 2, 8]]}
+    assert InductionData(test_lengths=[]).validation_length == 0
+
+
+class Parity(RecallData):
+    """A task of another package: are the ones in the sample odd in number?"""
+
+    def __init__(self, context_length: int = 12, num_train: int = 64, num_test: int = 40, batch_size: int = 8) -> None:
+        super().__init__(context_length, batch_size, None, 0, 0)
+        self.save_hyperparameters(logger=False)
+
+        def task(random: Random) -> tuple[np.ndarray, np.ndarray]:
+            if context_length < 8:
+                raise ValueError(f"context_length={context_length} has too few samples: at least 8")
+            inputs = random.integers(0, 2, context_length)
+            targets = np.full_like(inputs, IGNORED)
+            targets[:, -1] = inputs.sum(1) % 2
+            return inputs, targets
+
+        self._set_segments(2, [Segment("all", task, num_train)], [Segment("all", task, num_test)])
+
+
+def test_a_task_of_one_length_needs_no_more_than_its_segments() -> None:
+    data = Parity()
+    assert (data.kind, data.answers_in_context, data.content_arguments) == ("recall", False, ())
+    assert (data.train_lengths, data.validation_length, data.text_data) == ({12: 1}, 12, None)
+    assert data.chance() == 1 / 2
+    assert data.at_length(20) == {"context_length": 20}
+    batch = next(iter(Parity(**data.at_length(20)).test_dataloader()))
+    assert batch["input_ids"].shape == (8, 20)
+    assert (batch["targets"][:, -1] == batch["input_ids"].sum(1) % 2).all()
+    with pytest.raises(ValueError, match="context_length=7 has too few samples"):
+        data.at_length(7)
+    assert str(data) == "Parity(context_length=12, num_train=64, num_test=40, batch_size=8)"
