@@ -5,7 +5,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from bsbr_pl.data import TextData, TokenData
-from bsbr_pl.data.compressors import compressed_bits_per_byte
+from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 
 

@@ -16,7 +16,7 @@ import pytest
 from two_processes import GLOBAL_BATCH, RESUMED, RUNS, SAVED, STRATEGIES, checkpoint, data_of, fit
 
 from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData
-from bsbr_pl.data.loader import Steps
+from bsbr_pl.data.base import Steps
 from bsbr_pl.evals.checkpoints import read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.metrics import IGNORED

@@ -66,7 +66,7 @@ FAULTS = {
     "--trainer.plugins=lightning.pytorch.plugins.TorchCheckpointIO": "multiple values for CheckpointIO",
     "--data.cache_dir=file": "file",
     "--data.source=binary": "binary is not UTF-8",
-    "--data.source=void": "source='void' is a folder without files",
+    "--data.source=void": "source='void' has no files",
     "--config=binary": "binary is no text in UTF-8",
     "--config=void": "void",
     "--ckpt_path=void": "void is not a readable checkpoint: Is a directory",
