@@ -13,10 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import callbacks  # imported, so that YAML and command line need no more than the name of a class
-from bsbr_pl.cli import CLI, SaveConfig
+from bsbr_pl.cli import CLI
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import out_of_memory, sentence
+from bsbr_pl.save_config import SaveConfig
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.records import one_line
 
@@ -35,6 +36,8 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # rotary positions
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     parsers: dict[str, Any] = {}
     for name in ("fit", "validate", "test", "predict"):
         usage = f"train.py {name} [--config=FILE ...] [--SECTION.OPTION=VALUE ...]"

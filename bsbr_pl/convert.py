@@ -4,9 +4,7 @@ A model that starts from them computes what its architecture makes of the same m
 begins as softmax attention over its last `chunk_size` tokens, and trains the retrieval of what it no longer sees.
 """
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .attention import Attention, StandardAttention
+from .attention import StandardAttention
 from .module import LanguageModule
+from .spec import AttentionArgument, AttentionSpec
 from .utils.records import one_line
 
 #: What two models must agree in, for the weights of one to mean the same in the other.
@@ -84,9 +83,7 @@ INSIDE = (  # of a layer; the second is of its attention or of its feed-forward 
 NOT_WEIGHTS = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")  # the embedding again, and masks
 
 
-def load_gpt2(
-    folder: str | Path, attention: Callable[..., Attention] = StandardAttention, **arguments: Any
-) -> LanguageModule:
+def load_gpt2(folder: str | Path, attention: AttentionArgument = StandardAttention, **arguments: Any) -> LanguageModule:
     """The GPT-2 in a local folder as Hugging Face writes it: config.json and model.safetensors.
 
     Args:
@@ -98,20 +95,21 @@ def load_gpt2(
     Raises:
         ValueError: naming the folder, where it holds anything else, or something damaged.
     """
-    build = functools.partial(LanguageModule, functools.partial(attention, rope=False, bias=True))
+    given = AttentionSpec.of(attention)
+    spec = AttentionSpec(given.cls, {**given.options, "rope": False, "bias": True})
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         sizes = _sizes(config)
         weights = _renamed(load_file(Path(folder) / "model.safetensors"), sizes["num_layers"])
         with torch.device("meta"):  # a wrong size is refused before room is made for it
-            expected = build(**sizes, **arguments).model.state_dict()
+            expected = LanguageModule(spec, **sizes, **arguments).model.state_dict()
         for name, tensor in weights.items():
             if tensor.shape != expected[name].shape:
                 raise ValueError(f"config.json makes {name} {tuple(expected[name].shape)}, not {tuple(tensor.shape)}")
     except Exception as error:  # damage can fail anywhere
         reason = f"config.json lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(f"{folder} holds no GPT-2 of Hugging Face's that can be read: {reason}") from error
-    module = build(**sizes, **arguments)
+    module = LanguageModule(spec, **sizes, **arguments)
     module.model.load_state_dict(weights, strict=False)
     module.initial_weights = str(folder)
     return module

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from yaml import YAMLError
 
+from .patches import actions_of
 from .plain_yaml import LONGEST, LimitError, load
 
 #: What types are called in answers.
@@ -65,7 +66,7 @@ class Parser(ArgumentParser):
 
     def parse_string(self, *args: Any, **options: Any) -> Any:
         config = super().parse_string(*args, **options)
-        for section in {action.dest.split(".")[0] for action in self._actions if "." in action.dest}:
+        for section in {name.split(".")[0] for name in actions_of(self) if "." in name}:
             if section in config and not isinstance(config[section], Namespace):
                 self.error(f"{section}: must hold options or be left out, got {config[section]}")
         return config
@@ -152,7 +153,7 @@ def meant(message: str, parser: ArgumentParser) -> str:
         near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
         return _similar(asked, [name for name in known if name.rsplit(".", 1)[-1] in near], 0, "--")
     if NO_CLASS in message:
-        classes = [path.rsplit(".", 1)[1] for a in parser._actions if a.dest == key for path in _classes(a)]
+        classes = [path.rsplit(".", 1)[1] for path in _classes(actions_of(parser).get(key))]
         return _similar(message.split(NO_CLASS, 1)[1].split()[0], classes)
     return ""
 
@@ -175,7 +176,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _options(parser: ArgumentParser) -> Iterator[tuple[str, str]]:
     """Every option, without dashes, and those of the classes that may be chosen by one, with the class."""
-    for action in parser._actions:
+    for action in actions_of(parser).values():
         for path in _classes(action):
             with contextlib.suppress(ImportError, AttributeError, ValueError):  # a class that cannot be found there now
                 for option in inspect.signature(pkgutil.resolve_name(path)).parameters:

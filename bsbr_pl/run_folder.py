@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from .run import PLACES, Arguments, differences, in_words, kind, recorded
+from .run import LOCATIONS, Arguments, fixed_differences, in_words, recorded_arguments
 from .utils.records import write_whole
 
 ROOT = "runs"  # of the folders of runs, where neither a logger nor default_root_dir says another
@@ -46,6 +46,11 @@ def version(options: Namespace) -> str | None:
     given = (logger.init_args.get("version") for logger in loggers(options) if _has_own_folder(logger))
     asked = next((value for value in given if value is not None), None)
     return f"version_{asked}" if isinstance(asked, int) else asked
+
+
+def sub_dir(options: Namespace) -> str:
+    """The folder below the run's folder that the first logger writes to; mostly ""."""
+    return next((logger.init_args.get("sub_dir") or "" for logger in loggers(options)[:1]), "")
 
 
 def next_version(folder: Path) -> str:
@@ -87,7 +92,7 @@ def peek(path: Path) -> dict[str, Any] | None:
     """A checkpoint without its tensors being read; None where it is not readable or does not describe a run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        recorded(checkpoint)
+        recorded_arguments(checkpoint)
         return checkpoint
     except Exception:  # damage can fail anywhere; who loads it says what is wrong
         return None
@@ -115,14 +120,12 @@ def find_last(folder: Path, name: str | None, below: str, wanted: Arguments) -> 
     moved, others = [], []
     for path in found:
         checkpoint = peek(path)
-        unlike = [] if checkpoint is None else list(differences(recorded(checkpoint), wanted))
-        unlike = [one for one in unlike if kind(one[0]) == "fixed"]
-        if not unlike:
+        unequal = [] if checkpoint is None else fixed_differences(wanted, recorded_arguments(checkpoint))
+        if not unequal:
             return path
-        if all(argument in PLACES for argument, *_ in unlike):
+        if all(argument in LOCATIONS for argument, *_ in unequal):
             moved.append(path)
-        theirs = [(argument, asked, was) for argument, was, asked in unlike]
-        others.append(f"{path.parent.parent.relative_to(folder)} has {in_words(theirs, 2)}")
+        others.append(f"{path.parent.parent.relative_to(folder)} has {in_words(unequal, 2)}")
     if moved:
         return moved[0]
     more = f"; and {len(others) - 3} other runs" if len(others) > 3 else ""

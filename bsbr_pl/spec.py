@@ -56,7 +56,7 @@ class AttentionSpec:
     def __str__(self) -> str:
         """The key with the options that differ from their defaults: `bsbr(chunk_size=64)`."""
         defaults = AttentionSpec(self.cls).settings
-        chosen = [f"{name}={value!r}" for name, value in self.options.items() if defaults.get(name) != value]
+        chosen = [f"{name}={value}" for name, value in self.options.items() if defaults.get(name) != value]
         return f"{self.key.rpartition('.')[2]}({', '.join(chosen)})" if chosen else self.key.rpartition(".")[2]
 
     @property
