@@ -28,8 +28,8 @@ from common import ROOT, parse_with_rest
 from filelock import FileLock
 from trainings import Training, diverged, finished_record, train_all, validation_loss
 
-from bsbr_pl.description import build_layers, describe_layers
 from bsbr_pl.evals.matching import match, table
+from bsbr_pl.spec import specs_of
 from bsbr_pl.utils.records import environment, write_json
 
 STUDY = ROOT / "configs" / "study"
@@ -95,7 +95,7 @@ def matched_arguments(task: dict[str, Any], models: list[str]) -> dict[str, dict
     given = {}
     for name in dict.fromkeys(["standard", *models]):
         described = yaml.safe_load((STUDY / "models" / f"{name}.yaml").read_text())["model"]["attention"]
-        attention = build_layers(describe_layers(described))
+        attention = specs_of(described)
         vocab_size = task["data"]["init_args"]["bpe_vocab_size"]
         given[name] = {"attention": attention, "vocab_size": vocab_size, **sizes}
     length = task["data"]["init_args"]["context_length"]
