@@ -118,10 +118,10 @@ class CLI(LightningCLI):
         """The arguments of the run that this command asks for, except those that are known once data is read."""
         options, data = self.options, self.options.data
         return run_arguments(
-            options.model.as_dict(),
+            _as_dicts(options.model),
             data.class_path.rpartition(".")[2],
-            data.init_args.as_dict() if data.get("init_args") else {},
-            options.trainer.as_dict(),
+            _as_dicts(data.get("init_args") or {}),
+            _as_dicts(options.trainer),
             None if isinstance(options.seed_everything, bool) else options.seed_everything,
             options.initial_weights,
         )
@@ -248,6 +248,13 @@ def _with_class_path(value: Any) -> Iterator[Namespace]:
     if isinstance(value, list | tuple):
         for part in value:
             yield from _with_class_path(part)
+
+
+def _as_dicts(value: Any) -> Any:
+    """A configuration without Namespaces, those in lists included."""
+    if isinstance(value, Namespace):
+        return {name: _as_dicts(part) for name, part in vars(value).items()}
+    return [_as_dicts(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _check_class(part: Namespace) -> None:
