@@ -23,7 +23,7 @@ from .checkpoint import CheckedCheckpointIO, load_checkpoint
 from .convert import start_from
 from .limits import check_processes, check_trainer
 from .parsing import Parser
-from .patches import actions_of, wrap_check
+from .patches import KeepArguments, actions_of, wrap_check
 from .run import LOCATIONS, Arguments, check_resumable, differences, recorded_arguments, run_arguments, run_of
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
@@ -35,7 +35,7 @@ class TrainingParser(Parser, LightningArgumentParser):
     """LightningCLI's parser, with short answers to mistakes."""
 
 
-class CLI(LightningCLI):
+class CLI(KeepArguments, LightningCLI):
     """`fit`, `validate`, `test` and `predict` of language models.
 
     Args:
@@ -52,6 +52,7 @@ class CLI(LightningCLI):
         required: tuple[type[Callback], ...] = (),
         **options: Any,
     ) -> None:
+        self.model_class, self.data_class = model, data
         self.required = {cls.__name__: cls for cls in required}
         super().__init__(model, data, parser_class=TrainingParser, **options)
 
@@ -62,8 +63,8 @@ class CLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The help shows the options of model and data before the many of the trainer."""
-        parser.add_lightning_class_args(self._model_class, "model")
-        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self.model_class, "model")
+        parser.add_lightning_class_args(self.data_class, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -79,9 +80,6 @@ class CLI(LightningCLI):
         wrap_check(attention, lambda check, value: check(by_key(value)))
         for name in LIMITS:
             wrap_check(actions[f"trainer.{name}"], _whole_number)
-
-    def _parse_ckpt_path(self) -> None:
-        """Keep the arguments of command line and configs: Lightning would silently replace them by the checkpoint's."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse unknown callbacks, meaningless numbers, and values that call or write what they must not."""
@@ -128,13 +126,13 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has, and the checks of checkpoints."""
-        config, options = self._get(self.config_init, "trainer"), self.options.trainer
+        built, options = self.config_init.get(str(self.subcommand), self.config_init).trainer, self.options.trainer
         kwargs |= {name: options[name] for name in LIMITS}  # the parser makes 1.0 of 1 once more
         if isinstance(options.val_check_interval, float):  # a share of an epoch, for which Lightning needs a number
             kwargs["check_val_every_n_epoch"] = options.check_val_every_n_epoch or 1
-        callbacks = _as_list(config["callbacks"])
+        callbacks = _as_list(built.callbacks)
         kwargs["callbacks"] = [*callbacks, *self._missing_callbacks(callbacks)]
-        kwargs["plugins"] = [*_as_list(config["plugins"]), CheckedCheckpointIO()]
+        kwargs["plugins"] = [*_as_list(built.plugins), CheckedCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:

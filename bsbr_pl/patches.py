@@ -1,7 +1,8 @@
 """Every use of another package's private members. tests/test_patches.py fails where one of them changes.
 
-Tested with jsonargparse 4.53.0 (`_check_type`), argparse of Python 3.11 (`_actions`) and torch 2.13.0
-(`torch.utils._python_dispatch`, the module that torch's own documentation imports TorchDispatchMode from).
+Tested with jsonargparse 4.53.0 (`_check_type`), argparse of Python 3.11 (`_actions`), Lightning 2.6.6
+(`_parse_ckpt_path`) and torch 2.13.0 (`torch.utils._python_dispatch`, from where torch's own documentation imports
+TorchDispatchMode).
 """
 
 import functools
@@ -33,3 +34,13 @@ def wrap_check(action: Any, wrapper: Callable[[Check, Any], Any]) -> None:
         return wrapper(functools.partial(check, **options), value)
 
     action._check_type = checked
+
+
+class KeepArguments:
+    """Makes a LightningCLI that inherits from it keep the arguments of command line and configs.
+
+    LightningCLI would silently replace them by those that the checkpoint of `--ckpt_path` was saved with.
+    """
+
+    def _parse_ckpt_path(self) -> None:
+        pass

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from bsbr_pl.run_folder import put_csv_rows_back, run_folder
+from bsbr_pl.step_loop import validation_follows
 
 from .step_windows import at_window_edge
 
@@ -80,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         if self._between_steps:
             self._seen = trainer.global_step
             due = trainer.global_step % self.every_n_steps == 0
-            if (self._asked_to_stop(trainer) or due) and not _validation_follows(trainer):
+            if (self._asked_to_stop(trainer) or due) and not validation_follows(trainer):
                 self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,11 +115,6 @@ class LastCheckpoint(Checkpoint):
         self._signal = signal.Signals(signum)
         signal.signal(signum, signal.SIG_DFL)
         print(f"\n{self._signal.name}: stopping after this step; a second one stops without saving", file=sys.stderr)
-
-
-def _validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates right after this batch."""
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
 
 def _drop_later_events(trainer: Trainer) -> None:
