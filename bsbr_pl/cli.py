@@ -52,7 +52,7 @@ class CLI(KeepArguments, LightningCLI):
         required: tuple[type[Callback], ...] = (),
         **options: Any,
     ) -> None:
-        self.model_class, self.data_class = model, data
+        self.module_class, self.data_class = model, data
         self.required = {cls.__name__: cls for cls in required}
         super().__init__(model, data, parser_class=TrainingParser, **options)
 
@@ -63,7 +63,7 @@ class CLI(KeepArguments, LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The help shows the options of model and data before the many of the trainer."""
-        parser.add_lightning_class_args(self.model_class, "model")
+        parser.add_lightning_class_args(self.module_class, "model")
         parser.add_lightning_class_args(self.data_class, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
