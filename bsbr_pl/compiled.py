@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from .model import LanguageModel
+from .patches import allow_recompilations
 
 Hidden = Callable[[Tensor], Tensor]  # ids (B, T) -> activations (B, T, D)
 
@@ -59,8 +60,7 @@ class CompiledHidden:
 def _compile(model: LanguageModel) -> Hidden:
     if isinstance(model, FSDPModule):
         return torch.compile(model.hidden)
-    config = torch.compiler.config
-    config.recompile_limit = max(config.recompile_limit, 64)  # each kind of branch and each length is one compilation
+    allow_recompilations(64)  # one for each kind of branch and each length
     run = torch.compile(lambda branch, x: branch(x))
 
     def hidden(input_ids: Tensor) -> Tensor:

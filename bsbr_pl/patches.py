@@ -2,7 +2,7 @@
 
 Tested with jsonargparse 4.53.0 (`_check_type`), argparse of Python 3.11 (`_actions`), Lightning 2.6.6
 (`_parse_ckpt_path`) and torch 2.13.0 (`torch.utils._python_dispatch`, from where torch's own documentation imports
-TorchDispatchMode).
+TorchDispatchMode, and `torch._dynamo.config`, which has a public name in new versions only).
 """
 
 import functools
@@ -10,6 +10,7 @@ from argparse import Action, ArgumentParser
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 Check = Callable[[Any], Any]
@@ -34,6 +35,12 @@ def wrap_check(action: Any, wrapper: Callable[[Check, Any], Any]) -> None:
         return wrapper(functools.partial(check, **options), value)
 
     action._check_type = checked
+
+
+def allow_recompilations(limit: int) -> None:
+    """Let torch.compile keep at least `limit` compiled forms of one function; by default it gives up after 8."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, limit)
 
 
 class KeepArguments:

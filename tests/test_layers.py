@@ -27,7 +27,7 @@ ALLOWED = {
     "bsbr_pl.checkpoint": {"bsbr_pl.utils"},
     "bsbr_pl.metrics": set(),
     "bsbr_pl.patches": set(),
-    "bsbr_pl.compiled": {"bsbr_pl.model"},
+    "bsbr_pl.compiled": {"bsbr_pl.model", "bsbr_pl.patches"},
     "bsbr_pl.optimizer": {"bsbr_pl.attention.base"},
     "bsbr_pl.resume": {"bsbr_pl.run", "bsbr_pl.steps"},
     "bsbr_pl.module": {

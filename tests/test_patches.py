@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 
 from bsbr_pl.cli import CLI
-from bsbr_pl.patches import KeepArguments, TorchDispatchMode, actions_of, wrap_check
+from bsbr_pl.patches import KeepArguments, TorchDispatchMode, actions_of, allow_recompilations, wrap_check
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,6 +69,16 @@ def test_a_dispatch_mode_sees_every_operator_forward_and_backward():
         (x * 2).sum().backward()
     assert names.found.count("aten.mul.Tensor") == 2, "x * 2, and its gradient"
     assert "aten.sum.default" in names.found
+
+
+def test_the_limit_of_recompilations_is_raised_and_never_lowered():
+    before = torch._dynamo.config.recompile_limit
+    try:
+        for limit, expected in ((before + 5, before + 5), (1, before + 5)):
+            allow_recompilations(limit)
+            assert torch._dynamo.config.recompile_limit == expected
+    finally:
+        torch._dynamo.config.recompile_limit = before
 
 
 def test_lightning_asks_the_method_that_is_overridden_for_the_arguments_of_a_checkpoint():
