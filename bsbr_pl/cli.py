@@ -1,11 +1,9 @@
 """LightningCLI for language models: parses the configuration, rejects unsafe values, and resumes runs."""
 
-import copy
 import functools
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from . import run_folder as folders
 from . import steps
 from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO, load_checkpoint
+from .configuration import as_dicts, by_key, check_classes
 from .convert import start_from
 from .limits import check_processes, check_trainer
 from .parsing import Parser
@@ -28,7 +27,6 @@ from .run import LOCATIONS, Arguments, check_resumable, differences, recorded_ar
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
 BOUNDS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
-BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks: paths below another folder
 
 
 class TrainingParser(Parser, LightningArgumentParser):
@@ -97,8 +95,7 @@ class CLI(KeepArguments, LightningCLI):
             raise ValueError(
                 f"{self.subcommand} needs a trained model: --ckpt_path=<file>, or `last` for the newest run's"
             )
-        for part in _with_class_path(self.config):
-            _check_class(part)
+        check_classes(self.config)
 
     def _check_training(self, options: Namespace) -> None:
         for name in ("max_steps", "max_epochs", "limit_train_batches"):
@@ -116,10 +113,10 @@ class CLI(KeepArguments, LightningCLI):
         """The arguments of the run that this command asks for, except those that are known once data is read."""
         options, data = self.options, self.options.data
         return run_arguments(
-            _as_dicts(options.model),
+            as_dicts(options.model),
             data.class_path.rpartition(".")[2],
-            _as_dicts(data.get("init_args") or {}),
-            _as_dicts(options.trainer),
+            as_dicts(data.get("init_args") or {}),
+            as_dicts(options.trainer),
             None if isinstance(options.seed_everything, bool) else options.seed_everything,
             options.initial_weights,
         )
@@ -221,48 +218,6 @@ class CLI(KeepArguments, LightningCLI):
                 f"For more steps, give the same command a larger --trainer.{more}"
             )
             raise SystemExit(0)
-
-
-def by_key(value: Any) -> Any:
-    """A choice of attention with import paths in place of keys of `ARCHITECTURES`: `bsbr`, or a list of them."""
-    if isinstance(value, str) and value in ARCHITECTURES:
-        cls = ARCHITECTURES[value]
-        return f"{cls.__module__}.{cls.__name__}"
-    if isinstance(value, list):
-        return [by_key(one) for one in value]
-    if isinstance(value, dict | Namespace) and "class_path" in value:
-        changed = copy.copy(value)
-        changed["class_path"] = by_key(value["class_path"])
-        return changed
-    return value
-
-
-def _with_class_path(value: Any) -> Iterator[Namespace]:
-    """Every part of a configuration that names a class to call."""
-    if isinstance(value, Namespace):
-        if "class_path" in value:
-            yield value
-        value = list(vars(value).values())
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _with_class_path(part)
-
-
-def _as_dicts(value: Any) -> Any:
-    """A configuration without Namespaces, those in lists included."""
-    if isinstance(value, Namespace):
-        return {name: _as_dicts(part) for name, part in vars(value).items()}
-    return [_as_dicts(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _check_class(part: Namespace) -> None:
-    """Refuse to call a function, and names that lead out of their folder."""
-    module, _, name = part["class_path"].rpartition(".")
-    if not isinstance(getattr(sys.modules.get(module), name, None), type):
-        raise ValueError(f"class_path {part['class_path']!r} names no class, and functions are not called")
-    for key, value in (part.get("init_args") or {}).items():
-        if key in BELOW and isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts):
-            raise ValueError(f"{key}={value!r} of {name} leads out of its folder: give a name without '..'")
 
 
 def _whole_number(check: Callable[[Any], Any], value: Any) -> Any:

@@ -62,6 +62,7 @@ class LanguageModule(ResumableModule):
     """
 
     metrics: dict[str, TokenMetrics]  # by stage
+    loop: StepLoop  # of the Trainer that fits the module
     slices: dict[str, TokenMetrics]  # by stage and number of the slice: names may hold what a module's may not
 
     def __init__(
@@ -91,7 +92,6 @@ class LanguageModule(ResumableModule):
         self.slices = torch.nn.ModuleDict()  # type: ignore[assignment]
         self.compiled: CompiledHidden | None = None  # `model.hidden`, while it is trained
         self._step_loss = StepLoss()  # of the current step
-        self._loop: StepLoop | None = None
         self._scheduler: LambdaLR | None = None  # a subclass may have other optimisers
 
     @classmethod
@@ -144,7 +144,7 @@ class LanguageModule(ResumableModule):
         return self.model(input_ids)
 
     def on_fit_start(self) -> None:
-        self._loop = StepLoop(self.trainer)
+        self.loop = StepLoop(self.trainer)
         if self.device.type == "cpu" and not self.is_sharded:
             check_training(self.model)
         if self.dropout_seed is None:
@@ -157,12 +157,6 @@ class LanguageModule(ResumableModule):
     def on_fit_end(self) -> None:
         self.compiled = None
         self.loop.restore()
-
-    @property
-    def loop(self) -> StepLoop:
-        """Of the Trainer that fits this module."""
-        assert self._loop is not None
-        return self._loop
 
     def on_train_start(self) -> None:
         """The optimiser works with this run's arguments, not with those that its checkpoint was saved with."""

@@ -39,8 +39,10 @@ ALLOWED = {
     "bsbr_pl.convert": {"bsbr_pl.module", "bsbr_pl.model", "bsbr_pl.attention", "bsbr_pl.spec", "bsbr_pl.utils"},
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
     "bsbr_pl.plain_yaml": set(),
+    "bsbr_pl.configuration": {"bsbr_pl.attention"},
     "bsbr_pl.cli": {
-        *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.parsing", "bsbr_pl.patches"),
+        *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.configuration", "bsbr_pl.convert"),
+        *("bsbr_pl.parsing", "bsbr_pl.patches"),
         *("bsbr_pl.run_folder", "bsbr_pl.limits", "bsbr_pl.run", "bsbr_pl.steps"),
     },
     "bsbr_pl.evals": {"bsbr_pl"},

@@ -126,7 +126,7 @@ def _elementwise(operations: int, of_input: bool) -> Any:
 
 def _handles(operators: dict[int, str], of_input: bool = False) -> dict[str, Any]:
     """Handles by operator, from the names of the operators by their operations per number."""
-    found = {}
+    found: dict[str, Any] = {}
     for operations, names in operators.items():
         found |= {f"aten::{name}": _elementwise(operations, of_input) for name in names.split()}
     return found
