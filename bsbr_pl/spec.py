@@ -27,6 +27,9 @@ class AttentionSpec:
     cls: type[Attention]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", {name: plain(value) for name, value in self.options.items()})
+
     @staticmethod
     def of(value: Any) -> "AttentionSpec":
         """The spec of an Attention class, a `functools.partial` of one, a key of ARCHITECTURES, or what `plain` gives.
@@ -41,13 +44,13 @@ class AttentionSpec:
         if isinstance(value, str):
             return AttentionSpec(_find(value))
         if isinstance(value, Mapping) and "class_path" in value:
-            return AttentionSpec(_find(value["class_path"]), _plain_options(value.get("init_args") or {}))
+            return AttentionSpec(_find(value["class_path"]), value.get("init_args") or {})
         candidates, options = [value], {}
         if isinstance(value, partial):  # jsonargparse binds the class as the first argument of its own function
             candidates, options = [value.func, *value.args], value.keywords
         for cls in candidates:
             if isinstance(cls, type) and issubclass(cls, Attention):
-                return AttentionSpec(cls, _plain_options(options))
+                return AttentionSpec(cls, options)
         raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {value!r}")
 
     def __call__(self, hidden_dim: int, num_heads: int) -> Attention:
@@ -100,10 +103,6 @@ def options_of(cls: type[Attention]) -> dict[str, inspect.Parameter]:
 def plain(value: Any) -> Any:
     """A number of numpy as Python's own, which a checkpoint can hold; any other value as it is."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: plain(value) for name, value in options.items()}
 
 
 def _path(cls: type) -> str:

@@ -83,6 +83,15 @@ def test_a_list_has_one_spec_a_layer():
     assert [type(attention) for attention in model.attentions] == [BSBRAttention, StandardAttention]
 
 
+def test_a_spec_does_not_change_with_what_it_was_made_of():
+    options = {"chunk_size": 4}
+    spec = AttentionSpec(BSBRAttention, options)
+    options["chunk_size"] = 8
+    spec.plain()["init_args"]["chunk_size"] = 16
+    spec.settings["chunk_size"] = 32
+    assert spec == AttentionSpec(BSBRAttention, {"chunk_size": 4})
+
+
 def test_numbers_of_numpy_become_plain(tmp_path):
     spec = AttentionSpec.of(partial(HopfieldAttention, beta=np.float64(0.5), num_updates=np.int64(2)))
     assert [type(value) for value in spec.options.values()] == [float, int]
