@@ -163,7 +163,9 @@ def suggestion(message: str, parser: ArgumentParser) -> str:
         near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
         return _similar(asked, [name for name in known if _leaf(name) in near], 0, "--")
     if NO_CLASS in message:
-        return _similar(message.split(NO_CLASS, 1)[1].split()[0], list(map(_leaf, _classes(actions_of(parser)[key]))))
+        return _similar(
+            message.split(NO_CLASS, 1)[1].split()[0], list(map(_leaf, _classes(actions_of(parser).get(key))))
+        )
     return ""
 
 

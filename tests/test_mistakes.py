@@ -57,6 +57,7 @@ MISTAKES = {
     "--trainer.precision=bf17": "trainer.precision=bf17: must be a whole number or transformer-engine, ",
     "--model.vocab_size=10": "model.vocab_size follows from data.vocab_size: leave it out",
     "more": f"{NO} more",
+    "--model.attention.help=bsrb": "--model.attention.help: Expected a dot import path string: bsrb",
     # names of classes
     "--model.attention=BSRBAttention": "no class is called 'BSRBAttention': did you mean BSBRAttention?",
     "--model.attention=bsbr_pl.attention.BSRB": "model.attention: module 'bsbr_pl.attention' has no attribute 'BSRB'",
