@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +15,9 @@ import torch
 import bsbr_pl.data
 from bsbr_pl.attention import ARCHITECTURES, Attention
 from bsbr_pl.data import TokenData
-from bsbr_pl.description import build
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.values import one_line
+from bsbr_pl.spec import AttentionSpec, specs_of
+from bsbr_pl.utils.records import one_line
 
 from .runs import Run, describe_run, plain, read_record
 from .saved_data import HERE, DataLocation, open_saved
@@ -262,15 +261,8 @@ def _told_apart(unfinished: Sequence[Checkpoint], names: Mapping[str, str]) -> d
 def architecture(checkpoint: Checkpoint) -> str:
     """The attention's registry key with the options that are not its defaults: `bsbr(chunk_size=64)`; all, joined."""
     assert checkpoint.module is not None
-    described = checkpoint.module.hparams["attention"]
-    names = []
-    for one in described if isinstance(described, list) else [described]:
-        cls = build(one).func  # type: ignore[attr-defined]
-        defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
-        chosen = {key: value for key, value in one["init_args"].items() if value != defaults[key]}
-        options = ", ".join(f"{key}={value}" for key, value in chosen.items())
-        names.append(_KEYS.get(cls, cls.__name__) + (f"({options})" if options else ""))
-    return " + ".join(dict.fromkeys(names))
+    specs = specs_of(checkpoint.module.hparams["attention"])
+    return " + ".join(dict.fromkeys(map(str, [specs] if isinstance(specs, AttentionSpec) else specs)))
 
 
 def kind(label: str) -> str:

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.data.corpus import default_cache_dir
-from bsbr_pl.description import describe
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.utils.records import environment
-from bsbr_pl.values import bootstrap_interval, one_line
+from bsbr_pl.spec import AttentionSpec
+from bsbr_pl.utils.records import environment, one_line
+from bsbr_pl.utils.timing import bootstrap_interval
 
 from .accuracy import accuracy_at, chance
 from .contestants import build_model, builders, check_among, keep_certified, sizes
@@ -194,7 +194,7 @@ def _empty(
     device: torch.device,
 ) -> dict[str, Any]:
     """What every comparison returns, before anything is measured."""
-    built_from = {name: {**one, "attention": describe(one["attention"])} for name, one in build.items()}
+    built_from = {name: {**one, "attention": AttentionSpec.of(one["attention"]).plain()} for name, one in build.items()}
     results: dict[str, Any] = {
         "seq_lengths": list(seq_lengths),
         "models": list(models),

@@ -1,12 +1,10 @@
 """What can be turned of a model's arguments, how far, and the setting of it that comes closest to a target."""
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bsbr_pl.description import describe_layers
 from bsbr_pl.models import SIZES
+from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
 
 Arguments = dict[str, Any]  # of LanguageModel
 DEFAULTS = {size.name: size.default for size in SIZES if size.default is not size.empty}
@@ -33,7 +31,7 @@ def choices(arguments: Arguments, knob: str, num_tokens: int) -> Sequence[int]:
 
 def get(arguments: Arguments, knob: str) -> int:
     """What a knob is set to; 0 where the model has no such knob."""
-    if knob == "ff_dim" and getattr(_function(arguments), "replaces_feed_forward", False):
+    if knob == "ff_dim" and _replaces_feed_forward(arguments):
         return 0
     if knob == "ff_dim" and arguments[knob] is None:
         return 4 * arguments["hidden_dim"]
@@ -43,24 +41,22 @@ def get(arguments: Arguments, knob: str) -> int:
 def turned(arguments: Arguments, knob: str, value: int) -> Arguments:
     """The arguments with a knob set to a value; `ff_dim` keeps its proportion to `hidden_dim`."""
     if knob not in arguments:
-        chosen = getattr(arguments["attention"], "keywords", {})
-        return {**arguments, "attention": functools.partial(_function(arguments), **{**chosen, knob: value})}
+        spec = AttentionSpec.of(arguments["attention"])
+        return {**arguments, "attention": AttentionSpec(spec.cls, {**spec.options, knob: value})}
     if knob == "hidden_dim" and arguments["ff_dim"]:
         arguments = {**arguments, "ff_dim": round(arguments["ff_dim"] * value / arguments["hidden_dim"])}
     return {**arguments, knob: value}
 
 
-def _function(arguments: Arguments) -> Any:
-    """What builds an attention, the class as a rule."""
-    return getattr(arguments["attention"], "func", arguments["attention"])
+def _replaces_feed_forward(arguments: Arguments) -> bool:
+    specs = specs_of(arguments["attention"])
+    return isinstance(specs, AttentionSpec) and specs.cls.replaces_feed_forward
 
 
 def options(arguments: Arguments) -> dict[str, Any]:
     """The options of the architecture, those left to their defaults among them; none where layers have their own."""
-    attention = arguments["attention"]
-    if isinstance(attention, list | tuple):
-        return {}
-    return {name: option.default for name, option in inspect.signature(attention).parameters.items()}
+    specs = specs_of(arguments["attention"])
+    return specs.settings if isinstance(specs, AttentionSpec) else {}
 
 
 def differences(before: Arguments, after: Arguments) -> Arguments:
@@ -71,7 +67,7 @@ def differences(before: Arguments, after: Arguments) -> Arguments:
 
 def plain(arguments: Arguments) -> Arguments:
     """The arguments as plain values, for a file."""
-    return {**arguments, "attention": describe_layers(arguments["attention"])}
+    return {**arguments, "attention": plain_specs(arguments["attention"])}
 
 
 def search(

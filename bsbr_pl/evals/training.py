@@ -14,9 +14,9 @@ from lightning import Trainer
 
 from bsbr_pl.data import InductionData, TokenData
 from bsbr_pl.data.base import digest
-from bsbr_pl.description import describe
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import AttentionSpec
 
 from .checkpoints import Checkpoint, read
 
@@ -46,8 +46,9 @@ def train(
 
     Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
     """
-    described = {**arguments, "attention": describe(arguments["attention"])}
-    code = [_source(part) for part in (arguments["attention"].func, LanguageModel, LanguageModule)]
+    spec = AttentionSpec.of(arguments["attention"])
+    described = {**arguments, "attention": spec.plain()}
+    code = [_source(part) for part in (spec.cls, LanguageModel, LanguageModule)]
     data = (str(task), task.fingerprint)
     key = digest(VERSION, described, data, steps, seed, device.type, torch.__version__, code)
     path = folder / f"{key}.ckpt"

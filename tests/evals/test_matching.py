@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, LinearAttention, StandardAttention
-from bsbr_pl.description import build
 from bsbr_pl.evals import compare_models, knobs, matching
 from bsbr_pl.evals.matching import budgets, main, match
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import AttentionSpec
 
 TOKENS = 64
 SIZES = {"vocab_size": 32, "hidden_dim": 32, "num_layers": 1, "num_heads": 2}
@@ -119,12 +119,12 @@ def test_what_was_chosen_stays_unless_it_is_turned():
     chosen = {"attention": partial(BSBRAttention, chunk_size=8, rope=False), **SIZES, "dropout": 0.1, "ff_dim": 100}
     models = {"standard": SMALL["standard"], "bsbr": chosen}
     found = match("params", models, TOKENS, "standard")["bsbr"]
-    assert found.arguments["attention"].keywords == {"chunk_size": 8, "rope": False}
+    assert found.arguments["attention"].options == {"chunk_size": 8, "rope": False}
     assert found.arguments["dropout"] == 0.1
     assert set(found.turned) == {"ff_dim"}
     assert chosen["ff_dim"] == 100, "the arguments given are not altered"
     found = match("state_bytes", models, TOKENS, "standard")["bsbr"]
-    assert found.arguments["attention"].keywords["rope"] is False
+    assert found.arguments["attention"].options["rope"] is False
     assert found.arguments["ff_dim"] == 100
 
 
@@ -216,7 +216,7 @@ def test_the_command_prints_and_writes_what_can_be_trained(tmp_path, capsys):
         text = (tmp_path / f"{name}.yaml").read_text()
         model = yaml.safe_load(text)["model"]
         assert "vocab_size" not in model
-        module = LanguageModule(**model | {"attention": build(model["attention"])}, vocab_size=64)
+        module = LanguageModule(**model | {"attention": AttentionSpec.of(model["attention"])}, vocab_size=64)
         params = sum(parameter.numel() for parameter in module.model.parameters())
         target = target or params
         assert f"{params:,}" in lines[name]
@@ -236,7 +236,7 @@ def test_a_comparison_can_be_matched():
     assert list(matched) == ["Standard", "BSBR", "GAU"]
     for name, one in matched.items():
         arguments = one["arguments"]
-        model = LanguageModel(**{**arguments, "attention": build(arguments["attention"])})
+        model = LanguageModel(**{**arguments, "attention": AttentionSpec.of(arguments["attention"])})
         assert sum(parameter.numel() for parameter in model.parameters()) == one["value"]
         assert results[name]["flops"][1] == model.flops(64) - 2 * 64 * model.embedding.weight.numel(), (
             "what was measured"

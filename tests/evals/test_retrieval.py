@@ -179,7 +179,7 @@ def test_data_without_answers_in_the_context_is_refused(make_module, make_data):
 
 def test_the_command_reads_a_checkpoint_and_its_data(tmp_path, make_trainer, capsys):
     data = MQARData(64, [(16, 2, 32)], [(16, 2, 10)], batch_size=8)
-    module = LanguageModule(partial(BSBRAttention, chunk_size=4), 64, 16, 1, 2)
+    module = LanguageModule(partial(BSBRAttention, chunk_size=4), 64, hidden_dim=16, num_layers=1, num_heads=2)
     trainer: Trainer = make_trainer(max_steps=2, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     path, out = tmp_path / "run.ckpt", tmp_path / "found.json"
