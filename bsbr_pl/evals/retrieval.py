@@ -1,6 +1,6 @@
 """Where recall is lost: at the router, which chose another chunk than the one that holds the answer, or behind it.
 
-    python -m bsbr_pl.evals.retrieval runs/version_0/checkpoints/best.ckpt
+    bsbr retrieval runs/version_0/checkpoints/best.ckpt
 
 A question of a recall task stands at the position of its key; its answer is the token behind the last earlier
 occurrence of that key that is followed by what the target says. BSBR answers from near by exactly, that is from its
@@ -10,25 +10,19 @@ chunk is one that the router missed; one that it hit, and is answered wrong stil
 reading it.
 """
 
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsbr_pl.attention import BSBRAttention
-from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData, TokenData
+from bsbr_pl.data import TokenData
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.parsing import Parser
-from bsbr_pl.utils.files import write_json
-from bsbr_pl.values import one_line
 
 from .analysis import aligned
-from .training import open_checkpoint
 
 Columns = dict[str, Tensor]  # one value a question
 
@@ -85,12 +79,6 @@ def _route(attention: BSBRAttention, x: Tensor, found: Columns) -> Columns:
     }
 
 
-def routes(model: LanguageModel, data: TokenData) -> bool:
-    """Whether the model chooses among chunks, and the data asks for what stands in one of them."""
-    chooses = any(isinstance(attention, BSBRAttention) for attention in model.attentions)
-    return chooses and isinstance(data, MQARData | InductionData | NeedleData)
-
-
 def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
     """Ask every question of a split, and tell what the router missed from what was lost behind it.
 
@@ -117,8 +105,8 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
     Raises:
         ValueError: the data is text, or a task without answers in the context.
     """
-    if isinstance(data, TextData):
-        raise ValueError("retrieval needs a recall task (MQARData, InductionData or NeedleData), not text")
+    if data.kind == "text":
+        raise ValueError("retrieval needs a recall task whose answers stand in the context, not text")
     device = next(model.parameters()).device
     batches: list[Columns] = []
     routes: list[list[Columns]] = []
@@ -244,39 +232,3 @@ def as_text(found: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def diagnose(
-    checkpoint: str, split: Literal["train", "val", "test"] = "test", device: str = "cpu", out: str | None = None
-) -> None:
-    """Print where a trained model loses the answers of its own recall task.
-
-    Args:
-        checkpoint: file (*.ckpt) that train.py wrote
-        split: of the data that it was trained on
-        device: cpu, cuda, ...
-        out: JSON file for all figures
-    """
-    opened = open_checkpoint(checkpoint)
-    assert opened.module is not None
-    found = retrieval(opened.module.model.to(device).eval(), opened.open_data(), split)
-    print(as_text(found))
-    if out:
-        write_json(Path(out), {"checkpoint": checkpoint, "split": split, **found})
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Parse the command line and diagnose; the exit code."""
-    parser = Parser(prog="retrieval", description=(diagnose.__doc__ or "").split("\n")[0])
-    parser.add_argument("checkpoint", type=str, help="file (*.ckpt) that train.py wrote")
-    parser.add_function_arguments(diagnose, skip={"checkpoint"}, as_group=False)
-    options = parser.parse_args(args)
-    try:
-        diagnose(**options.as_dict())
-    except (ValueError, OSError) as error:
-        parser.error(one_line(error))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

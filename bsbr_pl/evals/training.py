@@ -14,11 +14,11 @@ from lightning import Trainer
 
 from bsbr_pl.data import InductionData, TokenData
 from bsbr_pl.data.base import digest
-from bsbr_pl.description import describe
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import AttentionSpec
 
-from .checkpoints import Checkpoint, read
+from .checkpoints import open_checkpoint
 
 VERSION = 1  # changes whenever the same arguments would train other weights
 
@@ -46,8 +46,9 @@ def train(
 
     Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
     """
-    described = {**arguments, "attention": describe(arguments["attention"])}
-    code = [_source(part) for part in (arguments["attention"].func, LanguageModel, LanguageModule)]
+    spec = AttentionSpec.of(arguments["attention"])
+    described = {**arguments, "attention": spec.plain()}
+    code = [_source(part) for part in (spec.cls, LanguageModel, LanguageModule)]
     data = (str(task), task.fingerprint)
     key = digest(VERSION, described, data, steps, seed, device.type, torch.__version__, code)
     path = folder / f"{key}.ckpt"
@@ -59,7 +60,7 @@ def train(
     forked = [device] if device.type == "cuda" else []
     with _quiet(), torch.random.fork_rng(forked):
         torch.manual_seed(seed)
-        module = LanguageModule(**arguments)
+        module = LanguageModule(**described)
         trainer = Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
@@ -102,16 +103,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """A checkpoint that has a module; the global random state is left alone.
-
-    Raises:
-        ValueError: naming the file and what is wrong with it.
-    """
-    with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
-        checkpoint = read(Path(path))
-    if checkpoint.module is None:
-        raise ValueError(f"{path}: {checkpoint.problem}")
-    return checkpoint
