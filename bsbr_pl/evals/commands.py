@@ -18,13 +18,10 @@ from bsbr_pl.values import one_line
 
 from . import matching
 from .checkpoints import open_checkpoint, read_all
-from .evaluation import Evaluation
+from .evaluation import LENGTHS, MULTIPLES, Evaluation
 from .retrieval import as_text
 from .retrieval import retrieval as ask_all
 from .saved_data import HERE, DataLocation
-
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
-MULTIPLES = (1, 2, 4, 8)
 
 
 def evaluate(
@@ -68,12 +65,7 @@ def evaluate(
         evaluation.problem({"kind": "checkpoint"}, one.name, {"checkpoint": {"name": one.name}}, one.problem or "")
     stopped = False
     try:
-        evaluation.courses(subjects)
-        certified = evaluation.certify(subjects)
-        wanted = [(subject, _accuracy_lengths(subject.about["data"], multiples)) for subject in certified]
-        evaluation.accuracy(wanted, split)
-        evaluation.maps(subjects)
-        evaluation.costs(certified, lengths)
+        evaluation.run(subjects, split, multiples, lengths)
     except KeyboardInterrupt:
         stopped = True
         print("\nStopped: the report shows what was measured; the same command measures the rest.", file=sys.stderr)
@@ -97,13 +89,6 @@ def _usable(device: str) -> str:
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
         raise ValueError(f"device={device!r} cannot be used here: {one_line(error)}") from error
     return device
-
-
-def _accuracy_lengths(data: dict[str, Any] | None, multiples: Sequence[int]) -> list[int | None]:
-    """Of the samples to predict: text at multiples of the length of training, a recall task at its own."""
-    if data is None or data["kind"] != "text":
-        return [None]
-    return [None if multiple == 1 else multiple * data["trained_length"] for multiple in multiples]
 
 
 def this_command() -> str:

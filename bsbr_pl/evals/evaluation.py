@@ -28,6 +28,8 @@ from .subject import Subject
 #: Of each kind of row; changes whenever the measurement changes its meaning.
 VERSIONS: dict[str, int] = {"certificate": 3, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+MULTIPLES = (1, 2, 4, 8)
 ENVIRONMENT = ("cpu", "instructions", "threads", "device", "gpu", "cuda")  # what decides values, of `environment`
 
 
@@ -62,6 +64,27 @@ class Evaluation:
         }
         self._problems: set[str] = set()  # digests of the identities of those that this evaluation met
         self._changed: set[str] = set()  # digests of subjects whose data changed since training
+
+    def run(
+        self,
+        subjects: Sequence[Subject],
+        split: str = "val",
+        multiples: Sequence[int] = MULTIPLES,
+        lengths: Sequence[int] = LENGTHS,
+    ) -> None:
+        """Measure trained subjects: all, and of those that pass their certificate accuracy and costs.
+
+        Args:
+            subjects: with data.
+            split: of the data: `val` or `test`.
+            multiples: context lengths to predict text at, in lengths of training; a recall task has its own.
+            lengths: tokens, to measure costs at.
+        """
+        self.courses(subjects)
+        certified = self.certify(subjects)
+        self.accuracy([(subject, _own_lengths(subject, multiples)) for subject in certified], split)
+        self.maps(subjects)
+        self.costs(certified, lengths)
 
     def certify(self, subjects: Sequence[Subject]) -> list[Subject]:
         """Certify each subject; those that passed."""
@@ -109,30 +132,38 @@ class Evaluation:
         self._run_all("attention maps", jobs)
 
     def courses(self, subjects: Sequence[Subject]) -> None:
-        """The course of each training that was recorded."""
+        """The course of each training, as far as it was recorded; written again if the run has gone on."""
         for subject in subjects:
-            if subject.record.get("metrics"):
-                job = self._job(subject, "training", partial(course, subject.record))
-                self.results.share([job], self._run)
+            job = self._job(subject, "training", partial(course, subject.record))
+            known = next((row["about"] for row in self.results.rows if row["identity"] == job.identity), {})
+            if subject.about | {"command": None} != known | {"command": None}:
+                self._run(job)
 
     def rows(self, subjects: Sequence[Subject]) -> list[Row]:
-        """The rows of these subjects, in all environments, and the problems that this evaluation met."""
+        """The rows of these subjects, in all environments, and the problems that this evaluation met.
+
+        `about` is what is known of a subject now: an older row may be from before its run had finished.
+        """
         self.results.read()
         by_digest = {subject.digest: subject for subject in subjects}
-        bodies = {subject.body for subject in subjects}
-
-        def belongs(identity: Mapping[str, Any]) -> bool:
+        by_body = {subject.body: subject for subject in reversed(subjects)}
+        found = []
+        for row in self.results.rows:
+            identity = row["identity"]
             kind, checkpoint = identity["kind"], identity["checkpoint"]
-            if identity.get("version") != VERSIONS.get(kind):
-                return False
-            if kind not in ("text", "recall"):
-                return checkpoint in (bodies if kind == "cost" else by_digest)
-            if checkpoint not in by_digest or checkpoint in self._changed:
-                return False
-            trained_on = (by_digest[checkpoint].about.get("data") or {}).get("fingerprint")
-            return trained_on in (None, identity.get("data"))
+            subject = (by_body if kind == "cost" else by_digest).get(checkpoint)
+            if subject and identity.get("version") == VERSIONS.get(kind) and self._on_its_data(subject, identity):
+                found.append(
+                    row | {"about": row["about"] | subject.about | {"command": row["about"].get("command", "")}}
+                )
+        return found + self.problems
 
-        return [row for row in self.results.rows if belongs(row["identity"])] + self.problems
+    def _on_its_data(self, subject: Subject, identity: Mapping[str, Any]) -> bool:
+        """Whether a row is no accuracy, or one on the data of the training, which has not changed since."""
+        if identity["kind"] not in ("text", "recall"):
+            return True
+        trained_on = (subject.about.get("data") or {}).get("fingerprint")
+        return subject.digest not in self._changed and trained_on in (None, identity.get("data"))
 
     @property
     def problems(self) -> list[Row]:
@@ -259,6 +290,14 @@ class Evaluation:
 
     def _cost_identity(self, subject: Subject, length: int) -> dict[str, Any]:
         return self.identity(subject, "cost", length=length, rounds=self.rounds)
+
+
+def _own_lengths(subject: Subject, multiples: Sequence[int]) -> list[int | None]:
+    """Of the samples to predict: text at multiples of the length of training, a recall task at its own."""
+    data = subject.about["data"]
+    if data is None or data["kind"] != "text":
+        return [None]
+    return [None if multiple == 1 else multiple * data["trained_length"] for multiple in multiples]
 
 
 def with_noise(model: LanguageModel) -> LanguageModel:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bsbr_pl.attention.base import check_positive
+from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
 from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
@@ -243,7 +243,7 @@ def size_values(arguments: Arguments, size: str, num_tokens: int) -> Sequence[in
     if not value:
         return ()
     if size not in arguments:
-        in_chunks = _bounds(set_size(arguments, size, value + 1))[1] != _bounds(arguments)[1]
+        in_chunks = _bounds(set_size(arguments, size, 2 * value))[1] != _bounds(arguments)[1]
         return range(1, (num_tokens // 2 if in_chunks else num_tokens) + 1)  # one chunk has no earlier one to remember
     if size == "num_heads":
         heads = range(-(-value // FACTOR), FACTOR * value + 1)
@@ -276,13 +276,13 @@ def set_size(arguments: Arguments, size: str, value: int) -> Arguments:
 def reach_option(arguments: Arguments) -> str | None:
     """The option that sets how many tokens an attention sees exactly: chunk_size, window_size; None without one.
 
-    It is found by trying: it is the integer option that changes `reach` or `period` of the attention.
+    It is found by trying: it is the integer option that changes `reach` of the attention.
     """
     spec = arguments["attention"]
     for name, value in spec.settings.items() if isinstance(spec, AttentionSpec) else ():
         if type(value) is int:
             with suppress(ValueError):  # an option may allow some values only
-                if _bounds(set_size(arguments, name, value + 1)) != _bounds(arguments):
+                if _bounds(set_size(arguments, name, 2 * value))[0] != _bounds(arguments)[0]:
                     return name
     return None
 

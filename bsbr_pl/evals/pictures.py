@@ -54,7 +54,7 @@ def course(record: Mapping[str, Any]) -> dict[str, Any]:
     """The validation metrics of a training, and the FLOPs of a step, from its record; values of a `training` row."""
     metrics = {
         name: _thinned(columns)
-        for name, columns in record["metrics"].items()
+        for name, columns in (record.get("metrics") or {}).items()
         if name.startswith("val/") or name == "flops/step_flops"
     }
     where = record.get("environment") or {}

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from bsbr_pl.evals.__main__ import main
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData
-from bsbr_pl.evals.__main__ import main
 from bsbr_pl.evals.checkpoints import Checkpoint, labels, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.report import budgets, clocks, verdict
