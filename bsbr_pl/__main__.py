@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bsbr_pl.parsing import Parser
 from bsbr_pl.results import open_problems, read_rows
@@ -15,7 +16,7 @@ COMMANDS = {
     "retrieval": "print where a trained model loses the answers of its recall task",
 }
 #: The argument of each command that is not an option with a default.
-REQUIRED = {
+REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
     "evaluate": ("paths", {"nargs": "+", "type": str, "help": "folders, files or patterns of checkpoints (*.ckpt)"}),
     "report": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files"}),
     "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),

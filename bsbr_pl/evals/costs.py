@@ -1,6 +1,6 @@
 """How the cost of models grows with the length of the sequence: time, memory, FLOPs, decode state.
 
-The cost is that of a model's body, embedding to last norm, for one sequence. The head is left out: it costs every
+The cost is that of a model from the embedding to the last norm, for one sequence. The head is left out: it costs every
 architecture the same per token, and would hide what is compared.
 """
 

@@ -116,11 +116,11 @@ class Evaluation:
         memory: bool = True,
     ) -> None:
         """What each architecture and size costs at each length (tokens), all timed in the same rounds."""
-        bodies: dict[str, Subject] = {}
+        first: dict[str, Subject] = {}
         for subject in subjects:
-            bodies.setdefault(subject.body, subject)
+            first.setdefault(subject.architecture_digest, subject)
         for length in tqdm(lengths, "costs", disable=None):
-            self._costs([s for s in bodies.values() if s.can_read(length + 1)], length, passes, memory)
+            self._costs([s for s in first.values() if s.can_read(length + 1)], length, passes, memory)
 
     def maps(self, subjects: Sequence[Subject]) -> None:
         """The attention map of the first subject of each configuration."""
@@ -133,11 +133,14 @@ class Evaluation:
 
     def courses(self, subjects: Sequence[Subject]) -> None:
         """The course of each training, as far as it was recorded; written again if the run has gone on."""
-        for subject in subjects:
-            job = self._job(subject, "training", partial(course, subject.record))
-            known = next((row["about"] for row in self.results.rows if row["identity"] == job.identity), {})
-            if subject.about | {"command": None} != known | {"command": None}:
-                self._run(job)
+        jobs = [self._job(subject, "training", partial(course, subject.record)) for subject in subjects]
+        self.results.share(jobs, self._run)
+        known = {digest(row["identity"]): row["about"] for row in self.results.rows}
+        for job in jobs:
+            before = known.get(digest(job.identity), {})
+            about = before | job.about  # keeps what others have added, such as the study that it belongs to
+            if about | {"command": None} != before | {"command": None}:
+                self._run(job._replace(about=about))
 
     def rows(self, subjects: Sequence[Subject]) -> list[Row]:
         """The rows of these subjects, in all environments, and the problems that this evaluation met.
@@ -146,16 +149,15 @@ class Evaluation:
         """
         self.results.read()
         by_digest = {subject.digest: subject for subject in subjects}
-        by_body = {subject.body: subject for subject in reversed(subjects)}
+        by_architecture = {subject.architecture_digest: subject for subject in reversed(subjects)}
         found = []
         for row in self.results.rows:
             identity = row["identity"]
             kind, checkpoint = identity["kind"], identity["checkpoint"]
-            subject = (by_body if kind == "cost" else by_digest).get(checkpoint)
+            subject = (by_architecture if kind == "cost" else by_digest).get(checkpoint)
             if subject and identity.get("version") == VERSIONS.get(kind) and self._on_its_data(subject, identity):
-                found.append(
-                    row | {"about": row["about"] | subject.about | {"command": row["about"].get("command", "")}}
-                )
+                about = row["about"] | subject.about | {"command": row["about"].get("command", "")}
+                found.append(row | {"about": about})
         return found + self.problems
 
     def _on_its_data(self, subject: Subject, identity: Mapping[str, Any]) -> bool:
@@ -173,7 +175,7 @@ class Evaluation:
     def identity(self, subject: Subject, kind: str, **facts: Any) -> dict[str, Any]:
         """What decides the values of a row."""
         place = {} if kind in ("map", "training") else {"environment": self.environment}
-        checkpoint = subject.body if kind == "cost" else subject.digest
+        checkpoint = subject.architecture_digest if kind == "cost" else subject.digest
         return {"kind": kind, "checkpoint": checkpoint, **facts, **place, "version": VERSIONS[kind]}
 
     def problem(self, of: Mapping[str, Any], checkpoint: str, about: Mapping[str, Any], words: str) -> None:
@@ -200,7 +202,7 @@ class Evaluation:
             self.results.share(missing, run)
 
     def _run(self, job: Job) -> None:
-        of = {name: job.identity[name] for name in ("kind", "split", "length") if name in job.identity}
+        of = {name: value for name, value in job.identity.items() if name in ("kind", "split", "length")}
         with self._attempt(of, job.identity["checkpoint"], job.about):
             self.results.add(job.identity, job.measure(), job.about)
 
@@ -286,7 +288,7 @@ class Evaluation:
                     about = subject.about | {"timed_with": sorted(models)}
                     self.results.add(self._cost_identity(subject, length), found[subject.name], about)
                 if subject.name in models:
-                    self.problem({"kind": "cost", "length": length}, subject.body, subject.about, words)
+                    self.problem({"kind": "cost", "length": length}, subject.architecture_digest, subject.about, words)
 
     def _cost_identity(self, subject: Subject, length: int) -> dict[str, Any]:
         return self.identity(subject, "cost", length=length, rounds=self.rounds)

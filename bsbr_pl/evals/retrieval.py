@@ -11,6 +11,7 @@ reading it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,10 +22,12 @@ from bsbr_pl.attention import Attention
 from bsbr_pl.data import TokenData
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.values import number
 
 from .analysis import aligned
 
 Columns = dict[str, Tensor]  # one value a question
+_three = partial(number, form=".3f")
 
 
 def find_answers(input_ids: Tensor, targets: Tensor) -> Columns:
@@ -199,19 +202,19 @@ def as_text(found: dict[str, Any]) -> str:
     """The tables of what `retrieval` found."""
     chunk = found["chunk_size"]
     where = f"chunk of {chunk} tokens" if chunk else "sequence"
-    parts = [f"{found['questions']:,} questions, accuracy {_number(found['accuracy'])}"]
+    parts = [f"{found['questions']:,} questions, accuracy {number(found['accuracy'], '.3f')}"]
     for layer in found["layers"]:
         rows = [[f"BSBR layer {layer['layer']}", "hit@1", "rank", "weight", "null"]]
         heads = enumerate(layer["heads"]) if layer["questions"] else ()
         for name, head in (*((f"head {i}", head) for i, head in heads), ("mean", layer["mean"])):
             best = " (best)" if name == f"head {layer['best_head']}" else ""
-            rows.append([name + best, *(_number(head[column]) for column in ("hit", "rank", "weight", "null"))])
-        chance = f"{layer['questions']:,} far questions; a blind guess hits {_number(layer['chance'])}"
+            rows.append([name + best, *(_three(head[column]) for column in ("hit", "rank", "weight", "null"))])
+        chance = f"{layer['questions']:,} far questions; a blind guess hits {number(layer['chance'], '.3f')}"
         parts.append(f"{aligned(rows)}\n{chance}")
     for key, title in (("routed", "router (best head of the last layer)"), ("reach", "answer in")):
         if key in found:
             rows = [
-                [kind.replace("_", " "), f"{one['questions']:,}", _number(one["accuracy"])]
+                [kind.replace("_", " "), f"{one['questions']:,}", _three(one["accuracy"])]
                 for kind, one in found[key].items()
             ]
             parts.append(aligned([[title, "questions", "accuracy"], *rows]))
@@ -223,10 +226,8 @@ def as_text(found: dict[str, Any]) -> str:
         rows = [[title, "questions", "accuracy", *(["hit@1"] if chunk else [])]]
         for one in found[key]:
             shown = f"{one['start']} to {one['stop'] - 1}" if one["stop"] - one["start"] > 1 else str(one["start"])
-            rows.append([shown, f"{one['questions']:,}", *(_number(one[c]) for c in ("accuracy", "hit") if c in one)])
+            rows.append(
+                [shown, f"{one['questions']:,}", *(_three(one[c]) for c in ("accuracy", "hit") if c in one)]
+            )
         parts.append(aligned(rows))
     return "\n\n".join(parts)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -41,7 +41,7 @@ class Subject:
         return self.about["checkpoint"]["digest"]
 
     @property
-    def body(self) -> str:
+    def architecture_digest(self) -> str:
         """Decides its costs: its architecture and sizes, but not its weights. Seeds share it."""
         return self.about["checkpoint"]["body"]
 
@@ -65,9 +65,9 @@ def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model:
         model: what was built from them.
     """
     built = {size.name: arguments.get(size.name, size.default) for size in SIZES if size.name != "dropout"}
-    body = digest([plain_specs(arguments["attention"]), built])
+    shape = digest([plain_specs(arguments["attention"]), built])
     return {
-        "checkpoint": {"name": name, "digest": weights, "body": body},
+        "checkpoint": {"name": name, "digest": weights, "body": shape},
         "architecture": " + ".join(dict.fromkeys(layer_names(arguments["attention"]))),
         "attention": list(dict.fromkeys(spec.key for spec in _layers(arguments["attention"]))),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -122,8 +122,9 @@ class ExperimentRunner:
     def _jobs(self, name: str, model: Any) -> list[Job]:
         """The cells of a model."""
         weights = self._digest(name, model)
-        identities = [{"kind": "experiment", "checkpoint": weights, "length": length} for length in self.seq_lengths]
-        return [Job(one, {"model": name}, partial(self._measure, model, one["length"])) for one in identities]
+        facts = {"kind": "experiment", "checkpoint": weights}
+        measure = partial(self._measure, model)
+        return [Job({**facts, "length": n}, {"model": name}, partial(measure, n)) for n in self.seq_lengths]
 
     def _measure(self, model: Any, length: int) -> dict[str, Any]:
         """The values of one cell."""
