@@ -6,8 +6,7 @@ fails its certificate is left out with a warning.
 """
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -18,20 +17,15 @@ from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.data.corpus import default_cache_dir
-from bsbr_pl.model import LanguageModel
-from bsbr_pl.models import model_class
 from bsbr_pl.results import Results
-from bsbr_pl.spec import AttentionSpec, plain_specs
 from bsbr_pl.utils.records import environment
-from bsbr_pl.values import bootstrap_interval, digest
+from bsbr_pl.values import bootstrap_interval
 
-from .checkpoints import open_checkpoint
 from .costs import PASSES
 from .evaluation import Evaluation
 from .matching import match as solve
-from .matching import reach_option
-from .subject import Subject, describe_model
-from .training import default_task, train
+from .subject import Subject
+from .training import check_among, default_task, from_checkpoint, model_arguments, plain_arguments, train, untrained
 
 
 class Cost(NamedTuple):
@@ -128,22 +122,20 @@ def compare_models(
         "vocab_size": max(vocab_size, task.vocab_size) if with_accuracy else vocab_size,
         **{"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads, "ff_dim": ff_dim},
     }
-    build = model_arguments([name for name in models if name not in files], sizes, reach, model_options or {}, models)
-    check_among("checkpoints", files, models)
+    build = model_arguments(models, files, sizes, reach, model_options or {})
     results = _empty(seq_lengths, models, metrics, COSTS, {"rounds": rounds, "seed": seed}, device)
     if match:
         found = solve(match, build, max(seq_lengths), next(iter(build), ""), rounds=rounds, device=device)
         build = {name: one.arguments for name, one in found.items()}
         results["matched"] = {name: one.as_dict() for name, one in found.items()}
-    results["settings"]["models"] = _plain(build)
+    results["settings"]["models"] = {name: plain_arguments(one) for name, one in build.items()}
     if with_accuracy and build:
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
         results["accuracy_task"] = {"task": str(task), **training, "chance": task.chance()}
         folder = Path(cache_dir or default_cache_dir()).expanduser() / "comparison"
         for name, arguments in tqdm(build.items(), "training", disable=None):
-            files |= {
-                name: train(arguments | {"learning_rate": learning_rate}, task, train_steps, seed, device, folder)
-            }
+            arguments = arguments | {"learning_rate": learning_rate}
+            files[name] = train(arguments, task, train_steps, seed, device, folder)
     subjects = {
         name: from_checkpoint(name, files[name]) if name in files else untrained(name, build[name], seed)
         for name in models
@@ -183,63 +175,17 @@ def scaling_analysis(
     """
     check_among("metrics", metrics, SCALING)
     sizes = {"vocab_size": vocab_size, "hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads}
-    build = model_arguments(models, sizes | {"ff_dim": ff_dim}, reach, model_options or {}, models)
+    build = model_arguments(models, (), sizes | {"ff_dim": ff_dim}, reach, model_options or {})
     results = _empty(seq_lengths, models, metrics, SCALING, {"rounds": rounds, "seed": seed}, _device(device))
-    results["settings"]["models"] = _plain(build)
+    results["settings"]["models"] = {name: plain_arguments(one) for name, one in build.items()}
     subjects = {name: untrained(name, arguments, seed) for name, arguments in build.items()}
     evaluation = Evaluation(Results(None), _device(device), rounds=rounds, seed=seed)
     _measure_costs(_certified(subjects, evaluation, results), evaluation, results, SCALING)
     return results
 
 
-def check_among(argument: str, given: Collection[str], known: Collection[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{argument}: {name!r} is unknown; there are {', '.join(known)}")
-
-
-def model_arguments(
-    names: Sequence[str],
-    sizes: Mapping[str, Any],
-    reach: int,
-    options: Mapping[str, Mapping[str, Any]],
-    models: Sequence[str],
-) -> dict[str, dict[str, Any]]:
-    """Name -> arguments of `LanguageModel` for models by name; an option that sets their reach is set to `reach`."""
-    if isinstance(models, str):
-        raise ValueError(f"models must be a list of names, got {models!r}")
-    check_among("model_options", options, models)
-    found = {}
-    for name in names:
-        cls = model_class(name)
-        arguments = {**sizes, "attention": AttentionSpec.of(cls.factory())}
-        bounded = reach_option(arguments)
-        chosen = ({bounded: reach} if bounded else {}) | dict(options.get(name, {}))
-        found[name] = {**sizes, "attention": AttentionSpec.of(cls.factory(**chosen))}
-    return found
-
-
-def from_checkpoint(name: str, path: str | Path) -> Subject:
-    """A trained model under a name of its own."""
-    subject = open_checkpoint(path).subject()
-    return replace(subject, about=subject.about | {"checkpoint": subject.about["checkpoint"] | {"name": name}})
-
-
-def untrained(name: str, arguments: Mapping[str, Any], seed: int) -> Subject:
-    """A model with the random weights of a seed; the global random state is left alone."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = LanguageModel(**arguments)
-    weights = digest(["random weights", plain_specs(arguments["attention"]), _plain({name: arguments})[name], seed])
-    return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0}, trained=False)
-
-
 def _device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _plain(build: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {**one, "attention": plain_specs(one["attention"])} for name, one in build.items()}
 
 
 def _empty(

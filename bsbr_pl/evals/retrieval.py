@@ -226,8 +226,6 @@ def as_text(found: dict[str, Any]) -> str:
         rows = [[title, "questions", "accuracy", *(["hit@1"] if chunk else [])]]
         for one in found[key]:
             shown = f"{one['start']} to {one['stop'] - 1}" if one["stop"] - one["start"] > 1 else str(one["start"])
-            rows.append(
-                [shown, f"{one['questions']:,}", *(_three(one[c]) for c in ("accuracy", "hit") if c in one)]
-            )
+            rows.append([shown, f"{one['questions']:,}", *(_three(one[c]) for c in ("accuracy", "hit") if c in one)])
         parts.append(aligned(rows))
     return "\n\n".join(parts)
