@@ -28,7 +28,6 @@ ALLOWED = {
     "bsbr_pl.metrics": set(),
     "bsbr_pl.compiled": {"bsbr_pl.model"},
     "bsbr_pl.description": {"bsbr_pl.model", "bsbr_pl.attention.base"},
-    "bsbr_pl.spec": {"bsbr_pl.attention"},
     "bsbr_pl.module": {
         *("bsbr_pl.model", "bsbr_pl.attention.base"),
         *("bsbr_pl.checkpoint", "bsbr_pl.compiled", "bsbr_pl.description", "bsbr_pl.limits", "bsbr_pl.metrics"),
