@@ -1,4 +1,4 @@
-"""The contract of all data modules: loaders for three splits, facts about the data, and a state for checkpoints."""
+"""What all data modules share: loaders for the three splits, and a state that tells what data a checkpoint saw."""
 
 import hashlib
 import inspect
@@ -8,7 +8,7 @@ from abc import abstractmethod
 from functools import partial
 from numbers import Integral
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -16,9 +16,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from .. import steps
 from .loader import Batches, Loader, Samples, Stream, process
-
-if TYPE_CHECKING:
-    from .text import TextData
 
 
 class TokenData(LightningDataModule):
@@ -30,16 +27,7 @@ class TokenData(LightningDataModule):
 
     `batch_size` samples are a batch over all processes, which divide it; set the Trainer's
     `use_distributed_sampler=False`, because the loaders do so themselves.
-
-    A data module is constructed cheaply from its arguments. What it says about itself needs no prepared data, except
-    `vocab_size`, `fingerprint` and `chance()`.
     """
-
-    kind: ClassVar[Literal["text", "recall"]]
-    #: Whether the answer to every question of a recall task stands in the context, directly behind its key.
-    answers_in_context: ClassVar[bool] = False
-    #: Arguments that say where a text is and how it is read. The fingerprint covers the text that they lead to.
-    content_arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, context_length: int, batch_size: int, eval_batch_size: int | None, seed: int, num_workers: int
@@ -65,44 +53,6 @@ class TokenData(LightningDataModule):
         """Numbers and arrays of numpy become Python's own: a checkpoint that runs no code can hold no others."""
         super().save_hyperparameters(*args, frame=frame or inspect.currentframe().f_back, **kwargs)  # type: ignore[union-attr]
         self.hparams.update({name: plain(value) for name, value in self.hparams.items()})
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of the constructor by name."""
-        return {name: value for name, value in self.hparams.items() if name[0] != "_"}
-
-    @property
-    def train_lengths(self) -> dict[int, int]:
-        """Tokens of the training samples, and how many of the samples have each length (1 if all have the same)."""
-        return {self.context_length: 1}
-
-    @property
-    def validation_length(self) -> int:
-        """Tokens of a validation or test sample; of the longest, if they differ."""
-        return self.context_length
-
-    @property
-    def text_data(self) -> "TextData | None":
-        """The text that the samples are made of; None for a task without text."""
-        return None
-
-    def at_length(self, length: int) -> dict[str, Any]:
-        """The arguments to change so that all test samples have this many tokens.
-
-        Raises:
-            ValueError: the data cannot have samples of this length. Whether a needle's text is long enough is known
-                only when it is read.
-        """
-        changes = self._test_length(length)
-        type(self)(**{**self.arguments, **changes})
-        return changes
-
-    def _test_length(self, length: int) -> dict[str, Any]:
-        return {"context_length": length}
-
-    def chance(self) -> float | None:
-        """The accuracy of a blind guess among the answers of a recall task; None for text."""
-        return None
 
     @property
     @abstractmethod
@@ -152,7 +102,7 @@ class TokenData(LightningDataModule):
         return Loader(samples, lambda number: samples.eval_batches(self.eval_batch_size), self.num_workers)
 
     def __str__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        options = ", ".join(f"{name}={value!r}" for name, value in self.hparams.items() if name[0] != "_")
         return f"{type(self).__name__}({options})"
 
     def state_dict(self) -> dict[str, Any]:

@@ -169,10 +169,8 @@ def needle(
         vocab_size: ids of the text and, as the last, the mark
         depth: where the pair stands, 0 at the start of the haystack, 1 at its end; None for a random place
     """
-    if length < 5:
-        raise ValueError(f"context_length={length} is too small: the pair and the question take 5 tokens")
     tokens, hay = text(), length - 5
-    if hay > len(tokens):
+    if not 0 <= hay <= len(tokens):
         raise ValueError(f"context_length={length} must be from 5 to {len(tokens) + 5}, the length of the text + 5")
     if depth is not None and not 0 <= depth <= 1:
         raise ValueError(f"depth={depth} must be from 0 (start of the haystack) to 1 (its end)")

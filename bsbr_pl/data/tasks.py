@@ -1,22 +1,19 @@
 """The recall tasks of recall.py as data modules, in segments of one length and slices to report on."""
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from .base import TokenData, digest
 from .corpus import Corpus
-from .loader import IGNORED, Batch, cut
-from .recall import Random, Task, check_mqar, draw, induction, mqar, needle, selective_copy
+from .loader import Batch, cut
+from .recall import Task, check_mqar, draw, induction, mqar, needle, selective_copy
 from .text import TextData
 
 VERSION = 1  # changes whenever the same arguments would give other samples
-NOT_CONTENT = ("batch_size", "eval_batch_size", "num_workers", "cache_dir")  # arguments that change no sample
-NO_SAMPLES = Random(np.empty(0, np.uint64))  # a task that gets it draws nothing, but checks its arguments
 
 
 class Segment(NamedTuple):
@@ -69,7 +66,8 @@ class RecallSamples:
 class RecallData(TokenData):
     """A recall task: `train` segments to learn from and `test` segments, drawn anew for validation and for testing."""
 
-    kind = "recall"
+    #: Arguments that do not decide what the samples are.
+    not_decisive: ClassVar[tuple[str, ...]] = ("batch_size", "eval_batch_size", "num_workers", "cache_dir")
     _vocab_size: int
     _train: list[Segment]
     _test: list[Segment]
@@ -78,7 +76,6 @@ class RecallData(TokenData):
         for segment in train + test:
             if segment.size < 1:
                 raise ValueError(f"segment {segment.name} has {segment.size} samples: at least 1")
-            segment.task(NO_SAMPLES)
         self._vocab_size, self._train, self._test = vocab_size, train, test
         self.slice_names = list(dict.fromkeys(segment.name for segment in train + test))
 
@@ -88,17 +85,12 @@ class RecallData(TokenData):
 
     @property
     def fingerprint(self) -> str:
-        other = (*NOT_CONTENT, *self.content_arguments)
-        decisive = {name: value for name, value in self.arguments.items() if name not in other}
+        other = self.not_decisive
+        decisive = {name: value for name, value in self.hparams.items() if name not in other and name[0] != "_"}
         return digest(type(self).__name__, VERSION, decisive)
 
     def samples(self, split: str) -> RecallSamples:
         return RecallSamples(self._train if split == "train" else self._test, self.slice_names, split, self.seed)
-
-    def chance(self) -> float:
-        """1 / (number of different answers in the test split)."""
-        answers = torch.cat([batch["targets"].flatten() for batch in self.loader("test")]).unique()
-        return 1 / int((answers != IGNORED).sum())
 
 
 class MQARData(RecallData):
@@ -110,8 +102,6 @@ class MQARData(RecallData):
         random_filler: random tokens instead of 0 where neither pairs nor questions stand
         power: questions come soon (towards 0) or anywhere (1)
     """
-
-    answers_in_context = True
 
     def __init__(
         self,
@@ -139,21 +129,6 @@ class MQARData(RecallData):
 
         self._set_segments(vocab_size, [segment(*s) for s in train_segments], [segment(*s) for s in test_segments])
 
-    @property
-    def train_lengths(self) -> dict[int, int]:
-        lengths: Counter[int] = Counter()
-        for length, _, count in self.hparams["train_segments"]:
-            lengths[length] += count
-        return dict(lengths)
-
-    @property
-    def validation_length(self) -> int:
-        return max(length for length, *_ in self.hparams["test_segments"])
-
-    def _test_length(self, length: int) -> dict[str, Any]:
-        """With as many pairs and samples as the first test segment."""
-        return {"test_segments": [[length, *self.hparams["test_segments"][0][1:]]]}
-
 
 class InductionData(RecallData):
     """Induction heads: trained at one length, tested at several.
@@ -164,8 +139,6 @@ class InductionData(RecallData):
         test_lengths: of the validation and test samples
         num_train, num_test: samples; num_test is for each of the lengths
     """
-
-    answers_in_context = True
 
     def __init__(
         self,
@@ -187,13 +160,6 @@ class InductionData(RecallData):
 
         tests = [segment(length, num_test) for length in test_lengths]
         self._set_segments(vocab_size, [segment(context_length, num_train)], tests)
-
-    @property
-    def validation_length(self) -> int:
-        return max(self.hparams["test_lengths"])
-
-    def _test_length(self, length: int) -> dict[str, Any]:
-        return {"test_lengths": [length]}
 
 
 class SelectiveCopyData(RecallData):
@@ -235,8 +201,7 @@ class NeedleData(RecallData):
         num_train, num_test: samples; num_test is for each of the depths
     """
 
-    answers_in_context = True
-    content_arguments = ("source", "tokenizer", "bpe_vocab_size")
+    not_decisive = (*RecallData.not_decisive, "source", "tokenizer", "bpe_vocab_size")  # the text's own fingerprint is
 
     def __init__(
         self,
@@ -257,8 +222,6 @@ class NeedleData(RecallData):
         self.save_hyperparameters(logger=False)
         self.depths, self.num_train, self.num_test = depths, num_train, num_test
         self.slice_names = ["depth_random", *(f"depth_{depth:g}" for depth in depths)]
-        for depth in depths:
-            needle(NO_SAMPLES, lambda: np.empty(context_length), context_length, 2, depth)
 
     @cached_property
     def text_data(self) -> TextData:

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +45,6 @@ class TextData(TokenData):
         max_rows: read no more rows of each split
     """
 
-    kind = "text"
-    content_arguments: ClassVar[tuple[str, ...]] = (
-        *("source", "tokenizer", "bpe_vocab_size", "val_fraction", "test_fraction"),
-        *(field.name for field in fields(Options)),
-    )
-
     def __init__(
         self,
         source: str = "stdlib",
@@ -80,17 +74,6 @@ class TextData(TokenData):
         self.eval_context_length = context_length if eval_context_length is None else eval_context_length
         if self.eval_context_length < 1:
             raise ValueError(f"eval_context_length={eval_context_length} is too small: at least 1")
-
-    @property
-    def validation_length(self) -> int:
-        return self.eval_context_length
-
-    @property
-    def text_data(self) -> "TextData":
-        return self
-
-    def _test_length(self, length: int) -> dict[str, Any]:
-        return {"eval_context_length": length}
 
     @cached_property
     def corpus(self) -> Corpus:
