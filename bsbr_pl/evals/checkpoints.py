@@ -17,7 +17,7 @@ from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
 from bsbr_pl.values import one_line
 
-from .runs import Run, describe_run, plain, read_record
+from .runs import Run, read_run, plain, read_record
 from .saved_data import HERE, DataLocation, open_saved
 from .subject import Subject, describe_model, layer_names
 
@@ -62,7 +62,7 @@ class Checkpoint:
         if self.module.initial_weights:
             built["initial_weights"] = self.module.initial_weights
         lengths = list(self.data.train_lengths) if self.data else []
-        return describe_run(self.record, self.run_record, self.step, built, lengths[0] if len(lengths) == 1 else None)
+        return read_run(self.record, self.run_record, self.step, built, lengths[0] if len(lengths) == 1 else None)
 
     @property
     def training_flops(self) -> float | None:

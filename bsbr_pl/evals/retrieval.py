@@ -1,13 +1,12 @@
-"""Where recall is lost: at the router, which chose another chunk than the one that holds the answer, or behind it.
+"""Where recall fails: in the router, which gave more weight to another chunk than the answer's, or behind it.
 
     bsbr retrieval runs/version_0/checkpoints/best.ckpt
 
-A question of a recall task stands at the position of its key; its answer is the token behind the last earlier
-occurrence of that key that is followed by what the target says. BSBR answers from near by exactly, that is from its
-last C tokens, or without overlap from its own chunk, and from further back only through the weights P of
-`BSBRAttention.chunk_map`. A question whose chunk gives most weight to another
-chunk is one that the router missed; one that it hit, and is answered wrong still, was lost in the chunk's state or in
-reading it.
+A question of a recall task stands at the position of its key. Its answer is the token behind the last earlier occurrence
+of that key that is followed by the target. An attention that routes chunks (BSBR) reads exactly what `sees_exactly`
+says, and older tokens only through the weights P of its `chunk_map`. If the router gives its largest weight to a wrong
+chunk, the router missed. If it hit the answer's chunk and the answer is still wrong, the state of that chunk or its
+reading failed.
 """
 
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ def _route(attention: Attention, x: Tensor, found: Columns) -> Columns:
 
 
 def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
-    """Ask every question of a split, and tell what the router missed from what was lost behind it.
+    """Ask every question of a split, and separate errors of the router from errors behind it.
 
     Args:
         model: in evaluation mode, on any device; any architecture.
@@ -92,18 +91,18 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
 
     Returns:
         questions (number), accuracy (share answered right);
-        chunk_size (tokens, of the last BSBR layer; None without one: positions are then those in the sequence);
-        layers: of every BSBR layer, over the questions whose answer is far, beyond what it sees exactly: layer (of the
-        BSBR layers, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
+        chunk_size (tokens, of the last layer that routes; None without one: positions are then those in the sequence);
+        layers: of every layer that routes, over the questions whose answer is far, beyond what it sees exactly: layer (of
+        those, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
         of the heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most
         weight), rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's
         chunk) and null (mean, of the slot that retrieves nothing);
         routed: accuracy by how the best head of the last layer routed: hit and missed;
         reach: accuracy where the answer is near (what the last layer sees exactly) and far;
         by_distance (tokens from the answer to the question), by_answer and by_question (their positions in the chunk):
-        rows of start <= number < stop. Whatever has an accuracy has its number of questions; and, with BSBR layers,
-        hit: the share of those with a far answer that the best head of the last layer hits.
-        None stands where there is no question; those whose answer stands nowhere in the context are in no class.
+        rows of start <= number < stop. Each accuracy comes with its number of questions and, if a layer routes, with
+        hit: the share of the far answers that the best head of the last layer hits.
+        A figure without questions is None. Questions whose answer is not in the context are in no class.
 
     Raises:
         ValueError: the data is text, or a task without answers in the context.

@@ -89,7 +89,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
-def describe_run(
+def read_run(
     own: Mapping[str, Any], record: Mapping[str, Any], step: int, built: Mapping[str, Any], length: int | None
 ) -> Run:
     """What is known of a checkpoint's run.
