@@ -17,7 +17,7 @@ from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
 from bsbr_pl.values import one_line
 
-from .runs import Run, read_run, plain, read_record
+from .runs import Run, plain, read_record, read_run
 from .saved_data import HERE, DataLocation, open_saved
 from .subject import Subject, describe_model, layer_names
 

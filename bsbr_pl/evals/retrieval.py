@@ -2,11 +2,11 @@
 
     bsbr retrieval runs/version_0/checkpoints/best.ckpt
 
-A question of a recall task stands at the position of its key. Its answer is the token behind the last earlier occurrence
-of that key that is followed by the target. An attention that routes chunks (BSBR) reads exactly what `sees_exactly`
-says, and older tokens only through the weights P of its `chunk_map`. If the router gives its largest weight to a wrong
-chunk, the router missed. If it hit the answer's chunk and the answer is still wrong, the state of that chunk or its
-reading failed.
+A question of a recall task stands at the position of its key. Its answer is the token behind the last earlier
+occurrence of that key that is followed by the target. An attention that routes chunks (BSBR) reads exactly what
+`sees_exactly` says, and older tokens only through the weights P of its `chunk_map`. If the router gives its largest
+weight to a wrong chunk, the router missed. If it hit the answer's chunk and the answer is still wrong, the state of
+that chunk or its reading failed.
 """
 
 from collections.abc import Sequence
@@ -92,8 +92,8 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
     Returns:
         questions (number), accuracy (share answered right);
         chunk_size (tokens, of the last layer that routes; None without one: positions are then those in the sequence);
-        layers: of every layer that routes, over the questions whose answer is far, beyond what it sees exactly: layer (of
-        those, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
+        layers: of every layer that routes, over the questions whose answer is far, beyond what it sees exactly: layer
+        (of those, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
         of the heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most
         weight), rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's
         chunk) and null (mean, of the slot that retrieves nothing);
