@@ -15,8 +15,8 @@ from benchmarks.damage import ROOT, quiet, tiny
 from bsbr_pl import BSBRModel
 from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData
+from bsbr_pl.__main__ import run
 from bsbr_pl.evals import compare_models
-from bsbr_pl.evals.__main__ import main as evaluate
 from bsbr_pl.limits import count_parameters, memory, most_processes
 from bsbr_pl.models import SIZES
 from bsbr_pl.module import LanguageModule
@@ -263,7 +263,7 @@ def test_a_hostile_value(value, folder, capsys):
 
 @pytest.mark.usefixtures("_soon")
 def test_a_hostile_value_of_an_evaluation(capsys):
-    assert TOO_DEEP in answer(lambda: evaluate(["trained", f"--lengths={3000 * '['}"]), capsys)
+    assert TOO_DEEP in answer(lambda: run("evaluate", ["trained", f"--lengths={3000 * '['}"], "evaluate.py"), capsys)
 
 
 def test_aliases_count_as_what_they_stand_for():
@@ -326,7 +326,7 @@ def test_a_mistake_in_the_command(command, capsys):
 
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_a_mistake_in_an_evaluation(command, capsys):
-    assert EVALUATIONS[command] in answer(lambda: evaluate(command.split()), capsys)
+    assert EVALUATIONS[command] in answer(lambda: run("evaluate", command.split(), "evaluate.py"), capsys)
 
 
 def test_the_script_itself_says_no_more(folder):

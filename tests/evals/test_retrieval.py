@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning import Trainer
 
+from bsbr_pl.__main__ import main
 from bsbr_pl.attention import BSBRAttention
 from bsbr_pl.data import InductionData, MQARData, SelectiveCopyData
 from bsbr_pl.evals.accuracy import recall_accuracy
-from bsbr_pl.evals.retrieval import as_text, ask, find_answers, main, retrieval
+from bsbr_pl.evals.retrieval import as_text, ask, find_answers, retrieval
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
@@ -21,6 +22,8 @@ ROUTED, ANSWERED = {1, 2, 3, 4, 5}, {1, 2, 3, 6}  # the keys whose chunk is foun
 
 class Questions:
     """Eight pairs in chunks of two tokens, each asked once, at the start of a chunk: a data set of two batches."""
+
+    kind = "recall"
 
     def loader(self, split):
         for seed in (0, 1):
@@ -184,12 +187,12 @@ def test_the_command_reads_a_checkpoint_and_its_data(tmp_path, make_trainer, cap
     trainer.fit(module, datamodule=data)
     path, out = tmp_path / "run.ckpt", tmp_path / "found.json"
     trainer.save_checkpoint(path)
-    assert main([str(path), f"--out={out}"]) == 0
+    assert main(["retrieval", str(path), f"--out={out}"]) == 0
     kept = json.loads(out.read_text())
     assert kept["questions"] == 20
     assert {name: kept[name] for name in ("checkpoint", "split")} == {"checkpoint": str(path), "split": "test"}
     assert capsys.readouterr().out.strip() == as_text(kept)
     assert kept["accuracy"] == pytest.approx(recall_accuracy(module.eval().model, data)["accuracy"])
     with pytest.raises(SystemExit):
-        main([str(tmp_path / "none.ckpt")])
+        main(["retrieval", str(tmp_path / "none.ckpt")])
     assert "none.ckpt" in capsys.readouterr().err.splitlines()[-2]

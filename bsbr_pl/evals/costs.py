@@ -1,6 +1,6 @@
 """How the cost of models grows with the length of the sequence: time, memory, FLOPs, decode state.
 
-The cost is that of a model's body, embedding to last norm, for one sequence. The head is left out: it costs every
+The cost is that of a model from the embedding to the last norm, for one sequence. The head is left out: it costs every
 architecture the same per token, and would hide what is compared.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.memory import measure_memory
-from bsbr_pl.utils.timing import Timing, measure
+from bsbr_pl.utils.timing import measure
 
 #: What is timed: the forward pass, forward and backward, and one more token after T of them.
 PASSES = ("forward", "training", "decode")
@@ -53,7 +53,7 @@ def measure_costs(
         calls = {name: call(model, ids[name], one) for name, model in models.items()}
         shortest = 0.02 if one == "decode" else 0.0  # a decoded token is too quick for one reading of the clock
         for name, timing in measure(calls, rounds, warmup=1, min_seconds=shortest, device=device).items():
-            found[name][one] = as_dict(timing)
+            found[name][one] = timing.as_dict()
     for name, model in models.items():
         weight = model.embedding.weight
         if memory:
@@ -90,8 +90,3 @@ def call(model: LanguageModel, ids: Tensor, one: str) -> Callable[[], object]:
         return model.step(ids[:, -1], states)
 
     return decode
-
-
-def as_dict(timing: Timing) -> dict[str, Any]:
-    """Plain values, for a record."""
-    return {"seconds": timing.median, "interval": [timing.low, timing.high], "samples": timing.samples}

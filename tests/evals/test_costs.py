@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.evals.scaling import call, measure_costs
+from bsbr_pl.evals.costs import call, measure_costs
 from bsbr_pl.utils.memory import LiveTensors
 from bsbr_pl.values import crossover, exponent
 
