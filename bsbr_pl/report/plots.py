@@ -1,35 +1,23 @@
 """Plots of the report. The same numbers give the same bytes; an architecture looks the same in all of them."""
 
 import io
+import math
 import textwrap
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import colors, rc_context
+import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from ..checkpoints import kind
-from .numbers import front
-from .table import Measured
+from .figures import front
+from .labels import styles
+from .tables import Measured
 
-Course = tuple[str, list[float], list[float]]  # of a run: its label, x, y
-# Okabe & Ito's colours, which the colour-blind tell apart.
-STYLES = {
-    "bsbr": ("#d55e00", "o"),
-    "standard": ("#222222", "s"),
-    "sliding_window": ("#e69f00", "D"),
-    "linear": ("#56b4e9", "^"),
-    "delta_net": ("#0072b2", "v"),
-    "gated_delta_net": ("#7a5fb5", "*"),
-    "hopfield": ("#cc79a7", "P"),
-    "gau": ("#009e73", "X"),
-}
-OTHERS = (("#8c6d46", "<"), ("#7f7f7f", ">"), ("#a6a300", "h"))
 SETTINGS: Any = {
     "svg.hashsalt": "bsbr_pl",
     "svg.fonttype": "none",
@@ -44,6 +32,22 @@ SETTINGS: Any = {
     "lines.markersize": 5,
     "legend.frameon": False,
 }
+NOTHING: Mapping[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+
+
+@dataclass
+class Picture:
+    """A PNG that a row holds, the name of its file, and what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    kind = "plot"
+    shown_as, media = "png", "image/png"
+
+    def image(self, kind: str) -> bytes:
+        return self.png
 
 
 @dataclass
@@ -54,35 +58,15 @@ class Plot:
     title: str
     caption: str
     figure: Figure
-    raster: bool = False  # shown as PNG
+    kind = "plot"
+    shown_as, media = "svg", "image/svg+xml"
 
-    def image(self, kind: str, dpi: int = 144) -> bytes:
+    def image(self, kind: str) -> bytes:
         """The figure as `png` or `svg`, without a date or a version in it."""
         stream = io.BytesIO()
-        nothing = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
         with rc_context(SETTINGS):
-            self.figure.savefig(stream, format=kind, dpi=dpi, metadata=nothing[kind])
+            self.figure.savefig(stream, format=kind, dpi=120, metadata=NOTHING[kind])
         return stream.getvalue()
-
-
-def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each name is drawn: colour and marker by architecture, the line by which of its variants it is."""
-    seen: dict[str, int] = {}
-    found = {}
-    for name in sorted(set(names)):
-        architecture = kind(name)
-        number = seen[architecture] = seen.get(architecture, -1) + 1
-        color, marker = STYLES.get(architecture) or OTHERS[zlib.crc32(architecture.encode()) % len(OTHERS)]
-        paler = 1 - 0.7 ** (number // 4)
-        mixed = tuple(paler + (1 - paler) * part for part in colors.to_rgb(color))
-        line = ("-", "--", ":", "-.")[number % 4]
-        found[name] = {
-            "color": mixed,
-            "marker": marker,
-            "linestyle": line,
-            "fillstyle": "none" if number % 2 else "full",
-        }
-    return found
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -116,30 +100,28 @@ def _logarithmic(axis: Axis, ticks: Sequence[float] | None = None) -> None:
 
 
 def curves(
-    name: str,
-    title: str,
-    caption: str,
-    lines: Mapping[str, Mapping[Any, Measured]],
-    x: str,
-    y: str,
-    log_y: bool = False,
-    scale: float = 1.0,
+    name: str, title: str, caption: str, lines: pd.DataFrame, x: str, y: str, log_y: bool = False, scale: float = 1.0
 ) -> Plot | None:
-    """A line with its interval for each name: x -> measured; numbers on a logarithmic axis, words in their order."""
-    lines = {label: points for label, points in lines.items() if points}
-    places = list(dict.fromkeys(place for points in lines.values() for place in points))
+    """A line with its interval for each row of a frame of figures, by label.
+
+    Args:
+        lines: a column for each x: numbers on a logarithmic axis, words in their order.
+        scale: y is shown times this.
+    """
+    lines = lines.dropna(how="all").dropna(how="all", axis=1)
+    places = list(lines.columns)
     if not places:
         return None
     words = any(isinstance(place, str) for place in places)
     with rc_context(SETTINGS):
         figure, axes = _axes()
-        looks = styles(lines)
-        for label, points in lines.items():
-            at = [places.index(place) if words else place for place in points]
-            low = [scale * (p.value if p.low is None else p.low) for p in points.values()]
-            high = [scale * (p.value if p.high is None else p.high) for p in points.values()]
+        looks = styles(lines.index)
+        for label, points in lines.iterrows():
+            points = points.dropna().map(lambda point: point.times(scale))
+            at = [places.index(place) if words else place for place in points.index]
+            value, low, high = zip(*map(_bounds, points), strict=True)
             axes.fill_between(at, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
-            axes.plot(at, [scale * p.value for p in points.values()], label=label, **looks[label])
+            axes.plot(at, value, label=label, **looks[label])
         if words:
             axes.set_xticks(range(len(places)), [ascii(place)[1:-1] for place in places], rotation=20, ha="right")
         else:
@@ -152,12 +134,22 @@ def curves(
     return Plot(name, title, caption, figure)
 
 
-def courses(name: str, title: str, caption: str, lines: Sequence[Course], x: str, y: str) -> Plot:
-    """A line for each run, both axes linear; runs of one label are drawn alike."""
+def _bounds(point: Measured) -> tuple[float, float, float]:
+    """The value, and the ends of its interval or the value again."""
+    low, high = (point.value if bound is None else bound for bound in (point.low, point.high))
+    return point.value, low, high
+
+
+def courses(name: str, title: str, caption: str, lines: pd.DataFrame, x: str, y: str) -> Plot:
+    """A line for each run, both axes linear; runs of one label are drawn alike.
+
+    Args:
+        lines: a row for each run: `label`, and the lists `x` and `y`.
+    """
     with rc_context(SETTINGS):
         figure, axes = _axes()
-        looks = styles(label for label, _, _ in lines)
-        for label, xs, ys in lines:
+        looks = styles(lines["label"])
+        for label, xs, ys in zip(lines["label"], lines[x], lines["value"], strict=True):
             axes.plot(xs, ys, label=label, **looks[label] | {"markersize": 3.5})
         axes.xaxis.set_major_formatter(_plain)
         _name(figure, axes, x, y)
@@ -165,32 +157,31 @@ def courses(name: str, title: str, caption: str, lines: Sequence[Course], x: str
 
 
 def pareto(
-    name: str,
-    title: str,
-    caption: str,
-    points: Mapping[str, tuple[float, Measured]],
-    x: str,
-    y: str,
-    higher: bool = False,
+    name: str, title: str, caption: str, points: Mapping[str, tuple[float, Measured]], x: str, y: str, higher: bool
 ) -> Plot | None:
-    """One point for each name; a line joins those that no other beats on both axes. Less of x is better."""
+    """One point for each name; a line joins those that no other beats on both axes. Less of x is better.
+
+    Args:
+        points: label -> x, and the figure y.
+        higher: whether more of y is better.
+    """
     if len(points) < 2:
         return None
     sign = -1 if higher else 1
-    best = front({label: (at, sign * value.value) for label, (at, value) in points.items()})
+    best = front({label: (at, sign * figure.value) for label, (at, figure) in points.items()})
     with rc_context(SETTINGS):
         figure, axes = _axes()
         looks = styles(points)
         axes.plot([points[n][0] for n in best], [points[n][1].value for n in best], color="0.6", zorder=1, ls="--")
-        for label, (at, value) in points.items():
+        for label, (at, shown) in points.items():
+            value, low, high = _bounds(shown)
+            spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
             look = looks[label] | {"linestyle": "none", "markersize": 8}
-            spread = [[0.0], [0.0]]
-            if value.low is not None and value.high is not None:
-                spread = [[max(0.0, value.value - value.low)], [max(0.0, value.high - value.value)]]
-            axes.errorbar([at], [value.value], yerr=spread, label=label, elinewidth=1, **look)
+            axes.errorbar([at], [value], yerr=spread, label=label, elinewidth=1, **look)
             if label in best:
-                axes.scatter([at], [value.value], s=190, facecolors="none", edgecolors="0.45", zorder=1)
-        if max(at for at, _ in points.values()) > 4 * min(at for at, _ in points.values()) > 0:
+                axes.scatter([at], [value], s=190, facecolors="none", edgecolors="0.45", zorder=1)
+        least, most = min(at for at, _ in points.values()), max(at for at, _ in points.values())
+        if most > 4 * least > 0 and math.isfinite(most):
             _logarithmic(axes.xaxis)
         axes.margins(0.12)
         _name(figure, axes, x, y)
