@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, the same in Markdown, tables as CSV, plots as PNG.
+"""The report: one HTML file that needs nothing else, the same in Markdown, tables as CSV, plots as pictures.
 
 `write_report` is a function of rows alone (bsbr_pl.results describes them): no torch, no checkpoint, no data.
 """
@@ -6,7 +6,7 @@
 import base64
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +15,14 @@ from markupsafe import Markup, escape
 
 from bsbr_pl.utils.files import write_whole
 
-from . import clocks, costs, maps, quality, sources, study, verdict
+from . import clocks, costs, quality, sources, study, verdict
 from .budgets import warned, warnings
-from .plots import Picture, Plot
-from .rows import Row
-from .studies import Findings, Study
-from .tables import Table, markdown
+from .figures import Row
+from .plots import Picture
+from .studies import Findings
+from .tables import WORDS, Table, markdown
 
-__all__ = ["write_report", "warnings"]
-
-TITLE = "Attention architectures compared"
-LEAD = (
-    "Certified first, then compared: no figure of a model that sees the future is ranked, budgets are equal in every "
-    "ranking, and nothing is averaged but seeds of finished runs. Every number names its environment (E) and command "
-    "(C), listed at the end."
-)
-NO_PROBLEMS = "None: every checkpoint was read and measured, and every run finished."
-PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=jinja2.select_autoescape(),
-                           trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
+__all__ = ["warnings", "write_report"]
 
 
 class Words(NamedTuple):
@@ -42,14 +32,14 @@ class Words(NamedTuple):
     text: str
 
 
-Part = Words | Table | Plot | Picture
+Part = Words | Table | Picture
 
 
 def write_report(rows: Iterable[Row], folder: Path) -> Path:
     """Write report.html, report.md, tables/ and plots/ into `folder`; the same rows give the same bytes.
 
     Args:
-        rows: as `bsbr_pl.results.Results.rows` gives them.
+        rows: as `bsbr_pl.results` reads and checks them.
 
     Returns:
         the path of report.html.
@@ -59,12 +49,12 @@ def write_report(rows: Iterable[Row], folder: Path) -> Path:
     """
     findings = Findings(rows)
     sections = contents(findings)
-    for part in itertools.chain.from_iterable(sections.values()):
+    for part in itertools.chain(*sections.values()):
         if isinstance(part, Table):
             write_whole(folder / "tables" / f"{part.name}.csv", part.to_csv().encode())
-        elif isinstance(part, Plot | Picture):
-            write_whole(folder / "plots" / f"{part.name}.png", part.image("png"))
-    page = {"title": TITLE, "lead": LEAD, "warnings": warned(findings), "sections": sections}
+        elif isinstance(part, Picture):
+            write_whole(folder / "plots" / part.file, part.content)
+    page = {"title": WORDS["title"], "lead": WORDS["lead"], "warnings": warned(findings), "sections": sections}
     for name in ("report.md", "report.html"):
         write_whole(folder / name, PAGES.get_template(name).render(page).encode())
     return folder / "report.html"
@@ -72,46 +62,40 @@ def write_report(rows: Iterable[Row], folder: Path) -> Path:
 
 def contents(findings: Findings) -> dict[str, list[Part]]:
     """Everything the report says, by title; a section without content is left out."""
-    text, recall = ([study for study in findings.studies if study.recall == of] for of in (False, True))
-    sections: dict[str, list[Any]] = {
-        "Verdict": [part for study in findings.studies for part in _verdict(study)] or ["Nothing has been measured."],
-        "Problems": [sources.problems(findings) or NO_PROBLEMS],
-        "Certificates": [sources.certificates(findings, place) for place in findings.environments.values()],
-        "Accuracy": [quality.by_checkpoint(study, findings) for study in findings.studies],
-        "Length and position": _each(text, quality.by_length),
-        "Recall hits in text": _each(text, quality.by_distance),
-        "Recall tasks": _each(recall, quality.recall),
-        "Costs": [part for place in findings.environments.values() for part in _costs(findings, place)],
+    found: dict[str, list[Any]] = {
+        "Verdict": [] if findings.studies else [WORDS["nothing"]],
+        "Problems": [sources.problems(findings) or WORDS["no_problems"]],
+        **{title: [] for title in ("Certificates", "Accuracy", "Length and position", "Recall hits in text")},
+        **{title: [] for title in ("Recall tasks", "Costs")},
         "Four clocks": clocks.plots(findings),
-        "Pareto fronts": _each(findings.studies, verdict.fronts),
-        "Attention maps": maps.pictures(findings),
-        "Study": study.tables(findings.by_kind.get("training", [])),
+        "Pareto fronts": [],
+        "Attention maps": sources.maps(findings),
+        "Study": study.tables(findings.of("training").values()),
         "Environments": [sources.environments(findings), sources.data_sets(findings), sources.commands(findings)],
     }
-    return {title: parts for title, found in sections.items() if (parts := _present(found))}
+    for one in findings.studies:
+        found["Verdict"] += [Words("heading", one.title), Words("verdict", verdict.summary(one)), *verdict.tables(one)]
+        found["Accuracy"].append(quality.by_checkpoint(one, findings))
+        found["Pareto fronts"] += verdict.fronts(one)
+        if one.recall:
+            found["Recall tasks"] += quality.recall(one)
+        else:
+            found["Length and position"] += quality.by_length(one)
+            found["Recall hits in text"] += quality.by_distance(one)
+    for place in findings.environments.values():
+        found["Certificates"].append(sources.certificates(findings, place))
+        found["Costs"] += costs.of_place(findings, place)
+    return {title: present for title, parts in found.items() if (present := _present(parts))}
 
 
-def _present(found: Iterable[Any]) -> list[Part]:
+def _present(parts: Iterable[Any]) -> list[Part]:
     """The parts that there are; bare text becomes a paragraph."""
-    return [Words("paragraph", part) if isinstance(part, str) else part for part in found if part is not None]
+    return [Words("paragraph", part) if isinstance(part, str) else part for part in parts if part is not None]
 
 
-def _each(studies: Iterable[Study], make: Callable[[Study], list[Any]]) -> list[Any]:
-    return [part for study in studies for part in make(study)]
-
-
-def _verdict(study: Study) -> list[Any]:
-    return [Words("heading", study.title), Words("verdict", verdict.summary(study)), *verdict.tables(study)]
-
-
-def _costs(findings: Findings, place: str) -> list[Any]:
-    """Costs in one environment."""
-    of = findings.costs[findings.costs["place"] == place]
-    if of.empty:
-        return []
-    crossed = costs.crossovers(findings, of, place)
-    heading = [Words("heading", f"In {place}")] if findings.costs["place"].nunique() > 1 else []
-    return [*heading, costs.exponents(findings, of, place), crossed, *costs.by_length(findings, of, place)]
+def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
+    """Parts in their order: pictures that follow each other are shown side by side."""
+    return [(side, list(of)) for side, of in itertools.groupby(parts, lambda part: part.kind == "picture")]
 
 
 def _uri(content: bytes | str, kind: str) -> str:
@@ -125,9 +109,6 @@ def _breakable(text: str) -> Markup:
     return Markup(re.sub(r"(?<=\w)(?=[(\[])|(?<=[/,_=])(?=\w)", "<wbr>", str(escape(text))))
 
 
-def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
-    """Parts in their order: pictures that follow each other are shown side by side."""
-    return [(side, list(of)) for side, of in itertools.groupby(parts, lambda part: part.kind == "plot")]
-
-
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=jinja2.select_autoescape(),
+                           trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
 PAGES.filters |= {"runs": _runs, "uri": _uri, "breakable": _breakable, "markdown": markdown}

@@ -6,7 +6,7 @@ from .rows import Checkpoint, Row
 from .studies import Findings, Group, Study
 
 NAMED = 5  # checkpoints that a warning names
-PLANNED = ("", "max_steps", "max_epochs")  # what ends a run as it was planned
+PLANNED = (None, "", "max_steps", "max_epochs")  # what ends a run as it was planned
 UNEQUAL = "These have unequal budgets, so the ranking does not compare architectures"
 
 
@@ -26,17 +26,17 @@ def warned(findings: Findings) -> list[str]:
         found.append(f"These runs did not finish, and are averaged with no other: {_named(stopped, _length)}.")
     if unknown := [c for c in every if c.finished is None]:
         found.append(f"These are averaged with no other: {_named(unknown, _length)}.")
-    if changed := [c for c in every if c.words("run.changes")]:
+    if changed := [c for c in every if c.get("run.changes")]:
         found.append(f"Arguments were changed during these runs: {_named(changed, _changes)}.")
     return found
 
 
 def _length(c: Checkpoint) -> str:
-    return c.text("run.length") or "not known whether its run finished"
+    return c.length
 
 
 def _changes(c: Checkpoint) -> str:
-    return ", ".join(c.words("run.changes"))
+    return ", ".join(c.get("run.changes"))
 
 
 def _named(checkpoints: Sequence[Checkpoint], say: Callable[[Checkpoint], str]) -> str:
@@ -48,21 +48,23 @@ def _named(checkpoints: Sequence[Checkpoint], say: Callable[[Checkpoint], str]) 
 def sentence(study: Study) -> str:
     """The budget that all runs of a study share."""
     first = study.groups[0].checkpoint
-    batch, tokens, weights = first.count("run.batch"), first.tokens, first.text("run.initial_weights")
+    batch, tokens, weights = first.get("run.batch"), first.get("run.tokens"), first.get("run.initial_weights")
     steps = f"{first.steps:,} optimiser steps" if first.finished else first.length
     words = [f"{steps} of {batch:,} windows" if batch else f"{steps}, batch not recorded"]
     words.append("training tokens not recorded" if tokens is None else f"{tokens:,} training tokens")
     words.append(_flops(study.groups))
     words += [f"from the weights of {weights}"] if weights else []
     for group in study.groups:
-        if group.checkpoint.finished and group.checkpoint.text("run.ended_by") not in PLANNED:
-            words.append(f"{group.label} ended by {group.checkpoint.text('run.ended_by')}")
+        ended_by = group.checkpoint.get("run.ended_by")
+        if group.checkpoint.finished and ended_by not in PLANNED:
+            words.append(f"{group.label} ended by {ended_by}")
     return f"{'Equal budgets' if len(study.groups) > 1 else 'Budget'}: {'; '.join([*words, study.data])}."
 
 
 def _flops(groups: Sequence[Group]) -> str:
     """Training FLOPs from the least to the most, as they are counted."""
-    counted = {group.label: flops for group in groups if (flops := group.training_flops)}
+    flops = {group.label: group.checkpoint.get("run.flops") for group in groups}
+    counted = {label: number for label, number in flops.items() if number}
     if not counted:
         return "training FLOPs not counted"
     least, most = min(counted, key=counted.__getitem__), max(counted, key=counted.__getitem__)
@@ -91,13 +93,15 @@ def unequal(study: Study) -> str:
 
 def _given(c: Checkpoint, runs: Sequence[Checkpoint]) -> str:
     """The length of a run, and whatever else of its budget is not the same in all runs."""
-    words = c.length
-    batches = {one.count("run.batch") for one in runs}
-    if len(batches) > 1:
-        batch = c.count("run.batch")
+    words, batch, tokens = c.budget, c.get("run.batch"), c.get("run.tokens")
+    if _differ(runs, "run.batch"):
         words += " of batches not recorded" if batch is None else f" of {batch:,} windows"
-    elif len({(one.steps, one.finished) for one in runs}) < len(runs) and len({one.tokens for one in runs}) > 1:
-        words += " of tokens not recorded" if c.tokens is None else f" of {c.tokens:,} tokens"
-    if len({one.text("run.initial_weights") for one in runs}) > 1:
-        words += f" from {c.text('run.initial_weights') or 'its own start'}"
+    elif len({(one.steps, one.finished) for one in runs}) < len(runs) and _differ(runs, "run.tokens"):
+        words += " of tokens not recorded" if tokens is None else f" of {tokens:,} tokens"
+    if _differ(runs, "run.initial_weights"):
+        words += f" from {c.get('run.initial_weights') or 'its own start'}"
     return words
+
+
+def _differ(runs: Sequence[Checkpoint], path: str) -> bool:
+    return len({run.get(path) for run in runs}) > 1

@@ -5,13 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from bsbr_pl.values import crossover
+from bsbr_pl.values import crossover, exponent
 
-from .figures import power
 from .labels import kind
-from .plots import Plot, curves
+from .plots import Picture, curves
 from .studies import Findings
-from .tables import SCALES, Column, Table, tabulate
+from .tables import SCALES, Column, Measured, Table, table
 
 LONG = 2048  # tokens from which on exponents are fitted, if there are two such lengths
 SUBQUADRATIC = 1.1  # the largest exponent that is called so
@@ -29,15 +28,37 @@ COSTS = (
     ("forward_flops", "forward FLOPs", "GFLOP", "2 a multiply-add, by the closed form. "),
     ("state_bytes", "decode state", "MB", ""),
 )
-BODY = Column("architecture", key="body")
+
+
+def of_place(findings: Findings, place: str) -> list[Table | Picture | str | None]:
+    """Everything about the costs in one environment."""
+    costs = findings.costs[findings.costs["place"] == place]
+    if costs.empty:
+        return []
+    return [exponents(findings, costs, place), *crossovers(findings, costs, place), *by_length(findings, costs, place)]
 
 
 def source(findings: Findings, costs: pd.DataFrame) -> str:
     """Where costs are from, and whether all of a length were timed against each other."""
-    rows = list(costs["row"].drop_duplicates())
+    rows = list(costs["row"])
     rounds = {(row["identity"]["length"], str(row["about"].get("timed_with"))) for row in rows}
-    apart = len(rounds) > len({length for length, _ in rounds})
+    apart = len(rounds) > costs["length"].nunique()
     return "Not all of a length were timed in the same rounds. " * apart + findings.source(rows)
+
+
+def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | Picture | None]:
+    """A table and a plot of each cost: a row or a line for each body."""
+    made: list[Table | Picture | None] = []
+    for cost, name, unit, how in COSTS:
+        of = costs[costs["cost"] == cost]
+        frame = of.pivot(index="body", columns="length", values="figure")
+        columns = [Column(f"{length:,} tokens", unit, "low", key=length) for length in frame]
+        facts = {"cost": name[0].upper() + name[1:], "name": name, "place": place, "unit": unit, "how": how}
+        facts |= {"source": source(findings, of)}
+        above = frame.map(lambda figure: figure if getattr(figure, "value", 0) > 0 else None)
+        made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
+        made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
+    return made
 
 
 def fitted_from(lengths: pd.Series) -> int:
@@ -51,68 +72,45 @@ def samples(costs: pd.DataFrame, cost: str) -> dict[int, list[float]]:
     return dict(zip(found["length"], found["samples"], strict=True))
 
 
-def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | Plot | None]:
-    """A table and a plot of each cost in one environment: a row or a line for each body."""
-    made: list[Table | Plot | None] = []
-    for cost, name, unit, how in COSTS:
-        of = costs[costs["cost"] == cost]
-        frame = of.pivot(index="body", columns="length", values="figure")
-        columns = [Column(f"{length:,} tokens", unit, "low", key=length) for length in frame]
-        title = f"{name[0].upper()}{name[1:]}"
-        caption = f"One sequence, embedding to last norm, without the head. {how}{source(findings, of)}"
-        file = f"cost_{cost}_{place}"
-        made.append(tabulate(file, f"{title}, {place}", caption, frame.reset_index(), [BODY, *columns]))
-        drawn = frame.map(lambda cell: cell if getattr(cell, "value", 0) > 0 else None)
-        y = f"{name} ({unit})"
-        made.append(curves(file, f"{title} by length, {place}", source(findings, of), drawn, "length (tokens)", y,
-                           log_y=True, scale=SCALES[unit]))  # fmt: skip
-    return made
+def power(costs: pd.DataFrame, cost: str, shortest: int) -> Measured | None:
+    """The exponent that a cost of one body grows with; None with fewer than two lengths."""
+    found = exponent(samples(costs, cost), shortest)
+    return None if found is None else Measured(found["exponent"], *found["interval"])
 
 
 def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | None:
-    """How every cost grows with the length, in one environment."""
-    shortest = fitted_from(costs["length"])
-    found: dict[str, dict[str, Any]] = {}
+    """How every cost grows with the length."""
+    shortest, found = fitted_from(costs["length"]), []
     for body, of in costs.groupby("body"):
-        powers: dict[str, Any] = {cost: power(samples(of, cost), shortest) for cost, *_ in COSTS}
-        if training := powers["training"]:
+        powers = {name: power(of, cost, shortest) for cost, name, *_ in COSTS}
+        training, words = powers["training pass"], None
+        if training:
             below = "sub-quadratic: " * (training.value <= SUBQUADRATIC)
-            powers["words"] = f"{below}grows as T^{training.value:.2f}"
-        found[body] = {"body": body, **powers}
-    columns = [Column(name, best="low", decimals=2, key=cost) for cost, name, *_ in COSTS]
-    caption = (
-        f"Slope of ln(cost) over ln(length), {f'from {LONG:,} tokens on' if shortest else 'over all lengths'}"
-        f"{'' if shortest else f', as fewer than two reach {LONG:,} tokens'}; 95 % bootstrap intervals over rounds. "
-        f"Called sub-quadratic up to {SUBQUADRATIC}. {source(findings, costs)}"
-    )
-    frame = pd.DataFrame(list(found.values()), dtype=object)
-    words = Column("training pass in words", key="words")
-    return tabulate(f"exponents_{place}", f"Exponents, {place}", caption, frame, [BODY, words, *columns])
+            words = f"{below}grows as T^{training.value:.2f}"
+        found.append({"body": body, "words": words, **powers})
+    fitted = f"from {LONG:,} tokens on" if shortest else f"over all lengths, as fewer than two reach {LONG:,} tokens"
+    columns = [Column(name, best="low", decimals=2) for _, name, *_ in COSTS]
+    facts = {"place": place, "fitted": fitted, "subquadratic": SUBQUADRATIC, "source": source(findings, costs)}
+    return table("exponents", place, pd.DataFrame(found, dtype=object), columns, **facts)
 
 
-def crossovers(findings: Findings, costs: pd.DataFrame, place: str) -> Table | None:
+def crossovers(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | str | None]:
     """From which length on one costs less than another: than `standard`, or every pair if there is none."""
     by_body = dict(iter(costs.groupby("body")))
     standard = [name for name in by_body if kind(name) == "standard"]
     pairs = [(a, b) for b in standard or by_body for a in by_body if a not in standard and a != b]
-    found = []
+    found, words = [], []
     for cost, name, *_ in COSTS:
         for a, b in pairs if cost in CROSSED else []:
             ours, theirs = samples(by_body[a], cost), samples(by_body[b], cost)
             if common := ours.keys() & theirs.keys():
                 crossed = crossover(ours, theirs)
-                low, high = crossed["interval"]
-                numbers = {"from": crossed["length"], "low": low, "high": high}
-                found.append({"body": a, "against": b, "cost": name, **numbers,
-                              "in words": passes(a, b, name, crossed, min(common))})  # fmt: skip
-    caption = (
-        "The length from which on the first costs less than the other, on straight lines in logarithms between the "
-        "lengths measured, and its 95 % bootstrap interval over rounds. Blank: not reached. "
-    )
-    tokens = [Column(name, "tokens") for name in ("from", "low", "high")]
-    columns = [BODY, Column("against"), Column("cost"), *tokens, Column("in words")]
+                said = passes(a, b, name, crossed, min(common))
+                words += [said] if cost == "training" else []
+                found.append((a, b, name, crossed["length"], *crossed["interval"], said))
     frame = pd.DataFrame(found, columns=["body", "against", "cost", "from", "low", "high", "in words"], dtype=object)
-    return tabulate(f"crossovers_{place}", f"Crossovers, {place}", caption + source(findings, costs), frame, columns)
+    shown = table("crossovers", place, frame, place=place, source=source(findings, costs))
+    return [". ".join(words) + "." if words else None, shown]
 
 
 def passes(ours: str, theirs: str, what: str, found: Mapping[str, Any], shortest: int) -> str:

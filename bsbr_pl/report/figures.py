@@ -8,43 +8,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bsbr_pl.values import exponent, ratio_interval
+from bsbr_pl.values import ratio_interval
 
 from .tables import Measured
 
 Row = dict[str, Any]  # a row of results.jsonl
-OWN = 0  # in the column `length`: at the length that training validated at
-PARTS = {"slices": "slice", "recall": "slice", "by_position": "stop"}  # lists in the values, and what names an entry
-FIGURES = ["length", "part", "which", "name"]  # what tells a figure of a row from the others
+OWN = 0  # as a length: that at which training validated
+LISTS = {"slices": "slice", "recall": "slice", "by_position": "stop"}  # in the values, and what names an entry
+FIGURE = ["length", "part", "which", "name", "at"]  # what tells a figure of a checkpoint from its others
 
 
-def finite(value: Any) -> float | None:
-    """A number, unless it is missing or not finite."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+def entries(length: int, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Every number in the values of a row of kind `text` or `recall`, as FIGURE, value, low, high.
 
-
-def entries(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every number in the values of a row of kind `text` or `recall`, as a record.
-
-    Yields:
-        part: "" for the whole, or the list it stands in; which: entry of the list; at: tokens of the entry, if it says;
-        name, value, low, high.
+    `part` is "" for the whole, or the list that the number stands in; `which`, the entry of the list; `at`, the tokens
+    that the entry gives.
     """
     intervals = values.get("interval") or {}
     for name, value in values.items():
-        yield _entry("", "", None, name, value, intervals.get(name))
-    for part, by in PARTS.items():
+        if not isinstance(value, list | dict):
+            yield length, "", "", name, None, value, *(intervals.get(name) or (None, None))
+    for part, by in LISTS.items():
         for entry in values.get(part) or []:
-            for name, value in entry.items():
-                yield _entry(part, entry.get(by), entry.get("length"), name, value, entry.get("interval"))
-
-
-def _entry(part: str, which: Any, at: Any, name: str, value: Any, interval: Any) -> dict[str, Any]:
-    low, high = interval or (None, None)
-    return {
-        **{"part": part, "which": which, "at": at, "name": name},
-        **{"value": finite(value), "low": finite(low), "high": finite(high)},
-    }
+            interval = entry.get("interval") or (None, None)
+            yield length, part, entry[by], "accuracy", entry.get("length"), entry.get("accuracy"), *interval
+            yield length, part, entry[by], "loss", None, entry.get("loss"), None, None
 
 
 def pooled(rows: Iterable[tuple[int, Row]], runs: int) -> pd.DataFrame:
@@ -57,20 +45,18 @@ def pooled(rows: Iterable[tuple[int, Row]], runs: int) -> pd.DataFrame:
     Returns:
         Columns length, part, which, name, at, and figure (Measured).
     """
-    numbers = [{"length": length, **entry} for length, row in rows for entry in entries(row["values"])]
-    found = pd.DataFrame(numbers, columns=[*FIGURES, "at", "value", "low", "high"]).dropna(subset="value")
-    of = found.groupby(FIGURES, sort=False).agg(
-        **{"runs": ("value", "size"), "mean": ("value", fmean), "least": ("value", "min"), "largest": ("value", "max")},
-        **{"low": ("low", "first"), "high": ("high", "first"), "at": ("at", "first")},
-    )
-    of = of[of["runs"] == runs].reset_index()
-    low, high = (of["low"], of["high"]) if runs == 1 else (of["least"], of["largest"])
-    figures = [Measured(*numbers) for numbers in zip(of["mean"], _plain(low), _plain(high), strict=True)]
-    return of[[*FIGURES, "at"]].assign(figure=pd.Series(figures, index=of.index, dtype=object))
-
-
-def _plain(numbers: pd.Series) -> Iterable[float | None]:
-    return numbers.astype(object).where(numbers.notna(), None)
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for length, row in rows:
+        for *figure, value, low, high in entries(length, row["values"]):
+            if value is not None:
+                found.setdefault(tuple(figure), []).append((value, low, high))
+    figures = []
+    for figure, of in found.items():
+        if len(of) == runs:
+            values = [value for value, _, _ in of]
+            low, high = of[0][1:] if runs == 1 else (min(values), max(values))
+            figures.append((*figure, Measured(fmean(values), low, high)))
+    return pd.DataFrame(figures, columns=[*FIGURE, "figure"], dtype=object)
 
 
 def wide(figures: pd.DataFrame, index: str, columns: str, **where: Any) -> pd.DataFrame:
@@ -91,45 +77,23 @@ def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
     """
     nats, size = _blocks(rows)
     theirs, their_size = _blocks(others)
-    if nats is None or theirs is None or not np.array_equal(size, their_size):
+    if not len(size) or not np.array_equal(size, their_size):
         return None
-    more, bits = nats - theirs, math.log(2) * size
+    more, bits = nats.mean(0) - theirs.mean(0), math.log(2) * size
     if not np.isfinite(more).all() or not bits.sum() > 0:
         return None
     low, high = ratio_interval(more, bits)
-    ours, other = _nats(rows), _nats(others)
-    overlap = len(ours) + len(other) > 2 and min(ours) <= max(other) and min(other) <= max(ours)
+    ours, other = nats.sum(1), theirs.sum(1)
+    overlap = len(ours) + len(other) > 2 and ours.min() <= other.max() and other.min() <= ours.max()
     return Measured(float(more.sum() / bits.sum()), low, high, "tied" if low <= 0 <= high or overlap else "")
 
 
-def _blocks(rows: Sequence[Row]) -> tuple[np.ndarray | None, np.ndarray]:
-    """Nats of each block of documents, averaged over seeds, and its bytes."""
+def _blocks(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Nats (seeds, blocks) of blocks of documents, and their bytes (blocks,); no blocks if seeds differ in theirs."""
     blocks = [row["values"].get("blocks") for row in rows]
     if not blocks or None in blocks or len({tuple(block["bytes"]) for block in blocks}) > 1:
-        return None, np.zeros(0)
-    return np.mean([np.array(block["nats"], float) for block in blocks], 0), np.array(blocks[0]["bytes"], float)
-
-
-def _nats(rows: Sequence[Row]) -> list[float]:
-    return [sum(row["values"]["blocks"]["nats"]) for row in rows]
-
-
-def timing(value: Any) -> dict[str, Any] | None:
-    """A cost of a row: its figure, and the samples above 0; None if it is no cost."""
-    if not isinstance(value, Mapping):
-        number = finite(value)
-        return None if number is None else {"figure": Measured(number), "samples": [number] if number > 0 else []}
-    seconds, samples = finite(value.get("seconds")), value.get("samples") or []
-    low, high = value.get("interval") or (None, None)
-    sound = all((number := finite(one)) is not None and number > 0 for one in samples)
-    figure = None if seconds is None else Measured(seconds, finite(low), finite(high))
-    return figure and {"figure": figure, "samples": samples if sound else []}
-
-
-def power(samples: Mapping[int, Sequence[float]], shortest: int) -> Measured | None:
-    """The exponent that a cost grows with; None with fewer than two lengths."""
-    found = exponent(samples, shortest)
-    return None if found is None else Measured(found["exponent"], *found["interval"])
+        return np.zeros((0, 0)), np.zeros(0)
+    return np.array([block["nats"] for block in blocks], float), np.array(blocks[0]["bytes"], float)
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -144,3 +108,19 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 def nearest(lengths: Iterable[int], length: int | None) -> int | None:
     """The length nearest to another by ratio; the shorter of two."""
     return min(lengths, key=lambda one: (abs(math.log(one / length)), one), default=None) if length else None
+
+
+def only(figures: pd.DataFrame, **where: Any) -> Measured | None:
+    """The one figure that these columns tell, or None."""
+    for name, value in where.items():
+        figures = figures[figures[name] == value]
+    return None if figures.empty else figures["figure"].iloc[0]
+
+
+def cost_figure(value: Any) -> tuple[Measured | None, list[float]]:
+    """A cost of a row: its figure, and every time or the number itself, if all are above 0."""
+    timed = value if isinstance(value, dict) else {"seconds": value, "samples": [value]}
+    low, high = timed.get("interval") or (None, None)
+    samples = timed.get("samples") or []
+    sound = None not in samples and min(samples, default=0) > 0
+    return None if timed.get("seconds") is None else Measured(timed["seconds"], low, high), samples if sound else []

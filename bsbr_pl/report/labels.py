@@ -1,4 +1,4 @@
-"""Names and looks of what is compared: both follow from the architecture, so no list of architectures is needed."""
+"""Names and looks of what is compared. Both follow from the architecture's key: there is no list of architectures."""
 
 import re
 import zlib
@@ -10,13 +10,12 @@ from matplotlib import colors
 
 from .rows import Checkpoint, key
 
-UNSHOWN = ("model.attention", "length")  # said by the name's first part, and by the run's own words
-# Okabe & Ito's colours, which the colour-blind tell apart, and others between them.
+UNSHOWN = ("model.attention", "length")  # the name's first part says the one, the run's own words the other
 COLOURS = ("#d55e00", "#222222", "#e69f00", "#56b4e9", "#0072b2", "#7a5fb5", "#cc79a7", "#009e73", "#8c6d46", "#a6a300",
            "#b03a48", "#5f7d8c")  # fmt: skip
 MARKERS = "osD^v*PX<>hp"
 LINES = ("-", "--", ":", "-.")
-SALT = "7"  # under which the digests of the architectures of today spread over the colours
+SALT = ""  # of the digests: with this one, today's architectures have different colours
 
 
 def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
@@ -32,23 +31,18 @@ def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
     for c in usable:
         for name, value in c.config.items():
             values[_among(c, name)].add(key(value))
-    names = {c.digest: _bracketed(c.architecture, _differences(c, values)) for c in usable}
+    names: dict[str, str] = {}
+    for c in usable:
+        varied = [name for name in c.config if len(values[_among(c, name)]) > 1]
+        words = [f"{name.rpartition('.')[2]}={c.config[name]}" for name in varied if name not in UNSHOWN]
+        words += [c.length] if "length" in varied and c.finished else []
+        names[c.digest] = _bracketed(c.architecture, words + c.marks)
     return names | _told_apart([c for c in usable if not c.finished], names)
 
 
 def _among(c: Checkpoint, name: str) -> tuple[str, str, str]:
     """Where the values of an argument are compared: among those of the architecture, or among all on the same data."""
     return c.fingerprint, c.architecture if name.startswith("model.") else "", name
-
-
-def _differences(c: Checkpoint, values: Mapping[tuple[str, str, str], set[str]]) -> list[str]:
-    varied = [name for name in c.config if len(values[_among(c, name)]) > 1]
-    shown = [_in_words(name, c.config[name]) for name in varied if name not in UNSHOWN]
-    return shown + ([c.text("run.length")] if "length" in varied and c.finished else []) + c.marks
-
-
-def _in_words(name: str, value: Any) -> str:
-    return f"{name.rpartition('.')[2]}={value}"
 
 
 def _bracketed(name: str, words: Sequence[str]) -> str:
@@ -61,23 +55,25 @@ def _told_apart(unfinished: Sequence[Checkpoint], names: Mapping[str, str]) -> d
     for c in unfinished:
         name = names[c.digest]
         if sum(names[other.digest] == name for other in unfinished) > 1:
-            name = f"{name[:-1]}, seed={c.seed}]"
+            name = f"{name.removesuffix(']')}, seed={c.seed}]"
             number = sum(taken.startswith(name) for taken in found.values())
             name += f" ({number + 1})" * (number > 0)
         found[c.digest] = name
     return found
 
 
-def sized(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
+def body_names(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
     """A name for each body, what costs are measured of: its architecture, and the sizes in which bodies of it differ."""
+    sizes: dict[str, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
     first: dict[str, Checkpoint] = {}
-    for c in checkpoints:
-        first.setdefault(c.text("checkpoint.body"), c)
+    for c in sorted(checkpoints, key=lambda c: (c.body, c.digest)):
+        first.setdefault(c.body, c)
+        for name, size in (c.get("sizes") or {}).items():
+            sizes[c.architecture][name].add(size)
     names: dict[str, str] = {}
-    for body, c in sorted(first.items()):
-        alike = [other.mapping("sizes") for other in first.values() if other.architecture == c.architecture]
-        varied = [f"{n}={v}" for n, v in c.mapping("sizes").items() if any(sizes.get(n) != v for sizes in alike)]
-        name = _bracketed(c.architecture, varied)
+    for body, c in first.items():
+        own = (c.get("sizes") or {}).items()
+        name = _bracketed(c.architecture, [f"{n}={size}" for n, size in own if len(sizes[c.architecture][n]) > 1])
         names[body] = name if name not in names.values() else f"{name} ({len(names) + 1})"
     return names
 
@@ -87,21 +83,21 @@ def kind(label: str) -> str:
     return re.split(r"[( \[]", label)[0]
 
 
-def look(architecture: str) -> tuple[str, str]:
-    """The colour and the marker of an architecture's key, the same in every report."""
-    digest = zlib.crc32(f"{SALT}{architecture}".encode())
+def look(label: str) -> tuple[str, str]:
+    """The colour and the marker of a label's architecture, the same in every report."""
+    digest = zlib.crc32(f"{SALT}{kind(label)}".encode())
     return COLOURS[digest % len(COLOURS)], MARKERS[digest // len(COLOURS) % len(MARKERS)]
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each label is drawn: colour and marker by architecture; by its line, which of the labels of that colour it is."""
+    """How each label is drawn: labels of one colour differ in their lines."""
     seen: dict[str, int] = {}
     found = {}
     for name in sorted(set(names)):
-        color, marker = look(kind(name))
+        color, marker = look(name)
         number = seen[color] = seen.get(color, -1) + 1
-        paler = 1 - 0.7 ** (number // len(LINES))
-        mixed = tuple(paler + (1 - paler) * part for part in colors.to_rgb(color))
+        paler = 0.7 ** (number // len(LINES))
+        mixed = colors.to_hex([1 - paler * (1 - part) for part in colors.to_rgb(color)])
         fill = "none" if number % 2 else "full"
         found[name] = {"color": mixed, "marker": marker, "linestyle": LINES[number % len(LINES)], "fillstyle": fill}
     return found

@@ -1,7 +1,6 @@
 """Plots of the report. The same numbers give the same bytes; an architecture looks the same in all of them."""
 
 import io
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,79 +15,72 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from .figures import front
 from .labels import styles
-from .tables import Measured
+from .tables import WORDS, Measured
 
 SETTINGS: Any = {
-    "svg.hashsalt": "bsbr_pl",
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "0.4",
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "legend.frameon": False,
+    **{"svg.hashsalt": "bsbr_pl", "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4", "axes.grid": True},
+    **{"grid.color": "0.9", "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False},
 }
 NOTHING: Mapping[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+MOST_TICKS = 8  # lengths that are all marked on an axis
 
 
 @dataclass
 class Picture:
-    """A PNG that a row holds, the name of its file, and what it shows."""
+    """A picture, the name of its file, and what it shows."""
 
     name: str
     title: str
     caption: str
-    png: bytes
-    kind = "plot"
-    shown_as, media = "png", "image/png"
+    format: str  # png or svg
+    content: bytes
+    kind = "picture"
 
-    def image(self, kind: str) -> bytes:
-        return self.png
+    @property
+    def file(self) -> str:
+        return f"{self.name}.{self.format}"
 
 
-@dataclass
 class Plot:
-    """A figure, the name of its files, and what it shows."""
+    """A figure of words.toml.
 
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-    kind = "plot"
-    shown_as, media = "svg", "image/svg+xml"
+    Args:
+        key: of the plot in words.toml.
+        place: the end of the file's name.
+        facts: what {names} in its title, caption and axes stand for.
+    """
 
-    def image(self, kind: str) -> bytes:
-        """The figure as `png` or `svg`, without a date or a version in it."""
-        stream = io.BytesIO()
-        with rc_context(SETTINGS):
-            self.figure.savefig(stream, format=kind, dpi=120, metadata=NOTHING[kind])
-        return stream.getvalue()
+    def __init__(self, key: str, place: str, /, **facts: Any) -> None:
+        self.words = {name: text.format(**facts) for name, text in WORDS["plots"][key].items()}
+        self.name = f"{key}_{place}"
+        self.figure = Figure(figsize=(5.6, 3.3), layout="constrained")
+        self.axes: Axes = self.figure.add_subplot()
+
+    def picture(self) -> Picture:
+        """With the axes' names; below them the legend, each name once, in as many columns as fit, and room for it."""
+        self.axes.set(xlabel=self.words["x"], ylabel=self.words["y"])
+        handles = dict(zip(*reversed(self.axes.get_legend_handles_labels()), strict=True))
+        names = ["\n".join(textwrap.wrap(ascii(name)[1:-1], 68)) for name in handles]
+        width = self.figure.get_figwidth() * 12  # letters
+        columns = max(1, min(len(names), int(width // (max(map(len, names), default=1) + 6))))
+        lines = sum(name.count("\n") + 1 for name in names)
+        self.figure.set_figheight(self.figure.get_figheight() + 0.2 * -(-lines // columns))
+        place: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": 8.5}
+        self.figure.legend(list(handles.values()), names, **place)
+        return Picture(self.name, self.words["title"], self.words["caption"], "svg", drawn(self.figure, "svg"))
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 3.3), layout="constrained")
-    return figure, figure.add_subplot()
+def drawn(figure: Figure, form: str) -> bytes:
+    """The figure as `png` or `svg`, without a date or a version in it."""
+    stream = io.BytesIO()
+    with rc_context(SETTINGS):
+        figure.savefig(stream, format=form, dpi=144, metadata=NOTHING[form])
+    return stream.getvalue()
 
 
 def _plain(value: float, _: float = 0) -> str:
     return f"{value:,.10g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _name(figure: Figure, axes: Axes, x: str, y: str) -> None:
-    """The axes' names; below them the legend, each name once, in as many columns as fit, and room for it."""
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    names = ["\n".join(textwrap.wrap(ascii(name)[1:-1], 68)) for name in handles]
-    width = figure.get_figwidth() * 12  # letters
-    columns = max(1, min(len(names), int(width // (max(map(len, names), default=1) + 6))))
-    lines = sum(name.count("\n") + 1 for name in names)
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-lines // columns))
-    figure.legend(list(handles.values()), names, loc="outside lower center", ncols=columns, fontsize=8.5)
 
 
 def _logarithmic(axis: Axis, ticks: Sequence[float] | None = None) -> None:
@@ -100,89 +92,76 @@ def _logarithmic(axis: Axis, ticks: Sequence[float] | None = None) -> None:
 
 
 def curves(
-    name: str, title: str, caption: str, lines: pd.DataFrame, x: str, y: str, log_y: bool = False, scale: float = 1.0
-) -> Plot | None:
-    """A line with its interval for each row of a frame of figures, by label.
+    key: str, place: str, lines: pd.DataFrame, /, scale: float = 1, log_y: bool = False, **facts: Any
+) -> Picture | None:
+    """A line with its interval for each row of a frame of figures, by label; None for a single column.
 
     Args:
         lines: a column for each x: numbers on a logarithmic axis, words in their order.
         scale: y is shown times this.
     """
     lines = lines.dropna(how="all").dropna(how="all", axis=1)
-    places = list(lines.columns)
-    if not places:
+    at = list(lines.columns)
+    if len(at) < 2:
         return None
-    words = any(isinstance(place, str) for place in places)
+    words = any(isinstance(x, str) for x in at)
     with rc_context(SETTINGS):
-        figure, axes = _axes()
+        plot = Plot(key, place, **facts)
         looks = styles(lines.index)
         for label, points in lines.iterrows():
             points = points.dropna().map(lambda point: point.times(scale))
-            at = [places.index(place) if words else place for place in points.index]
-            value, low, high = zip(*map(_bounds, points), strict=True)
-            axes.fill_between(at, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
-            axes.plot(at, value, label=label, **looks[label])
+            xs = [at.index(x) if words else x for x in points.index]
+            low, high = zip(*points.map(lambda point: point.bounds), strict=True)
+            plot.axes.fill_between(xs, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
+            plot.axes.plot(xs, points.map(lambda point: point.value), label=label, **looks[label])
         if words:
-            axes.set_xticks(range(len(places)), [ascii(place)[1:-1] for place in places], rotation=20, ha="right")
+            plot.axes.set_xticks(range(len(at)), [ascii(x)[1:-1] for x in at], rotation=20, ha="right")
         else:
-            ticks = sorted(places)
-            _logarithmic(axes.xaxis, ticks if len(ticks) <= 8 else [2**i for i in range(0, 24, 2)])
-            axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
+            _logarithmic(plot.axes.xaxis, sorted(at) if len(at) <= MOST_TICKS else [2**i for i in range(0, 24, 2)])
+            plot.axes.set_xlim(min(at) / 1.15, max(at) * 1.15)
         if log_y:
-            _logarithmic(axes.yaxis)
-        _name(figure, axes, x, y)
-    return Plot(name, title, caption, figure)
+            _logarithmic(plot.axes.yaxis)
+        return plot.picture()
 
 
-def _bounds(point: Measured) -> tuple[float, float, float]:
-    """The value, and the ends of its interval or the value again."""
-    low, high = (point.value if bound is None else bound for bound in (point.low, point.high))
-    return point.value, low, high
-
-
-def courses(name: str, title: str, caption: str, lines: pd.DataFrame, x: str, y: str) -> Plot:
+def courses(key: str, place: str, lines: pd.DataFrame, x: str, /, **facts: Any) -> Picture:
     """A line for each run, both axes linear; runs of one label are drawn alike.
 
     Args:
-        lines: a row for each run: `label`, and the lists `x` and `y`.
+        lines: a row for each run: `label`, and the lists `x` and `value`.
     """
     with rc_context(SETTINGS):
-        figure, axes = _axes()
+        plot = Plot(key, place, **facts)
         looks = styles(lines["label"])
         for label, xs, ys in zip(lines["label"], lines[x], lines["value"], strict=True):
-            axes.plot(xs, ys, label=label, **looks[label] | {"markersize": 3.5})
-        axes.xaxis.set_major_formatter(_plain)
-        _name(figure, axes, x, y)
-    return Plot(name, title, caption, figure)
+            plot.axes.plot(xs, ys, label=label, **looks[label] | {"markersize": 3.5})
+        plot.axes.xaxis.set_major_formatter(_plain)
+        return plot.picture()
 
 
-def pareto(
-    name: str, title: str, caption: str, points: Mapping[str, tuple[float, Measured]], x: str, y: str, higher: bool
-) -> Plot | None:
-    """One point for each name; a line joins those that no other beats on both axes. Less of x is better.
+def pareto(key: str, place: str, points: Mapping[str, tuple[float, Measured]], worse: int, /, **facts: Any) -> Picture | None:
+    """One point for each label; a line joins those that no other beats on both axes. Less of x is better.
 
     Args:
         points: label -> x, and the figure y.
-        higher: whether more of y is better.
+        worse: the sign of worse y.
     """
     if len(points) < 2:
         return None
-    sign = -1 if higher else 1
-    best = front({label: (at, sign * figure.value) for label, (at, figure) in points.items()})
+    best = front({label: (x, worse * figure.value) for label, (x, figure) in points.items()})
     with rc_context(SETTINGS):
-        figure, axes = _axes()
+        plot = Plot(key, place, front=", ".join(best), **facts)
         looks = styles(points)
-        axes.plot([points[n][0] for n in best], [points[n][1].value for n in best], color="0.6", zorder=1, ls="--")
-        for label, (at, shown) in points.items():
-            value, low, high = _bounds(shown)
-            spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        plot.axes.plot([points[n][0] for n in best], [points[n][1].value for n in best], color="0.6", zorder=1, ls="--")
+        for label, (x, figure) in points.items():
+            low, high = figure.bounds
+            spread = [[max(0.0, figure.value - low)], [max(0.0, high - figure.value)]]
             look = looks[label] | {"linestyle": "none", "markersize": 8}
-            axes.errorbar([at], [value], yerr=spread, label=label, elinewidth=1, **look)
+            plot.axes.errorbar([x], [figure.value], yerr=spread, label=label, elinewidth=1, **look)
             if label in best:
-                axes.scatter([at], [value], s=190, facecolors="none", edgecolors="0.45", zorder=1)
-        least, most = min(at for at, _ in points.values()), max(at for at, _ in points.values())
-        if most > 4 * least > 0 and math.isfinite(most):
-            _logarithmic(axes.xaxis)
-        axes.margins(0.12)
-        _name(figure, axes, x, y)
-    return Plot(name, title, caption + f" Circled, on the dashed front: {', '.join(best)}.", figure)
+                plot.axes.scatter([x], [figure.value], s=190, facecolors="none", edgecolors="0.45", zorder=1)
+        xs = [x for x, _ in points.values()]
+        if max(xs) > 4 * min(xs) > 0:
+            _logarithmic(plot.axes.xaxis)
+        plot.axes.margins(0.12)
+        return plot.picture()

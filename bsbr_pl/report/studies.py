@@ -9,16 +9,19 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .figures import OWN, Row, finite, nearest, pooled, timing, wide
-from .labels import labels, sized
-from .rows import Checkpoint, Rows, natural
+from .figures import OWN, Row, cost_figure, difference, nearest, only, pooled, wide
+from .labels import body_names, labels
+from .rows import Checkpoint, Rows, environment, key
 from .tables import Measured
+
+COST = ["place", "body", "length", "cost", "figure", "samples", "row"]
+QUALITY = {False: ("bits_per_byte", 1), True: ("accuracy", -1)}  # of text, of recall: the figure, the sign of worse
 
 
 @dataclass(eq=False)
@@ -27,8 +30,7 @@ class Member:
 
     checkpoint: Checkpoint
     certificate: Row | None
-    text: dict[int, Row] = field(default_factory=dict)  # by length
-    recall: Row | None = None
+    accuracies: dict[int, Row]  # by length; OWN, of a recall task at its own lengths
 
     @property
     def status(self) -> str:
@@ -37,23 +39,15 @@ class Member:
         return "passed" if self.certificate["values"]["passed"] else "disqualified"
 
     @property
-    def length(self) -> int | None:
-        """Tokens of the contexts that training validated in."""
-        return self.checkpoint.count("data.validation_length")
-
-    @property
     def own(self) -> Row | None:
-        """What was found at the length that training validated at; on a recall task, all that was found."""
-        return self.recall or self.text.get(self.length or 0) or self.text.get(min(self.text, default=0))
+        """What was found at the length that training validated at, or the shortest; on a recall task, all."""
+        found, length = self.accuracies, self.checkpoint.get("data.validation_length")
+        return found.get(OWN) or found.get(length) or found.get(min(found, default=0))
 
     @property
     def rows(self) -> list[tuple[int, Row]]:
-        """Accuracies by length, and that at the member's own length once more."""
-        return [*self.text.items(), *([(OWN, self.own)] if self.own else [])]
-
-    @cached_property
-    def figures(self) -> pd.DataFrame:
-        return pooled(self.rows, 1)
+        """Accuracies by length, and that at its own length as OWN."""
+        return list((self.accuracies | ({OWN: self.own} if self.own else {})).items())
 
 
 @dataclass(eq=False)
@@ -62,7 +56,7 @@ class Group:
 
     label: str
     members: list[Member]
-    costs: pd.DataFrame  # of its body: length, cost, figure
+    costs: pd.DataFrame  # of its body in its environment
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -74,114 +68,94 @@ class Group:
         return self.members[0].status
 
     @property
-    def passed(self) -> bool:
-        return self.status == "passed"
-
-    @property
     def own(self) -> list[Row]:
-        """At the own length; none unless every seed has one."""
+        """The seeds' rows at their own length; none unless every seed has one."""
         found = [member.own for member in self.members if member.own]
         return found if len(found) == len(self.members) else []
 
     @cached_property
     def figures(self) -> pd.DataFrame:
         """What its seeds have together."""
-        return pooled([row for member in self.members for row in member.rows], len(self.members))
+        return pooled(sum((member.rows for member in self.members), []), len(self.members))
 
     def quality(self, name: str) -> Measured | None:
         """A figure at the own length."""
-        found = self.figures[(self.figures["length"] == OWN) & (self.figures["part"] == "") & (self.figures["name"] == name)]
-        return None if found.empty else found["figure"].iloc[0]
+        return only(self.figures, length=OWN, part="", name=name)
+
+    def cost(self, length: int | None, cost: str) -> Measured | None:
+        return only(self.costs, length=length, cost=cost)
 
     @property
-    def trained_length(self) -> int | None:
-        """Tokens of the contexts that it was trained on, or of the longest of them."""
-        return self.checkpoint.count("data.trained_length")
-
-    @property
-    def training_flops(self) -> float | None:
-        """Counted, not measured."""
-        return finite(self.checkpoint.get("run.flops"))
-
-    @property
-    def cost_lengths(self) -> set[int]:
-        return set(self.costs["length"])
-
-    def cost(self, length: int | None, name: str) -> Measured | None:
-        found = self.costs[(self.costs["length"] == length) & (self.costs["cost"] == name)]
-        return None if found.empty else found["figure"].iloc[0]
-
-    @property
-    def training_seconds(self) -> Measured | None:
-        """Of a training pass at the length of training, or the nearest measured."""
-        return self.cost(nearest(self.cost_lengths, self.trained_length), "training")
+    def training_length(self) -> int | None:
+        """The length of those measured that is nearest to that of training."""
+        return nearest(set(self.costs["length"]), self.checkpoint.get("data.trained_length"))
 
 
 class Place(NamedTuple):
     """Where accuracies may be compared."""
 
+    recall: bool
     data: str  # fingerprint
     split: str
-    recall: bool
 
 
 @dataclass
 class Study:
-    """Groups that may be compared with each other."""
+    """Groups that may be compared with each other.
 
-    name: str  # for files
+    Attributes:
+        name: for files.
+        groups: those ranked, the best first; those that could not be ranked; the disqualified.
+        data: which data and which tokenizer, in words.
+        source: where its numbers are from.
+        beside: the studies of every budget on the same data, this one among them.
+    """
+
+    name: str
     title: str
-    split: str
-    recall: bool
-    groups: list[Group]  # those ranked, the best first; those that could not be ranked; the disqualified
-    ranked: list[Group]
-    data: str  # which data and which tokenizer, in words
-    source: str  # where its numbers are from
-    beside: "list[Study]" = field(default_factory=list, repr=False, compare=False)  # of every budget on the same data
+    place: Place
+    groups: list[Group]
+    data: str
+    source: str
+    beside: "list[Study]"
+
+    def __post_init__(self) -> None:
+        self.recall = self.place.recall
+        self.quality, self.worse = QUALITY[self.recall]
+        found = []
+        for i, group in enumerate(self.groups):
+            quality = group.quality(self.quality) if group.status == "passed" else None
+            found += [(self.worse * quality.value, group.label, i)] if quality else []
+        self.ranked = [self.groups[i] for *_, i in sorted(found)]
+        rest = [group for group in self.groups if group not in self.ranked]
+        self.groups = self.ranked + sorted(rest, key=lambda group: (group.status == "disqualified", group.label))
+        self.members = [(group, member) for group in self.groups for member in group.members]
+        #: Context lengths that text was predicted at; the longest that costs were measured at, or 0.
+        self.lengths = sorted(set().union(*(member.accuracies for _, member in self.members)))
+        self.longest = max(pd.concat([group.costs["length"] for group in self.groups]), default=0)
 
     @property
-    def quality(self) -> str:
-        """The figure that groups are ranked by."""
-        return QUALITY[self.recall][0]
-
-    @property
-    def units(self) -> str:
-        """What intervals are drawn over."""
-        return "samples" if self.recall else "documents"
-
-    @property
-    def members(self) -> list[tuple[Group, Member]]:
-        return [(group, member) for group in self.groups for member in group.members]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Context lengths that text was predicted at."""
-        return sorted({length for _, member in self.members for length in member.text})
-
-    @property
-    def cost_length(self) -> int:
-        """The longest that costs were measured at; 0 without any."""
-        return max((length for group in self.groups for length in group.cost_lengths), default=0)
+    def facts(self) -> dict[str, Any]:
+        """What {names} in words.toml stand for."""
+        units, accuracy = ("samples", "accuracy") if self.recall else ("documents", "top-1 accuracy")
+        return {"title": self.title, "source": self.source, "units": units, "accuracy": accuracy}
 
     def wide(self, columns: str, **where: Any) -> pd.DataFrame:
-        """Figures: a row for each group, by its place, and a column for each value of `columns`."""
+        """Figures: a row for each group, and a column for each value of `columns`; `architecture` is the index."""
         every = pd.concat([group.figures.assign(group=i) for i, group in enumerate(self.groups)])
-        return wide(every, "group", columns, **where).reindex(range(len(self.groups)))
+        frame = wide(every, "group", columns, **where).reindex(range(len(self.groups)))
+        return frame.set_axis(pd.Index([group.label for group in self.groups], name="architecture"))
 
     def lines(self, columns: str, **where: Any) -> pd.DataFrame:
-        """`wide` without the disqualified, by label, for a plot."""
-        certified = [group.status != "disqualified" for group in self.groups]
-        return self.wide(columns, **where).set_axis([group.label for group in self.groups])[certified]
+        """`wide` without the disqualified, for a plot."""
+        return self.wide(columns, **where)[[group.status != "disqualified" for group in self.groups]]
 
-
-QUALITY = {False: ("bits_per_byte", 1), True: ("accuracy", -1)}  # of text and recall tasks: the figure, the sign of worse
-
-
-def ranking(groups: Sequence[Group], recall: bool) -> list[Group]:
-    """The certified groups that have a quality, the best first."""
-    name, worse = QUALITY[recall]
-    found = [(worse * value.value, g.label, i) for i, g in enumerate(groups) if g.passed and (value := g.quality(name))]
-    return [groups[i] for *_, i in sorted(found)]
+    def above(self, group: Group) -> Measured | None:
+        """Bits per byte above the best of the ranked."""
+        if self.recall or len(self.ranked) < 2 or group not in self.ranked:
+            return None
+        best = self.ranked[0]
+        return Measured(0.0, note="best") if group is best else difference(group.own, best.own)
 
 
 class Findings(Rows):
@@ -192,94 +166,83 @@ class Findings(Rows):
         self.labels = labels(self.checkpoints.values())  # by digest
         every = sorted(self.checkpoints.values(), key=lambda c: (self.labels[c.digest], c.seed or 0, c.name))
         self.checkpoints = {c.digest: c for c in every}
-        self.bodies = sized(self.checkpoints.values())
+        self.bodies = body_names(every)
 
     @cached_property
     def costs(self) -> pd.DataFrame:
-        """Costs of bodies: of several of one length, that of most rounds. Sorted by place, body, and length.
+        """Costs of bodies; of several of one length, that of most rounds. Sorted by body and length.
 
         Columns: place (E1), body (its name), length, cost, figure (Measured), samples (every time, or the number), row.
         """
         found = []
-        for row in sorted(self.by_kind.get("cost", []), key=lambda row: -row["identity"].get("rounds", 0)):
-            if row in self.measured:
-                name, length = self.bodies[row["identity"]["checkpoint"]], row["identity"]["length"]
-                place = {"place": self.environment(row), "body": name, "length": length, "row": row}
-                found += [{**place, "cost": cost, **of} for cost, value in row["values"].items() if (of := timing(value))]
-        frame = pd.DataFrame(found, columns=["place", "body", "length", "row", "cost", "figure", "samples"], dtype=object)
-        return frame.drop_duplicates(["place", "body", "length", "cost"]).sort_values(["body", "length"], kind="stable")
+        rows = [row for row in self.measured if row["identity"]["kind"] == "cost"]
+        for row in sorted(rows, key=lambda row: -row["identity"].get("rounds", 0)):
+            place, body = self.environments[environment(row)], self.bodies[row["identity"]["checkpoint"]]
+            for cost, value in row["values"].items():
+                found.append((place, body, row["identity"]["length"], cost, *cost_figure(value), row))
+        frame = pd.DataFrame(found, columns=COST, dtype=object).dropna(subset="figure")
+        return frame.drop_duplicates(COST[:4]).sort_values(["body", "length"], kind="stable")
 
     @cached_property
     def studies(self) -> list[Study]:
         """Every environment, data set, split and budget by itself."""
-        found = []
-        for place in self.environments.values():
-            for where, members in self._members(place).items():
+        found: list[Study] = []
+        for text in self.environments:
+            for place, members in self._members(text).items():
                 budgets: dict[str, list[Member]] = defaultdict(list)
                 for member in sorted(members, key=lambda member: -member.checkpoint.steps):
-                    budgets[member.checkpoint.budget].append(member)
+                    budgets[key(member.checkpoint.get("run.budget"))].append(member)
                 beside: list[Study] = []
                 for number, of in enumerate(budgets.values(), 1):
-                    beside.append(self._study(place, where, of, number if len(budgets) > 1 else 0, beside))
+                    beside.append(self._study(text, place, of, number * (len(budgets) > 1), beside))
                 found += beside
         return found
 
-    def _study(self, place: str, where: Place, members: list[Member], number: int, beside: list[Study]) -> Study:
-        """The study of members with one budget, the `number`-th of several."""
+    def _study(self, text: str, place: Place, members: Sequence[Member], number: int, beside: list[Study]) -> Study:
+        """The study of members with one budget, the `number`-th of several, in the environment with this text."""
         by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
+        rows: list[Row] = []
         for member in members:
-            elsewhere = "" if member.checkpoint.fingerprint else " [not known what it was trained on]"
-            by_label[self.labels[member.checkpoint.digest] + elsewhere, member.status].append(member)
-        groups = [Group(label, of, self._costs_of(place, of[0].checkpoint)) for (label, _), of in by_label.items()]
-        ranked = ranking(groups, where.recall)
-        rest = sorted((g for g in groups if g not in ranked), key=lambda g: (g.status == "disqualified", g.label))
-        first, data = members[0].checkpoint, self.data_name(where.data)
-        facts = next(json.loads(text) or {} for text, one in self.environments.items() if one == place)
-        title = f"{data}, {where.split} split, on {place} "
+            unknown = "" if member.checkpoint.fingerprint else " [not known what it was trained on]"
+            by_label[self.labels[member.checkpoint.digest] + unknown, member.status].append(member)
+            rows += filter(None, (member.certificate, *member.accuracies.values()))
+        groups, environment = [], self.environments[text]
+        for (label, _), of in by_label.items():
+            own = (self.costs["place"] == environment) & (self.costs["body"] == self.bodies[of[0].checkpoint.body])
+            groups.append(Group(label, of, self.costs[own]))
+        first, data, facts = members[0].checkpoint, self.data_name(place.data), json.loads(text)
+        name = f"{environment}_{self.data[place.data]}_{re.sub(r'[^A-Za-z0-9]+', '-', place.split)[:40]}"
+        title = f"{data}, {place.split} split, on {environment} "
         title += f"({facts.get('device', 'device unknown')}, {facts.get('dtype', 'dtype unknown')})"
         if number:
-            batch = first.count("run.batch")
-            title += f": {first.length}" + (f" of {batch:,} windows" if batch else "")
-        name = f"{place}_{self.data[where.data]}_{_slug(where.split)}" + (f"_B{number}" if number else "")
-        words = f"data {data}" + (f", tokenizer {first.text('data.tokenizer')}" if first.get("data.tokenizer") else "")
-        rows = [row for m in members for row in (m.certificate, m.recall, *m.text.values()) if row is not None]
-        return Study(name, title, where.split, where.recall, ranked + rest, ranked, words, self.source(rows), beside)
+            name += f"_B{number}"
+            title += f": {first.budget}" + (f" of {first.get('run.batch'):,} windows" if first.get("run.batch") else "")
+        tokenizer = first.get("data.tokenizer")
+        words = f"data {data}" + (f", tokenizer {tokenizer}" if tokenizer else "")
+        return Study(name, title, place, groups, words, self.source(rows), beside)
 
-    def _costs_of(self, place: str, checkpoint: Checkpoint) -> pd.DataFrame:
-        name = self.bodies[checkpoint.text("checkpoint.body")]
-        return self.costs[(self.costs["place"] == place) & (self.costs["body"] == name)]
-
-    def _members(self, place: str) -> dict[Place, list[Member]]:
-        """What was measured in one environment, by data and split."""
-        rows = [row for row in self.measured if self.environment(row) == place]
-        certificates = {row["identity"]["checkpoint"]: row for row in rows if row["identity"]["kind"] == "certificate"}
-        own: dict[str, dict[Place, list[Row]]] = defaultdict(lambda: defaultdict(list))
-        for row in rows:
-            if row["identity"]["kind"] in ("text", "recall"):
-                own[row["identity"]["checkpoint"]][_place(row)].append(row)
-        places = sorted({where for of in own.values() for where in of}, key=lambda where: (where.recall, where))
-        found: dict[Place, list[Member]] = {where: [] for where in places}
+    def _members(self, text: str) -> dict[Place, list[Member]]:
+        """What was measured in the environment with this text, by data and split."""
+        certificates: dict[str, Row] = {}
+        own: dict[str, dict[Place, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+        for row in self.measured:
+            identity, kind = row["identity"], row["identity"]["kind"]
+            if environment(row) == text and kind == "certificate":
+                certificates[identity["checkpoint"]] = row
+            elif environment(row) == text and kind in ("text", "recall"):
+                place = Place(kind == "recall", identity.get("data") or "", identity["split"])
+                own[identity["checkpoint"]][place][identity.get("length") or OWN] = row
+        places = sorted(set().union(*own.values()))
+        found: dict[Place, list[Member]] = {place: [] for place in places}
         for digest, checkpoint in self.checkpoints.items():
             certificate = certificates.get(digest)
-            for where, of in own[digest].items():
-                text = {} if where.recall else {row["identity"]["length"]: row for row in of}
-                found[where].append(Member(checkpoint, certificate, text, of[0] if where.recall else None))
-            if not own[digest] and certificate is not None:
+            for place, accuracies in own[digest].items():
+                found[place].append(Member(checkpoint, certificate, accuracies))
+            if not own[digest] and certificate:
                 # One without accuracies, as the disqualified are, stands beside those that saw the same data.
-                beside = [where for where in places if where.data == checkpoint.fingerprint]
-                for where in beside or [Place(checkpoint.fingerprint, self._split(), checkpoint.recall)]:
-                    found.setdefault(where, []).append(Member(checkpoint, certificate))
+                beside = [place for place in places if place.data == checkpoint.fingerprint]
+                split = places[0].split if places else "val"
+                alone = Place(checkpoint.get("data.kind") == "recall", checkpoint.fingerprint, split)
+                for place in beside or [alone]:
+                    found.setdefault(place, []).append(Member(checkpoint, certificate, {}))
         return found
-
-    def _split(self) -> str:
-        """The split that was asked for, as far as rows say."""
-        return next((row["identity"]["split"] for row in self.measured if "split" in row["identity"]), "val")
-
-
-def _place(row: Row) -> Place:
-    identity = row["identity"]
-    return Place(identity.get("data") or "", identity["split"], identity["kind"] == "recall")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text)[:40]

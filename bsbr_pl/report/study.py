@@ -7,11 +7,10 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .figures import finite
-from .labels import kind, look
-from .plots import SETTINGS, Plot
+from .labels import look
+from .plots import SETTINGS, drawn
 from .rows import Checkpoint, Row
-from .tables import Column, Table, pipes, tabulate
+from .tables import Column, Table, pipes, table
 
 BITS, SEGMENT = "val/bits_per_byte", "val/accuracy_"  # of a text; of each segment of a recall task
 RUN = ["task", "model", "steps", "rate"]  # what seeds have in common
@@ -20,41 +19,43 @@ RUN = ["task", "model", "steps", "rate"]  # what seeds have in common
 def runs(rows: Iterable[Row]) -> pd.DataFrame:
     """The runs that count, those of the phase `final` that were validated; each once.
 
-    Columns: task, model, steps, rate, seed, architecture, text, quality (bits per byte, or the mean accuracy over the
-    segments of a recall task), segments (name -> accuracy).
+    Columns: task, model, steps, rate, seed, architecture, quality (bits per byte, or the mean accuracy over the segments
+    of a recall task), text (whether it is bits per byte), segments (name -> accuracy).
     """
     found = {}
     for row in rows:
-        run = Checkpoint("", row["about"])
-        if row["identity"]["kind"] == "training" and run.get("study.phase") == "final":
-            metrics = row["values"].get("metrics") or {}
-            last = {name: number for name, course in metrics.items() if (number := finite(course["value"][-1])) is not None}
-            segments = {n.removeprefix(SEGMENT): value for n, value in last.items() if n.startswith(SEGMENT)}
-            quality = last.get(BITS, fmean(segments.values()) if segments else None)
-            if quality is not None:
-                found[row["identity"]["checkpoint"]] = {
-                    **{name: run.get(f"study.{name}") for name in ("task", "model", "rate")},
-                    **{"steps": run.steps, "seed": run.seed, "architecture": run.architecture, "text": BITS in last},
-                    **{"quality": quality, "segments": segments},
-                }
-    return pd.DataFrame(list(found.values()), columns=[*RUN, "seed", "architecture", "text", "quality", "segments"])
+        run, metrics = Checkpoint("", row["about"]), row["values"].get("metrics") or {}
+        bits, segments = metrics.get(BITS, {"value": [None]})["value"][-1], {}
+        for name, course in metrics.items():
+            if name.startswith(SEGMENT):
+                segments[name.removeprefix(SEGMENT)] = course["value"][-1]
+        accuracy = fmean(segments.values()) if segments and None not in segments.values() else None
+        quality = accuracy if bits is None else bits
+        if run.get("study.phase") == "final" and quality is not None:
+            facts = [run.get(f"study.{name}") for name in ("task", "model", "rate")]
+            steps, architecture = run.get("run.planned_steps") or run.steps, run.get("architecture")
+            found[row["identity"]["checkpoint"]] = (*facts, steps, run.seed, architecture, quality, bits is not None, segments)
+    columns = ["task", "model", "rate", "steps", "seed", "architecture", "quality", "text", "segments"]
+    return pd.DataFrame(list(found.values()), columns=columns)
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
     """The table of one task as text: a row for each model, the best first."""
-    found = runs(rows)
+    return _shown(runs(rows))
+
+
+def _shown(found: pd.DataFrame) -> pd.DataFrame:
     text = bool(found["text"].any())
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
-    segments = list(dict.fromkeys(segment for of in found["segments"] for segment in of))
-    table = []
+    every = []
     for (_, model, steps, rate), of in found.groupby(RUN, sort=False):
         mean, least, largest = fmean(of["quality"]), of["quality"].min(), of["quality"].max()
-        numbers = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
-        by_segment = pd.DataFrame(list(of["segments"]), columns=segments).agg(fmean).map("{:.2f}".format)
+        segments = pd.DataFrame(list(of["segments"])).agg(fmean).map("{:.2f}".format)
         facts = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}", "seeds": str(len(of))}
-        table.append({**facts, **numbers, **(by_segment if len(segments) > 1 else {})})
-    shown = pd.DataFrame(table).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
-    return shown.rename(columns=lambda segment: segment.replace("_N", ", N").replace("_", " "))
+        figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
+        every.append({**facts, **figures, **(segments if len(segments) > 1 else {})})
+    shown = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
+    return shown.set_axis(shown.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1)
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
@@ -64,32 +65,31 @@ def as_markdown(rows: Iterable[Row]) -> str:
 
 def tables(rows: Iterable[Row]) -> list[Table | None]:
     """A table for each task."""
-    rows = list(rows)
     made = []
-    for task in sorted(set(runs(rows)["task"])):
-        of = frame(row for row in rows if Checkpoint("", row["about"]).get("study.task") == task)
-        columns = [Column(name) for name in of]
-        caption = "The study's runs that count, at the learning rate that the sweep found; by the runs' own validation."
-        made.append(tabulate(f"study_{task}", f"The study: {task}", caption, of, columns))
+    for task, of in runs(rows).groupby("task"):
+        shown = _shown(of)
+        made.append(table("study", str(task), shown, map(Column, shown.columns), task=task))
     return made
 
 
-def figure(panels: Mapping[str, Iterable[Row]]) -> Plot:
-    """A dot for each run that counts, the best model of the first panel at the top.
+def figure(panels: Mapping[str, Iterable[Row]]) -> bytes:
+    """A PNG: a dot for each run that counts, the best model of the first panel at the top.
 
     Args:
         panels: what is measured -> the rows of its task; on all but the first, shares from 0 to 1.
     """
-    found = {label: runs(rows) for label, rows in panels.items()}
-    first = next(iter(found.values()))
+    first, *_ = found = list(map(runs, panels.values()))
     models = list(first.groupby("model")["quality"].agg(fmean).sort_values(ascending=False).index)
     with rc_context(SETTINGS):
-        drawn = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
-        for axes, (label, of) in zip(drawn.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True):
-            for model, architecture, quality in zip(of["model"], of["architecture"], of["quality"], strict=True):
-                if model in models:
-                    color, marker = look(kind(architecture))
-                    axes.plot([quality], [models.index(model)], marker, color=color, fillstyle="none", markersize=6)
-            axes.set(xlabel=label, ylim=(-0.6, len(models) - 0.4), **({} if of is first else {"xlim": (-0.03, 1.03)}))
-            axes.set_yticks(range(len(models)), [model.replace("_", " ") for model in models])
-    return Plot("study", "The study", "A dot for each run that counts.", drawn)
+        picture = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
+        every = picture.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for axes, label, of in zip(every, panels, found, strict=True):
+            shown = of[of["model"].isin(models)]
+            for model, architecture, quality in zip(shown["model"], shown["architecture"], shown["quality"], strict=True):
+                color, marker = look(architecture or model)
+                axes.plot([quality], [models.index(model)], marker, color=color, fillstyle="none", markersize=6)
+            axes.set(xlabel=label, ylim=(-0.6, len(models) - 0.4))
+            axes.set_yticks(range(len(models)), pd.Index(models).str.replace("_", " "))
+        for axes in every[1:]:
+            axes.set_xlim(-0.03, 1.03)
+    return drawn(picture, "png")

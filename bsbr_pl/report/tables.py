@@ -1,13 +1,17 @@
-"""Tables: a frame of cells under columns with units, written as CSV, Markdown and HTML."""
+"""Tables: a frame of cells under columns with units, written as CSV, Markdown and HTML. words.toml describes them."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 SCALES = {"ms": 1e3, "%": 100.0, "MB": 1e-6, "GFLOP": 1e-9}  # of units in headers; cells hold s, shares, bytes, FLOP
 
 
@@ -24,22 +28,18 @@ class Measured:
         low, high = (None if bound is None else scale * bound for bound in (self.low, self.high))
         return Measured(scale * self.value, low, high, self.note)
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The ends of the interval; the value again if there is none."""
+        return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
+
 
 Cell = str | int | float | Measured | None  # None: not measured
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
-
-    Args:
-        name: shown above it.
-        unit: of the numbers shown; cells hold base units.
-        best: which value is marked: `low`, `high`, or none.
-        signed: whether numbers are differences.
-        decimals: fixed, instead of four digits.
-        key: the frame's column, if it is not `name`.
-    """
+    """A column of a table, as words.toml describes it."""
 
     name: str
     unit: str = ""
@@ -47,10 +47,6 @@ class Column:
     signed: bool = False
     decimals: int | None = None
     key: Any = None
-
-    @property
-    def source(self) -> Any:
-        return self.name if self.key is None else self.key
 
     @property
     def header(self) -> str:
@@ -77,13 +73,9 @@ class Column:
             return cell or "", "", ""
         if not isinstance(cell, Measured):
             return self.number(cell), "", ""
-        if cell.low is None or cell.high is None or cell.low == cell.high:
-            return self.number(cell.value), "", cell.note
-        return (
-            self.number(cell.value),
-            f"[{self.number(cell.low, cell.value)}, {self.number(cell.high, cell.value)}]",
-            cell.note,
-        )
+        low, high = cell.bounds
+        interval = f"[{self.number(low, cell.value)}, {self.number(high, cell.value)}]" if low != high else ""
+        return self.number(cell.value), interval, cell.note
 
 
 class Shown(NamedTuple):
@@ -107,7 +99,7 @@ class Table:
         caption: how to read it, and where its numbers are from.
         columns: the first names the row.
         frame: a column of cells for each of `columns`, in their order.
-        ranked: rows, from the first, among which the best are marked; all if None.
+        ranked: rows, from the first, among which the best are marked.
         folded: whether the page shows it only when asked to.
     """
 
@@ -116,26 +108,9 @@ class Table:
     caption: str
     columns: Sequence[Column]
     frame: pd.DataFrame
-    ranked: int | None = None
+    ranked: int
     folded: bool = False
-    kind: str = "table"
-    _best: list[Any] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._best = [self._best_value(i) for i in range(len(self.columns))]
-
-    def _best_value(self, place: int) -> float | None:
-        """The value that is marked in a column; None if all are the same."""
-        best = self.columns[place].best
-        known = self.frame.iloc[: self.ranked, place].map(_value).dropna()
-        if not best or known.nunique() < 2:
-            return None
-        return known.min() if best == "low" else known.max()
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Whether each column holds no text."""
-        return [not self.frame.iloc[:, i].map(lambda cell: isinstance(cell, str)).any() for i in range(len(self.columns))]
+    kind = "table"
 
     def to_csv(self) -> str:
         """Every digit, intervals and notes in columns of their own, in the units of the headers."""
@@ -149,57 +124,43 @@ class Table:
                     written[f"{column.header}, {part}"] = found
         return pd.DataFrame(written, dtype=object).to_csv(index=False, lineterminator="\n")
 
-    def rows(self) -> Iterator[list[Shown]]:
+    @cached_property
+    def grid(self) -> list[list[Shown]]:
         """Every row as it is shown."""
-        for i, cells in enumerate(self.frame.itertuples(index=False, name=None)):
-            yield [self._shown(i, j, cell) for j, cell in enumerate(cells)]
+        shown = [self._shown(column, self.frame.iloc[:, i]) for i, column in enumerate(self.columns)]
+        return list(map(list, zip(*shown, strict=True)))
 
-    def bodies(self) -> list[tuple[bool, list[list[Shown]]]]:
-        """The ranked rows, and the others, which keep to the end however rows are sorted."""
-        rows = list(self.rows())
-        ranked = len(rows[: self.ranked])
-        return [(is_ranked, of) for is_ranked, of in ((True, rows[:ranked]), (False, rows[ranked:])) if of]
-
-    def _shown(self, row: int, place: int, cell: Cell) -> Shown:
-        parts, value = self.columns[place].parts(cell), _value(cell)
-        ranked = self.ranked is None or row < self.ranked
-        best = ranked and value is not None and value == self._best[place]
-        return Shown(*parts, best, isinstance(cell, str), parts[0] if value is None else repr(float(value)))
+    def _shown(self, column: Column, cells: pd.Series) -> list[Shown]:
+        values = cells.map(lambda cell: getattr(cell, "value", cell)).where(~cells.map(_is_text), None)
+        known = values[: self.ranked].dropna()
+        best = None
+        if column.best and known.nunique() > 1:
+            best = known.min() if column.best == "low" else known.max()
+        shown = []
+        for i, (cell, value) in enumerate(zip(cells, values, strict=True)):
+            parts = column.parts(cell)
+            key = parts[0] if value is None or value != value else repr(float(value))
+            shown.append(Shown(*parts, i < self.ranked and value == best is not None, _is_text(cell), key))
+        return shown
 
     def to_markdown(self) -> str:
-        written = []
-        for row in self.rows():
-            values = [f"**{markdown(cell.value)}**" if cell.best else markdown(cell.value) for cell in row]
-            written.append([f"{v} {markdown(f'{c.interval} {c.note}')}".strip() for v, c in zip(values, row, strict=True)])
-        return pipes(pd.DataFrame(written, columns=[markdown(column.header) for column in self.columns]))
+        rows = [[_marked(cell) for cell in row] for row in self.grid]
+        return pipes(pd.DataFrame(rows, columns=[markdown(column.header) for column in self.columns]))
+
+
+def _is_text(cell: Cell) -> bool:
+    return isinstance(cell, str)
+
+
+def _marked(cell: Shown) -> str:
+    value = f"**{markdown(cell.value)}**" if cell.best else markdown(cell.value)
+    return f"{value} {markdown(f'{cell.interval} {cell.note}')}".strip()
 
 
 def pipes(frame: pd.DataFrame) -> str:
     """A frame of text as a Markdown table."""
-    lines = [list(frame.columns), *frame.itertuples(index=False, name=None)]
-    header, *rows = [f"| {' | '.join(line)} |" for line in lines]
+    header, *rows = [f"| {' | '.join(line)} |" for line in (frame.columns, *frame.itertuples(index=False, name=None))]
     return "\n".join([header, "|---" * len(frame.columns) + "|", *rows]) + "\n"
-
-
-def tabulate(
-    name: str, title: str, caption: str, frame: pd.DataFrame, columns: Sequence[Column], ranked: int | None = None
-) -> Table | None:
-    """The columns that the frame has, without empty ones; without rows that hold nothing but their name.
-
-    Args:
-        frame: cells; by default its columns have the names of `columns`.
-        ranked: rows, from the first, that are ranked.
-    """
-    columns = [column for column in columns if column.source in frame]
-    cells = frame[[column.source for column in columns]].astype(object)
-    cells = cells.where(cells.notna(), None).set_axis([column.header for column in columns], axis=1)
-    full = cells.iloc[:, 1:].notna().any(axis=1).to_numpy()
-    kept = cells.replace("", None)[full].notna().any().to_numpy()
-    if not full.any():
-        return None
-    number = None if ranked is None else int(full[:ranked].sum())
-    shown = [column for column, keep in zip(columns, kept, strict=True) if keep]
-    return Table(name, title, caption, shown, cells.loc[full, kept].reset_index(drop=True), number)
 
 
 def markdown(text: str) -> str:
@@ -207,6 +168,32 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", " ".join(text.split()))
 
 
-def _value(cell: Cell) -> float | None:
-    found = cell.value if isinstance(cell, Measured) else cell
-    return found if isinstance(found, int | float) and math.isfinite(found) else None
+def table(
+    key: str, place: str, frame: pd.DataFrame, /, more: Iterable[Column] = (), ranked: int | None = None, **facts: Any
+) -> Table | None:
+    """A table of words.toml, without empty columns, and without rows that hold nothing but their name.
+
+    Args:
+        key: of the table in words.toml.
+        place: the end of the file's name: which environment, data, split.
+        frame: cells; its columns have the keys or names of the table's columns.
+        more: the columns that "*" stands for.
+        ranked: rows, from the first, that are ranked; all if None.
+        facts: what {names} in the title, the caption and the columns stand for.
+    """
+    words = WORDS["tables"][key]
+    columns: list[Column] = []
+    for column in words["columns"]:
+        columns += more if column == "*" else [Column(**column | {"name": column["name"].format(**facts)})]
+    sources = [column.name if column.key is None else column.key for column in columns]
+    columns = [column for column, source in zip(columns, sources, strict=True) if source in frame]
+    cells = frame[[source for source in sources if source in frame]].astype(object)
+    cells = cells.where(cells.notna(), None).set_axis([column.header for column in columns], axis=1)
+    full = cells.iloc[:, 1:].notna().any(axis=1).to_numpy()
+    kept = cells[full].replace("", None).notna().any().to_numpy()
+    if not full.any():
+        return None
+    columns = [column for column, keep in zip(columns, kept, strict=True) if keep]
+    title, caption = words["title"].format(**facts), words["caption"].format(**facts)
+    name = f"{key}_{place}" if place else key
+    return Table(name, title, caption, columns, cells.loc[full, kept].reset_index(drop=True), int(full[:ranked].sum()))
