@@ -1,12 +1,19 @@
 """What each was trained with: steps, tokens, FLOPs, batch, data; and the warnings if runs are not comparable."""
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
 
 from .rows import Checkpoint, Row
 from .studies import Findings, Group, Study
 
 NAMED = 5  # checkpoints that a warning names
 PLANNED = (None, "", "max_steps", "max_epochs")  # what ends a run as it was planned
+STOPPED = "These runs did not finish, and are averaged with no other"
+UNKNOWN = "These are averaged with no other"
+CHANGED = "Arguments were changed during these runs"
 UNEQUAL = "These have unequal budgets, so the ranking does not compare architectures"
 
 
@@ -17,32 +24,24 @@ def warnings(rows: Iterable[Row]) -> list[str]:
 
 def warned(findings: Findings) -> list[str]:
     """Unequal budgets, other data, runs that did not finish or were changed."""
-    every = list(findings.checkpoints.values())
-    found = [f"{words}." for words in dict.fromkeys(map(unequal, findings.studies)) if words]
+    found = list(dict.fromkeys(map(unequal, findings.studies)))
     data = dict.fromkeys(study.data for study in findings.studies if study.ranked)
     if len(data) > 1:
-        found.append(f"Runs on different data, or with different tokenizers, are ranked apart: {'; '.join(data)}.")
-    if stopped := [c for c in every if c.finished is False]:
-        found.append(f"These runs did not finish, and are averaged with no other: {_named(stopped, _length)}.")
-    if unknown := [c for c in every if c.finished is None]:
-        found.append(f"These are averaged with no other: {_named(unknown, _length)}.")
-    if changed := [c for c in every if c.get("run.changes")]:
-        found.append(f"Arguments were changed during these runs: {_named(changed, _changes)}.")
-    return found
+        found.append(f"Runs on different data, or with different tokenizers, are ranked apart: {'; '.join(data)}")
+    doubtful: dict[str, list[str]] = {STOPPED: [], UNKNOWN: [], CHANGED: []}
+    for c in findings.checkpoints.values():
+        if not c.finished:
+            doubtful[UNKNOWN if c.finished is None else STOPPED].append(f"{c.name} ({c.length})")
+        if changes := c.get("run.changes"):
+            doubtful[CHANGED].append(f"{c.name} ({', '.join(changes)})")
+    found += [f"{words}: {named(names, ': see Problems')}" for words, names in doubtful.items() if names]
+    return [f"{sentence}." for sentence in found if sentence]
 
 
-def _length(c: Checkpoint) -> str:
-    return c.length
-
-
-def _changes(c: Checkpoint) -> str:
-    return ", ".join(c.get("run.changes"))
-
-
-def _named(checkpoints: Sequence[Checkpoint], say: Callable[[Checkpoint], str]) -> str:
-    shown = [f"{checkpoint.name} ({say(checkpoint)})" for checkpoint in checkpoints[:NAMED]]
-    more = len(checkpoints) - NAMED
-    return ", ".join(shown) + (f", and {more} more: see Problems" if more > 0 else "")
+def named(names: Sequence[str], where: str = "") -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f", and {more} more{where}" if more > 0 else "")
 
 
 def sentence(study: Study) -> str:
@@ -63,11 +62,10 @@ def sentence(study: Study) -> str:
 
 def _flops(groups: Sequence[Group]) -> str:
     """Training FLOPs from the least to the most, as they are counted."""
-    flops = {group.label: group.checkpoint.get("run.flops") for group in groups}
-    counted = {label: number for label, number in flops.items() if number}
-    if not counted:
+    counted = pd.Series({group.label: group.checkpoint.get("run.flops") for group in groups}, dtype=float).dropna()
+    if counted.empty:
         return "training FLOPs not counted"
-    least, most = min(counted, key=counted.__getitem__), max(counted, key=counted.__getitem__)
+    least, most = counted.idxmin(), counted.idxmax()
     shown = _power(counted[least])
     if counted[most] > counted[least]:
         shown += f" ({least}) to {_power(counted[most])} ({most})"
@@ -83,25 +81,31 @@ def _power(number: float) -> str:
 def unequal(study: Study) -> str:
     """That runs with other budgets stand in other tables, and what each was given; empty if there are none."""
     studies = [one for one in study.beside if one.ranked]
-    if len(studies) < 2 or not any(one is study for one in studies):
+    if len(studies) < 2 or study not in studies:
         return ""
-    firsts = [one.groups[0].checkpoint for one in studies]
-    ranked = [group.checkpoint for one in studies for group in one.ranked]
-    given = dict.fromkeys(f"{c.architecture} {_given(c, firsts)}" for c in ranked)
+    given, kept = {}, ["steps", "finished", "budget", "batch", "tokens", "weights"]
+    runs = pd.DataFrame([_given(one.groups[0].checkpoint) for one in studies], columns=kept, dtype=object)
+    for group in itertools.chain(*(one.ranked for one in studies)):
+        given[f"{group.checkpoint.architecture} {_in_words(_given(group.checkpoint), runs)}"] = None
     return f"{UNEQUAL}: {', '.join(given)}"
 
 
-def _given(c: Checkpoint, runs: Sequence[Checkpoint]) -> str:
+def _given(c: Checkpoint) -> dict[str, Any]:
+    given = {name: c.get(f"run.{name}") for name in ("batch", "tokens")}
+    return {
+        "steps": c.steps,
+        "finished": c.finished,
+        "budget": c.budget,
+        "weights": c.get("run.initial_weights"),
+        **given,
+    }
+
+
+def _in_words(given: Mapping[str, Any], runs: pd.DataFrame) -> str:
     """The length of a run, and whatever else of its budget is not the same in all runs."""
-    words, batch, tokens = c.budget, c.get("run.batch"), c.get("run.tokens")
-    if _differ(runs, "run.batch"):
-        words += " of batches not recorded" if batch is None else f" of {batch:,} windows"
-    elif len({(one.steps, one.finished) for one in runs}) < len(runs) and _differ(runs, "run.tokens"):
-        words += " of tokens not recorded" if tokens is None else f" of {tokens:,} tokens"
-    if _differ(runs, "run.initial_weights"):
-        words += f" from {c.get('run.initial_weights') or 'its own start'}"
-    return words
-
-
-def _differ(runs: Sequence[Checkpoint], path: str) -> bool:
-    return len({run.get(path) for run in runs}) > 1
+    words, differ = given["budget"], runs.nunique(dropna=False) > 1
+    if differ["batch"]:
+        words += " of batches not recorded" if given["batch"] is None else f" of {given['batch']:,} windows"
+    elif differ["tokens"] and runs.duplicated(["steps", "finished"]).any():
+        words += " of tokens not recorded" if given["tokens"] is None else f" of {given['tokens']:,} tokens"
+    return words + (f" from {given['weights'] or 'its own start'}" if differ["weights"] else "")

@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from bsbr_pl.values import crossover, exponent
+from bsbr_pl.values import crossover
 
+from .figures import LONG, fitted_from, power, samples
 from .labels import kind
 from .plots import Picture, curves
 from .studies import Findings
-from .tables import SCALES, Column, Measured, Table, table
+from .tables import SCALES, Column, Table, table
 
-LONG = 2048  # tokens from which on exponents are fitted, if there are two such lengths
 SUBQUADRATIC = 1.1  # the largest exponent that is called so
 CROSSED = ("forward", "training", "decode", "training_bytes")
 TIME = "Median of the rounds, with its 95 % bootstrap interval. "
@@ -49,6 +49,7 @@ def source(findings: Findings, costs: pd.DataFrame) -> str:
 def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | Picture | None]:
     """A table and a plot of each cost: a row or a line for each body."""
     made: list[Table | Picture | None] = []
+    facts: dict[str, Any]
     for cost, name, unit, how in COSTS:
         of = costs[costs["cost"] == cost]
         frame = of.pivot(index="body", columns="length", values="figure")
@@ -59,23 +60,6 @@ def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table
         made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
         made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
     return made
-
-
-def fitted_from(lengths: pd.Series) -> int:
-    """The length from which on exponents are fitted: 2,048 if there are two such lengths, else the shortest."""
-    return LONG if lengths[lengths >= LONG].nunique() > 1 else 0
-
-
-def samples(costs: pd.DataFrame, cost: str) -> dict[int, list[float]]:
-    """Length -> samples of one body; lengths without sound samples are left out."""
-    found = costs[(costs["cost"] == cost) & (costs["samples"].map(len) > 0)]
-    return dict(zip(found["length"], found["samples"], strict=True))
-
-
-def power(costs: pd.DataFrame, cost: str, shortest: int) -> Measured | None:
-    """The exponent that a cost of one body grows with; None with fewer than two lengths."""
-    found = exponent(samples(costs, cost), shortest)
-    return None if found is None else Measured(found["exponent"], *found["interval"])
 
 
 def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | None:
@@ -90,7 +74,12 @@ def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | No
         found.append({"body": body, "words": words, **powers})
     fitted = f"from {LONG:,} tokens on" if shortest else f"over all lengths, as fewer than two reach {LONG:,} tokens"
     columns = [Column(name, best="low", decimals=2) for _, name, *_ in COSTS]
-    facts = {"place": place, "fitted": fitted, "subquadratic": SUBQUADRATIC, "source": source(findings, costs)}
+    facts: dict[str, Any] = {
+        "place": place,
+        "fitted": fitted,
+        "subquadratic": SUBQUADRATIC,
+        "source": source(findings, costs),
+    }
     return table("exponents", place, pd.DataFrame(found, dtype=object), columns, **facts)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bsbr_pl.values import ratio_interval
+from bsbr_pl.values import exponent, ratio_interval
 
 from .tables import Measured
 
 Row = dict[str, Any]  # a row of results.jsonl
+LONG = 2048  # tokens from which on exponents are fitted, if there are two such lengths
 OWN = 0  # as a length: that at which training validated
 LISTS = {"slices": "slice", "recall": "slice", "by_position": "stop"}  # in the values, and what names an entry
 FIGURE = ["length", "part", "which", "name", "at"]  # what tells a figure of a checkpoint from its others
@@ -51,11 +52,11 @@ def pooled(rows: Iterable[tuple[int, Row]], runs: int) -> pd.DataFrame:
             if value is not None:
                 found.setdefault(tuple(figure), []).append((value, low, high))
     figures = []
-    for figure, of in found.items():
+    for name, of in found.items():
         if len(of) == runs:
-            values = [value for value, _, _ in of]
+            values = next(zip(*of, strict=True))
             low, high = of[0][1:] if runs == 1 else (min(values), max(values))
-            figures.append((*figure, Measured(fmean(values), low, high)))
+            figures.append((*name, Measured(fmean(values), low, high)))
     return pd.DataFrame(figures, columns=[*FIGURE, "figure"], dtype=object)
 
 
@@ -124,3 +125,20 @@ def cost_figure(value: Any) -> tuple[Measured | None, list[float]]:
     samples = timed.get("samples") or []
     sound = None not in samples and min(samples, default=0) > 0
     return None if timed.get("seconds") is None else Measured(timed["seconds"], low, high), samples if sound else []
+
+
+def fitted_from(lengths: pd.Series) -> int:
+    """The length from which on exponents are fitted: 2,048 if there are two such lengths, else the shortest."""
+    return LONG if lengths[lengths >= LONG].nunique() > 1 else 0
+
+
+def samples(costs: pd.DataFrame, cost: str) -> dict[int, list[float]]:
+    """Length -> samples of one body; lengths without sound samples are left out."""
+    found = costs[(costs["cost"] == cost) & (costs["samples"].map(len) > 0)]
+    return dict(zip(found["length"], found["samples"], strict=True))
+
+
+def power(costs: pd.DataFrame, cost: str, shortest: int) -> Measured | None:
+    """The exponent that a cost of one body grows with; None with fewer than two lengths."""
+    found = exponent(samples(costs, cost), shortest)
+    return None if found is None else Measured(found["exponent"], *found["interval"])

@@ -139,7 +139,9 @@ def courses(key: str, place: str, lines: pd.DataFrame, x: str, /, **facts: Any) 
         return plot.picture()
 
 
-def pareto(key: str, place: str, points: Mapping[str, tuple[float, Measured]], worse: int, /, **facts: Any) -> Picture | None:
+def pareto(
+    key: str, place: str, points: Mapping[str, tuple[float, Measured]], worse: int, /, **facts: Any
+) -> Picture | None:
     """One point for each label; a line joins those that no other beats on both axes. Less of x is better.
 
     Args:

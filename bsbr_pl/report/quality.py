@@ -60,7 +60,7 @@ def to_own(checkpoint: Checkpoint, training: Row | None, row: Row) -> Measured |
 
 
 def by_length(study: Study) -> Parts:
-    """Bits per byte at each context length; loss by position, at the length of validation and in the longest contexts."""
+    """Bits per byte at each context length; loss by position, in contexts as in validation and in the longest."""
     bits = {"part": "", "name": "bits_per_byte"}
     trained = {group.checkpoint.get("data.trained_length") for group in study.groups}
     own = trained.pop() if len(trained) == 1 else None
@@ -79,8 +79,7 @@ def by_length(study: Study) -> Parts:
 
 def _by_position(study: Study, length: int) -> Picture | None:
     lines = study.lines("which", length=length, part="by_position", name="loss")
-    picture = curves("by_position", f"{length}_{study.name}", lines, length=length, **study.facts)
-    return picture
+    return curves("by_position", f"{length}_{study.name}", lines, length=length, **study.facts)
 
 
 def by_distance(study: Study) -> Parts:
@@ -102,7 +101,7 @@ def recall(study: Study) -> Parts:
     lengths = slices.groupby("which", sort=False)["at"].first()
     distinct = bool(lengths.notna().all() and lengths.is_unique)
     lines = study.lines("which", length=OWN, part="slices", name="accuracy")
-    facts = {"by": "length", "unit": " (tokens)"} if distinct else {"by": "slice", "unit": ""}
+    facts: dict[str, Any] = {"by": "length", "unit": " (tokens)"} if distinct else {"by": "slice", "unit": ""}
     lines = lines.rename(columns=lengths.to_dict()) if distinct else lines
     return [
         curves("recall", study.name, lines, scale=100, **facts, **study.facts),

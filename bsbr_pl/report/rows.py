@@ -3,6 +3,7 @@
 bsbr_pl.results describes a row and checks it. What a row does not say stays absent.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -33,8 +34,9 @@ class Checkpoint:
         self.length: str = self.get("run.length") or "not known whether its run finished"  # of the run, in words
         self.budget: str = f"{self.steps:,} steps" if self.finished else self.length  # whatever ended it
         self.marks: list[str] = self.get("run.marks") or []  # what must be said wherever the run is named
-        #: All that was chosen for the run but its seed; runs that agree are seeds. best and last of a run are none.
-        self.config = {"checkpoint": PurePosixPath(self.name).stem} | (self.get("config") or {}) | {"length": self.length}
+        stem = PurePosixPath(self.name).stem  # best and last of one run are no seeds
+        #: All that was chosen for the run but its seed; runs that agree in it are seeds.
+        self.config = {"checkpoint": stem} | (self.get("config") or {}) | {"length": self.length}
 
     def get(self, path: str) -> Any:
         """A fact by its path in `about`, as `run.steps`; None if the rows do not say."""
@@ -53,15 +55,18 @@ class Rows:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.by_kind = _by_kind(rows)
         abouts: dict[str, Mapping[str, Any]] = {}
-        for row in sorted(sum(self.by_kind.values(), []), key=_told):
+        for row in sorted(itertools.chain(*self.by_kind.values()), key=_told):
             if digest := _digest(row):
                 abouts[digest] = row["about"]
         self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
-        self.measured = [row for kind in MEASURED for row in self.by_kind.get(kind, []) if self._counts(row)]
+        self.measured: list[Row] = []
+        for kind in MEASURED:
+            self.by_kind[kind] = list(filter(self._counts, self.by_kind.get(kind, [])))
+            self.measured += self.by_kind[kind]
         self.environments = numbered("E", map(environment, self.measured))
         self.commands = numbered("C", map(command, self.measured))
-        used = [row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"]]
-        self.data = numbered("D", [*used, *(c.fingerprint for c in self.checkpoints.values())])
+        measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
+        self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
 
     def _counts(self, row: Row) -> bool:
         """Whether a row is of a known checkpoint, and no accuracy on other data than that of the training."""
@@ -70,9 +75,14 @@ class Rows:
             return checkpoint is not None
         return checkpoint.fingerprint in ("", row["identity"].get("data"))
 
-    def of(self, kind: str) -> dict[str, Row]:
-        """The row of a kind for each checkpoint that has one."""
-        return {row["identity"]["checkpoint"]: row for row in self.by_kind.get(kind, [])}
+    def of(self, kind: str, place: str = "") -> dict[str, Row]:
+        """The row of a kind for each checkpoint that has one; of those measured in a place (E1), if one is given."""
+        rows = self.by_kind.get(kind, [])
+        return {row["identity"]["checkpoint"]: row for row in rows if not place or self.place(row) == place}
+
+    def place(self, row: Row) -> str:
+        """E1, E2, ... that a row was measured in."""
+        return self.environments[environment(row)]
 
     def problems(self, of_maps: bool) -> list[tuple[str, str]]:
         """Checkpoint and what went wrong with it; or, by themselves, which map could not be had."""
@@ -86,8 +96,7 @@ class Rows:
     def source(self, rows: Iterable[Row]) -> str:
         """Where numbers are from, for a caption."""
         rows = list(rows)
-        places = listed(self.environments[environment(row)] for row in rows)
-        commands = listed(self.commands[command(row)] for row in rows)
+        places, commands = listed(map(self.place, rows)), listed(map(self.commands.__getitem__, map(command, rows)))
         return f"Environment {places}; command{'s' * (',' in commands)} {commands}." if rows else ""
 
     def data_name(self, fingerprint: str) -> str:
@@ -124,7 +133,7 @@ def _digest(row: Row) -> str | None:
 
 
 def _told(row: Row) -> tuple[int, bool, str]:
-    """Of several descriptions of a checkpoint the last counts: its run went on longest, or is known to have finished."""
+    """Of several descriptions of a checkpoint the last counts: its run went on longest, or is known to be finished."""
     run = row["about"].get("run") or {}
     return run.get("steps") or 0, bool(run.get("finished")), key(row["about"])
 

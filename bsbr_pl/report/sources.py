@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from .figures import Row
 from .plots import Picture
-from .rows import Checkpoint, command, environment, listed
-from .studies import Findings
+from .rows import Checkpoint, command, listed
+from .studies import Findings, failed
 from .tables import Cell, Column, Table, table
 
 CHECKS = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
@@ -31,8 +30,7 @@ def marks(findings: Findings) -> list[tuple[str, str]]:
 
 def certificates(findings: Findings, place: str) -> Table | None:
     """What each checkpoint was certified by in one environment; of the suffix checks, the largest."""
-    rows = [row for row in findings.measured if row["identity"]["kind"] == "certificate"]
-    certified = {row["identity"]["checkpoint"]: row for row in rows if findings.environments[environment(row)] == place}
+    certified = findings.of("certificate", place)
     found: list[dict[str, Any]] = []
     limits: dict[str, float] = {}
     for digest, checkpoint in findings.checkpoints.items():
@@ -50,26 +48,18 @@ def certificates(findings: Findings, place: str) -> Table | None:
 
 def _kind(check: str) -> str:
     """`suffix` of `suffix_63`."""
-    return next((kind for kind in CHECKS if check == kind or check.startswith(f"{kind}_")), check)
+    return next((kind for kind in CHECKS if f"{check}_".startswith(f"{kind}_")), check)
 
 
 def _worst(measured: pd.Series) -> Cell:
     return measured.max() if measured.notna().all() else "not finite"
 
 
-def failed(certificate: Row) -> str:
-    """The first check that failed, with what was measured and its limit, and how many more did."""
-    first, *others = [check for check in certificate["values"]["checks"] if not check["passed"]]
-    measured, number = first["measured"], Column("").number
-    text = f"{first['name']} {'not finite' if measured is None else number(measured)} above {number(first['limit'])}"
-    return text + (f", and {len(others)} more check{'s' * (len(others) > 1)}" if others else "")
-
-
 def environments(findings: Findings) -> Table | None:
     """What E1, E2, ... stand for."""
     found = [{"id": place, **(json.loads(text) or {})} for text, place in findings.environments.items()]
     frame = pd.DataFrame(found, dtype=object).map(_plain)
-    return table("environments", "", frame, [Column(str(name), key=name) for name in frame])
+    return table("environments", "", frame, map(Column, frame))
 
 
 def _plain(value: Any) -> Cell:
@@ -92,7 +82,7 @@ def data_sets(findings: Findings) -> Table | None:
 
 def commands(findings: Findings) -> Table | None:
     """What C1, C2, ... stand for, and how much each measured."""
-    made = [(command(row), findings.environments[environment(row)]) for row in findings.measured]
+    made = zip(map(command, findings.measured), map(findings.place, findings.measured), strict=True)
     rows = pd.DataFrame(made, columns=["command", "environment"])
     found = rows.groupby("command")["environment"].agg(environment=listed, rows="size").reset_index()
     return table("commands", "", found.assign(id=found["command"].map(findings.commands)))
@@ -100,7 +90,7 @@ def commands(findings: Findings) -> Table | None:
 
 def maps(findings: Findings) -> list[Picture | str]:
     """The attention map of one checkpoint of each label and data set; and in words, which have none."""
-    rows, found = findings.of("map"), {}
+    rows, found = findings.of("map"), dict[tuple[str, str], Picture]()
     for digest, checkpoint in findings.checkpoints.items():
         label = findings.labels[digest]
         png = base64.b64decode(rows[digest]["values"]["png"]) if digest in rows else b""

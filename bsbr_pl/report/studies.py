@@ -11,16 +11,30 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .figures import OWN, Row, cost_figure, difference, nearest, only, pooled, wide
+from .figures import (
+    OWN,
+    Row,
+    cost_figure,
+    difference,
+    fitted_from,
+    front,
+    nearest,
+    only,
+    pooled,
+    power,
+    wide,
+)
 from .labels import body_names, labels
 from .rows import Checkpoint, Rows, environment, key
-from .tables import Measured
+from .tables import Column, Measured
 
 COST = ["place", "body", "length", "cost", "figure", "samples", "row"]
+GIVEN = ("run.status", "run.steps", "run.batch", "run.tokens", "run.flops")
 QUALITY = {False: ("bits_per_byte", 1), True: ("accuracy", -1)}  # of text, of recall: the figure, the sign of worse
 
 
@@ -76,11 +90,34 @@ class Group:
     @cached_property
     def figures(self) -> pd.DataFrame:
         """What its seeds have together."""
-        return pooled(sum((member.rows for member in self.members), []), len(self.members))
+        return pooled(chain.from_iterable(member.rows for member in self.members), len(self.members))
 
     def quality(self, name: str) -> Measured | None:
         """A figure at the own length."""
         return only(self.figures, length=OWN, part="", name=name)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of it beside figures and costs, by the keys of words.toml."""
+        given = {path: self.checkpoint.get(path) for path in GIVEN}
+        parameters, trained = self.checkpoint.get("parameters"), self.checkpoint.get("data.trained_length")
+        seeds, runs = {member.checkpoint.seed for member in self.members}, len(self.members)
+        counted = Measured(len(seeds), note=f"{runs} runs" if len(seeds) < runs else "")
+        own = {"architecture": self.label, "certificate": self.outcome, "parameters": parameters, "trained": trained}
+        return {
+            **own,
+            **given,
+            "runs": runs,
+            "seeds": f"unknown, {runs} run{'s' * (runs > 1)}" if None in seeds else counted,
+        }
+
+    @property
+    def outcome(self) -> str:
+        """Of the certificate; why it is disqualified."""
+        if self.status != "disqualified":
+            return self.status
+        why = dict.fromkeys(failed(member.certificate) for member in self.members if member.certificate)
+        return f"disqualified: {' / '.join(why)}"
 
     def cost(self, length: int | None, cost: str) -> Measured | None:
         return only(self.costs, length=length, cost=cost)
@@ -91,6 +128,14 @@ class Group:
         return nearest(set(self.costs["length"]), self.checkpoint.get("data.trained_length"))
 
 
+def failed(certificate: Row) -> str:
+    """The first check that failed, with what was measured and its limit, and how many more did."""
+    first, *others = [check for check in certificate["values"]["checks"] if not check["passed"]]
+    measured, number = first["measured"], Column("").number
+    text = f"{first['name']} {'not finite' if measured is None else number(measured)} above {number(first['limit'])}"
+    return text + (f", and {len(others)} more check{'s' * (len(others) > 1)}" if others else "")
+
+
 class Place(NamedTuple):
     """Where accuracies may be compared."""
 
@@ -99,7 +144,7 @@ class Place(NamedTuple):
     split: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Study:
     """Groups that may be compared with each other.
 
@@ -132,7 +177,7 @@ class Study:
         self.members = [(group, member) for group in self.groups for member in group.members]
         #: Context lengths that text was predicted at; the longest that costs were measured at, or 0.
         self.lengths = sorted(set().union(*(member.accuracies for _, member in self.members)))
-        self.longest = max(pd.concat([group.costs["length"] for group in self.groups]), default=0)
+        self.longest = max(self.costs["length"], default=0)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -140,22 +185,56 @@ class Study:
         units, accuracy = ("samples", "accuracy") if self.recall else ("documents", "top-1 accuracy")
         return {"title": self.title, "source": self.source, "units": units, "accuracy": accuracy}
 
+    @cached_property
+    def figures(self) -> pd.DataFrame:
+        """Of all groups, by their place: `group`."""
+        return pd.concat([group.figures.assign(group=i) for i, group in enumerate(self.groups)])
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """Of all groups, by their place: `group`."""
+        return pd.concat([group.costs.assign(group=i) for i, group in enumerate(self.groups)])
+
     def wide(self, columns: str, **where: Any) -> pd.DataFrame:
-        """Figures: a row for each group, and a column for each value of `columns`; `architecture` is the index."""
-        every = pd.concat([group.figures.assign(group=i) for i, group in enumerate(self.groups)])
-        frame = wide(every, "group", columns, **where).reindex(range(len(self.groups)))
+        """Figures: a row for each group, by its label, and a column for each value of `columns`."""
+        frame = wide(self.figures, "group", columns, **where).reindex(range(len(self.groups)))
         return frame.set_axis(pd.Index([group.label for group in self.groups], name="architecture"))
 
     def lines(self, columns: str, **where: Any) -> pd.DataFrame:
         """`wide` without the disqualified, for a plot."""
         return self.wide(columns, **where)[[group.status != "disqualified" for group in self.groups]]
 
-    def above(self, group: Group) -> Measured | None:
-        """Bits per byte above the best of the ranked."""
-        if self.recall or len(self.ranked) < 2 or group not in self.ranked:
-            return None
-        best = self.ranked[0]
-        return Measured(0.0, note="best") if group is best else difference(group.own, best.own)
+    @cached_property
+    def overview(self) -> pd.DataFrame:
+        """All that is known of each group, in the columns of the verdict."""
+        shortest, length = fitted_from(self.costs["length"]), self.lengths[-1:] if len(self.lengths) > 1 else []
+        rows = [{**group.facts, "exponent": power(group.costs, "training", shortest)} for group in self.groups]
+        frames = [
+            self.wide("name", length=OWN, part=""),
+            self.wide("which", length=OWN, part="slices", name="accuracy").add_prefix("accuracy, "),
+            self.wide("which", length=OWN, part="recall", name="loss"),
+            self.wide("length", part="", name="bits_per_byte").reindex(columns=length).rename(columns=lambda _: "far"),
+            wide(self.costs, "group", "cost", length=self.longest).add_prefix("cost ").reindex(range(len(self.groups))),
+        ]
+        own = pd.DataFrame(rows, dtype=object)
+        frame = pd.concat([own, *(of.reset_index(drop=True) for of in frames)], axis=1)
+        return frame.assign(above=pd.Series(self._above(), dtype=object), front=pd.Series(self._front(), dtype=object))
+
+    def _above(self) -> list[Measured | None]:
+        """Bits per byte above the best, of each that is ranked."""
+        if self.recall or len(self.ranked) < 2:
+            return []
+        best, *others = self.ranked
+        return [Measured(0.0, note="best"), *(difference(group.own, best.own) for group in others)]
+
+    def _front(self) -> list[str]:
+        """`front` for those ranked that no other is both better and quicker to train than."""
+        points = {}
+        for group in self.ranked:
+            quality, seconds = group.quality(self.quality), group.cost(group.training_length, "training")
+            if quality and seconds:
+                points[group.label] = (seconds.value, self.worse * quality.value)
+        return ["front" * (group.label in front(points)) for group in self.ranked]
 
 
 class Findings(Rows):
@@ -175,9 +254,8 @@ class Findings(Rows):
         Columns: place (E1), body (its name), length, cost, figure (Measured), samples (every time, or the number), row.
         """
         found = []
-        rows = [row for row in self.measured if row["identity"]["kind"] == "cost"]
-        for row in sorted(rows, key=lambda row: -row["identity"].get("rounds", 0)):
-            place, body = self.environments[environment(row)], self.bodies[row["identity"]["checkpoint"]]
+        for row in sorted(self.by_kind["cost"], key=lambda row: -row["identity"].get("rounds", 0)):
+            place, body = self.place(row), self.bodies[row["identity"]["checkpoint"]]
             for cost, value in row["values"].items():
                 found.append((place, body, row["identity"]["length"], cost, *cost_figure(value), row))
         frame = pd.DataFrame(found, columns=COST, dtype=object).dropna(subset="figure")

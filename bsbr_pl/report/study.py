@@ -19,8 +19,8 @@ RUN = ["task", "model", "steps", "rate"]  # what seeds have in common
 def runs(rows: Iterable[Row]) -> pd.DataFrame:
     """The runs that count, those of the phase `final` that were validated; each once.
 
-    Columns: task, model, steps, rate, seed, architecture, quality (bits per byte, or the mean accuracy over the segments
-    of a recall task), text (whether it is bits per byte), segments (name -> accuracy).
+    Columns: task, model, rate, steps, seed, architecture, quality (bits per byte, or the mean accuracy over the
+    segments of a recall task), text (whether it is bits per byte), segments (name -> accuracy).
     """
     found = {}
     for row in rows:
@@ -34,7 +34,15 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
         if run.get("study.phase") == "final" and quality is not None:
             facts = [run.get(f"study.{name}") for name in ("task", "model", "rate")]
             steps, architecture = run.get("run.planned_steps") or run.steps, run.get("architecture")
-            found[row["identity"]["checkpoint"]] = (*facts, steps, run.seed, architecture, quality, bits is not None, segments)
+            found[row["identity"]["checkpoint"]] = (
+                *facts,
+                steps,
+                run.seed,
+                architecture,
+                quality,
+                bits is not None,
+                segments,
+            )
     columns = ["task", "model", "rate", "steps", "seed", "architecture", "quality", "text", "segments"]
     return pd.DataFrame(list(found.values()), columns=columns)
 
@@ -51,7 +59,13 @@ def _shown(found: pd.DataFrame) -> pd.DataFrame:
     for (_, model, steps, rate), of in found.groupby(RUN, sort=False):
         mean, least, largest = fmean(of["quality"]), of["quality"].min(), of["quality"].max()
         segments = pd.DataFrame(list(of["segments"])).agg(fmean).map("{:.2f}".format)
-        facts = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}", "seeds": str(len(of))}
+        facts = {
+            "quality": mean,
+            "model": model,
+            "steps": f"{steps:,}",
+            "learning rate": f"{rate:g}",
+            "seeds": str(len(of)),
+        }
         figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
         every.append({**facts, **figures, **(segments if len(segments) > 1 else {})})
     shown = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
@@ -85,7 +99,9 @@ def figure(panels: Mapping[str, Iterable[Row]]) -> bytes:
         every = picture.subplots(1, len(found), sharey=True, squeeze=False)[0]
         for axes, label, of in zip(every, panels, found, strict=True):
             shown = of[of["model"].isin(models)]
-            for model, architecture, quality in zip(shown["model"], shown["architecture"], shown["quality"], strict=True):
+            for model, architecture, quality in zip(
+                shown["model"], shown["architecture"], shown["quality"], strict=True
+            ):
                 color, marker = look(architecture or model)
                 axes.plot([quality], [models.index(model)], marker, color=color, fillstyle="none", markersize=6)
             axes.set(xlabel=label, ylim=(-0.6, len(models) - 0.4))

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,8 @@ class Measured:
     note: str = ""
 
     def times(self, scale: float) -> "Measured":
-        low, high = (None if bound is None else scale * bound for bound in (self.low, self.high))
-        return Measured(scale * self.value, low, high, self.note)
+        low, high = self.bounds
+        return Measured(scale * self.value, scale * low, scale * high, self.note)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -54,7 +55,7 @@ class Column:
 
     def scaled(self, value: Any) -> Any:
         """A number in the column's unit; anything else as it is."""
-        return value * SCALES.get(self.unit, 1) if isinstance(value, int | float) else value
+        return value * SCALES.get(self.unit, 1) if isinstance(value, Real) else value
 
     def number(self, value: float, like: float | None = None) -> str:
         """Four digits, or all before the decimal point; with the decimals of another number if one is given."""
@@ -62,7 +63,7 @@ class Column:
         like = float(f"{like:.4g}")  # so that 0.99999 is 1.000
         decimals, sign = self.decimals, "+" if self.signed else ""
         if decimals is None:
-            decimals = 0 if like == 0 or isinstance(value, int) else max(0, 3 - math.floor(math.log10(abs(like))))
+            decimals = 0 if like == 0 or isinstance(value, Integral) else max(0, 3 - math.floor(math.log10(abs(like))))
         if decimals > 8:
             return f"{value:{sign}.2e}"
         return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}" if value else "0"  # + 0.0: never -0
@@ -98,7 +99,7 @@ class Table:
         title: what it shows.
         caption: how to read it, and where its numbers are from.
         columns: the first names the row.
-        frame: a column of cells for each of `columns`, in their order.
+        frame: a column of cells for each of `columns`, by its header.
         ranked: rows, from the first, among which the best are marked.
         folded: whether the page shows it only when asked to.
     """
@@ -115,8 +116,8 @@ class Table:
     def to_csv(self) -> str:
         """Every digit, intervals and notes in columns of their own, in the units of the headers."""
         written: dict[str, pd.Series] = {}
-        for i, column in enumerate(self.columns):
-            cells = self.frame.iloc[:, i]
+        for column in self.columns:
+            cells = self.frame[column.header]
             written[column.header] = cells.map(lambda cell: getattr(cell, "value", cell)).map(column.scaled)
             for part in ("low", "high", "note"):
                 found = cells.map(lambda cell, part=part: getattr(cell, part, None)).map(column.scaled)
@@ -127,7 +128,7 @@ class Table:
     @cached_property
     def grid(self) -> list[list[Shown]]:
         """Every row as it is shown."""
-        shown = [self._shown(column, self.frame.iloc[:, i]) for i, column in enumerate(self.columns)]
+        shown = map(self._shown, self.columns, map(self.frame.get, self.frame))
         return list(map(list, zip(*shown, strict=True)))
 
     def _shown(self, column: Column, cells: pd.Series) -> list[Shown]:
@@ -144,8 +145,8 @@ class Table:
         return shown
 
     def to_markdown(self) -> str:
-        rows = [[_marked(cell) for cell in row] for row in self.grid]
-        return pipes(pd.DataFrame(rows, columns=[markdown(column.header) for column in self.columns]))
+        frame = pd.DataFrame(self.grid, columns=self.frame.columns, dtype=object).map(_marked)
+        return pipes(frame.set_axis(frame.columns.map(markdown), axis=1))
 
 
 def _is_text(cell: Cell) -> bool:
@@ -159,8 +160,8 @@ def _marked(cell: Shown) -> str:
 
 def pipes(frame: pd.DataFrame) -> str:
     """A frame of text as a Markdown table."""
-    header, *rows = [f"| {' | '.join(line)} |" for line in (frame.columns, *frame.itertuples(index=False, name=None))]
-    return "\n".join([header, "|---" * len(frame.columns) + "|", *rows]) + "\n"
+    header, *rows = map(" | ".join, (frame.columns, *frame.itertuples(index=False, name=None)))
+    return "\n".join([f"| {header} |", "|---" * len(frame.columns) + "|", *(f"| {row} |" for row in rows)]) + "\n"
 
 
 def markdown(text: str) -> str:
@@ -185,15 +186,18 @@ def table(
     columns: list[Column] = []
     for column in words["columns"]:
         columns += more if column == "*" else [Column(**column | {"name": column["name"].format(**facts)})]
-    sources = [column.name if column.key is None else column.key for column in columns]
-    columns = [column for column, source in zip(columns, sources, strict=True) if source in frame]
-    cells = frame[[source for source in sources if source in frame]].astype(object)
-    cells = cells.where(cells.notna(), None).set_axis([column.header for column in columns], axis=1)
-    full = cells.iloc[:, 1:].notna().any(axis=1).to_numpy()
-    kept = cells[full].replace("", None).notna().any().to_numpy()
+    cells = {}
+    for column in columns:
+        if (source := column.name if column.key is None else column.key) in frame:
+            found = frame[source].astype(object)
+            cells[column.header] = found.where(found.notna(), None)
+    shown = pd.DataFrame(cells, dtype=object)
+    full = shown.iloc[:, 1:].notna().any(axis=1)
+    kept = shown[full].replace("", None).notna().any()
     if not full.any():
         return None
-    columns = [column for column, keep in zip(columns, kept, strict=True) if keep]
-    title, caption = words["title"].format(**facts), words["caption"].format(**facts)
-    name = f"{key}_{place}" if place else key
-    return Table(name, title, caption, columns, cells.loc[full, kept].reset_index(drop=True), int(full[:ranked].sum()))
+    columns = [column for column in columns if kept.get(column.header)]
+    cells_kept = shown.loc[full, kept].reset_index(drop=True)
+    name, title, caption = f"{key}_{place}" if place else key, words["title"], words["caption"]
+    number = int(full[:ranked].sum())
+    return Table(name, title.format(**facts), caption.format(**facts), columns, cells_kept, number)
