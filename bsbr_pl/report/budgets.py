@@ -83,11 +83,11 @@ def unequal(study: Study) -> str:
     studies = [one for one in study.beside if one.ranked]
     if len(studies) < 2 or study not in studies:
         return ""
-    given, kept = {}, ["steps", "finished", "budget", "batch", "tokens", "weights"]
-    runs = pd.DataFrame([_given(one.groups[0].checkpoint) for one in studies], columns=kept, dtype=object)
+    runs = pd.DataFrame([_given(one.ranked[0].checkpoint) for one in studies], dtype=object)
+    given = []
     for group in itertools.chain(*(one.ranked for one in studies)):
-        given[f"{group.checkpoint.architecture} {_in_words(_given(group.checkpoint), runs)}"] = None
-    return f"{UNEQUAL}: {', '.join(given)}"
+        given.append(f"{group.checkpoint.architecture} {_in_words(_given(group.checkpoint), runs)}")
+    return f"{UNEQUAL}: {', '.join(dict.fromkeys(given))}"
 
 
 def _given(c: Checkpoint) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from .rows import Checkpoint, Rows, environment, key
 from .tables import Column, Measured
 
 COST = ["place", "body", "length", "cost", "figure", "samples", "row"]
-GIVEN = ("run.status", "run.steps", "run.batch", "run.tokens", "run.flops")
+GIVEN = ("parameters", "data.trained_length", "run.status", "run.steps", "run.batch", "run.tokens", "run.flops")
 QUALITY = {False: ("bits_per_byte", 1), True: ("accuracy", -1)}  # of text, of recall: the figure, the sign of worse
 
 
@@ -99,15 +99,11 @@ class Group:
     @property
     def facts(self) -> dict[str, Any]:
         """What is known of it beside figures and costs, by the keys of words.toml."""
-        given = {path: self.checkpoint.get(path) for path in GIVEN}
-        parameters, trained = self.checkpoint.get("parameters"), self.checkpoint.get("data.trained_length")
         seeds, runs = {member.checkpoint.seed for member in self.members}, len(self.members)
         counted = Measured(len(seeds), note=f"{runs} runs" if len(seeds) < runs else "")
-        own = {"architecture": self.label, "certificate": self.outcome, "parameters": parameters, "trained": trained}
         return {
-            **own,
-            **given,
-            "runs": runs,
+            **{path: self.checkpoint.get(path) for path in GIVEN},
+            **{"architecture": self.label, "certificate": self.outcome, "runs": runs},
             "seeds": f"unknown, {runs} run{'s' * (runs > 1)}" if None in seeds else counted,
         }
 

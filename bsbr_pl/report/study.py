@@ -13,7 +13,7 @@ from .rows import Checkpoint, Row
 from .tables import Column, Table, pipes, table
 
 BITS, SEGMENT = "val/bits_per_byte", "val/accuracy_"  # of a text; of each segment of a recall task
-RUN = ["task", "model", "steps", "rate"]  # what seeds have in common
+RUNS = ["task", "model", "rate", "steps", "seed", "architecture", "quality", "text", "segments"]
 
 
 def runs(rows: Iterable[Row]) -> pd.DataFrame:
@@ -32,19 +32,11 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
         accuracy = fmean(segments.values()) if segments and None not in segments.values() else None
         quality = accuracy if bits is None else bits
         if run.get("study.phase") == "final" and quality is not None:
-            facts = [run.get(f"study.{name}") for name in ("task", "model", "rate")]
-            steps, architecture = run.get("run.planned_steps") or run.steps, run.get("architecture")
-            found[row["identity"]["checkpoint"]] = (
-                *facts,
-                steps,
-                run.seed,
-                architecture,
-                quality,
-                bits is not None,
-                segments,
-            )
-    columns = ["task", "model", "rate", "steps", "seed", "architecture", "quality", "text", "segments"]
-    return pd.DataFrame(list(found.values()), columns=columns)
+            facts = {name: run.get(f"study.{name}") for name in ("task", "model", "rate")}
+            facts |= {"steps": run.get("run.planned_steps") or run.steps, "seed": run.seed, "quality": quality}
+            facts |= {"architecture": run.get("architecture"), "text": bits is not None, "segments": segments}
+            found[row["identity"]["checkpoint"]] = facts
+    return pd.DataFrame(list(found.values()), columns=RUNS)
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
@@ -56,25 +48,23 @@ def _shown(found: pd.DataFrame) -> pd.DataFrame:
     text = bool(found["text"].any())
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
     every = []
-    for (_, model, steps, rate), of in found.groupby(RUN, sort=False):
+    for (_, model, rate, steps), of in found.groupby(RUNS[:4], sort=False):
         mean, least, largest = fmean(of["quality"]), of["quality"].min(), of["quality"].max()
         segments = pd.DataFrame(list(of["segments"])).agg(fmean).map("{:.2f}".format)
-        facts = {
-            "quality": mean,
-            "model": model,
-            "steps": f"{steps:,}",
-            "learning rate": f"{rate:g}",
-            "seeds": str(len(of)),
-        }
+        facts = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}"}
+        facts["seeds"] = str(len(of))
         figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
         every.append({**facts, **figures, **(segments if len(segments) > 1 else {})})
+    if not every:
+        return pd.DataFrame()
     shown = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
     return shown.set_axis(shown.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1)
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
     """The table of one task in Markdown."""
-    return pipes(frame(rows))
+    found = frame(rows)
+    return "No run counts yet.\n" if found.empty else pipes(found)
 
 
 def tables(rows: Iterable[Row]) -> list[Table | None]:
