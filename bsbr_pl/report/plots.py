@@ -35,6 +35,7 @@ class Picture:
     caption: str
     format: str  # png or svg
     content: bytes
+    figure: Figure | None = None
     kind = "picture"
 
     @property
@@ -68,7 +69,8 @@ class Plot:
         self.figure.set_figheight(self.figure.get_figheight() + 0.2 * -(-lines // columns))
         place: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": 8.5}
         self.figure.legend(list(handles.values()), names, **place)
-        return Picture(self.name, self.words["title"], self.words["caption"], "svg", drawn(self.figure, "svg"))
+        title, caption = self.words["title"], self.words["caption"]
+        return Picture(self.name, title, caption, "svg", drawn(self.figure, "svg"), self.figure)
 
 
 def drawn(figure: Figure, form: str) -> bytes:

@@ -36,7 +36,7 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
             facts |= {"steps": run.get("run.planned_steps") or run.steps, "seed": run.seed, "quality": quality}
             facts |= {"architecture": run.get("architecture"), "text": bits is not None, "segments": segments}
             found[row["identity"]["checkpoint"]] = facts
-    return pd.DataFrame(list(found.values()), columns=RUNS)
+    return pd.DataFrame(list(found.values()), columns=RUNS).sort_values(["task", "model", "rate", "steps", "seed"])
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:

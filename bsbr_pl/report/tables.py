@@ -115,13 +115,13 @@ class Table:
 
     def to_csv(self) -> str:
         """Every digit, intervals and notes in columns of their own, in the units of the headers."""
-        written: dict[str, pd.Series] = {}
+        written = {}
         for column in self.columns:
             cells = self.frame[column.header]
-            written[column.header] = cells.map(lambda cell: getattr(cell, "value", cell)).map(column.scaled)
+            written[column.header] = list(map(column.scaled, map(_value, cells)))
             for part in ("low", "high", "note"):
-                found = cells.map(lambda cell, part=part: getattr(cell, part, None)).map(column.scaled)
-                if found.replace("", None).notna().any():
+                found = [column.scaled(getattr(cell, part, None)) for cell in cells]
+                if any(value not in (None, "") for value in found):
                     written[f"{column.header}, {part}"] = found
         return pd.DataFrame(written, dtype=object).to_csv(index=False, lineterminator="\n")
 
@@ -132,16 +132,15 @@ class Table:
         return list(map(list, zip(*shown, strict=True)))
 
     def _shown(self, column: Column, cells: pd.Series) -> list[Shown]:
-        values = cells.map(lambda cell: getattr(cell, "value", cell)).where(~cells.map(_is_text), None)
-        known = values[: self.ranked].dropna()
+        known = [value for value in map(_value, cells[: self.ranked]) if isinstance(value, Real)]
         best = None
-        if column.best and known.nunique() > 1:
-            best = known.min() if column.best == "low" else known.max()
+        if column.best and len(set(known)) > 1:
+            best = min(known) if column.best == "low" else max(known)
         shown = []
-        for i, (cell, value) in enumerate(zip(cells, values, strict=True)):
-            parts = column.parts(cell)
-            key = parts[0] if value is None or value != value else repr(float(value))
-            shown.append(Shown(*parts, i < self.ranked and value == best is not None, _is_text(cell), key))
+        for i, cell in enumerate(cells):
+            parts, value = column.parts(cell), _value(cell)
+            key = repr(float(value)) if isinstance(value, Real) else parts[0]
+            shown.append(Shown(*parts, i < self.ranked and value == best is not None, isinstance(cell, str), key))
         return shown
 
     def to_markdown(self) -> str:
@@ -149,8 +148,8 @@ class Table:
         return pipes(frame.set_axis(frame.columns.map(markdown), axis=1))
 
 
-def _is_text(cell: Cell) -> bool:
-    return isinstance(cell, str)
+def _value(cell: Cell) -> Any:
+    return cell.value if isinstance(cell, Measured) else cell
 
 
 def _marked(cell: Shown) -> str:

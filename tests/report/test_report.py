@@ -5,22 +5,17 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from test_tables import CPU, GPU, Bench, certificate, checkpoint, cost, text
+from written_rows import CPU, GPU, Bench, about, certificate, cost, picture, recall, text, training
 
-from bsbr_pl.data import TextData
-from bsbr_pl.evals.checkpoints import Checkpoint
-from bsbr_pl.evals.evaluation import Evaluation
-from bsbr_pl.evals.report import write_report
-from bsbr_pl.results import Results
+from bsbr_pl.report import warnings, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -28,79 +23,52 @@ QUIET += " --disable-component-update --disable-sync --hide-scrollbars --force-d
 ARCHITECTURES = {"bsbr": 1.50, "standard": 1.52, "sliding_window": 1.70, "linear": 1.66, "gau": 1.58}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 SECTIONS = ["Verdict", "Problems", "Certificates", "Accuracy", "Length and position", "Recall hits in text"]
-SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Pareto fronts", "Attention maps", "Environments"]
+SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Pareto fronts", "Attention maps", "Study", "Environments"]
 VOID = {"meta", "img", "wbr"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, Any]:
-    """Arguments of a small text."""
-    root = tmp_path_factory.mktemp("texts")
-    for i in range(12):
-        (root / f"{i}.txt").write_text("".join(f"line {j} of {i}, the same as {j - i}\n" for j in range(25)))
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return {"source": str(root), "tokenizer": "bytes", "cache_dir": cache, "val_fraction": 0.3, "test_fraction": 0.1}
-
-
-def trained(name: str, seed: int = 0, **arguments: Any) -> Checkpoint:
-    """A checkpoint that was trained on a text that is there."""
-    one = checkpoint(name, seed, **arguments)
-    one.data_fingerprint = TextData(**one.data_arguments).fingerprint
-    return one
-
-
-def full(folder: Path, data: dict[str, Any], names: dict[str, float] = ARCHITECTURES) -> Bench:
+def full(names: dict[str, float] = ARCHITECTURES) -> Bench:
     """Several architectures, seeds, two environments, a leak, a recall task, a file that could not be read."""
-    ones = [trained(name, seed, **data) for name in names for seed in ((0, 1) if name == "bsbr" else (0,))]
-    leaky, recall = trained("hopfield", **data), [checkpoint(name, 7, **data) for name in ("standard", "linear")]
-    for one in recall:
-        one.data_class, one.data_fingerprint = "InductionData", "0" * 32
-        one.data_arguments = {"vocab_size": 257, "context_length": 256}
-        one.record["data"] = {"class": "InductionData", "batch_size": 8}
-    unread = Checkpoint("runs/broken.ckpt", problem="not a checkpoint")
-    bench = Bench(folder, [*ones, leaky, *recall, unread])
+    bench = Bench()
     powers = {"standard": 1.9, "bsbr": 1.04, "gau": 1.4, "linear": 1.0, "sliding_window": 1.01}
-    for one in ones:
-        name = one.digest.split("-")[0]
-        bits = names[name] + 0.004 * one.seed
+    for name in names:
+        for seed in (0, 1) if name == "bsbr" else (0,):
+            one, bits = about(name, seed), names[name] + 0.004 * seed
+            bench.add(one, "certificate", certificate())
+            bench.add(one, "training", training(seed))
+            bench.add(one, "map", picture())
+            for i, length in enumerate((256, 512, 1024, 2048)):
+                values = text(bits + i * (0.3 if name == "standard" else -0.02), noise=0.2, seed=seed)
+                marks = (0, *(2**k for k in range((length - 1).bit_length())))
+                values["by_position"] = [
+                    {"start": n, "stop": 2 * n or 1, "loss": bits + 2 / (1 + n) ** 0.5} for n in marks
+                ]
+                bench.add(one, "text", values, length=length)
+            for length in LENGTHS if seed == 0 else ():
+                scale = 3e-9 if name == "standard" else 3e-6 * bits
+                bench.add(one, "cost", cost(length, powers[name], scale), length=length, rounds=5)
+    first = about("bsbr")
+    bench.add(first, "certificate", certificate(), GPU)
+    bench.add(first, "text", text(1.51), GPU, length=256)
+    bench.add(about("hopfield"), "certificate", certificate(False))
+    for name, right in (("standard", 0.95), ("linear", 0.6)):
+        task = {"class": "InductionData", "kind": "recall", "fingerprint": "0" * 32, "arguments": {"vocab_size": 257}}
+        one = about(name, 7, data=task, study={"task": "induction", "model": name, "phase": "final", "rate": 0.01})
         bench.add(one, "certificate", certificate())
-        for i, length in enumerate((256, 512, 1024, 2048)):
-            values = text(bits + i * (0.3 if name == "standard" else -0.02), noise=0.2, seed=one.seed)
-            values["by_position"] = [{"start": n, "stop": 2 * n or 1, "loss": bits + 2 / (1 + n) ** 0.5}
-                                     for n in (0, *(2**k for k in range((length - 1).bit_length())))]  # fmt: skip
-            bench.add(one, "text", values, length=length)
-        for length in LENGTHS:
-            scale = 3e-9 if name == "standard" else 3e-6 * bits
-            bench.add(one, "cost", cost(length, powers[name], scale), length=length, rounds=5)
-    bench.add(ones[0], "certificate", certificate(), GPU)
-    bench.add(ones[0], "text", text(1.51), GPU, length=256)
-    bench.add(leaky, "certificate", certificate(False))
-    for one, right in zip(recall, (0.95, 0.6), strict=True):
-        found = {n: right - n / 4000 for n in (64, 128, 256, 512)}
-        slices = [
-            {"slice": f"T{n}", "length": n, "accuracy": a, "interval": [a - 0.03, a + 0.03]} for n, a in found.items()
-        ]
-        interval = {"accuracy": [right - 0.1, right]}
-        bench.add(one, "certificate", certificate())
-        bench.add(
-            one, "recall", {"loss": 1.0, "accuracy": right, "samples": 40, "interval": interval, "slices": slices}
-        )
+        bench.add(one, "recall", recall(right, (64, 128, 256, 512)))
+        accuracies = {"val/accuracy_T64": {"step": [199], "value": [right]}}
+        bench.add(one, "training", training() | {"metrics": accuracies})
+    bench.problem("runs/broken.ckpt", "not a checkpoint")
+    bench.problem("gau-0-None", "there is no map", about("gau"), kind="map")
+    bench.problem("gau-0-None", "", about("gau"), kind="text")
     return bench
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, data) -> Path:
+def written(tmp_path_factory) -> Path:
     """The folder of a report with everything in it."""
     folder = tmp_path_factory.mktemp("report")
-    assert write_report(full(tmp_path_factory.mktemp("rows"), data).evaluation, folder) == folder / "report.html"
+    assert write_report(full().rows, folder) == folder / "report.html"
     return folder
 
 
@@ -150,12 +118,15 @@ def test_the_report_holds_every_section_table_and_plot(written):
         "evaluate.py runs",
         "a GPU",
         "0123456789",
+        "Without a map: runs/gau_0/last.ckpt: there is no map",
+        "any validation by runs/hopfield_0/last.ckpt",
     ):
         assert words in shown, words
+    assert "what went wrong" in shown
     names = {path.stem for path in (written / "tables").iterdir()}
     assert {name.split("_E")[0] for name in names} >= {
-        *("verdict", "problems", "certificates", "accuracy", "by_length", "hits", "recall", "cost_training"),
-        *("exponents", "crossovers", "environments", "data", "commands"),
+        *("first", "verdict", "problems", "certificates", "accuracy", "by_length", "hits", "recall", "cost_training"),
+        *("exponents", "crossovers", "environments", "data", "commands", "study_induction"),
     }
     drawn = {path.stem for path in (written / "plots").iterdir()}
     assert {name.split("_E")[0] for name in drawn} >= {
@@ -165,6 +136,16 @@ def test_the_report_holds_every_section_table_and_plot(written):
     ids = [attributes["id"] for attributes in found.all("figure")]
     assert set(ids) == {f"table-{name}" for name in names} | {f"plot-{name}" for name in drawn}
     assert len(ids) == len(set(ids)), "an id twice"
+
+
+def test_the_first_table_has_seven_columns_and_the_wide_one_is_folded(written):
+    shown = (written / "report.html").read_text()
+    tables = re.findall(r'<figure id="table-(first_\w+)".*?</thead>', shown, re.DOTALL)
+    assert tables
+    for head in re.findall(r'<figure id="table-first_\w+".*?</thead>', shown, re.DOTALL):
+        assert 4 <= head.count('<th scope="col"') <= 7
+    assert shown.count("<details>") == len(tables)
+    assert len(re.findall(r'<details><summary>[^<]*</summary>\s*<figure id="table-verdict_', shown)) == len(tables)
 
 
 def test_it_is_one_file_that_loads_nothing(written):
@@ -208,18 +189,15 @@ def test_tables_are_read_back(written):
 
 def test_markdown_names_every_table_and_plot(written):
     text = (written / "report.md").read_text()
-    for path in [*(written / "tables").iterdir(), *(written / "plots").glob("*.png")]:
+    for path in [*(written / "tables").iterdir(), *(written / "plots").iterdir()]:
         assert f"({path.parent.name}/{path.name})" in text
     assert text.count("\n## ") == len(SECTIONS)
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path, data):
-    bench = full(tmp_path / "rows", data, {"bsbr": 1.5, "standard": 1.6})
-    write_report(bench.evaluation, tmp_path / "one")
-    again = Bench(tmp_path / "other", bench.evaluation.checkpoints[::-1])
-    for row in reversed(bench.results.rows):  # in another order
-        again.results.add(row["identity"], row["values"], row["about"])
-    write_report(again.evaluation, tmp_path / "two")
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    bench = full({"bsbr": 1.5, "standard": 1.6})
+    write_report(bench.rows, tmp_path / "one")
+    write_report(bench.rows[::-1], tmp_path / "two")
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert files == sorted(
         path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*") if path.is_file()
@@ -228,39 +206,27 @@ def test_the_same_rows_give_the_same_bytes(tmp_path, data):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
-def test_what_is_really_measured_becomes_a_report(tmp_path, data):
-    ones = [trained(name, **data | {"context_length": 32}) for name in ("standard", "linear", "bsbr")]
-    ones[2].module.model.attentions[0].register_forward_hook(lambda module, args, output: output + output.mean(1, True))
-    for one in ones:
-        torch.nn.init.normal_(one.module.model.branches[0].inner.out.weight, std=0.1)
-    results = Results(tmp_path / "results.jsonl")
-    evaluation = Evaluation(ones, results, multiples=(1, 2), lengths=(16, 32, 64), rounds=2, command="evaluate.py runs")
-    evaluation.run()
-    assert evaluation.problems == {}
-    write_report(evaluation, tmp_path)
-    shown = " ".join(page(tmp_path).text)
-    assert "Best:" in shown
-    assert "Disqualified: bsbr(chunk_size=8)." in shown
-    assert len(page(tmp_path).all("section")) == len(SECTIONS) - 1, "all but the recall tasks"
-    (path,) = (tmp_path / "tables").glob("verdict_*.csv")
-    rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert rows[-1]["certificate"].startswith("disqualified: suffix_0 ")
-    assert all(value for row in rows[:2] for name, value in row.items() if ", " not in name and name != "Pareto front")
-    header = (tmp_path / "tables" / "by_length_E1_D1_val.csv").read_text().splitlines()[0]
-    assert header.startswith('architecture,32 tokens (1x),"32 tokens (1x), low"')
+def test_nothing_of_torch_is_imported(tmp_path):
+    """In a process of its own, which cannot import torch."""
+    script = "import sys; sys.modules['torch'] = None; import bsbr_pl.report; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for name in ("bsbr_pl.evals", "bsbr_pl.data", "bsbr_pl.model", "lightning"):
+        assert f"'{name}'" not in done.stdout
 
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(1)>| $x$ **b** `c`'
 
 
 def test_names_and_messages_are_only_text(tmp_path):
-    first, second = checkpoint("standard", path=f"runs/{EVIL}.ckpt"), checkpoint("linear", 3, path=EVIL)
-    second.data_arguments["source"] = second.data_class = first.data_fingerprint = EVIL
-    bench = Bench(tmp_path, [first, second, Checkpoint(f"{EVIL}2", problem=f"cannot\n# read {EVIL}")])
+    first = about("standard", path=f"runs/{EVIL}.ckpt", command=EVIL)
+    second = about("linear", 3, EVIL, data__class=EVIL, data__arguments={"source": EVIL}, data__fingerprint=EVIL,
+                   architecture=f"linear{EVIL}", config={EVIL: EVIL})  # fmt: skip
+    bench = Bench()
     bench.measured(first, 1.5)
-    bench.measured(second, 1.6, {**CPU, "cpu": EVIL})
-    bench.results.add(bench.results.rows[0]["identity"], certificate(), {"command": EVIL})
-    write_report(bench.evaluation, tmp_path)
+    bench.measured(second, 1.6, {**CPU, "cpu": EVIL, EVIL: EVIL})
+    bench.add(first, "map", picture() | {"caption": EVIL})
+    bench.problem(f"{EVIL}2", f"cannot\n# read {EVIL}")
+    write_report(bench.rows, tmp_path)
     found = page(tmp_path)
     assert len(found.all("script")) == 1
     assert all(set(attributes) <= {"alt", "src"} for attributes in found.all("img"))
@@ -275,47 +241,66 @@ def test_names_and_messages_are_only_text(tmp_path):
     assert all(re.fullmatch(r"[\w-]+\.(csv|png|svg)", path.name) for path in tmp_path.glob("*s/*"))
 
 
-@pytest.mark.parametrize("problems", [{}, {"a.ckpt": "cannot be read"}])
-def test_without_results_there_is_still_a_report(tmp_path, problems):
-    write_report(Bench(tmp_path, [], **problems).evaluation, tmp_path)
+@pytest.mark.parametrize("problem", ["", "cannot be read"])
+def test_without_results_there_is_still_a_report(tmp_path, problem):
+    bench = Bench()
+    bench.problem("a.ckpt", problem)
+    write_report(bench.rows, tmp_path)
     shown = " ".join(page(tmp_path).text)
     assert "Nothing has been measured." in shown
-    assert ("cannot be read" in shown) == bool(problems)
-    assert ("None: every checkpoint" in shown) != bool(problems)
+    assert ("cannot be read" in shown) == bool(problem)
+    assert ("None: every checkpoint" in shown) != bool(problem)
     assert "Costs" not in shown
 
 
+def test_no_rows_at_all_are_a_report_too(tmp_path):
+    assert "Nothing has been measured." in write_report([], tmp_path).read_text()
+    assert warnings([]) == []
+
+
 def test_only_disqualified_checkpoints_are_not_ranked(tmp_path):
-    bench = Bench(tmp_path, [one := checkpoint("standard")])
-    bench.measured(one, 1.0, passed=False)
-    write_report(bench.evaluation, tmp_path)
+    bench = Bench()
+    bench.measured(about("standard"), 1.0, passed=False)
+    write_report(bench.rows, tmp_path)
     shown = " ".join(page(tmp_path).text)
     assert "Nothing is ranked" in shown
     assert "Best:" not in shown
 
 
-def test_architectures_without_a_map_and_data_that_is_gone_are_named(tmp_path, data):
-    first, second = trained("standard", **data), checkpoint("linear", source=str(tmp_path / "gone"))
-    bench = Bench(tmp_path, [first, second])
-    bench.measured(first, 1.5)
-    first.module.model.attentions[1].attention_map = lambda x: (_ for _ in ()).throw(ValueError("there is no map"))
-    write_report(bench.evaluation, tmp_path)
-    shown = " ".join(page(tmp_path).text)
-    assert "standard: there is no map" in shown
-    assert "its data cannot be had" in shown
+@pytest.mark.parametrize("png", ["", "PHN2Zz48L3N2Zz4="])
+def test_what_is_no_png_is_no_map(tmp_path, png):
+    bench, one = Bench(), about("standard")
+    bench.measured(one, 1.5)
+    bench.add(one, "map", picture() | {"png": png})
+    write_report(bench.rows, tmp_path)
+    assert not list(tmp_path.glob("plots/attention*"))
+
+
+def test_a_map_is_shown_for_one_checkpoint_of_each_configuration(tmp_path):
+    bench = Bench()
+    for seed in (0, 1):
+        bench.measured(about("standard", seed), 1.5)
+        bench.add(about("standard", seed), "map", picture())
+    write_report(bench.rows, tmp_path)
+    (shown,) = tmp_path.glob("plots/attention*")
+    with Image.open(shown) as seen:
+        assert np.array_equal(np.asarray(seen), np.eye(32, dtype=np.uint8) * 255)
 
 
 @pytest.mark.parametrize(
-    "record", [{}, {"metrics": 3}, {"metrics": {"val/loss": {"step": [None], "value": "x"}}}, {"environment": "a"}]
+    ("metrics", "words"),
+    [
+        ({}, "any validation by runs/standard_0/last.ckpt"),
+        ({"val/loss": {"step": [], "value": []}}, "any validation by"),
+        ({"val/loss": {"step": [199], "value": [1.5]}}, "more than one validation by runs/standard_0/last.ckpt"),
+    ],
 )
-def test_a_run_without_a_sound_record_has_no_clocks(tmp_path, record):
-    one = checkpoint("standard", context_length="long")
-    one.record = record
-    bench = Bench(tmp_path, [one])
+def test_a_course_of_fewer_than_two_points_is_not_drawn(tmp_path, metrics, words):
+    bench, one = Bench(), about("standard")
     bench.measured(one, 1.5)
-    bench.add(one, "cost", cost(256), length=256, rounds=5)
-    write_report(bench.evaluation, tmp_path)
-    assert "any validation by runs/standard_0/last.ckpt" in " ".join(page(tmp_path).text)
+    bench.add(one, "training", training(metrics=metrics))
+    write_report(bench.rows, tmp_path)
+    assert words in " ".join(page(tmp_path).text)
     assert not list((tmp_path / "plots").glob("clocks*"))
 
 
@@ -360,7 +345,7 @@ def test_it_is_seen_in_a_browser_and_fits_a_phone(written, browse, width, dark, 
 
 @pytest.mark.parametrize(("clicks", "expected"), [(1, ["bsbr", "standard"]), (2, ["sliding_window", "linear"])])
 def test_a_click_on_a_header_sorts_the_rows(written, browse, clicks, expected, tmp_path):
-    table = "#table-verdict_E1_D2_val"
+    table = "#table-first_E1_D2_val"
     header = f"[...document.querySelectorAll('{table} thead th')].find(th => th.innerText.includes('bits per byte'))"
     script = f"{header}.querySelector('button').click();" * clicks
     sorting = tmp_path / "sorting.html"
