@@ -36,7 +36,7 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
             facts |= {"steps": run.get("run.planned_steps") or run.steps, "seed": run.seed, "quality": quality}
             facts |= {"architecture": run.get("architecture"), "text": bits is not None, "segments": segments}
             found[row["identity"]["checkpoint"]] = facts
-    return pd.DataFrame(list(found.values()), columns=RUNS).sort_values(["task", "model", "rate", "steps", "seed"])
+    return pd.DataFrame(list(found.values()), columns=RUNS)
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def figure(panels: Mapping[str, Iterable[Row]]) -> bytes:
     Args:
         panels: what is measured -> the rows of its task; on all but the first, shares from 0 to 1.
     """
-    first, *_ = found = list(map(runs, panels.values()))
+    first, *_ = found = [runs(rows).sort_values(RUNS[:5]) for rows in panels.values()]
     models = list(first.groupby("model")["quality"].agg(fmean).sort_values(ascending=False).index)
     with rc_context(SETTINGS):
         picture = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
