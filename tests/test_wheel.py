@@ -44,7 +44,8 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "bsbr_pl").rglob("*.py")}
     assert len(sources) > 40
-    expected = sources | {"bsbr_pl/py.typed", "bsbr_pl/evals/report/template.html"}
+    pages = {f"bsbr_pl/report/{name}" for name in ("report.html", "report.md", "words.toml")}
+    expected = sources | pages | {"bsbr_pl/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
