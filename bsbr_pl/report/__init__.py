@@ -82,7 +82,7 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
         else:
             found["Length and position"] += quality.by_length(one)
             found["Recall hits in text"] += quality.by_distance(one)
-    for place in findings.environments.values():
+    for place in findings.environments:
         found["Certificates"].append(sources.certificates(findings, place))
         found["Costs"] += costs.of_place(findings, place)
     return {title: present for title, parts in found.items() if (present := _present(parts))}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bsbr_pl.values import exponent, ratio_interval
 
-from .tables import Measured
+from .tables import Column, Measured
 
 Row = dict[str, Any]  # a row of results.jsonl
 LONG = 2048  # tokens from which on exponents are fitted, if there are two such lengths
@@ -142,3 +142,11 @@ def power(costs: pd.DataFrame, cost: str, shortest: int) -> Measured | None:
     """The exponent that a cost of one body grows with; None with fewer than two lengths."""
     found = exponent(samples(costs, cost), shortest)
     return None if found is None else Measured(found["exponent"], *found["interval"])
+
+
+def failed(certificate: Row) -> str:
+    """The first check that failed, with what was measured and its limit, and how many more did."""
+    first, *others = [check for check in certificate["values"]["checks"] if not check["passed"]]
+    measured, number = first["measured"], Column("").number
+    text = f"{first['name']} {'not finite' if measured is None else number(measured)} above {number(first['limit'])}"
+    return text + (f", and {len(others)} more check{'s' * (len(others) > 1)}" if others else "")

@@ -63,7 +63,8 @@ class Rows:
         for kind in MEASURED:
             self.by_kind[kind] = list(filter(self._counts, self.by_kind.get(kind, [])))
             self.measured += self.by_kind[kind]
-        self.environments = numbered("E", map(environment, self.measured))
+        self._places = numbered("E", map(environment, self.measured))
+        self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._places.items()}
         self.commands = numbered("C", map(command, self.measured))
         measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
         self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
@@ -82,7 +83,7 @@ class Rows:
 
     def place(self, row: Row) -> str:
         """E1, E2, ... that a row was measured in."""
-        return self.environments[environment(row)]
+        return self._places[environment(row)]
 
     def problems(self, of_maps: bool) -> list[tuple[str, str]]:
         """Checkpoint and what went wrong with it; or, by themselves, which map could not be had."""

@@ -1,15 +1,15 @@
 """What the numbers rest on: certificates, environments, data, commands, maps; and what could not be measured."""
 
 import base64
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from .figures import failed
 from .plots import Picture
 from .rows import Checkpoint, command, listed
-from .studies import Findings, failed
+from .studies import Findings
 from .tables import Cell, Column, Table, table
 
 CHECKS = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
@@ -57,7 +57,7 @@ def _worst(measured: pd.Series) -> Cell:
 
 def environments(findings: Findings) -> Table | None:
     """What E1, E2, ... stand for."""
-    found = [{"id": place, **(json.loads(text) or {})} for text, place in findings.environments.items()]
+    found = [{"id": place, **facts} for place, facts in findings.environments.items()]
     frame = pd.DataFrame(found, dtype=object).map(_plain)
     return table("environments", "", frame, map(Column, frame))
 

@@ -5,33 +5,20 @@ environment on one split of one data set; a `Group` of it, finished runs that di
 not finish is a group by itself.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .figures import (
-    OWN,
-    Row,
-    cost_figure,
-    difference,
-    fitted_from,
-    front,
-    nearest,
-    only,
-    pooled,
-    power,
-    wide,
-)
+from .figures import OWN, cost_figure, difference, failed, fitted_from, front, nearest, only, pooled, power, wide
 from .labels import body_names, labels
-from .rows import Checkpoint, Rows, environment, key
-from .tables import Column, Measured
+from .rows import Checkpoint, Row, Rows, key
+from .tables import Measured
 
 COST = ["place", "body", "length", "cost", "figure", "samples", "row"]
 GIVEN = ("parameters", "data.trained_length", "run.status", "run.steps", "run.batch", "run.tokens", "run.flops")
@@ -124,14 +111,6 @@ class Group:
         return nearest(set(self.costs["length"]), self.checkpoint.get("data.trained_length"))
 
 
-def failed(certificate: Row) -> str:
-    """The first check that failed, with what was measured and its limit, and how many more did."""
-    first, *others = [check for check in certificate["values"]["checks"] if not check["passed"]]
-    measured, number = first["measured"], Column("").number
-    text = f"{first['name']} {'not finite' if measured is None else number(measured)} above {number(first['limit'])}"
-    return text + (f", and {len(others)} more check{'s' * (len(others) > 1)}" if others else "")
-
-
 class Place(NamedTuple):
     """Where accuracies may be compared."""
 
@@ -158,7 +137,7 @@ class Study:
     groups: list[Group]
     data: str
     source: str
-    beside: "list[Study]"
+    beside: "list[Study]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.recall = self.place.recall
@@ -261,62 +240,60 @@ class Findings(Rows):
     def studies(self) -> list[Study]:
         """Every environment, data set, split and budget by itself."""
         found: list[Study] = []
-        for text in self.environments:
-            for place, members in self._members(text).items():
+        for environment in self.environments:
+            for place, members in self._members(environment).items():
                 budgets: dict[str, list[Member]] = defaultdict(list)
                 for member in sorted(members, key=lambda member: -member.checkpoint.steps):
                     budgets[key(member.checkpoint.get("run.budget"))].append(member)
                 beside: list[Study] = []
                 for number, of in enumerate(budgets.values(), 1):
-                    beside.append(self._study(text, place, of, number * (len(budgets) > 1), beside))
+                    beside.append(self._study(environment, place, of, number * (len(budgets) > 1)))
+                    beside[-1].beside = beside
                 found += beside
         return found
 
-    def _study(self, text: str, place: Place, members: Sequence[Member], number: int, beside: list[Study]) -> Study:
-        """The study of members with one budget, the `number`-th of several, in the environment with this text."""
+    def _study(
+        self, environment: str, place: Place, members: Sequence[Member], number: int, beside: list[Study]
+    ) -> Study:
+        """The study of members with one budget, the `number`-th of several."""
         by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
         rows: list[Row] = []
         for member in members:
             unknown = "" if member.checkpoint.fingerprint else " [not known what it was trained on]"
             by_label[self.labels[member.checkpoint.digest] + unknown, member.status].append(member)
             rows += filter(None, (member.certificate, *member.accuracies.values()))
-        groups, environment = [], self.environments[text]
+        groups, costs = [], self.costs[self.costs["place"] == environment]
         for (label, _), of in by_label.items():
-            own = (self.costs["place"] == environment) & (self.costs["body"] == self.bodies[of[0].checkpoint.body])
-            groups.append(Group(label, of, self.costs[own]))
-        first, data, facts = members[0].checkpoint, self.data_name(place.data), json.loads(text)
+            groups.append(Group(label, of, costs[costs["body"] == self.bodies[of[0].checkpoint.body]]))
+        first, data = members[0].checkpoint, self.data_name(place.data)
         name = f"{environment}_{self.data[place.data]}_{re.sub(r'[^A-Za-z0-9]+', '-', place.split)[:40]}"
-        title = f"{data}, {place.split} split, on {environment} "
-        title += f"({facts.get('device', 'device unknown')}, {facts.get('dtype', 'dtype unknown')})"
+        device, dtype = (self.environments[environment].get(fact, f"{fact} unknown") for fact in ("device", "dtype"))
+        title = f"{data}, {place.split} split, on {environment} ({device}, {dtype})"
         if number:
             name += f"_B{number}"
             title += f": {first.budget}" + (f" of {first.get('run.batch'):,} windows" if first.get("run.batch") else "")
         tokenizer = first.get("data.tokenizer")
         words = f"data {data}" + (f", tokenizer {tokenizer}" if tokenizer else "")
-        return Study(name, title, place, groups, words, self.source(rows), beside)
+        return Study(name, title, place, groups, words, self.source(rows))
 
-    def _members(self, text: str) -> dict[Place, list[Member]]:
-        """What was measured in the environment with this text, by data and split."""
-        certificates: dict[str, Row] = {}
+    def _members(self, environment: str) -> dict[Place, list[Member]]:
+        """What was measured in one environment, by data and split."""
+        certificates = self.of("certificate", environment)
         own: dict[str, dict[Place, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
-        for row in self.measured:
-            identity, kind = row["identity"], row["identity"]["kind"]
-            if environment(row) == text and kind == "certificate":
-                certificates[identity["checkpoint"]] = row
-            elif environment(row) == text and kind in ("text", "recall"):
-                place = Place(kind == "recall", identity.get("data") or "", identity["split"])
+        for row in self.by_kind["text"] + self.by_kind["recall"]:
+            identity = row["identity"]
+            if self.place(row) == environment:
+                place = Place(identity["kind"] == "recall", identity.get("data") or "", identity["split"])
                 own[identity["checkpoint"]][place][identity.get("length") or OWN] = row
         places = sorted(set().union(*own.values()))
         found: dict[Place, list[Member]] = {place: [] for place in places}
         for digest, checkpoint in self.checkpoints.items():
-            certificate = certificates.get(digest)
             for place, accuracies in own[digest].items():
-                found[place].append(Member(checkpoint, certificate, accuracies))
-            if not own[digest] and certificate:
+                found[place].append(Member(checkpoint, certificates.get(digest), accuracies))
+            if not own[digest] and digest in certificates:
                 # One without accuracies, as the disqualified are, stands beside those that saw the same data.
-                beside = [place for place in places if place.data == checkpoint.fingerprint]
                 split = places[0].split if places else "val"
                 alone = Place(checkpoint.get("data.kind") == "recall", checkpoint.fingerprint, split)
-                for place in beside or [alone]:
-                    found.setdefault(place, []).append(Member(checkpoint, certificate, {}))
+                for place in [place for place in places if place.data == checkpoint.fingerprint] or [alone]:
+                    found.setdefault(place, []).append(Member(checkpoint, certificates[digest], {}))
         return found

@@ -24,7 +24,7 @@ def columns(table: Table | None) -> dict[str, list[Any]]:
 def placed(bench: Bench) -> tuple[Findings, pd.DataFrame]:
     """What is found, and the costs of its one environment."""
     findings = Findings(bench.rows)
-    assert list(findings.environments.values()) == ["E1"]
+    assert list(findings.environments) == ["E1"]
     return findings, findings.costs
 
 
