@@ -1,4 +1,4 @@
-.PHONY: check docs format study-check
+.PHONY: check docs format results study-check
 
 check:
 	ruff check .
@@ -9,6 +9,9 @@ check:
 docs: # into site/, warnings are errors
 	python docs/generate.py
 	zensical build --clean --strict
+
+results: # every published report and figure again, from their rows
+	python results/draw.py
 
 study-check: # a small part of the published study again, compared
 	python benchmarks/study_check.py

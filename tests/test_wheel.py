@@ -44,9 +44,8 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "bsbr_pl").rglob("*.py")}
     assert len(sources) > 40
-    page = {str(path.relative_to(ROOT)) for path in (ROOT / "bsbr_pl" / "report").glob("*.[hmt]*")}
-    assert "bsbr_pl/report/report.html" in page
-    expected = sources | page | {"bsbr_pl/py.typed"}
+    pages = {f"bsbr_pl/report/{name}" for name in ("report.html", "report.md", "words.toml")}
+    expected = sources | pages | {"bsbr_pl/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
