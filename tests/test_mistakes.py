@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults.damage import ROOT, quiet, tiny
 
 import train
-from benchmarks.damage import ROOT, quiet, tiny
 from bsbr_pl import BSBRModel
 from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData

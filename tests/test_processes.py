@@ -143,7 +143,7 @@ def test_the_command_line_trains_under_torchrun(two, folder):
 def test_one_process_that_fails_ends_all(tmp_path):
     """One of the cases of the script: without `callbacks.FailTogether` the processes wait for each other."""
     only = ["--launchers=own", "--strategies=ddp", "--ranks=0", "--ways=raised"]
-    done = run(*PYTHON, ROOT / "benchmarks" / "failing_processes.py", *only, folder=tmp_path)
+    done = run(*PYTHON, ROOT / "tests/faults/failing_processes.py", *only, folder=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "error shown: True, left: 0" in done.stdout
 

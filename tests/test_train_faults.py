@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults.damage import ROOT, quiet, tiny
 from filelock import FileLock
 
 import train
-from benchmarks.damage import ROOT, quiet, tiny
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ class TestMQAR:
                 assert not np.delete(x[2 * pairs :], asked - 2 * pairs).any()
 
     def test_a_window_still_sees_what_published_windows_recall(self) -> None:
-        """Mean over the segments of configs/study/mqar_state.yaml; the figures are read off Zoology's plot of accuracy
+        """Mean over the segments of study/configs/mqar_state.yaml; the figures are read off Zoology's plot of accuracy
         against state size (github.com/HazyResearch/zoology), where the windows know what they see and nothing else."""
         published = {16: 0.145, 32: 0.31, 64: 0.515, 128: 0.656, 256: 0.797, 512: 0.936}
         seen: dict[int, list[float]] = {window: [] for window in published}

@@ -1,13 +1,13 @@
-"""Kill training, tokenizing and evaluating at random moments, go on, and compare with what was never killed.
+"""Kill training, tokenizing and evaluating at random moments, resume, and compare with an uninterrupted process.
 
-    python benchmarks/kill_and_resume.py                       # 25 kills of each
-    python benchmarks/kill_and_resume.py --kills 100 --seed 1 --what training
+    python tests/faults/kill_and_resume.py                       # 25 kills of each
+    python tests/faults/kill_and_resume.py --kills 100 --seed 1 --what training
 
-Training is killed (SIGKILL) somewhere between its first file and its end, every fifth time while a checkpoint is being
-written, and resumed with `--ckpt_path=last`, or started anew where there was no checkpoint yet. Weights, optimiser,
-schedule, order of samples and all curves, in the checkpoint, in record.json and in TensorBoard, must then be equal, bit
-for bit, to those of a run that was left alone. Dropout is on, gradients are accumulated, a worker reads the data, and
-checkpoints fall on every place in an epoch.
+Training is killed (SIGKILL) at a random time between its first file and its end, every fifth time while it writes a
+checkpoint. It is resumed with `--ckpt_path=last`, or started again if there is no checkpoint yet. Weights, optimiser,
+schedule, order of samples and all curves (in the checkpoint, in record.json and in TensorBoard) must then be bit for
+bit those of an uninterrupted run. Dropout is on, gradients are accumulated, a worker reads the data, and checkpoints
+are saved at every place in an epoch.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
@@ -67,7 +67,7 @@ data:
 
 
 class SampleOrder(Callback):
-    """Keeps the ids of all samples that training has seen, in order, and in the checkpoint."""
+    """Records the ids of all training samples in order, also in the checkpoint."""
 
     def __init__(self) -> None:
         self.order: list[list[int]] = []
@@ -103,7 +103,7 @@ def measure() -> None:
 
 
 def in_folder(folder: Path, job: Callable[..., None], options: Sequence[str]) -> None:
-    """What a killed process does; its output goes to a file."""
+    """The main function of a process that will be killed; its output goes to a file."""
     multiprocessing.set_start_method("fork", force=True)  # for the workers of loaders, as in any other process
     os.chdir(folder)
     sys.argv = sys.argv[:1]  # Lightning warns about arguments that it is not given
@@ -121,14 +121,14 @@ def in_folder(folder: Path, job: Callable[..., None], options: Sequence[str]) ->
 
 
 def start(folder: Path, job: Callable[..., None], *options: str) -> Any:
-    """A process that does a job; forked from one that has imported everything and done nothing."""
+    """A process that does a job, forked from a process that has only imported everything."""
     process = multiprocessing.get_context("forkserver").Process(target=in_folder, args=(folder, job, options))
     process.start()
     return process
 
 
 def finish(folder: Path, job: Callable[..., None], *options: str) -> None:
-    """Do a job to its end, in a process."""
+    """Do a job in a process, without a kill."""
     process = start(folder, job, *options)
     process.join()
     if process.exitcode:
@@ -136,18 +136,18 @@ def finish(folder: Path, job: Callable[..., None], *options: str) -> None:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Files of a checkpoint that is being written: beside its place, or in the folder for temporary files."""
+    """Files of a checkpoint that is being written: beside the checkpoint, or in the folder for temporary files."""
     return [*folder.glob("runs/*/checkpoints/*.tmp"), *filter(Path.is_file, folder.glob("temporary/*"))]
 
 
 def wait_for(condition: Callable[[], Any], process: Any, pause: float = 0.01) -> None:
-    """Wait until it holds or the process ends."""
+    """Wait until the condition holds or the process ends."""
     while not condition() and process.exitcode is None:
         time.sleep(pause)
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """The places at which two nested values are not the same, bit for bit."""
+    """The places at which two nested values differ in any bit."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other}, key=str):
             if key not in one or key not in other:
@@ -165,16 +165,16 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
 
 
 def exact(curves: dict[str, Any]) -> dict[str, Any]:
-    """Of recorded metrics, those that a clock has no part in: name -> step and value."""
+    """The recorded metrics that no clock decides: name -> step and value."""
     parts = ("train", "val", "attention")
     return {name: (c["step"], c["value"]) for name, c in curves.items() if name.split("/")[0] in parts}
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """All that a finished run in `folder` came to and that must not depend on kills."""
+    """The results of a finished run in `folder` that must not depend on kills."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it says what it drops
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it prints what it drops
     (run,) = folder.glob("runs/*")
     last, best = (torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
     record = json.loads((run / "record.json").read_text())
@@ -196,13 +196,13 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def tokenized(folder: Path) -> dict[str, bytes]:
-    """All files of the prepared text, but the times and versions in meta.json."""
+    """All files of the prepared text, except the times and versions in meta.json."""
     (corpus,) = [path for path in (folder / "tokenized").iterdir() if path.is_dir()]
     return {path.name: path.read_bytes() for path in corpus.iterdir() if path.name != "meta.json"}
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The rows of results.jsonl by identity, with values where no clock has a part in them, and the report's files."""
+    """The rows of results.jsonl by identity, with the values that no clock decides, and the files of the report."""
     rows = [json.loads(line) for line in (folder / "evaluation" / "results.jsonl").read_text().splitlines()]
     values = {json.dumps(row["identity"]): row["values"] for row in rows}
     if len(values) < len(rows):
@@ -224,7 +224,7 @@ def prepare_texts(folder: Path) -> None:
         (folder / "texts" / f"{i}.txt").write_text(TEXT.replace("add", f"add_{i}") * 8)
 
 
-#: What is killed: how its folder is prepared, the job, what it came to, and the file by which its work has begun.
+#: What is killed -> how its folder is prepared, the job, its results, and the first file that it writes.
 KINDS = {
     "training": (prepare_training, fit, trained, "runs/*/events*"),
     "tokenizing": (prepare_texts, tokenize, tokenized, "tokenized/.*"),
@@ -233,7 +233,7 @@ KINDS = {
 
 
 def kill_again(what: str, kills: int, draw: random.Random, folder: Path) -> int:
-    """Kill so many processes, each of them once, and count those that did not end like the one that was left alone."""
+    """Kill `kills` processes, each once. Returns how many gave other results than the uninterrupted process."""
     prepare, job, outcome, first_file = KINDS[what]
     origin, alone = folder / what, folder / f"{what}-alone"
     (origin / "temporary").mkdir(parents=True)
@@ -278,10 +278,9 @@ def kill_again(what: str, kills: int, draw: random.Random, folder: Path) -> int:
             print(f"  kill {number}: {line}", flush=True)
         shutil.rmtree(place)
         number += 1
-    more = f", {saves} of them while a checkpoint was being written, {anew} before there was one"
-    print(
-        f"{what}: {kills} kills{more * (what == 'training')}; {kills - failed} ended as if there was none", flush=True
-    )
+    more = f", {saves} of them while a checkpoint was being written, {anew} before the first checkpoint"
+    equal = f"{kills - failed} gave the results of an uninterrupted process"
+    print(f"{what}: {kills} kills{more * (what == 'training')}; {equal}", flush=True)
     return failed
 
 

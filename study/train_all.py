@@ -1,20 +1,19 @@
-"""Train every architecture for a short while with several seeds, to have something to evaluate.
+"""Train every architecture for a few steps with several seeds, as input for evaluate.py.
 
-    python benchmarks/train_all.py runs/all                        # all architectures, two seeds, 160 steps each
-    python benchmarks/train_all.py runs/all --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
+    python study/train_all.py runs/all                        # all architectures, two seeds, 160 steps each
+    python study/train_all.py runs/all --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
     python evaluate.py runs/all
 
-Everything after `--` goes to train.py, whose output goes to output.txt in the run's folder. A run that has finished is
-not trained again, one that was interrupted is resumed. Trainings end with this process; a run without a result is named
-at the end, and the exit code is 1.
+Arguments after `--` go to train.py. Its output goes to output.txt in the run's folder. A finished run is not repeated,
+and an interrupted run is resumed. All trainings stop when this process stops. The last lines name the runs without a
+result, and the exit code is then 1.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from common import ROOT, parse_with_rest
-from trainings import Training, train_all
+from trainings import ROOT, Training, parse_with_rest, train_all
 
 from bsbr_pl.attention import ARCHITECTURES
 

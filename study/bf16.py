@@ -1,7 +1,7 @@
 """Does mixed bfloat16 train as well as fp32? Every architecture, both precisions, the same weights and batches.
 
-    python benchmarks/bf16.py                              # small models on bytes of the standard library, 200 steps
-    python benchmarks/bf16.py --architectures bsbr --seeds 0 1 2 --source text.txt --steps 1000
+    python study/bf16.py                              # small models on bytes of the standard library, 200 steps
+    python study/bf16.py --architectures bsbr --seeds 0 1 2 --source text.txt --steps 1000
 
 Chunks and windows are a quarter of the context, so that what lies beyond them is trained too. Two losses are printed
 for each precision, in nats a byte: the mean of training over the last 20 steps, and that of the validation text (its

@@ -1,9 +1,10 @@
-"""One of two processes fails in the middle of training: how soon are both gone, and what is the exit code?
+"""One of two processes fails in the middle of training: how soon have both ended, and what is the exit code?
 
-    python benchmarks/failing_processes.py                      # both launchers, strategies, processes and ways to fail
-    python benchmarks/failing_processes.py --launchers torchrun --strategies ddp --ranks 1 --ways raised --rounds 10
+    python tests/faults/failing_processes.py                    # both launchers, strategies, ranks and ways to fail
+    python tests/faults/failing_processes.py --launchers torchrun --strategies ddp --ranks 1 --ways raised --rounds 10
 
-A line for each run. Exits with 1 if any ended with 0 or left a process after three minutes. CPU, gloo; needs pgrep.
+Prints a line for each run. The exit code is 1 if a run exited with 0 or left a process after three minutes. CPU, gloo;
+needs pgrep.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 180
 LAUNCHERS = {"own": [], "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]}
 TRAIN = """
@@ -48,7 +49,7 @@ def remaining(folder: Path) -> list[str]:
 
 
 def fail(folder: Path, launcher: str, strategy: str, rank: int, way: str) -> tuple[int | None, float, list[str]]:
-    """Exit code (None where it did not end), seconds until the last process was gone, and those that never went."""
+    """Exit code (None if it did not end), seconds until the last process had ended, and the processes that remain."""
     (folder / "failing.py").write_text(TRAIN)
     (folder / "text.txt").write_text("".join(f"line {i}, the same as {i * i % 97}\n" for i in range(2000)))
     data = {"source": "text.txt", "tokenizer": "bytes", "context_length": 32, "batch_size": 2, "cache_dir": "cache"}

@@ -1,8 +1,8 @@
-"""Runs many trainings: several at once, none twice, each resumed from where it was interrupted.
+"""Runs many trainings: several at once, none twice. Interrupted trainings are resumed.
 
-Any number of scripts may train in the same folders at once: a run that another process trains is left to it and waited
-for. Only a run whose loss is no longer a number has failed for good, and failed.txt in its folder says so. Every other
-failure (a full disk, a kill, no memory, a refused argument) may pass: the next call tries the run again.
+Several scripts may train in the same folders at once: a script waits for a run that another process trains. A run
+diverged if its loss was no finite number; failed.txt in its folder says so, and the run is not repeated. After any
+other failure (a full disk, a kill, no memory, a refused argument) the next call tries the run again.
 """
 
 import json
@@ -12,17 +12,20 @@ import shutil
 import signal
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from children import Children
-from common import ROOT
 from filelock import FileLock, Timeout
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for the scripts of this folder, which import this file
+
 SECONDS_BETWEEN_LOOKS = 0.2
-DIVERGED = re.compile(r"error: (the loss is (?:nan|-?inf) .*|\S+ is not finite after .*)")  # said by FiniteLoss
+DIVERGED = re.compile(r"error: (the loss is (?:nan|-?inf) .*|\S+ is not finite after .*)")  # what FiniteLoss says
 
 
 class Training(NamedTuple):
@@ -33,11 +36,12 @@ class Training(NamedTuple):
     seed: int
     configs: list[Path]
     arguments: list[str]
+    script: Path = ROOT / "train.py"
 
     def command(self) -> list[str]:
         resumed = ["--ckpt_path=last"] if last_checkpoint(self.folder).exists() else []
         return [
-            *(sys.executable, str(ROOT / "train.py"), "fit", *(f"--config={path}" for path in self.configs)),
+            *(sys.executable, str(self.script), "fit", *(f"--config={path}" for path in self.configs)),
             *(f"--seed_everything={self.seed}", f"--data.seed={self.seed}"),  # after the configurations, to win
             f"--trainer.logger.init_args.save_dir={self.folder.parent}",
             *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version={self.folder.name}"),
@@ -46,9 +50,9 @@ class Training(NamedTuple):
 
 
 def train_all(trainings: list[Training], workers: int = 1) -> dict[str, str]:
-    """Train every run that has neither finished nor diverged, `workers` at once, and print how each one ended.
+    """Train every run that has neither finished nor diverged, `workers` at once, and print how each run ended.
 
-    What train.py prints goes to output.txt in the run's folder.
+    The output of train.py goes to output.txt in the run's folder.
 
     Returns:
         Name -> reason, of every training without a result.
@@ -78,11 +82,11 @@ def _train(
 ) -> Generator[None, None, str | None]:
     """One training, which yields while it waits. Returns why it has no result, or None."""
     folder, output = training.folder, training.folder / "output.txt"
-    told = False
+    announced = False
     while len(running) >= workers or (claim := _claim(folder)) is None:
-        if len(running) < workers and not told:
+        if len(running) < workers and not announced:
             print(f"{training.name}: another process trains in {folder}: waiting for it", flush=True)
-            told = True
+            announced = True
         yield
     with claim:
         if is_settled(folder):
@@ -98,7 +102,7 @@ def _train(
 
 
 def _environment(workers: int) -> dict[str, str]:
-    """The environment of a child: the cores are divided between the workers."""
+    """The environment of a child process: the workers divide the cores."""
     if workers == 1:
         return dict(os.environ)
     threads = str(max(1, (os.cpu_count() or 1) // workers))
@@ -106,9 +110,9 @@ def _environment(workers: int) -> dict[str, str]:
 
 
 def _claim(folder: Path) -> AbstractContextManager | None:
-    """A lock against other scripts that would start this run; None while any process is at it.
+    """Lock this run against other scripts. Returns None while another process trains it.
 
-    What an attempt without last.ckpt left in the folder is removed.
+    Files of an earlier attempt that saved no last.ckpt are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -126,22 +130,22 @@ def _claim(folder: Path) -> AbstractContextManager | None:
 
 
 def _outcome(training: Training, code: int, output: str) -> str | None:
-    """Print how an attempt ended, and keep a diverged one as failed.txt. Returns why it has no result, or None."""
+    """Print how an attempt ended, and write failed.txt if it diverged. Returns why the run has no result, or None."""
     folder, reason = training.folder, None
     if record := finished_record(folder):
         value = validation_loss(record)
-        said = "finished, " + ("without a validation loss" if value is None else f"val/loss {value:.4f}")
+        ending = "finished, " + ("without a validation loss" if value is None else f"val/loss {value:.4f}")
     elif found := DIVERGED.search(output):
         (folder / "failed.txt").write_text(output)
-        said = found[1]
+        ending = found[1]
     else:
-        said = reason = _last_words(code, output)
-    print(f"{training.name}: {said}", flush=True)
+        ending = reason = _last_words(code, output)
+    print(f"{training.name}: {ending}", flush=True)
     return reason
 
 
 def _last_words(code: int, output: str) -> str:
-    """Why train.py ended: the signal, its error message, or the last line of what it printed."""
+    """Why train.py ended: the signal, its error message, or the last line of its output."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line for line in output.splitlines() if line.strip()]
@@ -150,7 +154,7 @@ def _last_words(code: int, output: str) -> str:
 
 
 def is_settled(folder: Path) -> bool:
-    """Whether the run has finished or diverged, so that it is not tried again."""
+    """Whether the run has finished or diverged: it is not tried again."""
     return finished_record(folder) is not None or diverged(folder) is not None
 
 
@@ -166,7 +170,7 @@ def finished_record(folder: Path) -> dict[str, Any] | None:
 
 
 def diverged(folder: Path) -> str | None:
-    """What a run said whose loss was no longer a number, or None."""
+    """The message of a run that diverged, or None."""
     path = folder / "failed.txt"
     found = DIVERGED.search(path.read_text(errors="replace")) if path.exists() else None
     return found[1] if found else None
@@ -176,3 +180,9 @@ def validation_loss(record: dict[str, Any]) -> float | None:
     """The last validation loss of a record; None where it is not a number, or there was no validation."""
     values = record["metrics"].get("val/loss", {"value": [None]})["value"]
     return values[-1]
+
+
+def parse_with_rest(options: ArgumentParser) -> tuple[Namespace, list[str]]:
+    """The parsed arguments, and the arguments after `--`, which go to train.py."""
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    return options.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]

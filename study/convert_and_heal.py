@@ -1,26 +1,30 @@
-"""A trained Standard model becomes BSBR by its weights alone; how much is lost, and how soon a fine-tune has it back.
+"""Convert a trained Standard model to BSBR: how much is lost, and how many steps of fine-tuning recover it.
 
-    python benchmarks/convert_and_heal.py                      # 11 minutes on one thread
-    python benchmarks/convert_and_heal.py --steps 160 --heal-steps 16 --folder runs/convert_short
+    python study/convert_and_heal.py                      # 11 minutes on one thread
+    python study/convert_and_heal.py --steps 160 --heal-steps 16 --folder runs/convert_short
 
-Each row is one model on the whole validation text: the trained one; BSBR with its weights, before any training; BSBR
-after `--heal-steps` more. To tell what these are worth, two that get the same few steps: Standard, trained on, and
-BSBR from its own start. The fine-tune's learning rate rises to `--heal-rate` in a tenth of its steps, then falls to 0.
+Each row is the loss of one model on the whole validation text: the trained Standard model; BSBR with its weights,
+before any training; BSBR after `--heal-steps` more steps. Two baselines get the same few steps: the Standard model,
+trained further, and BSBR from its own initialization. The learning rate of the fine-tune rises to `--heal-rate` in a
+tenth of its steps, then falls to 0.
 
-Runs are kept in `--folder`, and not done again. Options that are not listed here go to train.py.
+Runs are kept in `--folder` and are not repeated. Options that are not listed here go to train.py.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from common import ROOT, parser, publish
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-import train
+import train  # noqa: E402
+from benchmarks.common import parser, publish  # noqa: E402
 
 
 def main() -> None:
     options = parser(__doc__)
+    options.set_defaults(out=ROOT / "results" / "convert_and_heal.json")
     options.add_argument("--steps", type=int, default=640, help="of training Standard")
     options.add_argument("--heal-steps", type=int, default=64, help="of the fine-tune")
     options.add_argument("--heal-rate", type=float, default=1e-3, help="learning rate of the fine-tune, at its highest")
@@ -28,7 +32,7 @@ def main() -> None:
     options.add_argument("--context-length", type=int, default=512, help="tokens")
     options.add_argument("--folder", type=Path, default=ROOT / "runs" / "convert_and_heal", help="of the runs")
     chosen, more = options.parse_known_args()
-    typed, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of what it finds there
+    arguments, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns about other arguments
 
     def run(command: str, name: str, *arguments: str) -> float:
         """Bits per byte of the validation text at the end of a command of train.py."""
@@ -64,7 +68,7 @@ def main() -> None:
     add("BSBR, healed", steps + few, fit("healed", "bsbr", few, chunk, start, *heal))
     add("Standard, trained on", steps + few, fit("trained_on", "standard", few, start, *heal))
     add("BSBR from its own start", few, fit("from_its_own_start", "bsbr", few, chunk))
-    sys.argv = typed
+    sys.argv = arguments
     publish(rows, chosen.out)
 
 

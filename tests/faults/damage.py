@@ -1,11 +1,11 @@
-"""Damage a checkpoint and use it in every way that there is.
+"""Damage a checkpoint and load it in every way that exists.
 
-    python benchmarks/damage.py
+    python tests/faults/damage.py
 
-Trains a tiny model, then cuts its checkpoint short at 50 places and turns 200 random bits, one in a copy. Each of these
-250 copies must be refused in one sentence that names the file, or hold exactly what the whole checkpoint holds. Prints
-how many were, for each way of using them, and exits with 1 if anything else came of one. The same for every single bit
-of a checkpoint of 2 kB, most of which belong to the archive around its content.
+Trains a tiny model, truncates copies of its checkpoint at 50 places, and flips one random bit in each of 200 copies.
+Each of these 250 copies must be refused in one sentence that names the file, or hold exactly the content of the whole
+checkpoint. Prints the counts for each way of loading; the exit code is 1 after any other outcome. Then flips every bit
+of a checkpoint of 2 kB, most of which belong to the archive around the content.
 """
 
 import collections
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
@@ -32,18 +32,18 @@ from bsbr_pl.module import LanguageModule  # noqa: E402
 
 
 def damages(whole: bytes, cuts: int = 50, flips: int = 200, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Copies of a file, by what was done to them: cut short at places an equal way apart, one random bit turned."""
+    """(damage, copy of a file): truncated at places at equal distances, then with one random bit flipped."""
     for size in np.linspace(0, len(whole) - 1, cuts).astype(int):
         yield f"cut after {size} bytes", whole[:size]
     yield from flipped(whole, np.random.default_rng(seed).choice(8 * len(whole), flips, replace=False))
 
 
 def flipped(whole: bytes, places: Iterable[int]) -> Iterator[tuple[str, bytes]]:
-    """Copies of a file with one bit turned each, the bits counted through all bytes."""
+    """Copies of a file with one bit flipped each; a place counts the bits of all bytes."""
     for place in places:
         copy = bytearray(whole)
         copy[place // 8] ^= 1 << place % 8
-        yield f"bit {place % 8} of byte {place // 8} turned", bytes(copy)
+        yield f"bit {place % 8} of byte {place // 8} flipped", bytes(copy)
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -60,7 +60,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def outcome(use: Callable[[Path], Any], path: Path, expected: Any) -> str:
-    """`refused`, `equal`, or what else came of using a damaged checkpoint."""
+    """`refused`, `equal`, or any other outcome of loading a damaged checkpoint."""
     try:
         found = use(path)
     except ValueError as error:
@@ -68,7 +68,7 @@ def outcome(use: Callable[[Path], Any], path: Path, expected: Any) -> str:
         return "refused" if str(path) in sentence and "\n" not in sentence else f"WRONG: {sentence}"
     except BaseException as error:
         return f"WRONG: {type(error).__name__}: {error}"
-    return "equal" if equal(found, expected) else "WRONG: used in silence"
+    return "equal" if equal(found, expected) else "WRONG: loaded without an error"
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -116,7 +116,7 @@ def tiny(folder: Path) -> list[str]:
 
 
 def ways(folder: Path) -> tuple[Path, dict[str, Callable[[Path], Any]]]:
-    """The checkpoint of a tiny model, trained in `folder`, and every way to use it, which gives what it holds."""
+    """The checkpoint of a tiny model, trained in `folder`, and every way to load it; a way returns the content."""
     options = tiny(folder)
 
     def run(command: str, *more: str) -> dict[str, torch.Tensor]:
@@ -128,14 +128,14 @@ def ways(folder: Path) -> tuple[Path, dict[str, Callable[[Path], Any]]]:
         "load_checkpoint": load_checkpoint,
         "LanguageModule.load": lambda path: weights(LanguageModule.load(path)),
         "evaluate.py": evaluated,
-        "train.py fit": lambda path: run("fit", f"--ckpt_path={path}", "--weights_only=false"),  # not obeyed
+        "train.py fit": lambda path: run("fit", f"--ckpt_path={path}", "--weights_only=false"),  # ignored
         "train.py validate": lambda path: run("validate", f"--ckpt_path={path}"),
         "train.py test": lambda path: run("test", f"--ckpt_path={path}"),
     }
 
 
 def main() -> int:
-    sys.argv = sys.argv[:1]  # Lightning wonders about others
+    sys.argv = sys.argv[:1]  # Lightning warns about other arguments
     with tempfile.TemporaryDirectory() as name:
         whole, uses = ways(Path(name))
         wrong = count(whole, damages(whole.read_bytes()), uses)
@@ -150,7 +150,7 @@ def main() -> int:
 
 
 def count(whole: Path, copies: Iterator[tuple[str, bytes]], uses: dict[str, Callable[[Path], Any]]) -> int:
-    """Print what came of damaged copies of a checkpoint; how often that was neither refusal nor the whole content."""
+    """Print the outcomes of damaged copies of a checkpoint; count those that are neither refused nor equal."""
     expected = {way: use(whole) for way, use in uses.items()}
     counts: dict[str, collections.Counter[str]] = {way: collections.Counter() for way in uses}
     damaged = whole.with_name("damaged.ckpt")
