@@ -13,9 +13,9 @@ from faults.damage import ROOT, quiet, tiny
 
 import train
 from bsbr_pl import BSBRModel
+from bsbr_pl.__main__ import run
 from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData
-from bsbr_pl.__main__ import run
 from bsbr_pl.evals import compare_models
 from bsbr_pl.limits import count_parameters, memory, most_processes
 from bsbr_pl.models import SIZES
