@@ -18,21 +18,23 @@ AGREES = 1e-6  # nats a token by which an evaluation may differ from the run's o
 
 def by_checkpoint(study: Study, findings: Findings) -> Table | None:
     """Every checkpoint by itself, beside what its own run measured."""
-    found = [_of_checkpoint(study, group, m, m.own, findings) for group, m in study.members if m.own]
+    training = findings.of("training") if study.place.split == "val" else {}  # it validated on no other split
+    found = []
+    for group, m in study.members:
+        found += [_of_checkpoint(group, m.checkpoint, m.own, training.get(m.checkpoint.digest))] if m.own else []
     return table("accuracy", study.name, pd.DataFrame(found, dtype=object), agrees=AGREES, **study.facts)
 
 
-def _of_checkpoint(study: Study, group: Group, member: Member, row: Row, findings: Findings) -> dict[str, Any]:
+def _of_checkpoint(group: Group, checkpoint: Checkpoint, row: Row, training: Row | None) -> dict[str, Any]:
     own = pooled([(OWN, row)], 1).query("part == ''")
-    checkpoint, training = member.checkpoint, findings.of("training").get(member.checkpoint.digest)
     return {
         "checkpoint": checkpoint.name,
         **{"architecture": group.label, "seed": checkpoint.seed, "step": checkpoint.get("step")},
         "context": row["identity"].get("length"),
         **dict(zip(own["name"], own["figure"], strict=True)),
         **{name: row["values"].get(name) for name in ("tokens", "documents", "samples")},
-        "own": own_loss(checkpoint, training) if study.place.split == "val" else None,
-        "difference": to_own(checkpoint, training, row) if study.place.split == "val" else None,
+        "own": own_loss(checkpoint, training),
+        "difference": to_own(checkpoint, training, row),
     }
 
 

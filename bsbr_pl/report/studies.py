@@ -252,9 +252,7 @@ class Findings(Rows):
                 found += beside
         return found
 
-    def _study(
-        self, environment: str, place: Place, members: Sequence[Member], number: int, beside: list[Study]
-    ) -> Study:
+    def _study(self, environment: str, place: Place, members: Sequence[Member], number: int) -> Study:
         """The study of members with one budget, the `number`-th of several."""
         by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
         rows: list[Row] = []
