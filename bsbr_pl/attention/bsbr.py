@@ -251,7 +251,7 @@ class BSBRAttention(Attention[Chunks]):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mix new tokens with what is known of all chunks.
 
-        Args: q (B, H, T, K) of the new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of the
+        Args: q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of the
         chunks that start in them; h (B, H, N, R) of the chunks that overlap them.
         Returns: mixed values (B, H, T, V); states F and keys h of all chunks so far; what the N chunks retrieve,
         S (B, H, N, K, V / compression).
