@@ -121,12 +121,12 @@ def test_what_was_chosen_stays_unless_it_is_a_size():
     chosen = {"attention": partial(BSBRAttention, chunk_size=8, rope=False), **SIZES, "dropout": 0.1, "ff_dim": 100}
     models = {"standard": SMALL["standard"], "bsbr": chosen}
     found = match("params", models, TOKENS, "standard")["bsbr"]
-    assert found.arguments["attention"].options == {"chunk_size": 8, "rope": False}
+    assert AttentionSpec.of(found.arguments["attention"]).options == {"chunk_size": 8, "rope": False}
     assert found.arguments["dropout"] == 0.1
     assert set(found.changed) == {"ff_dim"}
     assert chosen["ff_dim"] == 100, "the arguments given are not altered"
     found = match("state_bytes", models, TOKENS, "standard")["bsbr"]
-    assert found.arguments["attention"].options["rope"] is False
+    assert AttentionSpec.of(found.arguments["attention"]).options["rope"] is False
     assert found.arguments["ff_dim"] == 100
 
 
