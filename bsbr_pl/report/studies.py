@@ -230,9 +230,9 @@ class Findings(Rows):
         """
         found = []
         for row in sorted(self.by_kind["cost"], key=lambda row: -row["identity"].get("rounds", 0)):
-            place, body = self.place(row), self.bodies[row["identity"]["checkpoint"]]
-            for cost, value in row["values"].items():
-                found.append((place, body, row["identity"]["length"], cost, *cost_figure(value), row))
+            checkpoint, length = self.checkpoints[row["about"]["checkpoint"]["digest"]], row["identity"].get("length")
+            for cost, value in row["values"].items() if length else ():
+                found.append((self.place(row), self.bodies[checkpoint.body], length, cost, *cost_figure(value), row))
         frame = pd.DataFrame(found, columns=COST, dtype=object).dropna(subset="figure")
         return frame.drop_duplicates(COST[:4]).sort_values(["body", "length"], kind="stable")
 
