@@ -249,7 +249,7 @@ class BSBRAttention(Attention[Chunks]):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor, state: Chunks | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of the chunks
+        """q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of chunks
         that start in them, h (B, H, N, R) of the chunks that overlap them -> mixed values (B, H, T, V); states F and
         keys h of all chunks so far; what the N chunks retrieve, S (B, H, N, K, V / compression)."""
         if not q.is_cuda:  # copied once, for `local` and for the chunks below
