@@ -8,10 +8,10 @@ TorchDispatchMode, and `torch._dynamo.config`, which has a public name in new ve
 import functools
 from argparse import Action, ArgumentParser
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+if TYPE_CHECKING:
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 Check = Callable[[Any], Any]
 
@@ -39,8 +39,19 @@ def wrap_check(action: Any, wrapper: Callable[[Check, Any], Any]) -> None:
 
 def allow_recompilations(limit: int) -> None:
     """Let torch.compile keep at least `limit` compiled forms of one function; by default it gives up after 8."""
+    import torch
+
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, limit)
+
+
+def __getattr__(name: str) -> Any:
+    """`TorchDispatchMode`, imported when it is used: the report's command line needs no torch."""
+    if name != "TorchDispatchMode":
+        raise AttributeError(name)
+    from torch.utils import _python_dispatch
+
+    return _python_dispatch.TorchDispatchMode
 
 
 class KeepArguments:

@@ -249,13 +249,9 @@ class BSBRAttention(Attention[Chunks]):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor, state: Chunks | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mix new tokens with what is known of all chunks.
-
-        Args: q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of the
-        chunks that start in them; h (B, H, N, R) of the chunks that overlap them.
-        Returns: mixed values (B, H, T, V); states F and keys h of all chunks so far; what the N chunks retrieve,
-        S (B, H, N, K, V / compression).
-        """
+        """q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of chunks
+        that start in them, h (B, H, N, R) of the chunks that overlap them -> mixed values (B, H, T, V); states F and
+        keys h of all chunks so far; what the N chunks retrieve, S (B, H, N, K, V / compression)."""
         if not q.is_cuda:  # copied once, for `local` and for the chunks below
             q, k, v = (part.contiguous() for part in (q, k, v))
         local, T, begun = self.local(q, k, v), q.shape[2], 0
