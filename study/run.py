@@ -15,9 +15,13 @@ OUTPUT/TASK/results.jsonl holds a row for each run. A run that finished or diver
 run is resumed. A run that failed for another reason is tried again by the next call. The last lines say which runs are
 missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies may share one
 output folder. Arguments after `--` go to train.py.
+
+`--configs` and `--train` give tasks, models and architectures of your own. The script of `--train` registers them, and
+calls train.command_line() under `if __name__ == "__main__"`; the study runs the script too, without that call.
 """
 
 import argparse
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -31,7 +35,7 @@ from bsbr_pl.evals.matching import match, table
 from bsbr_pl.report.study import as_markdown, runs
 from bsbr_pl.spec import specs_of
 
-CONFIGS = ROOT / "study" / "configs"
+CONFIGS, TRAIN = ROOT / "study" / "configs", ROOT / "train.py"
 #: Task -> the task whose changes of the models it uses too.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
 SWEEP_SHARE = 4  # a run of the sweep has 1 / SWEEP_SHARE of the steps of a run that counts
@@ -43,7 +47,7 @@ class Study(NamedTuple):
     output: Path
     options: list[str]  # of train.py, for every run
     configs: Path = CONFIGS
-    script: Path = ROOT / "train.py"
+    script: Path = TRAIN
     workers: int = 1
 
     def files(self, task: str, model: str) -> list[Path]:
@@ -124,7 +128,9 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
     parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
-    parser.add_argument("--train", type=Path, default=ROOT / "train.py", help="script to train with")
+    parser.add_argument(
+        "--train", type=Path, default=TRAIN, help="script to train with, which may register your architectures"
+    )
     chosen, options = parse_with_rest(parser)
     for name, folder in (("tasks", chosen.configs), ("models", chosen.configs / "models")):
         known = names(folder)
@@ -140,6 +146,8 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> int:
     chosen, options = choose()
+    if chosen.train != TRAIN:
+        runpy.run_path(str(chosen.train))
     study = Study(chosen.output, options, chosen.configs, chosen.train, chosen.workers)
     missing: dict[str, str] = {}
     for task in chosen.tasks:

@@ -129,9 +129,13 @@ def global_random_state(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def private_members(tree: ast.Module) -> Iterator[ast.AST]:
-    """`x._y` of anything but self, cls and classes of the same file. (os._exit and torch's operators are public.)"""
+    """`x._y` of anything but self, cls and classes of the same file.
+
+    Public in spite of their names: os._exit, torch's operators, the methods of named tuples.
+    """
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr)]
     own = {node.attr for node in attributes if dotted(node.value) in ("self", "cls")}
+    own |= {"_replace", "_asdict", "_fields", "_make"}
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for node in attributes:
         if node.attr not in own and dotted(node) != "os._exit" and not dotted(node).startswith("aten."):
@@ -371,7 +375,14 @@ def rules(attention_classes: tuple[str, ...], data_classes: tuple[str, ...], key
                 *("trainer.fit_loop._data_fetcher", "self.trainer._results", "getattr(trainer, '_x')"),
                 *("def f(trainer):\n    trainer.strategy._model = 1", "from lightning.pytorch._x import y"),
             ),
-            ("self._seen = 1", "trainer.fit_loop.epoch_loop", "cls._known", "super().__init__()", "os._exit(1)"),
+            (
+                "self._seen = 1",
+                "trainer.fit_loop.epoch_loop",
+                "cls._known",
+                "super().__init__()",
+                "os._exit(1)",
+                "x._replace(y=1)",
+            ),
         ),
         "callbacks: no other callbacks": Rule(
             ("callbacks",),

@@ -23,19 +23,30 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.results": {"bsbr_pl.values"},
     "bsbr_pl.report": {"bsbr_pl.values", "bsbr_pl.utils.files"},
     # The model.
-    "bsbr_pl.attention": set(),
+    "bsbr_pl.attention": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
+    "bsbr_pl.attention.base": {"bsbr_pl.attention.parts"},
+    "bsbr_pl.attention.parts": {"bsbr_pl.attention.ops"},
     "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
     "bsbr_pl.spec": {"bsbr_pl.attention"},
     "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec"},
     "bsbr_pl": {"bsbr_pl.models"},
-    "bsbr_pl.compiled": {"bsbr_pl.model"},
+    "bsbr_pl.compiled": {"bsbr_pl.model", "bsbr_pl.patches"},
     "bsbr_pl.limits": {"bsbr_pl.model", "bsbr_pl.spec"},
     "bsbr_pl.metrics": set(),
     # Instruments.
     "bsbr_pl.utils": {"bsbr_pl", "bsbr_pl.models", "bsbr_pl.patches", "bsbr_pl.results", "bsbr_pl.values"},
     "bsbr_pl.patches": set(),
     # Data.
-    "bsbr_pl.data": {"bsbr_pl.steps"},
+    "bsbr_pl.data.base": {"bsbr_pl.steps", "bsbr_pl.data.text"},  # the text for a type only
+    "bsbr_pl.data.files": set(),
+    "bsbr_pl.data.hub": {"bsbr_pl.data.files"},
+    "bsbr_pl.data.sources": {"bsbr_pl.data.base", "bsbr_pl.data.files"},
+    "bsbr_pl.data.tokenizer": set(),
+    "bsbr_pl.data.corpus": {f"bsbr_pl.data.{name}" for name in ("base", "files", "sources", "tokenizer")},
+    "bsbr_pl.data.tasks": {"bsbr_pl.data.base"},
+    "bsbr_pl.data": {
+        f"bsbr_pl.data.{name}" for name in ("base", "corpus", "files", "hub", "sources", "tasks", "tokenizer")
+    },
     # Training.
     "bsbr_pl.steps": set(),
     "bsbr_pl.step_loop": {"bsbr_pl.steps"},
@@ -54,13 +65,16 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
     "bsbr_pl.run_folder": {"bsbr_pl.run", "bsbr_pl.utils.files"},
     "bsbr_pl.save_config": {"bsbr_pl.run_folder"},
+    "bsbr_pl.configuration": {"bsbr_pl.attention"},
     "bsbr_pl.cli": {
+        "bsbr_pl.configuration",
         *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.limits", "bsbr_pl.parsing"),
         *("bsbr_pl.patches", "bsbr_pl.run", "bsbr_pl.run_folder", "bsbr_pl.steps"),
     },
     "callbacks": {
         *("bsbr_pl.attention", "bsbr_pl.data", "bsbr_pl.data.files", "bsbr_pl.module", "bsbr_pl.run_folder"),
-        *("bsbr_pl.step_loop", "bsbr_pl.steps", "bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),
+        *("bsbr_pl.resume", "bsbr_pl.step_loop", "bsbr_pl.steps"),
+        *("bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
     },
     "train": {
@@ -69,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # Evaluation.
     "bsbr_pl.evals": {
-        *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.base", "bsbr_pl.data.corpus"),
+        *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpus"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
         "bsbr_pl.values",
@@ -102,6 +116,7 @@ KNOWN: dict[str, dict[str, str]] = {
         "bsbr_pl.utils.macs": "an operator of torch",
     },
     "a data set is named in its own room alone": {
+        "callbacks.run_summary": "a text has a tokenizer and raw bytes",
         "bsbr_pl.evals.accuracy": "the type of an argument",
         "bsbr_pl.evals.training": "the default task of compare_models",
     },

@@ -153,7 +153,7 @@ def test_nothing_is_lost(tmp_path):
         assert killed.wait() == -signal.SIGKILL
         assert (folder / "foreign").exists(), "the folder in which a process is alive is left alone"
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=300) for process in both]
+    printed = [process.communicate(timeout=1200) for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert sum(output.count(": started") for output, _ in printed) == 2, "nothing is trained twice"
     assert all("| linear | 500 | 0.01 | 2 | " in output for output, _ in printed)
@@ -168,7 +168,7 @@ def test_nothing_is_lost(tmp_path):
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

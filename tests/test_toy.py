@@ -454,7 +454,8 @@ def test_a_study_of_two_steps(tmp_path):
         import train
 
         toy.register()
-        train.command_line()
+        if __name__ == "__main__":
+            train.command_line()
     """
     (tmp_path / "train_toy.py").write_text(textwrap.dedent(script))
     command = [sys.executable, ROOT / "study/run.py", tmp_path / "runs", "--configs", tmp_path / "configs"]
