@@ -1,4 +1,4 @@
-.PHONY: check check-all lint docs format study-check
+.PHONY: check check-all lint docs format results study-check
 
 check: lint # the tests without those of tests/slow.txt
 	python -m pytest -q
@@ -14,6 +14,9 @@ lint:
 docs: # into site/, warnings are errors
 	python docs/generate.py
 	zensical build --clean --strict
+
+results: # every published report and figure again, from their rows
+	python results/draw.py
 
 study-check: # a small part of the published study again, compared
 	python study/check.py
