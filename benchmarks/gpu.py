@@ -38,7 +38,7 @@ from common import ROOT, parser
 from torch import Tensor
 
 from bsbr_pl.attention import ARCHITECTURES, kernels
-from bsbr_pl.attention.base import at_least_fp32
+from bsbr_pl.attention.parts import at_least_fp32
 from bsbr_pl.compiled import compile_hidden
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.records import git_commit

@@ -20,7 +20,7 @@ from common import parser, publish, ratio
 from torch import Tensor
 
 from bsbr_pl.attention import ARCHITECTURES, kernels
-from bsbr_pl.attention.base import at_least_fp32
+from bsbr_pl.attention.parts import at_least_fp32
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.timing import measure
 

@@ -31,7 +31,7 @@ def milliseconds(width: int, decays: bool, warps: int, tokens: int = 16_384) -> 
 
     def both() -> None:
         *_, inverses, states = kernels.forward(q, k, v, beta, log_alpha)
-        kernels.backward(grad, None, q, k, v, beta, log_alpha, inverses, states)
+        kernels.backward(grad, None, inverses, states, q, k, v, beta, log_alpha)
 
     both()
     both()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention.base import Attention, check_number, check_positive
+from .attention.base import Attention
+from .attention.parts import check_number, check_positive
 
 #: Builds the attention of one layer from (hidden_dim, num_heads): an Attention class, or a `functools.partial` of one.
 AttentionFactory = Callable[[int, int], Attention]
@@ -22,7 +23,7 @@ def check_ids(input_ids: Tensor) -> None:
         )
 
 
-#: By name: relu(x)^2 (So et al. 2021, arXiv 2109.08668, section 4), and GELU in the tanh form of GPT-2.
+#: Name -> activation: relu(x)^2 (So et al. 2021, arXiv 2109.08668, section 4), and GELU in the tanh form of GPT-2.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: x.relu().square(),
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
@@ -62,30 +63,30 @@ class Residual(nn.Module):
         return x + self.dropout(self.inner(self.norm(x)))
 
 
-class Place(NamedTuple):
-    tokens: int  # read so far: what decoding has to remember beside the states of the attentions
+class Position(NamedTuple):
+    tokens: int  # read so far
 
 
 class LanguageModel(nn.Module):
     """Predicts the next token: ids (B, T) -> logits (B, T, vocab_size), for any T.
 
-    A layer is an attention and a feed-forward network, or two attentions where the architecture
-    `replaces_feed_forward` (GAU). Positions are the attention's affair, unless the model is told to learn some.
+    A layer is an attention and a feed-forward network, or two attentions if the architecture
+    `replaces_feed_forward` (GAU). Each attention encodes positions itself; the model can also learn embeddings of them.
 
     Args:
-        attention: builds the attention of every layer, or a list with one builder a layer.
+        attention: builds the attention of every layer, or a list with one builder per layer.
         vocab_size: number of token ids.
         hidden_dim: width D.
         num_layers: number of layers.
         num_heads: heads of each attention.
-        ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
-        dropout: share of each residual branch's outputs, and of the embedding's, set to 0 in training.
-        positions: learn an embedding of each of this many positions, and read no longer text; 0 for none.
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim if None, 0 for none.
+        dropout: share of the outputs of each residual branch and of the embedding that training sets to 0.
+        positions: number of learned positions, which is then the longest sequence; 0 for none.
         ff_activation: of the feed-forward networks, `relu2` or `gelu`.
         ff_bias: give the feed-forward networks' linear maps a bias.
 
     Raises:
-        ValueError: names the argument, its value and what would do.
+        ValueError: names the argument, its value and what it must be.
     """
 
     branches: Sequence[Residual]
@@ -111,7 +112,9 @@ class LanguageModel(nn.Module):
         check_number("0 (none) or more", lambda number: number >= 0, whole=True, positions=positions)
         factories = list(attention) if isinstance(attention, Sequence) else [attention] * num_layers
         if len(factories) != num_layers:
-            raise ValueError(f"attention must list one architecture a layer: {len(factories)} for {num_layers} layers")
+            raise ValueError(
+                f"attention must list one architecture per layer, got {len(factories)} for {num_layers} layers"
+            )
         if not all(map(callable, factories)):
             raise ValueError(f"attention must be an Attention class or another builder of one, got {attention!r}")
         self.vocab_size = vocab_size
@@ -132,7 +135,7 @@ class LanguageModel(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Normal weights; what writes into the residual stream starts at 0, so that the model starts as a bigram."""
+        """Normal weights; the last map of every branch starts at 0, so the model starts as a bigram model."""
         nn.init.normal_(self.embedding.weight, std=self.norm.weight.numel() ** -0.5)
         if self.positions is not None:
             nn.init.zeros_(self.positions.weight)
@@ -145,16 +148,16 @@ class LanguageModel(nn.Module):
 
     @property
     def attentions(self) -> list[Attention]:
-        """The attentions in order of depth."""
+        """The attentions, in order of depth."""
         return [branch.inner for branch in self.branches if isinstance(branch.inner, Attention)]
 
     def check_length(self, num_tokens: int) -> None:
-        """Raise a ValueError where these are more tokens than there are positions."""
+        """Raise a ValueError if there are more tokens than learned positions."""
         if self.max_length and num_tokens > self.max_length:
             raise ValueError(f"a text must have at most {self.max_length} tokens (positions), got {num_tokens}")
 
     def embed(self, input_ids: Tensor, start: int = 0) -> Tensor:
-        """ids (B, T) at places start, start + 1, ... -> (B, T, D); or (B,), all at start -> (B, D)."""
+        """ids (B, T) at positions start, start + 1, ... -> (B, T, D); or (B,), all at start -> (B, D)."""
         try:
             x = self.embedding(input_ids)
         except IndexError:
@@ -169,7 +172,7 @@ class LanguageModel(nn.Module):
         return self.dropout(x)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
-        """ids (B, T) -> the last layer's normed activations (B, T, D), from which `head` makes logits."""
+        """ids (B, T) -> the last layer's normed activations (B, T, D), the input of `head`."""
         check_ids(input_ids)
         x = self.embed(input_ids)
         for branch in self.branches:
@@ -177,44 +180,49 @@ class LanguageModel(nn.Module):
         return self.norm(x)
 
     def head(self, x: Tensor) -> Tensor:
-        """(..., D) -> logits (..., vocab_size), by the embedding's own weights."""
+        """(..., D) -> logits (..., vocab_size), by the weights of the embedding."""
         return F.linear(x, self.embedding.weight)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T, vocab_size)."""
         return self.head(self.hidden(input_ids))
 
-    # Decoding: the state is a list, a Place and the decode state of every attention.
+    # Decoding. The state is a list: a Position, and the decode state of every attention.
 
     def init_state(self, batch_size: int) -> list[Any]:
         """The decode state before the first token."""
-        return [Place(0), *(attention.init_state(batch_size) for attention in self.attentions)]
+        return [Position(0), *(attention.init_state(batch_size) for attention in self.attentions)]
 
-    def prefill(self, input_ids: Tensor) -> tuple[Tensor, list[Any]]:
-        """ids (B, T) -> logits of the token after the last (B, vocab_size) and the decode state."""
-        check_ids(input_ids)
-        x, states = self._decode(self.embed(input_ids), lambda attention, x: attention.prefill(x))
-        return self.head(self.norm(x[:, -1])), [Place(input_ids.shape[1]), *states]
+    def prefill(self, input_ids: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """ids (B, T), which continue those of `states` -> logits of the next token (B, vocab_size), and the states."""
+        x, states = self.decode(input_ids, states)
+        return self.head(x[:, -1]), states
 
     def step(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
-        """One token a sequence: ids (B,) -> logits (B, vocab_size) and the decode state after it."""
-        place, *rest = states
-        before = iter(rest)
-        x = self.embed(input_ids, start=place.tokens)
-        x, after = self._decode(x, lambda attention, x: attention.step(x, next(before)))
-        return self.head(self.norm(x)), [Place(place.tokens + 1), *after]
+        """One token per sequence: ids (B,) -> logits of the next token (B, vocab_size), and the states."""
+        x, states = self._decode(input_ids, states)
+        return self.head(x), states
 
-    def _decode(self, x: Tensor, run: Callable[[Attention, Tensor], tuple[Tensor, Any]]) -> tuple[Tensor, list[Any]]:
-        """The embedded -> the last layer's activations, and the states `run` leaves of every attention, in order."""
-        states = []
+    def decode(self, input_ids: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """`hidden` of ids (B, T), which continue those of `states`: (B, T, D), and the states after them."""
+        check_ids(input_ids)
+        return self._decode(input_ids, states or [Position(0), *[None] * len(self.attentions)])
+
+    def _decode(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
+        """ids (B, T), or one token (B,) -> the last layer's normed activations, and the states after them."""
+        position, *before = states
+        remaining, after = iter(before), []
+        x = self.embed(input_ids, start=position.tokens)
         for branch in self.branches:
             if isinstance(branch.inner, Attention):
-                y, state = run(branch.inner, branch.norm(x))
-                states.append(state)
+                run = branch.inner.step if x.dim() == 2 else branch.inner.prefill
+                y, state = run(branch.norm(x), next(remaining))
+                after.append(state)
                 x = x + branch.dropout(y)
             else:
                 x = branch(x)
-        return x, states
+        tokens = input_ids.shape[1] if input_ids.dim() == 2 else 1
+        return self.norm(x), [Position(position.tokens + tokens), *after]
 
     @torch.no_grad()
     def generate(
@@ -225,13 +233,13 @@ class LanguageModel(nn.Module):
         top_k: int | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Continue ids (B, T >= 1) by `max_new_tokens`: (B, T + max_new_tokens); the same seed gives the same text.
+        """Continue ids (B, T >= 1) by `max_new_tokens`: (B, T + max_new_tokens). The same seed gives the same text.
 
         Args:
             input_ids: the prompts.
             max_new_tokens: how many tokens to add.
-            temperature: logits are divided by it before sampling; 0 takes the likeliest token.
-            top_k: sample among this many likeliest tokens; None for all.
+            temperature: divides the logits before sampling; 0 takes the most likely token.
+            top_k: sample among this many most likely tokens; None for all.
             seed: of the sampling.
 
         Raises:
@@ -248,7 +256,7 @@ class LanguageModel(nn.Module):
         try:
             ids = [input_ids]
             logits, states = self.prefill(input_ids)
-            self.check_length(input_ids.shape[1] + max_new_tokens - 1)  # the last one is not read
+            self.check_length(input_ids.shape[1] + max_new_tokens - 1)  # the last token is not read
             for i in range(max_new_tokens):
                 ids.append(_sample(logits, temperature, top_k, generator)[:, None])
                 if i + 1 < max_new_tokens:
@@ -259,10 +267,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def get_attention_weights(self, input_ids: Tensor) -> Tensor:
-        """The exact attention map of every attention: ids (B, T) -> (layers, B, H, T, T), 0 where nothing is attended.
+        """The exact attention map of every attention: ids (B, T) -> (layers, B, H, T, T), 0 where t cannot see j.
 
         Raises:
-            ValueError: where an attention has no map (BSBR with state compression) or the heads differ in number.
+            ValueError: if an attention has no map (BSBR with state compression) or the numbers of heads differ.
         """
         check_ids(input_ids)
         maps, x = [], self.embed(input_ids)
@@ -274,14 +282,14 @@ class LanguageModel(nn.Module):
             raise ValueError("the attentions have different numbers of heads: ask each for its own attention_map")
         return torch.stack(maps)
 
-    # Costs, by the closed forms of base.py.
+    # Costs, in closed form.
 
     def state_size(self, num_tokens: int) -> int:
         """How many numbers the decode state of one sequence holds after `num_tokens` tokens."""
         return sum(attention.state_size(num_tokens) for attention in self.attentions)
 
     def flops(self, num_tokens: int) -> int:
-        """Floating-point operations of `forward` on one sequence, 2 a multiply-add; see `Attention.flops`."""
+        """Floating-point operations of `forward` on one sequence; a multiply-add is 2; see `Attention.flops`."""
         head = 2 * num_tokens * self.embedding.weight.numel()
         return head + sum(branch.inner.flops(num_tokens) for branch in self.branches)
 
@@ -291,7 +299,7 @@ def _sample(logits: Tensor, temperature: float, top_k: int | None, generator: to
     if temperature == 0:
         return logits.argmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
-        best = logits.topk(top_k)  # by index: logits in bf16 are often equal, and exactly top_k are to be kept
+        best = logits.topk(top_k)  # by index: logits in bf16 are often equal, and exactly top_k must stay
         logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
-    below_best = logits.double() - logits.amax(-1, keepdim=True)  # no temperature divides 0 to infinity
+    below_best = logits.double() - logits.amax(-1, keepdim=True)  # the best stays 0 at any temperature
     return torch.multinomial((below_best / temperature).softmax(-1).float(), 1, generator=generator)[:, 0]

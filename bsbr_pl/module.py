@@ -23,7 +23,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from . import steps
-from .attention.base import Attention, check_number
+from .attention.base import Attention
+from .attention.parts import check_number
 from .checkpoint import load_checkpoint
 from .compiled import check_gradients, compile_hidden
 from .description import build_layers, describe_layers, plain

@@ -1,4 +1,4 @@
-"""AttentionMaps: the exact attention map of every layer and head on one fixed text, as pictures and as numbers."""
+"""AttentionMaps: the exact attention map of every layer and head on one fixed sequence, as pictures and numbers."""
 
 from typing import Any
 
@@ -8,26 +8,28 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from bsbr_pl.attention import Attention
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.utils.visualization import attention_inputs, map_statistics, maps_image, outside_mask
+from bsbr_pl.utils.visualization import attention_inputs, map_statistics, maps_image
 
 from .step_windows import log
 
 
 class AttentionMaps(Callback):
-    """Looks at the first sequence of the validation set every `every_n_steps` optimiser steps, and at the end.
+    """Logs the maps of the first validation sequence every `every_n_steps` optimiser steps, and at the end.
 
-        attention/maps        picture: a row for each layer, a column for each head (TensorBoard only)
-        attention/chunk_map   picture: how much each chunk retrieves of earlier ones (BSBR)
-        attention/NAME/layerI   with NAME as in `bsbr_pl.utils.visualization.map_statistics`; `outside_share` means
-                                outside the own chunk or window, where the architecture has one
+        attention/maps        picture: a row per layer, a column per head (TensorBoard only)
+        attention/chunk_map   picture: the weights of each chunk over earlier chunks, if the architecture routes chunks
+        attention/NAME/layerI   with NAME as in `bsbr_pl.utils.visualization.map_statistics`; `outside_share` is the
+                                weight on tokens that a query does not see exactly (`Attention.sees_exactly`), absent
+                                if the architecture has no `reach`
 
-    An architecture without a map (BSBR with compressed states) is named once and skipped. Only the first process
-    looks. On a CPU, matching `every_n_steps` and `val_check_interval` keeps its work out of `step/data_seconds`.
+    An architecture without a map (BSBR with compressed states) is named once and skipped. Only the first process logs.
+    On a CPU, equal `every_n_steps` and `val_check_interval` keep its work out of `step/data_seconds`.
 
     Args:
-        every_n_steps: optimiser steps from one look to the next.
-        max_length: tokens of the sequence to look at, from its start; up to 32 are written beside the maps.
+        every_n_steps: optimiser steps between two logs.
+        max_length: tokens of the sequence, from its start; up to 32 are written beside the maps.
 
     Raises:
         ValueError: if either is below 1.
@@ -48,7 +50,7 @@ class AttentionMaps(Callback):
         if trainer.is_global_zero:
             self._probe = _first_validation_sequence(trainer, self.max_length)
             if self._probe is None:
-                rank_zero_info("AttentionMaps: there is no validation set to take a sequence from")
+                rank_zero_info("AttentionMaps logs nothing: there is no validation set")
             else:
                 tokenizer = getattr(_data(trainer), "tokenizer", None)
                 ids = self._probe[0].tolist()
@@ -79,22 +81,18 @@ class AttentionMaps(Callback):
             for module, training in modes:
                 module.training = training
 
-    def _show(self, trainer: Trainer, layers: list[tuple[Any, Tensor]]) -> None:
+    def _show(self, trainer: Trainer, layers: list[tuple[Attention, Tensor]]) -> None:
         assert self._probe is not None
         maps, chunk_maps, metrics = {}, {}, {}
         for i, (attention, x) in enumerate(layers):
-            if hasattr(attention, "chunk_map") and x.shape[1] > attention.chunk_size:
+            if attention.routes_chunks and x.shape[1] > attention.period:
                 chunk_maps[i] = attention.chunk_map(x)[0]
-            try:
-                maps[i] = attention.attention_map(x)[0]
-            except ValueError as error:
-                if str(error) not in self._skipped:
-                    self._skipped.add(str(error))
-                    rank_zero_info(f"AttentionMaps skips {type(attention).__name__}: {error}")
+            if not attention.has_map:
+                self._skip(type(attention).__name__)
                 continue
-            reach = {name: getattr(attention, name, None) for name in ("chunk_size", "window_size")}
-            outside = outside_mask(x.shape[1], **reach) if any(reach.values()) else None
-            for name, value in map_statistics(maps[i], self._probe[0], outside).items():
+            maps[i] = attention.attention_map(x)[0]
+            exact = None if attention.reach is None else attention.sees_exactly(x.shape[1])
+            for name, value in map_statistics(maps[i], self._probe[0], exact).items():
                 metrics[f"attention/{name}/layer{i}"] = value
         if metrics:
             log(trainer, metrics)
@@ -106,6 +104,11 @@ class AttentionMaps(Callback):
                     step = trainer.global_step - 1
                     logger.experiment.add_image(f"attention/{tag}", image, step, dataformats="HWC")
 
+    def _skip(self, name: str) -> None:
+        if name not in self._skipped:
+            self._skipped.add(name)
+            rank_zero_info(f"AttentionMaps skips {name}: with these options it has no attention map")
+
 
 def _data(trainer: Trainer) -> Any:
     """The LightningDataModule, if there is one."""
@@ -113,7 +116,7 @@ def _data(trainer: Trainer) -> Any:
 
 
 def _first_validation_sequence(trainer: Trainer, max_length: int) -> Tensor | None:
-    """Ids (1, T) of the first validation sequence; no loader in use is moved on, no random number is drawn."""
+    """Ids (1, T) of the first validation sequence. No loader in use advances, and no random number is drawn."""
     data = _data(trainer)
     loader = data.val_dataloader() if data is not None else trainer.val_dataloaders
     if isinstance(loader, list | tuple):

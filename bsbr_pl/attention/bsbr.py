@@ -1,28 +1,28 @@
-"""BSBR, block sparse attention with block retrieval: softmax over the last C tokens and over the states of chunks.
+"""BSBR, block sparse attention with block retrieval: softmax over the last C tokens, and retrieval from earlier chunks.
 
-The sequence is cut in chunks of C tokens. Per head, with k^ the keys centred and scaled to unit length:
+The sequence is cut into chunks of C tokens. Per head, with k^ the keys centred and scaled to unit length:
 
-    near by            local_t = sum_{t - C < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
-    a chunk's state    F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
-    a chunk's key      h_c = mean_{j in c} x_j W_h                        (R numbers: K, or router_dim)
-    a chunk's query    r_c = x_{first of c} W_r
-    between chunks     P_cj = softmax_{j < c}(r_c . h_j / sqrt(R)), and a null slot of score 0 retrieves nothing
-    what is retrieved  m_t = q_t sum_{j < c} P_cj F_j
+    local attention    local_t = sum_{t - C < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
+    state of a chunk   F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
+    key of a chunk     h_c = mean_{j in c} x_j W_h                        (R numbers: K, or router_dim)
+    query of a chunk   r_c = x_{first of c} W_r
+    routing            P_cj = softmax_{j < c}(r_c . h_j / sqrt(R)), with a null slot of score 0 that retrieves nothing
+    retrieval          m_t = q_t sum_{j < c} P_cj F_j
     o_t = local_t + gain * m_t / sqrt(1 + mean(m_t^2))
 
-A chunk's query is known when the chunk starts, and only finished chunks are retrieved: nothing of the future leaks.
-The gain is learned per head and starts at 0: training switches retrieval on (a recall task learns sooner from 0.5). The
-root bounds what is large and leaves small what is small. q, k and v pass a short causal convolution first, so that a
-key can know what stands before it.
+The query of a chunk depends only on its first token, and only finished chunks are retrieved, so the layer is causal.
+The gain is learned per head and starts at 0: retrieval is off at initialisation; training turns it on. (Recall tasks
+train faster with initial_gain=0.5.) Dividing by the root limits large reads and leaves small ones almost unchanged. A
+short causal convolution on q, k and v lets a key depend on the tokens just before it.
 
-The plain form is overlap = False (a token sees its own chunk only, which is cheaper), conv_size = 1 and normalize =
-False: k as it is, o_t = local_t + m_t, no null slot.
+Options of the plain form: overlap=False (a token sees only its own chunk exactly, which is cheaper), conv_size=1, and
+normalize=False (k^ = k, o_t = local_t + m_t, no null slot).
 
-Cost per token, multiply-adds beside projections and convolution: at least D (2C + 2K + (T / C^2)(K + 1)). In all that
-is quadratic in T, as softmax attention is, with about (K + 1) / C^2 of its coefficient (1 / 500 at C = 128, K = 32), or
-1 / C^2, the routing's scores, where retrieval_top_k bounds the chunks that are mixed.
-Decode state: (T / C) D (K + 1) + 2 C D numbers; unless C > K / 2 that is more than the 2 T D of a key-value cache.
-Source: the idea is that of the PyPI package bsbr (0.1.1), whose masks let the future through; these equations are ours.
+Source: the idea is from the PyPI package bsbr (0.1.1). Differences: its masks are not causal; these equations are new.
+Cost: per token at least D (2C + 2K + (T / C^2)(K + 1)) multiply-adds, without projections and convolution. This is
+O(T^2) like softmax attention, but with a constant (K + 1) / C^2 as large (1 / 500 at C = 128, K = 32). With
+retrieval_top_k the constant is 1 / C^2, of the routing scores.
+Decode state: (T / C) D (K + 1) + 2 C D numbers. If C <= K / 2, this is larger than the 2 T D numbers of a KV cache.
 """
 
 from typing import NamedTuple
@@ -31,32 +31,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import (
-    Attention,
+from .base import Attention
+from .kernels import for_products, window_attention
+from .parts import (
     ShortConvolution,
     at_least_fp32,
-    causal_softmax,
     check_number,
     check_positive,
+    chunk_mask,
     merge_heads,
     rotary,
     split_heads,
     to_chunks,
+    window_mask,
     window_pairs,
 )
-from .kernels import for_products, window_attention
 
-EQUAL = 1e-4  # scores this close count as equal and the earlier chunk wins: rounding must not choose among repetitions
+EQUAL = 1e-4  # scores this close count as equal, and the earlier chunk wins: rounding must not choose among repetitions
 
 
 class Chunks(NamedTuple):
     F: Tensor  # (B, H, N, K, V / compression), states of the finished chunks
-    h: Tensor  # (B, H, N, R), their keys
-    S: Tensor  # (B, H, K, V / compression), what the chunk under way retrieved
-    k: Tensor  # (B, H, min(T, C), K), not rotated; without overlap those of the chunk under way alone
-    v: Tensor  # (B, H, min(T, C), V)
-    x_sum: Tensor  # (B, D), the inputs of the chunk under way, summed
-    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+    h: Tensor  # (B, H, N, R), keys of the finished chunks
+    S: Tensor  # (B, H, K, V / compression), what the current chunk retrieved
+    k: Tensor  # (B, H, min(T, C), K), not rotated; without overlap, of the current chunk only: (B, H, T mod C, K)
+    v: Tensor  # (B, H, min(T, C), V), likewise
+    x_sum: Tensor  # (B, D), sum of the inputs of the current chunk
+    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
     position: int  # tokens seen
 
 
@@ -66,18 +67,20 @@ class BSBRAttention(Attention[Chunks]):
     Args:
         hidden_dim: width D.
         num_heads: heads H.
-        chunk_size: tokens C in a chunk, and how many a token sees exactly.
-        retrieval_top_k: mix only this many best earlier chunks; None for all of them.
-        compression_factor: store chunk states of K x V / compression_factor numbers, through a learned map of the
-            values down and back; must divide the head width.
-        router_dim: width R of a head's chunk queries and keys; None for that of the head.
-        normalize: unit-length keys, a null slot and a bounded, gained read in the retrieval; False is the plain form.
-        initial_gain: where the gain starts; without `normalize` there is none.
-        rope: rotate q and k of the local attention; without it only the convolution knows any order.
-        overlap: see the last C tokens; False for those of the own chunk.
+        chunk_size: tokens C in a chunk, and how many tokens a query sees exactly.
+        retrieval_top_k: retrieve only from this many best earlier chunks; None for all of them.
+        compression_factor: store chunk states of K x V / compression_factor numbers, by a learned map of the values
+            down and back up; must divide the head width.
+        router_dim: width R of the queries and keys of chunks; the head width if None.
+        normalize: unit-length keys, a null slot, and a bounded read times a gain; False for the plain form.
+        initial_gain: initial value of the gain; unused without `normalize`.
+        rope: rotate q and k of the local attention. Without it, only the convolution depends on order.
+        overlap: see the last C tokens exactly; False for those of the own chunk.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
-        bias: give `qkv` and `out` a bias; the chunks' queries and keys have none.
+        bias: give `qkv` and `out` a bias; `chunk_query` and `chunk_key` have none.
     """
+
+    routes_chunks = True
 
     def __init__(
         self,
@@ -120,30 +123,52 @@ class BSBRAttention(Attention[Chunks]):
             self.down = nn.Parameter(torch.randn(num_heads, self.head_dim, self.state_dim) * self.head_dim**-0.5)
             self.up = nn.Parameter(torch.randn(num_heads, self.state_dim, self.head_dim) * self.state_dim**-0.5)
 
-    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v (B, H, T, K) and the convolution's last inputs."""
-        qkv, before = self.conv(self.qkv(x), before)
+    @property
+    def reach(self) -> int:
+        return self.chunk_size
+
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    @property
+    def has_map(self) -> bool:
+        return self.state_dim == self.head_dim
+
+    @property
+    def has_kernel(self) -> bool:
+        return True
+
+    def sees_exactly(self, num_tokens: int) -> Tensor:
+        mask = window_mask if self.overlap else chunk_mask
+        return mask(num_tokens, self.chunk_size, self._device)
+
+    # Parts of the formula.
+
+    def project(self, x: Tensor, state: Chunks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K) and the state of the convolution."""
+        qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
-        return q, k, v, before
+        return q, k, v, conv_state
 
     def rotate(self, q: Tensor, start: int = 0) -> Tensor:
         return rotary(q, start) if self.rope else q
 
-    def address(self, k: Tensor) -> Tensor:
-        """k^, the keys (..., K) as retrieval uses them."""
+    def unit_keys(self, k: Tensor) -> Tensor:
+        """k^ (..., K)."""
         k = at_least_fp32(k)
         if not self.normalize:
             return k
         return F.layer_norm(k, k.shape[-1:], weight=k.new_full(k.shape[-1:], self.head_dim**-0.5))
 
-    def bound(self, retrieved: Tensor, v: Tensor) -> Tensor:
-        """`retrieved` (B, H, N, C, .) with rows scaled so that `v`, what they retrieve, is below the gain in size."""
-        if not self.normalize:
-            return retrieved
-        return retrieved * (self.gain[..., None] * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) from the start of a chunk on -> queries r and keys h of its chunks, both (B, H, N, R)."""
+        x = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1)
+        r = split_heads(self.chunk_query(x[:, :, 0]), self.num_heads)
+        return r, split_heads(self.chunk_key(x.mean(2)), self.num_heads)
 
     def chunk_weights(self, r: Tensor, h: Tensor, first: int = 0) -> Tensor:
-        """P: queries r (B, H, M, R) of chunks first, first + 1, ... over keys h (B, H, N, R) -> (B, H, M, N)."""
+        """P (B, H, M, N): queries r (B, H, M, R) of chunks first, first + 1, ... over keys h (B, H, N, R)."""
         r, h = at_least_fp32(r), at_least_fp32(h)
         chunks = torch.arange(first, first + r.shape[2], device=r.device)[:, None]
         past = torch.arange(h.shape[2], device=r.device) < chunks
@@ -156,27 +181,17 @@ class BSBRAttention(Attention[Chunks]):
             null = null.masked_fill(chunks > 0, -torch.inf)  # the first chunk has nothing else
         return torch.cat((null, scores), -1).softmax(-1)[..., 1:]
 
+    def bound(self, retrieved: Tensor, v: Tensor) -> Tensor:
+        """`retrieved` (B, H, N, C, .), whose rows retrieve `v`, times gain / sqrt(1 + mean(v^2))."""
+        if not self.normalize:
+            return retrieved
+        return retrieved * (self.gain[..., None] * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
+
+    # The definition.
+
     def chunk_map(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> P (B, H, N, N): how much chunk c retrieves of chunk j, strictly lower triangular."""
+        """x (B, T, D) -> P (B, H, N, N): the weight of chunk j in what chunk c retrieves, strictly lower triangular."""
         return self.chunk_weights(*self.route(x))
-
-    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) -> the chunks' queries r and keys h, both (B, H, N, R)."""
-        x = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1)
-        r = split_heads(self.chunk_query(x[:, :, 0]), self.num_heads)
-        return r, split_heads(self.chunk_key(x.mean(2)), self.num_heads)
-
-    def attention_map(self, x: Tensor) -> Tensor:
-        if self.state_dim != self.head_dim:
-            raise ValueError("compression_factor > 1 alters the values retrieved: there is no T x T attention map")
-        q, k, v, _ = (at_least_fp32(part) for part in self.project(x))
-        place = torch.arange(x.shape[1], device=x.device)
-        chunk = place // self.chunk_size
-        far = place[:, None] - place >= self.chunk_size if self.overlap else chunk[:, None] != chunk
-        scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
-        local = causal_softmax(scores.masked_fill(far, -torch.inf))
-        retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.address(k).mT)
-        return local + self.bound(retrieved[:, :, None], (retrieved @ v)[:, :, None])[:, :, 0]
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
@@ -184,61 +199,41 @@ class BSBRAttention(Attention[Chunks]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(mixed).to(x.dtype))
 
-    def read(self, q: Tensor, S: Tensor) -> Tensor:
-        """q (B, H, N, C, K) and what the chunks retrieved, S (B, H, N, K, V / compression) -> (B, H, N, C, V)."""
-        q = for_products(q)
-        retrieved = q @ S.to(q.dtype)
-        if self.state_dim != self.head_dim:
-            retrieved = retrieved @ self.up[:, None].to(q.dtype)
-        retrieved = at_least_fp32(retrieved)
-        return self.bound(retrieved, retrieved)
+    def attention_map(self, x: Tensor) -> Tensor:
+        if not self.has_map:
+            raise ValueError("compression_factor > 1 alters the values retrieved: there is no T x T attention map")
+        q, k, v, _ = (at_least_fp32(part) for part in self.project(x))
+        scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
+        local = scores.masked_fill(~self.sees_exactly(x.shape[1]), -torch.inf).softmax(-1)
+        chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
+        retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.unit_keys(k).mT)
+        return local + self.bound(retrieved[:, :, None], (retrieved @ v)[:, :, None])[:, :, 0]
 
-    def write(self, k: Tensor, v: Tensor) -> Tensor:
-        """k, v (B, H, N, C, K) -> the chunks' states F (B, H, N, K, V / compression)."""
-        v = for_products(v)
-        if self.state_dim != self.head_dim:
-            v = v @ self.down[:, None].to(v.dtype)
-        return self.address(k).to(v.dtype).mT @ v
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v (B, H, T, K), r, h (B, H, N, R) -> mixed values (B, H, T, V); chunk states F and what each
-        chunk retrieved, S, both (B, H, N, K, V / compression)."""
-        if not q.is_cuda:  # once, for what is cut in chunks here and in `local`
-            q, k, v = (part.contiguous() for part in (q, k, v))
-        local = self.local(self.rotate(q), self.rotate(k), v)
-        T = q.shape[2]
-        q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
-        states = self.write(k, v)
-        S = self.combine(self.chunk_weights(r, h), states)
-        return local + self.read(q, S).flatten(2, 3)[:, :, :T], states, S
+    # The fast form.
 
     def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Softmax attention near by, of rotated q and k: (B, H, T, K) -> (B, H, T, V)."""
+        """Local attention of q (B, H, T, K), the last tokens of k and v; without overlap, these start a chunk."""
+        T, past = q.shape[2], k.shape[2] - q.shape[2]
+        q, k = self.rotate(q, start=past), self.rotate(k)
         if self.overlap:
             return window_attention(q, k, v, self.chunk_size)
-        T = q.shape[2]
-        q, k, v = (to_chunks(part, min(self.chunk_size, T)).flatten(0, 1) for part in (q, k, v))  # (B H, N, C, K)
-        return (
-            F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            .flatten(1, 2)[:, :T]
-            .unflatten(0, (-1, self.num_heads))
-        )
+        q = F.pad(q, (0, 0, past, 0)) if past else q
+        q, k, v = (to_chunks(part, min(self.chunk_size, past + T)).flatten(0, 1) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B H, N, C, V)
+        return mixed.flatten(1, 2)[:, past : past + T].unflatten(0, (-1, self.num_heads))
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Chunks]:
-        q, k, v, before = self.project(x)
-        r, h = self.route(x)
-        mixed, states, S = self.mix(q, k, v, r, h)
-        T, C = x.shape[1], self.chunk_size
-        done = T // C
-        near = max(0, T - C) if self.overlap else done * C
-        under_way = (k[:, :, near:], v[:, :, near:], x[:, done * C :].sum(1), before, T)
-        return self.emit(mixed, x), Chunks(states[:, :, :done], h[:, :, :done], S[:, :, -1], *under_way)
+    def write(self, k: Tensor, v: Tensor) -> Tensor:
+        """k, v (B, H, N, C, K) -> states of the chunks F (B, H, N, K, V / compression)."""
+        v = for_products(v)
+        if not self.has_map:
+            v = v @ self.down[:, None].to(v.dtype)
+        return self.unit_keys(k).to(v.dtype).mT @ v
 
     def combine(self, weights: Tensor, states: Tensor) -> Tensor:
-        """S: weights P (B, H, M, N) and chunk states F (B, H, N, K, V) -> (B, H, M, K, V)."""
+        """S, what the chunks retrieve: weights P (B, H, M, N), states F (B, H, N, K, V) -> (B, H, M, K, V)."""
         weights = weights.to(states.dtype)
         top_k = self.retrieval_top_k
-        if top_k is None or top_k >= states.shape[2] or states.is_cuda:  # there zeros are quicker than a gather
+        if top_k is None or top_k >= states.shape[2] or states.is_cuda:  # on CUDA, zeros are faster than a gather
             return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
         best, index = weights.topk(top_k)  # (B, H, M, top_k)
         B, H, N = states.shape[:3]
@@ -248,21 +243,84 @@ class BSBRAttention(Attention[Chunks]):
         )
         return bags.view(B, H, -1, *states.shape[3:])
 
+    def read(self, q: Tensor, S: Tensor) -> Tensor:
+        """q (B, H, N, C, K), S (B, H, N, K, V / compression) of its chunks -> bounded reads (B, H, N, C, V)."""
+        q = for_products(q)
+        retrieved = q @ S.to(q.dtype)
+        if not self.has_map:
+            retrieved = retrieved @ self.up[:, None].to(q.dtype)
+        retrieved = at_least_fp32(retrieved)
+        return self.bound(retrieved, retrieved)
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor, state: Chunks | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mixed values of T tokens.
+
+        Args:
+            q: (B, H, T, K).
+            k, v: (B, H, T, K) of these tokens, behind those of the state.
+            r: (B, H, M, R), queries of the chunks that start among these tokens.
+            h: (B, H, N, R), keys of the chunks that have one of these tokens.
+            state: before these tokens.
+
+        Returns:
+            Mixed values (B, H, T, V); of all chunks so far, the states F (B, H, ., K, V / compression) and keys h
+            (B, H, ., R); and S (B, H, N, K, V / compression), what the chunks of these tokens retrieve.
+        """
+        if not q.is_cuda:  # once, for `local` and for the chunks below
+            q, k, v = (part.contiguous() for part in (q, k, v))
+        local, T, begun = self.local(q, k, v), q.shape[2], 0
+        if state is not None:  # start at the first token of the current chunk
+            begun = state.position % self.chunk_size
+            skipped = k.shape[2] - T - begun
+            q, k, v = F.pad(q, (0, 0, begun, 0)), k[:, :, skipped:], v[:, :, skipped:]
+        q, k, v = (to_chunks(part, min(self.chunk_size, begun + T)) for part in (q, k, v))  # (B, H, N, C, K)
+        states = self.write(k, v)
+        if state is not None:
+            states, h = torch.cat((state.F.to(states.dtype), states), 2), torch.cat((state.h, h), 2)
+        S = self.combine(self.chunk_weights(r, h, first=h.shape[2] - r.shape[2]), states)
+        if state is not None and begun:  # the current chunk has retrieved already
+            S = torch.cat((state.S[:, :, None].to(S.dtype), S), 2)
+        return local + self.read(q, S).flatten(2, 3)[:, :, begun : begun + T], states, h, S
+
+    def prefill(self, x: Tensor, state: Chunks | None = None) -> tuple[Tensor, Chunks]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, conv_state = self.project(x, state)
+        position, begun, inputs = 0, 0, x
+        if state is not None:
+            position, begun = state.position, state.position % self.chunk_size
+            k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
+        if state is not None and begun:  # their sum stands for the earlier inputs of the current chunk
+            inputs = torch.cat((F.pad(state.x_sum[:, None], (0, 0, 0, begun - 1)), x), 1)
+        r, h = self.route(inputs)
+        mixed, states, h, S = self.mix(q, k, v, r[:, :, begun > 0 :], h, state)
+
+        position += x.shape[1]
+        finished, rest = divmod(position, self.chunk_size)
+        near = max(0, k.shape[2] - (self.chunk_size if self.overlap else rest))
+        x_sum = inputs[:, inputs.shape[1] - rest :].sum(1)
+        current = (S[:, :, -1], k[:, :, near:], v[:, :, near:], x_sum, conv_state, position)
+        return self.emit(mixed, x), Chunks(states[:, :, :finished], h[:, :, :finished], *current)
+
+    # Decoding.
+
     def init_state(self, batch_size: int) -> Chunks:
         B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
-        nothing, no_key = self._zeros(B, H, 0, K), self._zeros(B, H, 0, self.router_dim)
         S = at_least_fp32(self._zeros(B, H, K, V))
-        under_way = (nothing, nothing, self._zeros(B, H * K), self.conv.nothing_before(B), 0)
-        return Chunks(S.new_zeros(B, H, 0, K, V), no_key, S, *under_way)
+        no_key, no_token = self._zeros(B, H, 0, self.router_dim), self._zeros(B, H, 0, K)
+        current = (S, no_token, no_token, self._zeros(B, H * K), self.conv.init_state(B), 0)
+        return Chunks(S.new_zeros(B, H, 0, K, V), no_key, *current)
 
     def step(self, x: Tensor, state: Chunks) -> tuple[Tensor, Chunks]:
-        states, h, S, k, v, x_sum, before, position = state
+        states, h, S, k, v, x_sum, _, position = state
         C = self.chunk_size
         if position % C == 0 and position > 0:  # a chunk starts: it retrieves
             r = split_heads(self.chunk_query(x)[:, None], self.num_heads)
             S = self.combine(self.chunk_weights(r, h, first=h.shape[2]), states)[:, :, 0]
         x = x[:, None]
-        q, k_t, v_t, before = self.project(x, before)
+        q, k_t, v_t, conv_state = self.project(x, state)
         k, v, x_sum = torch.cat((k, k_t), 2)[:, :, -C:], torch.cat((v, v_t), 2)[:, :, -C:], x_sum + x[:, 0]
         local = F.scaled_dot_product_attention(self.rotate(q, start=k.shape[2] - 1), self.rotate(k), v)
         retrieved = self.read(q[:, :, None], S[:, :, None])[:, :, 0]
@@ -273,14 +331,16 @@ class BSBRAttention(Attention[Chunks]):
             h, x_sum = torch.cat((h, h_c), 2), torch.zeros_like(x_sum)
             if not self.overlap:
                 k, v = k[:, :, :0], v[:, :, :0]
-        return output, Chunks(states, h, S, k, v, x_sum, before, position + 1)
+        return output, Chunks(states, h, S, k, v, x_sum, conv_state, position + 1)
+
+    # Costs.
 
     def state_size(self, num_tokens: int) -> int:
         D, HR = self.hidden_dim, self.num_heads * self.router_dim
-        finished, under_way = divmod(num_tokens, self.chunk_size)
+        finished, rest = divmod(num_tokens, self.chunk_size)
         matrix = self.head_dim * self.state_dim * self.num_heads
-        near = min(num_tokens, self.chunk_size) if self.overlap else under_way
-        return finished * (matrix + HR) + matrix + 2 * near * D + D + self.conv.nothing_before(1).numel()
+        near = min(num_tokens, self.chunk_size) if self.overlap else rest
+        return finished * (matrix + HR) + matrix + 2 * near * D + D + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
         D, V, C = self.hidden_dim, self.state_dim, min(self.chunk_size, num_tokens)

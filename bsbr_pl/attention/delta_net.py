@@ -1,18 +1,19 @@
-"""DeltaNet: a linear memory that corrects what it holds under a key instead of adding to it.
+"""DeltaNet: a linear memory that corrects the value stored under a key instead of adding to it.
 
     S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
     o_t = q_t S_t
 
-with q, k, v = SiLU of a short causal convolution of the projections, and q, k of unit length; each head's o_t passes an
-RMS norm. Chunked, per chunk of C:
+q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; o_t passes an RMS norm
+per head. The fast form, per chunk of C tokens, with S at the start of the chunk:
 
-    U = (I + tril(diag(beta) K K^T, -1))^-1 diag(beta) (V - K S)       (what is written; S from before the chunk)
+    U = (I + tril(diag(beta) K K^T, -1))^-1 diag(beta) (V - K S)          (the updates, C x V)
     O = Q S + tril(Q K^T) U ;   S <- S + K^T U
 
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
-Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the chunked form Yang et al. 2024, arXiv 2406.06484, section 3.2.
-Cost: O(T (C + K + C^2 / K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
+Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form is Yang et al. 2024, arXiv 2406.06484, section 3.2.
+Cost: O(T (C + K + C^2 / K) D).
+Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
@@ -21,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import (
-    Attention,
+from .base import Attention
+from .kernels import choose, delta_rule_kernel, has_delta_rule
+from .parts import (
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -32,12 +34,11 @@ from .base import (
     to_chunks,
     unit_triangle_inverse,
 )
-from .kernels import choose, delta_rule_kernel, has_width
 
 
 class Memory(NamedTuple):
     S: Tensor  # (B, H, K, V)
-    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
 
 
 class DeltaNetAttention(Attention[Memory]):
@@ -60,18 +61,20 @@ class DeltaNetAttention(Attention[Memory]):
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 
-    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v (B, H, T, K), beta (B, H, T, 1) and the convolution's last inputs."""
-        qkv, before = self.conv(self.qkv(x), before)
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    @property
+    def has_kernel(self) -> bool:
+        return has_delta_rule(self.head_dim)
+
+    def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K), beta (B, H, T, 1) and the state of the convolution."""
+        qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
-        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, before
-
-    def attention_map(self, x: Tensor) -> Tensor:
-        q, k, _, beta, _ = self.project(x)
-        identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
-        written = torch.linalg.inv(identity + (beta * k @ k.mT).tril(-1)) * beta.mT  # what j leaves under key t
-        return (q @ k.mT).tril() @ written.tril()
+        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, conv_state
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[2]
@@ -79,43 +82,50 @@ class DeltaNetAttention(Attention[Memory]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(self.norm(mixed.to(x.dtype))))
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """q, k, v (B, H, T, K), beta (B, H, T, 1) -> mixed values (B, H, T, V), and S after the last token."""
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, beta, _ = self.project(x)
+        identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
+        updates = torch.linalg.inv(identity + (beta * k @ k.mT).tril(-1)) * beta.mT  # U = updates @ V
+        return (q @ k.mT).tril() @ updates.tril()
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q, k, v (B, H, T, K), beta (B, H, T, 1), S before them (None: 0) -> mixed values (B, H, T, V), S after."""
         T = q.shape[2]
         q, k, v, beta = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v, beta))  # (B, H, N, C, .)
-        C = q.shape[3]
         k_beta, v_beta = beta * k, beta * v
-        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT))  # no solver in bf16
-        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
-        before, written = [], []
+        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT))  # the solver has no bf16
+        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        S_before, U = [], []
         for k_n, k_beta_n, v_beta_n, inverse_n in zip(
             *(part.unbind(2) for part in (k, k_beta, v_beta, inverses)), strict=True
         ):
-            U = inverse_n @ (v_beta_n - k_beta_n @ S)
-            before.append(S)
-            written.append(U)
-            S = S + k_n.mT @ U
-        scores = (q @ k.mT) * lower_triangle(C, like=q)
-        mixed = q @ torch.stack(before, 2) + scores @ torch.stack(written, 2)
+            S_before.append(S)
+            U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
+            S = S + k_n.mT @ U[-1]
+        scores = (q @ k.mT) * lower_triangle(q.shape[3], like=q)
+        mixed = q @ torch.stack(S_before, 2) + scores @ torch.stack(U, 2)
         return mixed.flatten(2, 3)[:, :, :T], S
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
-        *parts, before = self.project(x)
-        mixed, S = choose(x, delta_rule_kernel, self.mix, has_width(self.head_dim))(*parts)
-        return self.emit(mixed, x), Memory(S, before)
+    def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, beta, conv_state = self.project(x, state)
+        S = None if state is None else state.S
+        mixed, S = choose(x, delta_rule_kernel, self.mix, self.has_kernel)(q, k, v, beta, S)
+        return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:
-        before = self.conv.nothing_before(batch_size)
-        return Memory(at_least_fp32(before).new_zeros(batch_size, self.num_heads, self.head_dim, self.head_dim), before)
+        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.head_dim))
+        return Memory(S, self.conv.init_state(batch_size))
 
     def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
         x = x[:, None]
-        q, k, v, beta, before = self.project(x, state.before)
+        q, k, v, beta, conv_state = self.project(x, state)
         S = state.S + beta * k.mT @ (v - k @ state.S)
-        return self.emit(q @ S, x)[:, 0], Memory(S, before)
+        return self.emit(q @ S, x)[:, 0], Memory(S, conv_state)
 
     def state_size(self, num_tokens: int) -> int:
-        return self.hidden_dim * self.head_dim + self.conv.nothing_before(1).numel()
+        return self.hidden_dim * self.head_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
         D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)

@@ -1,20 +1,21 @@
-"""Gated DeltaNet: the delta rule, in a memory that also forgets.
+"""Gated DeltaNet: the delta rule in a memory that decays.
 
     S_t = alpha_t (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
     o_t = q_t S_t                                                            alpha_t = exp(-A softplus(x_t w_a + b))
 
-with q, k, v = SiLU of a short causal convolution of the projections, q and k of unit length, A and b learned per head;
-the output is RMSNorm(o_t) * SiLU(x_t W_g). Chunked, with g_t the sum of log alpha from the chunk's start to t and
-G_ts = exp(g_t - g_s) for s <= t, what is left at t of what s wrote; per chunk of C:
+q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; A and b are learned per
+head; the output is RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S at the start of the
+chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to t for s <= t:
 
-    U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)   (what is written; S from before the chunk)
+    U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)          (the updates, C x V)
     O = exp(g) Q S + (Q K^T * G) U ;   S <- exp(g_C) S + (exp(g_C - g) K)^T U
 
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. No exponent is positive.
 
 Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
 arXiv 2405.21060.
-Cost: O(T (C + K + C^2 / K) D). Decode state: S, K D numbers, and conv_size - 1 tokens of the convolution.
+Cost: O(T (C + K + C^2 / K) D).
+Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
@@ -23,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import (
-    Attention,
+from .base import Attention
+from .kernels import choose, gated_delta_rule_kernel, has_delta_rule
+from .parts import (
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -34,12 +36,11 @@ from .base import (
     to_chunks,
     unit_triangle_inverse,
 )
-from .kernels import choose, gated_delta_rule_kernel, has_width
 
 
 class Memory(NamedTuple):
     S: Tensor  # (B, H, K, V)
-    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
 
 
 class GatedDeltaNetAttention(Attention[Memory]):
@@ -67,21 +68,21 @@ class GatedDeltaNetAttention(Attention[Memory]):
         with torch.no_grad():  # the heads start with memories of 10 to 1000 tokens
             self.decay.bias.copy_(torch.logspace(-1, -3, num_heads).expm1().log())
 
-    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, ...]:
-        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) and the convolution's last inputs."""
-        qkv, before = self.conv(self.qkv(x), before)
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    @property
+    def has_kernel(self) -> bool:
+        return has_delta_rule(self.head_dim)
+
+    def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
+        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) and the state of the convolution."""
+        qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
         log_alpha = -(at_least_fp32(self.log_rate).exp() * F.softplus(at_least_fp32(self.decay(x)))).mT[..., None]
-        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, before
-
-    def attention_map(self, x: Tensor) -> Tensor:
-        q, k, _, beta, log_alpha, _ = self.project(x)
-        g = log_alpha.cumsum(2)
-        left = (g - g.mT).tril().exp()  # of what s wrote, at t >= s
-        identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
-        written = torch.linalg.inv(identity + (beta * k @ k.mT * left).tril(-1)) * beta.mT  # by j, under key t
-        return (q @ k.mT * left).tril() @ written.tril()
+        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, conv_state
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[2]
@@ -89,47 +90,60 @@ class GatedDeltaNetAttention(Attention[Memory]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(self.norm(mixed.to(x.dtype))) * F.silu(self.gate(x)))
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) -> mixed values (B, H, T, V), and S after the last."""
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, beta, log_alpha, _ = self.project(x)
+        g = log_alpha.cumsum(2)
+        G = (g - g.mT).tril().exp()
+        identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
+        updates = torch.linalg.inv(identity + (beta * k @ k.mT * G).tril(-1)) * beta.mT  # U = updates @ V
+        return (q @ k.mT * G).tril() @ updates.tril()
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor, S: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1), S before them (None: 0) -> mixed values (B, H, T, V), S
+        after them."""
         T = q.shape[2]
         parts = (q, k, v, beta, log_alpha)
         q, k, v, beta, log_alpha = (to_chunks(part, min(self.chunk_size, T)) for part in parts)  # (B, H, N, C, .)
         g = log_alpha.cumsum(3)
-        left = (g - g.mT).clamp(max=0).exp() * lower_triangle(q.shape[3], like=g)
+        G = (g - g.mT).clamp(max=0).exp() * lower_triangle(q.shape[3], like=g)
         k_beta, v_beta = beta * k, beta * v
-        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT * left))  # no solver in bf16
-        kept = g.exp()  # of the chunk's S, at t
-        keys_last = k * (g[..., -1:, :] - g).exp()  # as they count at the chunk's end
-        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
-        before, written = [], []
-        for k_n, k_beta_n, v_beta_n, inverse_n, kept_n in zip(
-            *(part.unbind(2) for part in (keys_last, k_beta * kept, v_beta, inverses, kept[..., -1:, :])), strict=True
+        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT * G))  # the solver has no bf16
+        from_start, to_end = g.exp(), (g[..., -1:, :] - g).exp()  # decays from the start to t, from t to the end
+        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        S_before, U = [], []
+        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(
+            *(part.unbind(2) for part in (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1:, :])),
+            strict=True,
         ):
-            U = inverse_n @ (v_beta_n - k_beta_n @ S)
-            before.append(S)
-            written.append(U)
-            S = kept_n * S + k_n.mT @ U
-        mixed = (q * kept) @ torch.stack(before, 2) + (q @ k.mT * left) @ torch.stack(written, 2)
+            S_before.append(S)
+            U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
+            S = decay_n * S + k_n.mT @ U[-1]
+        mixed = (q * from_start) @ torch.stack(S_before, 2) + (q @ k.mT * G) @ torch.stack(U, 2)
         return mixed.flatten(2, 3)[:, :, :T], S
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Memory]:
-        *parts, before = self.project(x)
-        mixed, S = choose(x, gated_delta_rule_kernel, self.mix, has_width(self.head_dim))(*parts)
-        return self.emit(mixed, x), Memory(S, before)
+    def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, beta, log_alpha, conv_state = self.project(x, state)
+        S = None if state is None else state.S
+        mixed, S = choose(x, gated_delta_rule_kernel, self.mix, self.has_kernel)(q, k, v, beta, log_alpha, S)
+        return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:
-        before = self.conv.nothing_before(batch_size)
-        return Memory(at_least_fp32(before).new_zeros(batch_size, self.num_heads, self.head_dim, self.head_dim), before)
+        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.head_dim))
+        return Memory(S, self.conv.init_state(batch_size))
 
     def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
         x = x[:, None]
-        q, k, v, beta, log_alpha, before = self.project(x, state.before)
+        q, k, v, beta, log_alpha, conv_state = self.project(x, state)
         S = log_alpha.exp() * state.S
         S = S + beta * k.mT @ (v - k @ S)
-        return self.emit(q @ S, x)[:, 0], Memory(S, before)
+        return self.emit(q @ S, x)[:, 0], Memory(S, conv_state)
 
     def state_size(self, num_tokens: int) -> int:
-        return self.hidden_dim * self.head_dim + self.conv.nothing_before(1).numel()
+        return self.hidden_dim * self.head_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
         D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)

@@ -6,11 +6,12 @@
     earlier chunks:       A_tj = q'_t . k'_j / (number of tokens in them)
     o_t = (u_t * sum_j A_tj v_j) W_o
 
-Two such layers take the place of one attention and one feed-forward layer.
+Two such layers replace one attention and one feed-forward layer.
 
-Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks); the averaging of the linear
-part is ours, so that its size does not grow with T.
-Cost: O(T (C + S) E). Decode state: S E + (T mod C) (S + E) numbers.
+Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks). Difference: the linear part is
+an average, so its size does not grow with T.
+Cost: O(T (C + S) E).
+Decode state: k'^T v of the finished chunks, S E numbers, and z and v of the current chunk, (T mod C) (S + E) numbers.
 """
 
 from functools import partial
@@ -20,15 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, at_least_fp32, check_positive, lower_triangle, rotary, running_sum, to_chunks
+from .base import Attention
 from .kernels import choose, gau_kernel
+from .parts import at_least_fp32, check_positive, chunk_mask, lower_triangle, rotary, running_sum, to_chunks
 
 
 class Chunk(NamedTuple):
     kv: Tensor  # (B, S, E), k'^T v summed over the finished chunks
-    z: Tensor  # (B, T mod C, S), of the chunk under way
-    v: Tensor  # (B, T mod C, E)
-    finished: int  # chunks
+    z: Tensor  # (B, T mod C, S), of the current chunk
+    v: Tensor  # (B, T mod C, E), of the current chunk
+    finished: int  # number of finished chunks
 
 
 class GAUAttention(Attention[Chunk]):
@@ -40,7 +42,7 @@ class GAUAttention(Attention[Chunk]):
         chunk_size: tokens C in a chunk.
         expansion_factor: E / D.
         key_dim: width S of the shared representation z.
-        rope: rotate q and k inside the chunk; without it the order within the chunk is invisible.
+        rope: rotate q and k inside the chunk. Without it, the order within the chunk is invisible.
     """
 
     replaces_feed_forward = True
@@ -70,21 +72,29 @@ class GAUAttention(Attention[Chunk]):
         self.offset = nn.Parameter(torch.zeros(4, key_dim))
         self.out = nn.Linear(self.value_dim, hidden_dim, bias=False)
 
+    @property
+    def reach(self) -> int:
+        return self.chunk_size
+
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    @property
+    def has_kernel(self) -> bool:
+        return True
+
+    def sees_exactly(self, num_tokens: int) -> Tensor:
+        return chunk_mask(num_tokens, self.chunk_size, self._device)
+
     def shared(self, x: Tensor) -> Tensor:
+        """z (B, T, S)."""
         return F.silu(at_least_fp32(self.z(x)))
 
     def views(self, z: Tensor) -> list[Tensor]:
-        """z (..., C, S) of a chunk from its first token on -> q, k, q', k', each (..., C, S)."""
+        """z (..., C, S) of a chunk, from its first token on -> q, k, q', k', each (..., C, S)."""
         q, k, q_lin, k_lin = (scale * z + offset for scale, offset in zip(self.scale, self.offset, strict=True))
         return [rotary(q), rotary(k), q_lin, k_lin] if self.rope else [q, k, q_lin, k_lin]
-
-    def attention_map(self, x: Tensor) -> Tensor:
-        q, k, q_lin, k_lin = self.views(self.shared(x))
-        chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
-        inside = (q @ k.mT / self.chunk_size).relu().square().tril()
-        earlier = q_lin @ k_lin.mT / (chunk * self.chunk_size).clamp(min=1)[:, None]
-        same, past = chunk[:, None] == chunk, chunk[:, None] > chunk
-        return (inside * same + earlier * past)[:, None]
 
     def values(self, x: Tensor) -> Tensor:
         return F.silu(at_least_fp32(self.v(x)))[:, None]
@@ -92,23 +102,37 @@ class GAUAttention(Attention[Chunk]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(F.silu(self.u(x)) * mixed[:, 0].to(x.dtype))
 
-    def mix(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, T, S), v (B, T, E) -> mixed values (B, T, E), and k'^T v summed over the finished chunks (B, S, E)."""
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, q_lin, k_lin = self.views(self.shared(x))
+        chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
+        inside = (q @ k.mT / self.chunk_size).relu().square()
+        earlier = q_lin @ k_lin.mT / (chunk * self.chunk_size).clamp(min=1)[:, None]
+        return (inside * self.sees_exactly(x.shape[1]) + earlier * (chunk[:, None] > chunk))[:, None]
+
+    def mix(self, z: Tensor, v: Tensor, kv: Tensor | None = None, finished: int = 0) -> tuple[Tensor, Tensor]:
+        """z (B, T, S), v (B, T, E) from the start of a chunk on; k'^T v (B, S, E) of the finished chunks before it ->
+        mixed values (B, T, E); k'^T v of all finished chunks (B, S, E)."""
         T, C = z.shape[1], self.chunk_size
         z, v = (to_chunks(part, min(C, T), dim=1) for part in (z, v))  # (B, N, C, S), (B, N, C, E)
         q, k, q_lin, k_lin = self.views(z)
         inside = (q @ k.mT / C).relu().square() * lower_triangle(q.shape[2], like=q) @ v
-        before, total = running_sum(k_lin.mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
-        count = (torch.arange(v.shape[1], device=v.device) * C).clamp(min=1)[:, None, None]
+        before, total = running_sum(k_lin.mT @ v, dim=1, start=kv)  # (B, N, S, E), (B, S, E)
+        count = ((finished + torch.arange(v.shape[1], device=v.device)) * C).clamp(min=1)[:, None, None]
         mixed = inside + (q_lin / count) @ before
         return mixed.flatten(1, 2)[:, :T], before[:, -1] if T % C else total
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Chunk]:
+    def prefill(self, x: Tensor, state: Chunk | None = None) -> tuple[Tensor, Chunk]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
         z, v = self.shared(x), self.values(x)[:, 0]
-        mixed, kv = choose(x, partial(gau_kernel, self.views, self.chunk_size), self.mix)(z, v)
-        finished = x.shape[1] // self.chunk_size
-        rest = finished * self.chunk_size
-        return self.emit(mixed[:, None], x), Chunk(kv, z[:, rest:], v[:, rest:], finished)
+        kv, finished = None, 0
+        if state is not None:  # compute the current chunk again, from its first token on
+            kv, finished = state.kv, state.finished
+            z, v = torch.cat((state.z, z), 1), torch.cat((state.v, v), 1)
+        mixed, kv = choose(x, partial(gau_kernel, self.views, self.chunk_size), self.mix)(z, v, kv, finished)
+        rest = z.shape[1] // self.chunk_size * self.chunk_size
+        state = Chunk(kv, z[:, rest:], v[:, rest:], finished + rest // self.chunk_size)
+        return self.emit(mixed[:, None, -x.shape[1] :], x), state
 
     def init_state(self, batch_size: int) -> Chunk:
         B, S, E = batch_size, self.key_dim, self.value_dim

@@ -1,22 +1,24 @@
-"""Modern Hopfield attention: the query is first pulled towards the stored keys, then reads the values.
+"""Modern Hopfield attention: the query first moves towards the stored keys, then reads the values.
 
     xi^0 = q_t ;   xi^{i+1} = sum_{j <= t} softmax_j(beta xi^i . k_j) k_j   for i < n = num_updates
     o_t  = sum_{j <= t} softmax_j(beta xi^n . k_j) v_j
 
-q and k are rotated by their position. With n = 0 this is standard attention; beta is learned, one for each head, and
-starts at 1 / sqrt(K).
+Every update of query t depends only on keys up to t. With n = 0 this is standard attention. beta is learned per head
+and starts at 1 / sqrt(K).
 
-Source: Ramsauer et al. 2020, arXiv 2008.02217, eq. 3 (the update) and eq. 10 (the layer), under a causal mask.
-Cost: O((n + 1) T^2 D). Decode state: the keys and values of all tokens, 2 T D numbers.
+Source: Ramsauer et al. 2020, arXiv 2008.02217, eq. 3 (the update) and eq. 10 (the layer). Differences: a causal mask,
+and rotary positions of q and k (arXiv 2104.09864, eq. 34).
+Cost: O((n + 1) T^2 D).
+Decode state: the keys and values of all tokens, 2 T D numbers.
 """
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention, at_least_fp32, causal_softmax, check_number, merge_heads, rotary, split_heads
+from .base import Attention
+from .parts import at_least_fp32, causal_attention, causal_softmax, check_number, merge_heads, rotary, split_heads
 
 
 class StoredPatterns(NamedTuple):
@@ -25,13 +27,13 @@ class StoredPatterns(NamedTuple):
 
 
 class HopfieldAttention(Attention[StoredPatterns]):
-    """Causal modern Hopfield network over the sequence's own keys.
+    """Causal modern Hopfield network over the keys of the sequence.
 
     Args:
         hidden_dim: width D.
         num_heads: heads H.
-        num_updates: steps n of the state pattern before it reads; 0 is standard attention.
-        beta: inverse temperature to start from, 1 / sqrt(K) where None; learned per head.
+        num_updates: updates n of the query before it reads the values; 0 is standard attention.
+        beta: initial inverse temperature, 1 / sqrt(K) if None; learned per head.
         rope: rotate queries and keys by their position.
     """
 
@@ -49,14 +51,9 @@ class HopfieldAttention(Attention[StoredPatterns]):
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K) at positions start, start + 1, ..., rotated."""
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
         return (rotary(q, start), rotary(k, start), v) if self.rope else (q, k, v)
-
-    def attention_map(self, x: Tensor) -> Tensor:
-        xi, k, _ = (at_least_fp32(part) for part in self.project(x))
-        for _ in range(self.num_updates):
-            xi = causal_softmax(self.beta * xi @ k.mT) @ k
-        return causal_softmax(self.beta * xi @ k.mT)
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
@@ -64,25 +61,29 @@ class HopfieldAttention(Attention[StoredPatterns]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(mixed).to(x.dtype))
 
-    def retrieve(self, xi: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
-        """xi (B, H, T, K) -> n updates over k, then a read of v: (B, H, T, V)."""
-        for stored in (k,) * self.num_updates + (v,):
-            xi = F.scaled_dot_product_attention(self.beta * xi, k, stored, is_causal=is_causal, scale=1.0)
-        return xi
+    def attention_map(self, x: Tensor) -> Tensor:
+        xi, k, _ = (at_least_fp32(part) for part in self.project(x))
+        for _ in range(self.num_updates):
+            xi = causal_softmax(self.beta * xi @ k.mT) @ k
+        return causal_softmax(self.beta * xi @ k.mT)
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, StoredPatterns]:
-        q, k, v = self.project(x)
-        return self.emit(self.retrieve(q, k, v, is_causal=True), x), StoredPatterns(k, v)
+    def prefill(self, x: Tensor, state: StoredPatterns | None = None) -> tuple[Tensor, StoredPatterns]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        xi, k, v = self.project(x, start=0 if state is None else state.k.shape[2])
+        if state is not None:
+            k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
+        for stored in (k,) * self.num_updates + (v,):
+            xi = causal_attention(self.beta * xi, k, stored, scale=1.0)
+        return self.emit(xi, x), StoredPatterns(k, v)
 
     def init_state(self, batch_size: int) -> StoredPatterns:
-        nothing = self._zeros(batch_size, self.num_heads, 0, self.head_dim)
-        return StoredPatterns(nothing, nothing)
+        empty = self._zeros(batch_size, self.num_heads, 0, self.head_dim)
+        return StoredPatterns(empty, empty)
 
     def step(self, x: Tensor, state: StoredPatterns) -> tuple[Tensor, StoredPatterns]:
-        x = x[:, None]
-        q, k, v = self.project(x, start=state.k.shape[2])
-        k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
-        return self.emit(self.retrieve(q, k, v, is_causal=False), x)[:, 0], StoredPatterns(k, v)
+        output, state = self.prefill(x[:, None], state)
+        return output[:, 0], state
 
     def state_size(self, num_tokens: int) -> int:
         return 2 * num_tokens * self.hidden_dim

@@ -1,11 +1,11 @@
-"""What an architecture computes in place of `mix` on CUDA in bf16 or fp16. What runs when is chosen here alone.
+"""The forms for CUDA in bf16 or fp16, which replace `mix` of an architecture. Only this file decides which form runs.
 
-A kernel takes and gives what `mix` of its architecture does. Its products are of numbers rounded to the low precision,
-with sums in fp32; what is summed over all chunks, denominators, decays and softmaxes are fp32. In fp32 and fp64, and on
-a CPU, `mix` stays.
+A kernel has the arguments and results of the `mix` that it replaces, initial states included. Matrix products are in
+low precision with fp32 sums. Sums over all chunks, denominators, decays and softmaxes are fp32. `mix` itself runs in
+fp32 and fp64, and on a CPU.
 
-- windows: FlashAttention with a window, by `torch.nn.attention.varlen` (torch >= 2.11);
-- Linear, GAU, BSBR's retrieval: batched products, chunk by chunk at once;
+- windows: FlashAttention with a window, `torch.nn.attention.varlen` (torch >= 2.11); from a state, the plain form;
+- Linear, GAU, BSBR's retrieval: batched products, all chunks at once;
 - DeltaNet, Gated DeltaNet: Triton kernels (`ops.py`, `triton_kernels.py`).
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import base, ops
-from .base import at_least_fp32, lower_triangle, to_chunks
+from . import ops, parts
+from .parts import at_least_fp32, lower_triangle, to_chunks
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -30,12 +30,15 @@ except ImportError:  # torch before 2.10
 
 HAS_TRITON = find_spec("triton") is not None
 LOW = (torch.bfloat16, torch.float16)
-CHUNK = 64  # tokens that the kernels take at once
-WIDTHS = (16, 32, 64, 128)  # of keys and values that the Triton kernels have been made for
+CHUNK = 64  # tokens in a chunk of the kernels
+WIDTHS = (16, 32, 64, 128)  # head widths that the Triton kernels support
+
+
+# Which form runs.
 
 
 def low_precision(x: Tensor) -> torch.dtype | None:
-    """In what precision products with x are to be, on CUDA under autocast or in a low precision; elsewhere None."""
+    """The low precision of products with x, on CUDA under autocast or in that precision; None elsewhere."""
     if not x.is_cuda:
         return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
@@ -43,43 +46,53 @@ def low_precision(x: Tensor) -> torch.dtype | None:
 
 
 def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any], fits: bool = True) -> Callable[..., Any]:
-    """`kernel` where it `fits` and can work on what is projected from x, in x's precision; otherwise `mix`."""
+    """`kernel` if it `fits` and products with x are in low precision; otherwise `mix`."""
     low = low_precision(x)
     if low is None or not fits:
         return mix
     return partial(kernel, low)
 
 
-def has_width(width: int) -> bool:
-    """Whether the Triton kernels take heads of this width."""
+def has_delta_rule(width: int) -> bool:
+    """Whether there is a Triton kernel of the delta rule for heads of this width."""
     return HAS_TRITON and width in WIDTHS
 
 
+def has_window(width: int) -> bool:
+    """Whether there is a FlashAttention with a window for heads of this width."""
+    return HAS_WINDOW and width % 8 == 0 and width <= 256
+
+
 def for_products(x: Tensor) -> Tensor:
-    """x as a matrix product takes it: in low precision where products are to be, otherwise in fp32 or more."""
+    """x in the precision of its matrix products: low precision where `low_precision` says so, else at least fp32."""
     low = low_precision(x)
     return at_least_fp32(x) if low is None else x.to(low)
 
 
+# The kernels.
+
+
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """`base.window_attention`, by FlashAttention where it can."""
+    """`parts.window_attention`, by FlashAttention where possible."""
     B, _, T, K = q.shape
-    if window >= T or not HAS_WINDOW or not q.is_cuda or q.dtype not in LOW or K % 8 or K > 256:
-        return base.window_attention(q, k, v, window)
+    if window >= T or k.shape[2] > T or not q.is_cuda or q.dtype not in LOW or not has_window(K):
+        return parts.window_attention(q, k, v, window)
     ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
     mixed: Any = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))
     return mixed.unflatten(0, (B, T)).transpose(1, 2)
 
 
-def linear_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def linear_kernel(
+    low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None, z: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """`LinearAttention.mix`."""
     from .linear import EPSILON
 
     T = q.shape[2]
     q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H, N, C, .)
-    S_before, S = sums_before(k.mT @ v, dim=2)
-    z_before, z = base.running_sum(k.sum(3, dtype=torch.float32), dim=2)
+    S_before, S = sums_before(k.mT @ v, dim=2, start=S)
+    z_before, z = parts.running_sum(k.sum(3, dtype=torch.float32), dim=2, start=z)
     scores = (q @ k.mT) * lower_triangle(CHUNK, like=q)
     total = scores.sum(-1, keepdim=True, dtype=torch.float32) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
     mixed = plus_product(scores @ v, q, S_before) * (total + EPSILON).reciprocal()
@@ -87,34 +100,54 @@ def linear_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
 
 
 def gau_kernel(
-    views: Callable[[Tensor], list[Tensor]], chunk: int, low: torch.dtype, z: Tensor, v: Tensor
+    views: Callable[[Tensor], list[Tensor]],
+    chunk: int,
+    low: torch.dtype,
+    z: Tensor,
+    v: Tensor,
+    kv: Tensor | None = None,
+    finished: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """`GAUAttention.mix` with its `views` and chunk size."""
+    """`GAUAttention.mix`, given its `views` and chunk size."""
     T = z.shape[1]
     z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, S), (B, N, C, E)
     q, k, q_lin, k_lin = views(z)
     scores = (q.to(low) @ k.to(low).mT / chunk).relu().square() * lower_triangle(q.shape[2], like=v)
     before, total = products_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
-    count = (torch.arange(v.shape[1], device=v.device) * chunk).clamp(min=1)[:, None, None]
+    if kv is not None:
+        before, total = before + kv.to(low)[:, None], total + kv
+    count = ((finished + torch.arange(v.shape[1], device=v.device)) * chunk).clamp(min=1)[:, None, None]
     mixed = plus_product(scores @ v, (q_lin / count).to(low), before)
     return mixed.flatten(1, 2)[:, :T], before[:, -1].float() if T % chunk else total
 
 
-def delta_rule_kernel(low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def delta_rule_kernel(
+    low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`DeltaNetAttention.mix`."""
-    return gated_delta_rule_kernel(low, q, k, v, beta, None)
+    return gated_delta_rule_kernel(low, q, k, v, beta, None, S)
 
 
 def gated_delta_rule_kernel(
-    low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None
+    low: torch.dtype,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_alpha: Tensor | None,
+    S: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`GatedDeltaNetAttention.mix`; without `log_alpha` nothing is forgotten."""
+    """`GatedDeltaNetAttention.mix`; without `log_alpha` there is no decay."""
     q, k, v = (part.to(low).transpose(1, 2).contiguous() for part in (q, k, v))  # (B, T, H, K)
     beta, *decays = (
         part.squeeze(3).float().mT.contiguous() for part in (beta, log_alpha) if part is not None
     )  # (B, T, H)
-    mixed, S, *_ = ops.delta_rule(q, k, v, beta, decays[0] if decays else None)
-    return mixed.transpose(1, 2), S.mT
+    start = None if S is None else S.float().mT.contiguous()
+    mixed, last, *_ = ops.delta_rule(q, k, v, beta, decays[0] if decays else None, start)
+    return mixed.transpose(1, 2), last.mT
+
+
+# Products and sums in low precision.
 
 
 def plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -123,10 +156,11 @@ def plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.baddbmm(*batches).reshape(x.shape)
 
 
-def sums_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """`base.running_sum` of x in low precision, added up in fp32 and rounded once; the sum of all in fp32."""
+def sums_before(x: Tensor, dim: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`parts.running_sum` of x in low precision, summed in fp32 and rounded once; the sum of all in fp32."""
     shape = x.shape
-    before, total = ops.sums_before(x.reshape(shape[:dim].numel(), shape[dim], -1).contiguous())
+    rows = x.reshape(shape[:dim].numel(), shape[dim], -1).contiguous()
+    before, total = ops.sums_before(rows, None if start is None else start.float().reshape(len(rows), -1))
     return before.view(shape), total.view(shape[:dim] + shape[dim + 1 :])
 
 
@@ -137,6 +171,6 @@ def products_before(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """
     N, total = x.shape[dim], x.sum(dim, dtype=torch.float32)
     if N > 1024:
-        return base.running_sum(x.float(), dim)[0].to(x.dtype), total
+        return parts.running_sum(x.float(), dim)[0].to(x.dtype), total
     earlier = torch.ones(N, N, dtype=x.dtype, device=x.device).tril(-1)
     return (earlier @ x.flatten(dim + 1)).reshape(x.shape), total

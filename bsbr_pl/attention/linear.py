@@ -1,15 +1,17 @@
-"""Linear attention: softmax replaced by a positive feature map, so that the past fits in one matrix.
+"""Linear attention: a positive feature map replaces the softmax, so the past fits in one matrix.
 
     phi(x) = elu(x) + 1
     S_t = S_{t-1} + phi(k_t)^T v_t        (an outer product, K x V)
     z_t = z_{t-1} + phi(k_t)
     o_t = phi(q_t) S_t / (phi(q_t) . z_t + 1e-6)
 
-Chunked: within a chunk the product tril(phi(Q) phi(K)^T) V, before it phi(Q) S of the chunk's start.
-The past is a sum without order, so q, k and v pass a short causal convolution first; conv_size = 1 is the plain form.
+The fast form computes chunks of C tokens at once: tril(phi(Q) phi(K)^T) V within a chunk, phi(Q) S for what is before
+it, with S at the start of the chunk.
 
-Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9-12 and 16-20; the convolution as in arXiv 2402.18668.
-Cost: O(T (C + K) D). Decode state: S and z, D (K + 1) numbers, and conv_size - 1 tokens of the convolution.
+Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9-12 and 16-20. Difference: the past is a sum without order, so
+q, k and v pass a short causal convolution first (arXiv 2402.18668); conv_size = 1 is the published form.
+Cost: O(T (C + K) D).
+Decode state: S and z, D (K + 1) numbers, and conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
@@ -17,8 +19,9 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import (
-    Attention,
+from .base import Attention
+from .kernels import choose, linear_kernel
+from .parts import (
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -28,7 +31,6 @@ from .base import (
     split_heads,
     to_chunks,
 )
-from .kernels import choose, linear_kernel
 
 EPSILON = 1e-6
 
@@ -36,7 +38,7 @@ EPSILON = 1e-6
 class Sums(NamedTuple):
     S: Tensor  # (B, H, K, V)
     z: Tensor  # (B, H, K)
-    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
 
 
 class LinearAttention(Attention[Sums]):
@@ -57,16 +59,19 @@ class LinearAttention(Attention[Sums]):
         self.conv = ShortConvolution(3 * hidden_dim, conv_size)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 
-    def project(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """phi(q), phi(k), v (B, H, T, K) and the convolution's last inputs."""
-        qkv, before = self.conv(self.qkv(x), before)
-        q, k, v = (split_heads(part, self.num_heads) for part in at_least_fp32(qkv).chunk(3, -1))
-        return F.elu(q) + 1, F.elu(k) + 1, v, before
+    @property
+    def period(self) -> int:
+        return self.chunk_size
 
-    def attention_map(self, x: Tensor) -> Tensor:
-        q, k, *_ = self.project(x)
-        scores = (q @ k.mT).tril()
-        return scores / (scores.sum(-1, keepdim=True) + EPSILON)
+    @property
+    def has_kernel(self) -> bool:
+        return True
+
+    def project(self, x: Tensor, state: Sums | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """phi(q), phi(k), v (B, H, T, K) and the state of the convolution."""
+        qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
+        q, k, v = (split_heads(part, self.num_heads) for part in at_least_fp32(qkv).chunk(3, -1))
+        return F.elu(q) + 1, F.elu(k) + 1, v, conv_state
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[2]
@@ -74,38 +79,47 @@ class LinearAttention(Attention[Sums]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(mixed).to(x.dtype))
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """phi(q), phi(k), v (B, H, T, K) -> mixed values (B, H, T, V), and S, z after the last token."""
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, *_ = self.project(x)
+        scores = (q @ k.mT).tril()
+        return scores / (scores.sum(-1, keepdim=True) + EPSILON)
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None, z: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """phi(q), phi(k), v (B, H, T, K), S and z before them (None: 0) -> mixed values (B, H, T, V), S and z after."""
         T = q.shape[2]
         q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
-        S_before, S = running_sum(k.mT @ v, dim=2)  # (B, H, N, K, V), (B, H, K, V)
-        z_before, z = running_sum(k.sum(3), dim=2)  # (B, H, N, K), (B, H, K)
+        S_before, S = running_sum(k.mT @ v, dim=2, start=S)  # (B, H, N, K, V), (B, H, K, V)
+        z_before, z = running_sum(k.sum(3), dim=2, start=z)  # (B, H, N, K), (B, H, K)
         scores = (q @ k.mT) * lower_triangle(q.shape[3], like=q)
         total = scores.sum(-1, keepdim=True) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
         mixed = (scores @ v + q @ S_before) * (total + EPSILON).reciprocal()
         return mixed.flatten(2, 3)[:, :, :T], S, z
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Sums]:
-        *qkv, before = self.project(x)
-        mixed, S, z = choose(x, linear_kernel, self.mix)(*qkv)
-        return self.emit(mixed, x), Sums(S, z, before)
+    def prefill(self, x: Tensor, state: Sums | None = None) -> tuple[Tensor, Sums]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, conv_state = self.project(x, state)
+        S, z = (None, None) if state is None else (state.S, state.z)
+        mixed, S, z = choose(x, linear_kernel, self.mix)(q, k, v, S, z)
+        return self.emit(mixed, x), Sums(S, z, conv_state)
 
     def init_state(self, batch_size: int) -> Sums:
         H, K = self.num_heads, self.head_dim
-        before = self.conv.nothing_before(batch_size)
-        sums = at_least_fp32(before)
-        return Sums(sums.new_zeros(batch_size, H, K, K), sums.new_zeros(batch_size, H, K), before)
+        S, z = (at_least_fp32(self._zeros(batch_size, H, *shape)) for shape in ((K, K), (K,)))
+        return Sums(S, z, self.conv.init_state(batch_size))
 
     def step(self, x: Tensor, state: Sums) -> tuple[Tensor, Sums]:
         x = x[:, None]
-        q, k, v, before = self.project(x, state.before)
+        q, k, v, conv_state = self.project(x, state)
         S = state.S + k.mT @ v
         z = state.z + k[:, :, 0]
         mixed = q @ S / (q @ z[..., None] + EPSILON)
-        return self.emit(mixed, x)[:, 0], Sums(S, z, before)
+        return self.emit(mixed, x)[:, 0], Sums(S, z, conv_state)
 
     def state_size(self, num_tokens: int) -> int:
-        return self.hidden_dim * (self.head_dim + 1) + self.conv.nothing_before(1).numel()
+        return self.hidden_dim * (self.head_dim + 1) + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
         D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)

@@ -1,23 +1,24 @@
-"""Sliding-window attention: every token looks at itself and the w - 1 tokens before it.
+"""Sliding-window attention: every token attends to itself and to the w - 1 tokens before it.
 
-    o_t = sum_{t - w < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (w = window_size keys, self included)
+    o_t = sum_{t - w < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (w = window_size keys, its own included)
 
-The sequence is cut in blocks of C <= w queries; a block meets its own keys and those of the blocks before it that reach
-into its window, so that no T x T matrix is ever formed.
+The fast form processes queries in blocks of C <= w. A block meets its own keys and those of the earlier blocks that its
+window touches, so no T x T matrix is formed.
 
-Source: Beltagy et al. 2020, arXiv 2004.05150, section 3.1, one-sided; rotary positions (arXiv 2104.09864), and
-where asked for a short causal convolution on q, k and v.
-Cost: O(T w D). Decode state: a window of keys and values, 2 w D numbers.
+Source: Beltagy et al. 2020, arXiv 2004.05150, section 3.1. Differences: the window is one-sided, positions are rotary
+(arXiv 2104.09864, eq. 34), and there is an optional short causal convolution on q, k and v.
+Cost: O(T w D).
+Decode state: the keys and values of a window, 2 w D numbers, and conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import (
-    Attention,
+from .base import Attention
+from .kernels import has_window, window_attention
+from .parts import (
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -26,13 +27,12 @@ from .base import (
     split_heads,
     window_pairs,
 )
-from .kernels import window_attention
 
 
 class Window(NamedTuple):
     k: Tensor  # (B, H, min(T, w), K), rotated
     v: Tensor  # (B, H, min(T, w), V)
-    before: Tensor  # (B, conv_size - 1, 3D), the convolution's last inputs
+    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
     position: int  # tokens seen
 
 
@@ -42,8 +42,8 @@ class SlidingWindowAttention(Attention[Window]):
     Args:
         hidden_dim: width D.
         num_heads: heads H.
-        window_size: keys a query sees, itself among them.
-        rope: rotate queries and keys by their position; without it the order within the window is invisible.
+        window_size: keys that a query sees, its own included.
+        rope: rotate queries and keys by their position. Without it, the order within the window is invisible.
         bias: give the linear maps a bias.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
     """
@@ -65,18 +65,20 @@ class SlidingWindowAttention(Attention[Window]):
         self.conv = ShortConvolution(3 * hidden_dim, conv_size)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
 
-    def project(self, x: Tensor, before: Tensor | None = None, start: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v (B, H, T, K) and the convolution's last inputs."""
-        qkv, before = self.conv(self.qkv(x), before)
-        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
-        return (rotary(q, start), rotary(k, start), v, before) if self.rope else (q, k, v, before)
+    @property
+    def reach(self) -> int:
+        return self.window_size
 
-    def attention_map(self, x: Tensor) -> Tensor:
-        q, k, _, _ = self.project(x)
-        age = torch.arange(x.shape[1], device=x.device)[:, None] - torch.arange(x.shape[1], device=x.device)
-        outside = (age < 0) | (age >= self.window_size)
-        scores = at_least_fp32(q) @ at_least_fp32(k).mT / self.head_dim**0.5
-        return scores.masked_fill(outside, -torch.inf).softmax(-1)
+    @property
+    def has_kernel(self) -> bool:
+        return has_window(self.head_dim)
+
+    def project(self, x: Tensor, state: Window | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K), rotated, and the state of the convolution."""
+        start, conv_state = (0, None) if state is None else (state.position, state.conv_state)
+        qkv, conv_state = self.conv(self.qkv(x), conv_state)
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
+        return (rotary(q, start), rotary(k, start), v, conv_state) if self.rope else (q, k, v, conv_state)
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
@@ -84,29 +86,36 @@ class SlidingWindowAttention(Attention[Window]):
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(merge_heads(mixed).to(x.dtype))
 
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, _ = self.project(x)
+        scores = at_least_fp32(q) @ at_least_fp32(k).mT / self.head_dim**0.5
+        return scores.masked_fill(~self.sees_exactly(x.shape[1]), -torch.inf).softmax(-1)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v (B, H, T, K) -> mixed values (B, H, T, V)."""
+        """q (B, H, T, K), which are the last tokens of k and v -> mixed values (B, H, T, V)."""
         return window_attention(q, k, v, self.window_size)
 
-    def prefill(self, x: Tensor) -> tuple[Tensor, Window]:
-        q, k, v, before = self.project(x)
-        state = Window(k[:, :, -self.window_size :], v[:, :, -self.window_size :], before, x.shape[1])
-        return self.emit(self.mix(q, k, v), x), state
+    def prefill(self, x: Tensor, state: Window | None = None) -> tuple[Tensor, Window]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, conv_state = self.project(x, state)
+        position, w = x.shape[1], self.window_size
+        if state is not None:
+            position += state.position
+            needed = x.shape[1] + w - 1  # the first query sees w - 1 keys before its own
+            k, v = (torch.cat(parts, 2)[:, :, -needed:] for parts in ((state.k, k), (state.v, v)))
+        return self.emit(self.mix(q, k, v), x), Window(k[:, :, -w:], v[:, :, -w:], conv_state, position)
 
     def init_state(self, batch_size: int) -> Window:
-        nothing = self._zeros(batch_size, self.num_heads, 0, self.head_dim)
-        return Window(nothing, nothing, self.conv.nothing_before(batch_size), 0)
+        empty = self._zeros(batch_size, self.num_heads, 0, self.head_dim)
+        return Window(empty, empty, self.conv.init_state(batch_size), 0)
 
     def step(self, x: Tensor, state: Window) -> tuple[Tensor, Window]:
-        x = x[:, None]
-        q, k, v, before = self.project(x, state.before, start=state.position)
-        k = torch.cat((state.k, k), 2)[:, :, -self.window_size :]
-        v = torch.cat((state.v, v), 2)[:, :, -self.window_size :]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.emit(mixed, x)[:, 0], Window(k, v, before, state.position + 1)
+        output, state = self.prefill(x[:, None], state)
+        return output[:, 0], state
 
     def state_size(self, num_tokens: int) -> int:
-        return 2 * min(num_tokens, self.window_size) * self.hidden_dim + self.conv.nothing_before(1).numel()
+        return 2 * min(num_tokens, self.window_size) * self.hidden_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
         D = self.hidden_dim

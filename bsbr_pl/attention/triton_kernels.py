@@ -1,19 +1,19 @@
-"""The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient. At the end `ops.sums_before`.
+"""The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient. At the end, `ops.sums_before`.
 
-A chunk has C = 64 tokens. With g_t = sum of log alpha from its start to t, left_ts = exp(g_t - g_s) for s <= t and else
-0, B = diag(beta exp(g)) K and K_last = exp(g_C - g) K, S from before the chunk:
+A chunk has C = 64 tokens. g_t is the sum of log alpha from its start to t; decay_ts = exp(g_t - g_s) for s <= t, else
+0; B = diag(beta exp(g)) K; K_end = exp(g_C - g) K; S is the state before the chunk:
 
-    U = (I + tril(diag(beta) K K^T * left, -1))^-1 (diag(beta) V - B S)         I + ...: "the triangle"
-    O = exp(g) Q S + (Q K^T * left) U ;   S <- exp(g_C) S + K_last^T U
+    U = (I + tril(diag(beta) K K^T * decay, -1))^-1 (diag(beta) V - B S)         I + ...: the triangle
+    O = exp(g) Q S + (Q K^T * decay) U ;   S <- exp(g_C) S + K_end^T U
 
-What comes after a chunk is therefore S <- exp(g_C) S - P S + X with P = Z^T B, X = Z^T diag(beta) V and
-Z = triangle^-T K_last, which are known before S is. So: one program for each chunk computes its inverse, P and X
-(`_prepare`), `_recurrence` goes through the chunks, and one program for each chunk computes U and O (`_output`). The
-gradient goes the same way: what a change of S is worth obeys the same recurrence, backwards (`_prepare_gradient`), and
-the rest is again a chunk's own (`_gradient`). Nothing of a chunk is kept but its inverse and the S before it.
+So a chunk changes the state by S <- exp(g_C) S - P S + X, with P = Z^T B, X = Z^T diag(beta) V and
+Z = triangle^-T K_end, which do not depend on S. Forward: one program per chunk computes the inverse of the triangle,
+P and X (`_prepare`); `_recurrence` goes through the chunks; one program per chunk computes U and O (`_output`).
+Backward: the gradient of S obeys the same recurrence in reverse (`_prepare_gradient`, `_recurrence`), and one program
+per chunk computes the other gradients (`_gradient`). Only the inverse and S before each chunk are saved.
 
-q, k, v, O are (B, T, H, K) in low precision, beta and log_alpha (B, T, H) in fp32; states lie transposed, (V, K).
-Products are of low precision with sums in fp32; S is fp32 on its way.
+q, k, v, O are (B, T, H, K) in low precision; beta and log_alpha are (B, T, H) in fp32; states are transposed, (V, K).
+Products are in low precision with fp32 sums; S is fp32 inside the recurrence.
 """
 
 import torch
@@ -23,62 +23,68 @@ from torch import Tensor
 
 from .ops import CHUNK
 
-# Warps of a program: for heads up to 64 wide without and with decays, and for wider ones without and with.
+# Warps of a program: heads up to 64 wide without and with decay, wider heads without and with decay.
 PREPARE = (4, 4, 4, 4)
 OUTPUT = (4, 4, 4, 4)
 PREPARE_GRADIENT = (4, 4, 4, 4)
 GRADIENT = (4, 4, 8, 8)
-LONG = 128  # from so many chunks on, stretches of them are first summed up at once
+LONG = 128  # from this many chunks on, the recurrence is computed in two levels
 
 
-# What a program loads.
-
-
-@triton.jit
-def _place(n, row, T, H):
-    """Where the tokens of chunk n of one head of one sequence lie in (B, T, H), and which of them there are."""
-    t = n * 64 + tl.arange(0, 64)
-    return ((row // H) * T + t) * H + row % H, t < T
+# Loads.
 
 
 @triton.jit
-def _load(x, place, there, WIDTH: tl.constexpr):
-    """Those tokens (C, WIDTH) of x (B, T, H, WIDTH), zeros where there are none."""
-    return tl.load(x + place[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], mask=there[:, None], other=0.0)
+def _load(x, offsets, mask, WIDTH: tl.constexpr):
+    """The chunk's tokens (C, WIDTH) of x (B, T, H, WIDTH), zeros where masked."""
+    return tl.load(x + offsets[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], mask=mask[:, None], other=0.0)
 
 
 @triton.jit
-def _store(x, value, place, there, WIDTH: tl.constexpr):
-    places = place[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    tl.store(x + places, value.to(x.dtype.element_ty), mask=there[:, None])
+def _store(x, value, offsets, mask, WIDTH: tl.constexpr):
+    places = offsets[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    tl.store(x + places, value.to(x.dtype.element_ty), mask=mask[:, None])
 
 
 @triton.jit
 def _matrix(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Where the numbers of a contiguous matrix lie."""
+    """The offsets of the entries of a contiguous matrix."""
     return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
-def _decays(log_alpha, place, there):
-    """Of a chunk: left (C, C), exp(g) (C), exp(g_C - g) (C), exp(g_C)."""
+def _decays(log_alpha, offsets, mask):
+    """Of a chunk: decay (C, C), exp(g) (C), exp(g_C - g) (C), exp(g_C)."""
     i = tl.arange(0, 64)
     past = i[:, None] >= i[None, :]
     if log_alpha is None:
         ones = tl.full((64,), 1.0, tl.float32)
-        left = tl.where(past, 1.0, 0.0)
-        kept = ones
+        decay = tl.where(past, 1.0, 0.0)
+        from_start = ones
         to_end = ones
-        total = 1.0
+        whole = 1.0
     else:
-        steps = tl.load(log_alpha + place, mask=there, other=0.0)
+        steps = tl.load(log_alpha + offsets, mask=mask, other=0.0)
         g = tl.sum(tl.where(past, steps[None, :], 0.0), 1)
-        left = tl.where(past, tl.exp(tl.minimum(g[:, None] - g[None, :], 0.0)), 0.0)
-        kept = tl.exp(g)
+        decay = tl.where(past, tl.exp(tl.minimum(g[:, None] - g[None, :], 0.0)), 0.0)
+        from_start = tl.exp(g)
         g_end = tl.sum(steps, 0)
         to_end = tl.exp(tl.minimum(g_end - g, 0.0))
-        total = tl.exp(g_end)
-    return left, kept, to_end, total
+        whole = tl.exp(g_end)
+    return decay, from_start, to_end, whole
+
+
+@triton.jit
+def _chunk(k, beta, log_alpha, T, H, K: tl.constexpr):
+    """The chunk of this program: its number; the offsets of its tokens in (B, T, H) and a mask of those before T; its
+    keys (C, K), beta (C) and decays."""
+    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    t = n * 64 + tl.arange(0, 64)
+    offsets, mask = ((row // H) * T + t) * H + row % H, t < T
+    keys = _load(k, offsets, mask, K)
+    b = tl.load(beta + offsets, mask=mask, other=0.0)
+    decay, from_start, to_end, whole = _decays(log_alpha, offsets, mask)
+    return row * tl.num_programs(1) + n, offsets, mask, keys, b, decay, from_start, to_end, whole
 
 
 @triton.jit
@@ -111,24 +117,20 @@ def _triangle_inverse(L):
 @triton.jit
 def _prepare(k, v, beta, log_alpha, inverses, P, X, totals, T, H, K: tl.constexpr, V: tl.constexpr):
     """One program, one chunk: its inverse (C, C), P^T (K, K), X^T (V, K) and exp(g_C)."""
-    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    chunk = row * tl.num_programs(1) + n
-    place, there = _place(n, row, T, H)
-    keys, values = _load(k, place, there, K), _load(v, place, there, V)
+    chunk, offsets, mask, keys, b, decay, from_start, to_end, whole = _chunk(k, beta, log_alpha, T, H, K)
+    values = _load(v, offsets, mask, V)
     low = keys.dtype
-    b = tl.load(beta + place, mask=there, other=0.0)
-    left, kept, to_end, total = _decays(log_alpha, place, there)
     i = tl.arange(0, 64)
-    L = tl.where(i[:, None] > i[None, :], b[:, None] * left * tl.dot(keys, tl.trans(keys)), 0.0)
+    L = tl.where(i[:, None] > i[None, :], b[:, None] * decay * tl.dot(keys, tl.trans(keys)), 0.0)
     inverse = _triangle_inverse(L).to(low)
     tl.store(inverses + chunk * 4096 + _matrix(64, 64), inverse)
     Z = tl.dot(tl.trans(inverse), (keys * to_end[:, None]).to(low)).to(low)
-    B = (keys * (b * kept)[:, None]).to(low)
+    B = (keys * (b * from_start)[:, None]).to(low)
     tl.store(P + chunk * K * K + _matrix(K, K), tl.dot(tl.trans(B), Z).to(low))
     written = (values * b[:, None]).to(low)
     tl.store(X + chunk * V * K + _matrix(V, K), tl.dot(tl.trans(written), Z).to(low))
     if log_alpha is not None:
-        tl.store(totals + chunk, total)
+        tl.store(totals + chunk, whole)
 
 
 @triton.jit
@@ -147,24 +149,23 @@ def _recurrence(
     BV: tl.constexpr,
     BACKWARDS: tl.constexpr,
 ):
-    """S <- decay_n S - S P_n + X_n, of (V, K), through G of N chunks of one sequence: BV rows of S in one program.
+    """S <- decay_n S - S P_n + X_n, (V, K), through G of the N chunks of one sequence: BV rows of S in one program.
 
-    Without `X` it starts from the identity, and what is left in `last` is the P of all G chunks, in `product` their
-    decay.
+    Without `X`, S starts as the identity; `last` is then the P of all G chunks together, and `product` their decay.
     """
-    row, stretch = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    own = row * tl.num_programs(1) + stretch
+    row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    own = row * tl.num_programs(1) + group
     lines = tl.program_id(2) * BV + tl.arange(0, BV)
     tile = lines[:, None] * K + tl.arange(0, K)[None, :]
     identity = tl.where(lines[:, None] == tl.arange(0, K)[None, :], 1.0, 0.0)
-    kept = 1.0
+    total = 1.0
     if X is None:
         S = identity
     elif start is None:
         S = tl.zeros((BV, K), tl.float32)
     else:
         S = tl.load(start + own * V * K + tile).to(tl.float32)
-    for i in range(stretch * G, tl.minimum(stretch * G + G, N)):
+    for i in range(group * G, tl.minimum(group * G + G, N)):
         n = row * N + i
         if BACKWARDS:
             n = row * N + N - 1 - i
@@ -177,66 +178,58 @@ def _recurrence(
         if decay is not None:
             d = tl.load(decay + n)
             S = S * d
-            kept = kept * d
+            total = total * d
         S -= change
         if X is not None:
             S += tl.load(X + n * V * K + tile).to(tl.float32)
     if X is None:
-        S = kept * identity - S
-        tl.store(product + own, kept)
+        S = total * identity - S
+        tl.store(product + own, total)
     tl.store(last + own * V * K + tile, S.to(last.dtype.element_ty))
 
 
 @triton.jit
 def _output(q, k, v, beta, log_alpha, inverses, states, out, T, H, K: tl.constexpr, V: tl.constexpr):
     """One program, one chunk: O (C, V)."""
-    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    chunk = row * tl.num_programs(1) + n
-    place, there = _place(n, row, T, H)
-    keys, values = _load(k, place, there, K), _load(v, place, there, V)
+    chunk, offsets, mask, keys, b, decay, from_start, _, _ = _chunk(k, beta, log_alpha, T, H, K)
+    values = _load(v, offsets, mask, V)
     low = keys.dtype
-    b = tl.load(beta + place, mask=there, other=0.0)
-    left, kept, _, _ = _decays(log_alpha, place, there)
     S = tl.trans(tl.load(states + chunk * V * K + _matrix(V, K)))
     inverse = tl.load(inverses + chunk * 4096 + _matrix(64, 64))
-    written = b[:, None] * (values - kept[:, None] * tl.dot(keys, S))
+    written = b[:, None] * (values - from_start[:, None] * tl.dot(keys, S))
     U = tl.dot(inverse, written.to(low)).to(low)
-    queries = _load(q, place, there, K)
-    mixed = kept[:, None] * tl.dot(queries, S)
-    scores = (left * tl.dot(queries, tl.trans(keys))).to(low)
-    _store(out, tl.dot(scores, U, mixed), place, there, V)
+    queries = _load(q, offsets, mask, K)
+    mixed = from_start[:, None] * tl.dot(queries, S)
+    scores = (decay * tl.dot(queries, tl.trans(keys))).to(low)
+    _store(out, tl.dot(scores, U, mixed), offsets, mask, V)
 
 
-# Backward. D before a name is what a change of it is worth.
+# Backward. D before a name: the gradient of the loss by it.
 
 
 @triton.jit
-def _prepare_gradient(q, k, beta, log_alpha, inverses, DO, P, G, totals, T, H, K: tl.constexpr, V: tl.constexpr):
-    """One program, one chunk: P (K, K), G^T (V, K), what S is worth to the chunk's own outputs, and exp(g_C)."""
-    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    chunk = row * tl.num_programs(1) + n
-    place, there = _place(n, row, T, H)
-    keys, queries, worth = _load(k, place, there, K), _load(q, place, there, K), _load(DO, place, there, V)
+def _prepare_gradient(q, k, beta, log_alpha, inverses, Dout, P, G, totals, T, H, K: tl.constexpr, V: tl.constexpr):
+    """One program, one chunk: P (K, K), G^T (V, K), the gradient of S through the chunk's own outputs, and exp(g_C)."""
+    chunk, offsets, mask, keys, b, decay, from_start, to_end, whole = _chunk(k, beta, log_alpha, T, H, K)
+    queries, Dmixed = _load(q, offsets, mask, K), _load(Dout, offsets, mask, V)
     low = keys.dtype
-    b = tl.load(beta + place, mask=there, other=0.0)
-    left, kept, to_end, total = _decays(log_alpha, place, there)
-    turned = tl.trans(tl.load(inverses + chunk * 4096 + _matrix(64, 64)))
-    B = (keys * (b * kept)[:, None]).to(low)
-    Z = tl.dot(turned, (keys * to_end[:, None]).to(low)).to(low)
+    inverse_T = tl.trans(tl.load(inverses + chunk * 4096 + _matrix(64, 64)))
+    B = (keys * (b * from_start)[:, None]).to(low)
+    Z = tl.dot(inverse_T, (keys * to_end[:, None]).to(low)).to(low)
     tl.store(P + chunk * K * K + _matrix(K, K), tl.dot(tl.trans(Z), B).to(low))
-    scores = (left * tl.dot(queries, tl.trans(keys))).to(low)
-    Dwritten = tl.dot(turned, tl.dot(tl.trans(scores), worth).to(low)).to(low)
-    own = tl.dot(tl.trans(worth), (queries * kept[:, None]).to(low)) - tl.dot(tl.trans(Dwritten), B)
+    scores = (decay * tl.dot(queries, tl.trans(keys))).to(low)
+    Dwritten = tl.dot(inverse_T, tl.dot(tl.trans(scores), Dmixed).to(low)).to(low)
+    own = tl.dot(tl.trans(Dmixed), (queries * from_start[:, None]).to(low)) - tl.dot(tl.trans(Dwritten), B)
     tl.store(G + chunk * V * K + _matrix(V, K), own.to(low))
     if log_alpha is not None:
-        tl.store(totals + chunk, total)
+        tl.store(totals + chunk, whole)
 
 
 @triton.jit
 def _rows_less_columns(M):
-    """The gradient of g from M (C, C), left times its gradient: left_ts = exp(g_t - g_s).
+    """The gradient of g from M (C, C), decay times the gradient of decay: decay_ts = exp(g_t - g_s).
 
-    From one M in fp32: in sums over tokens M_ts cancels, and two rounded copies of M would leave their difference.
+    From a single M in fp32: M_ts cancels in sums over tokens, but two rounded copies of M would not.
     """
     return tl.sum(M, 1) - tl.sum(M, 0)
 
@@ -250,7 +243,7 @@ def _gradient(
     log_alpha,
     inverses,
     states,
-    DO,
+    Dout,
     DS,
     Dq,
     Dk,
@@ -262,60 +255,54 @@ def _gradient(
     K: tl.constexpr,
     V: tl.constexpr,
 ):
-    """One program, one chunk: the gradients of all inputs, from those of O and of the S after the chunk."""
-    row, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    chunk = row * tl.num_programs(1) + n
-    place, there = _place(n, row, T, H)
-    keys = _load(k, place, there, K)
+    """One program, one chunk: the gradients of all inputs, from those of O and of the state after the chunk."""
+    chunk, offsets, mask, keys, b, decay, from_start, to_end, whole = _chunk(k, beta, log_alpha, T, H, K)
     low = keys.dtype
-    b = tl.load(beta + place, mask=there, other=0.0)
-    left, kept, to_end, total = _decays(log_alpha, place, there)
     i = tl.arange(0, 64)
     S = tl.load(states + chunk * V * K + _matrix(V, K))  # transposed, as is DS
     after = tl.load(DS + chunk * V * K + _matrix(V, K))
     inverse = tl.load(inverses + chunk * 4096 + _matrix(64, 64))
 
-    # O = kept Q S + scores U ; S <- total S + K_last^T U
-    values = _load(v, place, there, V)
-    new = values - kept[:, None] * tl.dot(keys, tl.trans(S))
+    # O = exp(g) Q S + scores U ; S <- exp(g_C) S + K_end^T U
+    values = _load(v, offsets, mask, V)
+    new = values - from_start[:, None] * tl.dot(keys, tl.trans(S))
     U = tl.dot(inverse, (b[:, None] * new).to(low)).to(low)
-    queries, worth = _load(q, place, there, K), _load(DO, place, there, V)
+    queries, Dmixed = _load(q, offsets, mask, K), _load(Dout, offsets, mask, V)
     products = tl.dot(queries, tl.trans(keys))
-    Dproducts = left * tl.dot(worth, tl.trans(U))
-    Dqueries = kept[:, None] * tl.dot(worth, S)
-    Dcolumns = to_end[:, None] * tl.dot(U, after)  # of keys as what is read: in K_last, in columns of Q K^T and K K^T
+    Dproducts = decay * tl.dot(Dmixed, tl.trans(U))
+    Dqueries = from_start[:, None] * tl.dot(Dmixed, S)
+    Dcolumns = to_end[:, None] * tl.dot(U, after)  # of the keys in K_end and in the columns of Q K^T and K K^T
     if log_alpha is not None:
         Dto_end = tl.sum(Dcolumns * keys, 1)
-        Dend = tl.sum(Dto_end, 0) + total * tl.sum(tl.sum(S.to(tl.float32) * after.to(tl.float32), 1), 0)
+        Dend = tl.sum(Dto_end, 0) + whole * tl.sum(tl.sum(S.to(tl.float32) * after.to(tl.float32), 1), 0)
         Dg = tl.sum(Dqueries * queries, 1) - Dto_end + _rows_less_columns(Dproducts * products)
     low_products = Dproducts.to(low)
-    _store(Dq, tl.dot(low_products, keys, Dqueries), place, there, K)
+    _store(Dq, tl.dot(low_products, keys, Dqueries), offsets, mask, K)
     Dcolumns = tl.dot(tl.trans(low_products), queries, Dcolumns)
-    DU = tl.dot(tl.trans((left * products).to(low)), worth, to_end[:, None] * tl.dot(keys, tl.trans(after)))
+    DU = tl.dot(tl.trans((decay * products).to(low)), Dmixed, to_end[:, None] * tl.dot(keys, tl.trans(after)))
 
-    # U = inverse diag(beta) new ; new = V - kept K S ; inverse = (I + L)^-1 ; L = diag(beta) K K^T * left, below the
-    # diagonal
+    # U = inverse diag(beta) new ; new = V - exp(g) K S ; inverse = (I + L)^-1 ; L = tril(diag(beta) K K^T * decay, -1)
     Dwritten = tl.dot(tl.trans(inverse), DU.to(low))
     Dnew = b[:, None] * Dwritten
-    _store(Dv, Dnew, place, there, V)
+    _store(Dv, Dnew, offsets, mask, V)
     products = tl.dot(keys, tl.trans(keys))
-    DL = tl.where(i[:, None] > i[None, :], -left * tl.dot(Dwritten.to(low), tl.trans(U)), 0.0)  # over beta
-    tl.store(Dbeta + place, tl.sum(Dwritten * new, 1) + tl.sum(DL * products, 1), mask=there)
+    DL = tl.where(i[:, None] > i[None, :], -decay * tl.dot(Dwritten.to(low), tl.trans(U)), 0.0)  # divided by beta
+    tl.store(Dbeta + offsets, tl.sum(Dwritten * new, 1) + tl.sum(DL * products, 1), mask=mask)
     DL = b[:, None] * DL
     if log_alpha is not None:
         Dg += _rows_less_columns(DL * products) - tl.sum(Dnew * (values - new), 1)
         Dsteps = Dend + tl.sum(tl.where(i[:, None] >= i[None, :], Dg[:, None], 0.0), 0)
-        tl.store(Dlog_alpha + place, Dsteps, mask=there)
+        tl.store(Dlog_alpha + offsets, Dsteps, mask=mask)
     low_DL = DL.to(low)
-    Drows = tl.dot(low_DL, keys) - kept[:, None] * tl.dot(Dnew.to(low), S)
-    _store(Dk, Drows + tl.dot(tl.trans(low_DL), keys, Dcolumns), place, there, K)
+    Drows = tl.dot(low_DL, keys) - from_start[:, None] * tl.dot(Dnew.to(low), S)
+    _store(Dk, Drows + tl.dot(tl.trans(low_DL), keys, Dcolumns), offsets, mask, K)
 
 
 # The launches.
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor | None, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`ops.delta_rule` of contiguous inputs."""
     B, T, H, K = q.shape
@@ -323,7 +310,7 @@ def forward(
     inverses, P, X = q.new_empty(R, N, CHUNK, CHUNK), q.new_empty(R, N, K, K), q.new_empty(R, N, V, K)
     totals = None if log_alpha is None else beta.new_empty(R, N)
     _prepare[(R, N)](k, v, beta, log_alpha, inverses, P, X, totals, T, H, **_sizes(PREPARE, K, V, log_alpha))
-    states, last = recurrence(totals, P, X, None, False)
+    states, last = recurrence(totals, P, X, start, False)
     out = torch.empty_like(v)
     _output[(R, N)](q, k, v, beta, log_alpha, inverses, states, out, T, H, **_sizes(OUTPUT, K, V, log_alpha))
     return out, last.view(B, H, V, K), inverses, states
@@ -332,30 +319,27 @@ def forward(
 def backward(
     grad: Tensor,
     grad_last: Tensor | None,
+    inverses: Tensor,
+    states: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     beta: Tensor,
     log_alpha: Tensor | None,
-    inverses: Tensor,
-    states: Tensor,
 ) -> list[Tensor]:
     """`ops.delta_rule_backward` of contiguous inputs."""
-    _, T, H, K = q.shape
+    B, T, H, K = q.shape
     R, N, V, _ = states.shape
     P, G = q.new_empty(R, N, K, K), torch.empty_like(states)
     totals = None if log_alpha is None else beta.new_empty(R, N)
     _prepare_gradient[(R, N)](
         q, k, beta, log_alpha, inverses, grad, P, G, totals, T, H, **_sizes(PREPARE_GRADIENT, K, V, log_alpha)
     )
-    after, _ = recurrence(totals, P, G, None if grad_last is None else grad_last.flatten(0, 1), True)
-    Dq, Dk, Dv, Dbeta = (torch.empty_like(x) for x in (q, k, v, beta))
-    Dlog_alpha = None if log_alpha is None else torch.empty_like(log_alpha)
-    outputs = (Dq, Dk, Dv, Dbeta, Dlog_alpha)
-    _gradient[(R, N)](
-        q, k, v, beta, log_alpha, inverses, states, grad, after, *outputs, T, H, **_sizes(GRADIENT, K, V, log_alpha)
-    )
-    return [output for output in outputs if output is not None]
+    after, Dstart = recurrence(totals, P, G, grad_last, True)
+    inputs = [q, k, v, beta, log_alpha]
+    gradients = [None if x is None else torch.empty_like(x) for x in inputs]
+    _gradient[(R, N)](*inputs, inverses, states, grad, after, *gradients, T, H, **_sizes(GRADIENT, K, V, log_alpha))
+    return [Dstart.view(B, H, V, K), *(x for x in gradients if x is not None)]
 
 
 def _sizes(warps: tuple[int, ...], K: int, V: int, log_alpha: Tensor | None) -> dict[str, int]:
@@ -365,12 +349,20 @@ def _sizes(warps: tuple[int, ...], K: int, V: int, log_alpha: Tensor | None) -> 
 def recurrence(
     decay: Tensor | None, P: Tensor, X: Tensor, start: Tensor | None, backwards: bool
 ) -> tuple[Tensor, Tensor]:
-    """S_{n+1} = decay_n S_n - S_n P_n + X_n: decay (R, N) or None for 1, P (R, N, K, K), X (R, N, V, K) -> every S_n
-    (R, N, V, K) in the precision of X, and the last (R, V, K) in fp32; from `start` (R, V, K) or 0.
+    """S_{n+1} = decay_n S_n - S_n P_n + X_n.
 
-    `backwards` goes from the last chunk to the first. Of many chunks, stretches are summed up at once: together the
-    chunks of a stretch do to S what one chunk does. Then S goes from stretch to stretch, and all stretches are gone
-    through at once.
+    With many chunks it has two levels: the chunks of a group change S as one chunk would, so first every group is
+    reduced to one chunk, then S goes from group to group, then through the chunks of all groups at once.
+
+    Args:
+        decay: (R, N); None for 1.
+        P: (R, N, K, K).
+        X: (R, N, V, K).
+        start: (R, V, K) or a view of it, the first S; None for zeros.
+        backwards: go from the last chunk to the first.
+
+    Returns:
+        Every S_n (R, N, V, K) in the precision of X, and the last S (R, V, K) in fp32.
     """
     R, N, V, K = X.shape
     states, last = torch.empty_like(X), X.new_empty(R, V, K, dtype=torch.float32)
@@ -400,37 +392,37 @@ def _launch(
     G: int,
     backwards: bool,
 ) -> None:
-    """`_recurrence` in M stretches of G chunks."""
+    """`_recurrence` in M groups of G chunks."""
     R, N, K, _ = P.shape
     V = last.shape[-2]
-    height = 16 if R * M * V <= 132 * 64 else 32 if R * M * V <= 132 * 256 else 64  # few sequences: lower programs
+    height = 16 if R * M * V <= 132 * 64 else 32 if R * M * V <= 132 * 256 else 64  # few sequences: smaller programs
     grid = (R, M, V // min(V, height))
     sizes = {"K": K, "V": V, "BV": min(V, height), "BACKWARDS": backwards, "num_warps": 4, "num_stages": 3}
     _recurrence[grid](decay, P, X, start, states, last, product, N, G, **sizes)
 
 
-# Sums over the chunks before.
+# Sums over chunks.
 
 
 @triton.jit
 def _sums_before(x, start, before, total, N, M, COLUMNS: tl.constexpr, BACKWARDS: tl.constexpr):
-    """One program: some columns of one (N, M) matrix, 32 rows at a time."""
+    """One program: COLUMNS columns of one (N, M) matrix, 32 rows at a time."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    carried = tl.zeros((COLUMNS,), tl.float32)
+    total_before = tl.zeros((COLUMNS,), tl.float32)
     if start is not None:
-        carried = tl.load(start + row * M + columns, mask=columns < M, other=0.0)
+        total_before = tl.load(start + row * M + columns, mask=columns < M, other=0.0)
     for i in range(0, N, 32):
         n = i + tl.arange(0, 32)
-        there = (n < N)[:, None] & (columns < M)[None, :]
+        mask = (n < N)[:, None] & (columns < M)[None, :]
         if BACKWARDS:
             n = N - 1 - n
         places = (row * N + n)[:, None] * M + columns[None, :]
-        tile = tl.load(x + places, mask=there, other=0.0).to(tl.float32)
-        sums = carried[None, :] + tl.cumsum(tile, 0)
-        tl.store(before + places, (sums - tile).to(before.dtype.element_ty), mask=there)
-        carried += tl.sum(tile, 0)
-    tl.store(total + row * M + columns, carried, mask=columns < M)
+        tile = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
+        sums = total_before[None, :] + tl.cumsum(tile, 0)
+        tl.store(before + places, (sums - tile).to(before.dtype.element_ty), mask=mask)
+        total_before += tl.sum(tile, 0)
+    tl.store(total + row * M + columns, total_before, mask=columns < M)
 
 
 def sums_before(x: Tensor, start: Tensor | None, backwards: bool) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""A model's certificate: it never sees the future, and it decodes what it was trained to say.
+"""Certificates: a model is causal, and it decodes what it computes in training.
 
-Everything is computed on a copy in float64, so that rounding cannot hide a leak, nor look like one.
+Everything is computed on a float64 copy, so that rounding can neither hide a leak nor look like one.
 """
 
 import copy
@@ -15,13 +15,13 @@ from torch import Tensor
 from bsbr_pl.metrics import token_nats
 from bsbr_pl.model import LanguageModel
 
-TOLERANCE = 1e-8  # of float64 logits, relative to the largest
-STANDARD_ERRORS = 4.0  # by which the loss on random tokens may lie below ln V by chance
+TOLERANCE = 1e-8  # of float64 logits, relative to the largest logit
+STANDARD_ERRORS = 4.0  # how far below ln V chance may bring the loss on random tokens
 
 
 @dataclass(frozen=True)
 class Check:
-    """One property: what was measured, the limit it must not exceed, and whether it did not."""
+    """One property: the measured value and its limit."""
 
     name: str
     measured: float
@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The checks of one model at one length; a model with a check that failed is not to be compared with others."""
+    """The checks of one model at one length. A model with a failed check is excluded from comparisons."""
 
     length: int
     checks: list[Check]
@@ -50,20 +50,23 @@ class Certificate:
 
 
 def certify(model: LanguageModel, seed: int = 0) -> Certificate:
-    """Whether a model is causal and decodes what it computes in training, on its own weights.
+    """Check that a model is causal and decodes what it computes in training, with its own weights.
 
-    With C the largest chunk or window of its attentions, T = 2 C + 3 random tokens (one less than it has
-    learned positions, if those are fewer), all 0-based:
+    T = 2 C + 3 random tokens are used, or one token less than the model has learned positions, if that is fewer. C is
+    the largest `reach` or `period` of the attentions, 64 without any. The tokens are cut at 0, 1, T - 1 and at E - 1, E
+    and E + 1 for every reach or period E; for decoding also at T / 2. All positions are 0-based:
 
-        suffix_K          for K in {0, 1, C-1, C, C+1, T-1}: the largest change of logits 0..K when all tokens after K
-                          are others; `suffix_T-1` compares one more token at the end
-        future_gradient   the largest |d logits_t / d embedding_s| over s > t, for the same t
-        random_tokens     ln V less the loss on uniformly random tokens, in standard errors: nobody can guess those,
-                          unless by looking
-        decode_step       largest difference of logits: all at once, against one token after another from nothing
-        decode_prefill    the same, from a prefilled half
+        suffix_K          for every cut K: the largest change of logits 0..K when all tokens after K change;
+                          `suffix_T-1` compares with one more token at the end
+        future_gradient   the largest |d logits_t / d embedding_s| over s > t, for t at every cut
+        random_tokens     ln V minus the loss on uniformly random tokens, in standard errors: above 0 only by chance, or
+                          by seeing the answer
+        decode_step       the largest difference of logits between all tokens at once and one token after another
+        decode_prefill    the same, one token after another from a prefilled state, for every cut
+        continue          the same, all other tokens at once from a prefilled state, for every cut
 
-    The first three find different leaks: of tokens, of what is smooth in them, and of what training made use of.
+    The first three find different leaks: of tokens, of smooth functions of them, and those that training has used. The
+    last three are absent if an attention of the model cannot decode. Differences are relative to the largest logit.
 
     Args:
         model: on any device, in any precision; it is not changed.
@@ -72,53 +75,52 @@ def certify(model: LanguageModel, seed: int = 0) -> Certificate:
     device = next(model.parameters()).device
     model = copy.deepcopy(model).to("cpu" if device.type == "mps" else device).double().eval()  # MPS has no float64
     device = next(model.parameters()).device
-    reach = [getattr(a, name) for a in model.attentions for name in ("chunk_size", "window_size") if hasattr(a, name)]
-    C = max(reach, default=64)
-    T = 2 * C + 3
+    reaches = {attention.reach for attention in model.attentions if attention.reach is not None}
+    edges = reaches | {attention.period for attention in model.attentions if attention.period > 1} or {64}
+    T = 2 * max(edges) + 3
     if model.max_length:
         T = min(T, model.max_length - 1)
+    near_edges = {edge + i for edge in edges for i in (-1, 0, 1)}
+    cuts = sorted(({0, 1, T - 1} | near_edges) & set(range(T)))
     random = torch.Generator().manual_seed(seed)
 
     def tokens(*shape: int) -> Tensor:
         return torch.randint(model.vocab_size, shape, generator=random).to(device)
 
     ids = tokens(1, T)
-    places = sorted({0, 1, C - 1, C, C + 1, T - 1} & set(range(T)))
     with torch.no_grad():
         logits = model(ids)[0]
         size = float(logits.abs().max()) or 1.0
-        checks = [Check(f"suffix_{t}", _suffix_change(model, ids, tokens, logits, t) / size, TOLERANCE) for t in places]
-    checks.append(Check("future_gradient", _future_gradient(model, ids, places[:-1]), 0.0))
+        checks = [Check(f"suffix_{t}", _suffix_change(model, ids, tokens, logits, t) / size, TOLERANCE) for t in cuts]
+    checks.append(Check("future_gradient", _future_gradient(model, ids, cuts[:-1]), 0.0))
     with torch.no_grad():
         checks.append(Check("random_tokens", _below_chance(model, tokens, T), STANDARD_ERRORS))
-        for name, start in (("decode_step", 0), ("decode_prefill", T // 2)):
-            difference = float((_decoded(model, ids, start) - logits[start:]).abs().max())
-            checks.append(Check(name, difference / size, TOLERANCE))
+        if all(attention.has_decode for attention in model.attentions):
+            differences = _decoding_differences(model, ids, logits, sorted({*cuts, T // 2}))
+            checks += [Check(name, difference / size, TOLERANCE) for name, difference in differences.items()]
     return Certificate(T, checks)
 
 
-def _suffix_change(
-    model: LanguageModel, ids: Tensor, tokens: Callable[..., Tensor], logits: Tensor, place: int
-) -> float:
-    """The largest change of logits up to `place` when all tokens after it are others."""
-    if place == ids.shape[1] - 1:
-        other = torch.cat((ids, tokens(1, 1)), 1)  # there is nothing after the last token: append some
+def _suffix_change(model: LanguageModel, ids: Tensor, tokens: Callable[..., Tensor], logits: Tensor, cut: int) -> float:
+    """The largest change of logits 0..cut when all tokens after the cut change."""
+    if cut == ids.shape[1] - 1:
+        other = torch.cat((ids, tokens(1, 1)), 1)  # no token follows the last one: append one
     else:
-        later = ids.shape[1] - place - 1
-        shifted = 1 + tokens(1, later) % max(1, model.vocab_size - 1)  # never 0: every later token becomes another
-        other = torch.cat((ids[:, : place + 1], (ids[:, place + 1 :] + shifted) % model.vocab_size), 1)
-    return float((model(other)[0, : place + 1] - logits[: place + 1]).abs().max())
+        later = ids.shape[1] - cut - 1
+        shifted = 1 + tokens(1, later) % max(1, model.vocab_size - 1)  # never 0: every later token changes
+        other = torch.cat((ids[:, : cut + 1], (ids[:, cut + 1 :] + shifted) % model.vocab_size), 1)
+    return float((model(other)[0, : cut + 1] - logits[: cut + 1]).abs().max())
 
 
-def _future_gradient(model: LanguageModel, ids: Tensor, places: list[int]) -> float:
-    """The largest gradient of logits at `places`, in a random direction, to the embedding of a later token."""
+def _future_gradient(model: LanguageModel, ids: Tensor, cuts: list[int]) -> float:
+    """The largest gradient of logits at a cut, in a random direction, by the embedding of a later token."""
     embedded: list[Tensor] = []
 
-    def cut(module: torch.nn.Module, args: Any, output: Tensor) -> Tensor:
+    def detach(module: torch.nn.Module, args: Any, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[0]
 
-    hook = model.embedding.register_forward_hook(cut)
+    hook = model.embedding.register_forward_hook(detach)
     try:
         with torch.enable_grad():
             hidden = model.hidden(ids)[0]
@@ -126,14 +128,14 @@ def _future_gradient(model: LanguageModel, ids: Tensor, places: list[int]) -> fl
         hook.remove()
     worst = 0.0
     direction = torch.randn(hidden.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(hidden)
-    for place in places:
-        (gradient,) = torch.autograd.grad(hidden[place] @ direction, embedded[0], retain_graph=True)
-        worst = torch.maximum(gradient[0, place + 1 :].abs().max(), torch.tensor(worst)).item()  # keeps a NaN
+    for cut in cuts:
+        (gradient,) = torch.autograd.grad(hidden[cut] @ direction, embedded[0], retain_graph=True)
+        worst = torch.maximum(gradient[0, cut + 1 :].abs().max(), torch.tensor(worst)).item()  # keeps a NaN
     return worst
 
 
 def _below_chance(model: LanguageModel, tokens: Callable[..., Tensor], length: int) -> float:
-    """How many standard errors the mean loss on random tokens lies below ln V."""
+    """How many standard errors the mean loss on random tokens is below ln V."""
     ids = tokens(8, length + 1)
     nats = torch.cat([token_nats(model(row[None, :-1]), row[None, 1:]).flatten() for row in ids])
     error = float(nats.std()) / math.sqrt(len(nats))
@@ -141,11 +143,22 @@ def _below_chance(model: LanguageModel, tokens: Callable[..., Tensor], length: i
     return below / max(error, 1e-12)
 
 
-def _decoded(model: LanguageModel, ids: Tensor, start: int) -> Tensor:
-    """The logits (T - start, V) at positions start, ..., T - 1, decoded one by one after `start` prefilled tokens."""
-    states = model.prefill(ids[:, :start])[1] if start else model.init_state(1)
-    found = []
-    for t in range(start, ids.shape[1]):
-        logits, states = model.step(ids[:, t], states)
-        found.append(logits[0])
-    return torch.stack(found)
+def _decoding_differences(model: LanguageModel, ids: Tensor, logits: Tensor, cuts: list[int]) -> dict[str, float]:
+    """The largest differences from `logits` (T, V) of the checks `decode_step`, `decode_prefill` and `continue`."""
+    found: dict[str, list[Tensor]] = {"decode_step": [], "decode_prefill": [], "continue": []}
+    for cut in cuts:
+        states = model.prefill(ids[:, :cut])[1] if cut else model.init_state(1)
+        stepped = (_stepped(model, ids[0, cut:], states) - logits[cut:]).abs().max()
+        found["decode_prefill" if cut else "decode_step"].append(stepped)
+        continued = model.head(model.decode(ids[:, cut:], states)[0])[0]
+        found["continue"].append((continued - logits[cut:]).abs().max())
+    return {name: float(torch.stack(differences).max()) for name, differences in found.items() if differences}
+
+
+def _stepped(model: LanguageModel, ids: Tensor, states: list[Any]) -> Tensor:
+    """The logits (T, V) of ids (T,), one token after another from `states`."""
+    logits = []
+    for token in ids:
+        next_logits, states = model.step(token[None], states)
+        logits.append(next_logits[0])
+    return torch.stack(logits)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import yaml
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.attention.base import check_positive
+from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
 from bsbr_pl.parsing import Parser

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bsbr_pl.attention import BSBRAttention
+from bsbr_pl.attention import Attention
 from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData, TokenData
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
@@ -61,15 +61,15 @@ def ask(model: LanguageModel, input_ids: Tensor, targets: Tensor) -> tuple[Colum
     found, layers = find_answers(input_ids, targets), []
     x = model.embed(input_ids)
     for branch in model.branches:
-        if isinstance(branch.inner, BSBRAttention):
+        if isinstance(branch.inner, Attention) and branch.inner.routes_chunks:
             layers.append(_route(branch.inner, branch.norm(x), found))
         x = branch(x)
     guesses = model.head(model.norm(x)).argmax(-1)
     return {**found, "right": (guesses == targets)[found["row"], found["asked"]]}, layers
 
 
-def _route(attention: BSBRAttention, x: Tensor, found: Columns) -> Columns:
-    asking, holding = (found[name] // attention.chunk_size for name in ("asked", "answered"))
+def _route(attention: Attention, x: Tensor, found: Columns) -> Columns:
+    asking, holding = (found[name] // attention.period for name in ("asked", "answered"))
     question = ((holding >= 0) & ~_near(attention, found["asked"], found["answered"])).nonzero()[:, 0]
     asking, holding = asking[question], holding[question]
     weights = attention.chunk_map(x)[found["row"][question], :, asking]  # (questions, H, N), 0 from the own chunk on
@@ -87,7 +87,7 @@ def _route(attention: BSBRAttention, x: Tensor, found: Columns) -> Columns:
 
 def routes(model: LanguageModel, data: TokenData) -> bool:
     """Whether the model chooses among chunks, and the data asks for what stands in one of them."""
-    chooses = any(isinstance(attention, BSBRAttention) for attention in model.attentions)
+    chooses = any(attention.routes_chunks for attention in model.attentions)
     return chooses and isinstance(data, MQARData | InductionData | NeedleData)
 
 
@@ -132,23 +132,21 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
     if (found["answered"] < 0).all():
         raise ValueError(f"no answer of {type(data).__name__} stands in the context behind its key: use MQARData")
     layers = [_join(one) for one in zip(*routes, strict=True)]
-    routers = [one for one in model.attentions if isinstance(one, BSBRAttention)]
-    described = [
-        _describe(i, one.chunk_size, layer) for i, (one, layer) in enumerate(zip(routers, layers, strict=True))
-    ]
+    routers = [attention for attention in model.attentions if attention.routes_chunks]
+    described = [_describe(i, one.period, layer) for i, (one, layer) in enumerate(zip(routers, layers, strict=True))]
     return {
         "questions": seen,
         "accuracy": float(found["right"].float().mean()),
-        "chunk_size": routers[-1].chunk_size if routers else None,
+        "chunk_size": routers[-1].period if routers else None,
         "layers": described,
         **_split(found, routers, layers, described),
     }
 
 
-def _near(attention: BSBRAttention, asked: Tensor, answered: Tensor) -> Tensor:
+def _near(attention: Attention, asked: Tensor, answered: Tensor) -> Tensor:
     """Whether a question sees its answer exactly."""
-    C = attention.chunk_size
-    return asked - answered < C if attention.overlap else asked // C == answered // C
+    length = int(asked.max()) + 1 if len(asked) else 0
+    return attention.sees_exactly(length).to(asked.device)[asked, answered]
 
 
 def _join(parts: Sequence[Columns]) -> Columns:
@@ -172,11 +170,11 @@ def _describe(number: int, chunk_size: int, layer: Columns) -> dict[str, Any]:
 
 
 def _split(
-    found: Columns, routers: Sequence[BSBRAttention], layers: Sequence[Columns], described: Sequence[dict[str, Any]]
+    found: Columns, routers: Sequence[Attention], layers: Sequence[Columns], described: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The accuracy of classes of questions."""
     asked, answered, right = found["asked"], found["answered"], found["right"]
-    placed, chunk = answered >= 0, routers[-1].chunk_size if routers else int(asked.max()) + 1
+    placed, chunk = answered >= 0, routers[-1].period if routers else int(asked.max()) + 1
     near = placed & _near(routers[-1], asked, answered) if routers else placed
     far = placed & ~near
     hit = torch.full_like(right, False)

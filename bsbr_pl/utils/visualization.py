@@ -1,4 +1,4 @@
-"""Attention maps: as pictures, and as a few numbers. matplotlib is imported when something is drawn."""
+"""Attention maps as pictures, and as a few numbers. matplotlib is imported only to draw."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_CELLS = 160  # cells a side of one drawn map; longer maps are shrunk
-MAX_LABELS = 32  # tokens up to which their labels are written out
+MAX_CELLS = 160  # cells per side of one drawn map; longer maps are shrunk
+MAX_LABELS = 32  # with more tokens, their labels are not drawn
 
 
 def visualize_attention(attention_weights: Tensor, tokens: Sequence[str] | None = None) -> "Axes":
@@ -19,10 +19,10 @@ def visualize_attention(attention_weights: Tensor, tokens: Sequence[str] | None 
 
     Args:
         attention_weights: (layers, batch, heads, T, T), as `LanguageModel.get_attention_weights` gives them.
-        tokens: labels of the T tokens, written where T is at most 32.
+        tokens: labels of the T tokens, drawn if T is at most 32.
 
     Raises:
-        ValueError: where `attention_weights` has not five axes.
+        ValueError: if `attention_weights` does not have five axes.
     """
     if attention_weights.dim() != 5:
         shape = tuple(attention_weights.shape)
@@ -39,14 +39,14 @@ def draw_maps(
 ) -> None:
     """Draw maps side by side on one pair of axes, with one colour bar.
 
-    What is exactly 0 is white, positive weights are red, negative ones blue. The scale is the signed square root, so
-    that a weight of a hundredth is still seen beside 1. A map of more than 160 rows is shrunk: a cell shows the
-    largest of its weights by size.
+    Exact zeros are white, positive weights red, negative weights blue. The scale is the signed square root, so that a
+    weight of 0.01 is visible beside a weight of 1. Maps of more than 160 rows are shrunk: a cell shows its weight of
+    the largest absolute value.
 
     Args:
-        axes: what to draw on.
-        maps: layer number -> its maps (heads, T, T); the layers may differ in heads.
-        tokens: labels of the T tokens, written where T is at most 32.
+        axes: where to draw.
+        maps: layer number -> maps (heads, T, T); the layers may have different numbers of heads.
+        tokens: labels of the T tokens, drawn if T is at most 32.
         name: what a row or column of a map is.
     """
     from matplotlib import colormaps
@@ -55,12 +55,12 @@ def draw_maps(
     small = [shrink(layer.detach().float().cpu().numpy()) for layer in maps.values()]
     limit = max(float(np.abs(layer).max()) for layer in small) or 1.0
     signed = any(bool((layer < 0).any()) for layer in small)
-    zoom = max(1, MAX_LABELS // small[0].shape[-1])  # of short maps, so that the gaps stay narrow beside them
+    zoom = max(1, MAX_LABELS // small[0].shape[-1])  # enlarges short maps, so that the gaps stay narrow
     small = [layer.repeat(zoom, 1).repeat(zoom, 2) for layer in small]
     cells = small[0].shape[-1]
     pitch = cells + (gap := max(1, cells // 16))
     shape = len(small) * pitch - gap, max(map(len, small)) * pitch - gap
-    canvas = np.full(shape, 2 * limit, np.float32)  # beyond the scale: what stays of it is the gaps
+    canvas = np.full(shape, 2 * limit, np.float32)  # above the scale: the gaps keep this value
     for row, layer in enumerate(small):
         for column, cell in enumerate(layer):
             canvas[row * pitch : row * pitch + cells, column * pitch : column * pitch + cells] = cell
@@ -89,14 +89,19 @@ def draw_maps(
 
 
 def maps_image(maps: Mapping[int, Tensor], tokens: Sequence[str] | None = None, name: str = "token") -> np.ndarray:
-    """The picture of `draw_maps` as an array (height, width, 3) of uint8, without touching any current figure."""
+    """The picture of `draw_maps` as uint8 (height, width, 3). The current figure is not changed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     heads, layers = max(map(len, maps.values())), len(maps)
     labelled = tokens is not None and len(tokens) <= MAX_LABELS
-    inches = 2.6 if labelled else 2.0  # a side of one map
-    left, right, bottom, top = 0.9, 0.8, 0.9 if labelled else 0.6, 0.1  # margins, by hand: a layout engine draws twice
+    inches = 2.6 if labelled else 2.0  # per side of one map
+    left, right, bottom, top = (
+        0.9,
+        0.8,
+        0.9 if labelled else 0.6,
+        0.1,
+    )  # margins are fixed, because a layout engine draws twice
     width, height = inches * heads + 0.5 + left + right, inches * layers + bottom + top
     figure = Figure(figsize=(width, height), dpi=90)
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
@@ -107,7 +112,7 @@ def maps_image(maps: Mapping[int, Tensor], tokens: Sequence[str] | None = None, 
 
 
 def shrink(maps: np.ndarray, cells: int = MAX_CELLS) -> np.ndarray:
-    """(H, T, T) -> (H, n, n) with n <= cells: each cell the entry of the largest size in its block; exact if T fits."""
+    """(H, T, T) -> (H, n, n) with n <= cells: each cell is the entry of largest absolute value in its block."""
     heads, length = maps.shape[:2]
     block = -(-length // cells)
     if block == 1:
@@ -119,32 +124,22 @@ def shrink(maps: np.ndarray, cells: int = MAX_CELLS) -> np.ndarray:
     return np.where(largest >= -smallest, largest, smallest)
 
 
-def outside_mask(length: int, chunk_size: int | None = None, window_size: int | None = None) -> Tensor:
-    """(T, T) True where key j lies outside query t's own chunk, or before its window of `window_size` tokens."""
-    t, j = torch.arange(length)[:, None], torch.arange(length)
-    if chunk_size is not None:
-        return t // chunk_size != j // chunk_size
-    if window_size is not None:
-        return t - j >= window_size
-    raise ValueError("outside_mask needs chunk_size or window_size, got neither")
-
-
-def map_statistics(weights: Tensor, input_ids: Tensor | None = None, outside: Tensor | None = None) -> dict[str, float]:
-    """What a map does, in a few numbers, means over its heads and rows. With p_tj = |A_tj| / sum_j |A_tj|:
+def map_statistics(weights: Tensor, input_ids: Tensor | None = None, exact: Tensor | None = None) -> dict[str, float]:
+    """A few numbers about a map, means over its heads and rows. With p_tj = |A_tj| / sum_j |A_tj|:
 
         entropy_nats      - sum_j p_tj ln p_tj
         distance_tokens   sum_j p_tj (t - j)
-        sparsity          share of entries of the whole matrix that are exactly 0, those after t included
-        outside_share     sum_j p_tj over `outside`
+        sparsity          share of entries of the whole matrix that are exactly 0, including those after t
+        outside_share     sum_j p_tj over the tokens j that are not seen exactly
         induction_share   sum_j p_tj over the tokens j < t that follow an earlier occurrence of token t: x_{j-1} = x_t
                           (Olsson et al. 2022, arXiv 2209.11895: what an induction head attends to)
 
-    Rows without any weight are left out, and so is a number that has no row to be taken over.
+    Rows without any weight are left out. A number without rows is absent.
 
     Args:
         weights: a causal map (..., T, T).
         input_ids: (T,) the tokens, for `induction_share`.
-        outside: (T, T) of bool, for `outside_share`.
+        exact: bool (T, T), `Attention.sees_exactly`, for `outside_share`.
     """
     length = weights.shape[-1]
     size = weights.detach().float().abs().reshape(-1, length, length)  # (H, T, T)
@@ -161,8 +156,8 @@ def map_statistics(weights: Tensor, input_ids: Tensor | None = None, outside: Te
         "distance_tokens": mean((p * (t - j)).sum(-1)),
         "sparsity": float((size == 0).float().mean()),
     }
-    if outside is not None:
-        found["outside_share"] = mean((p * outside.to(p.device)).sum(-1))
+    if exact is not None:
+        found["outside_share"] = mean((p * ~exact.to(p.device)).sum(-1))
     if input_ids is not None:
         ids = input_ids.to(p.device)
         follows = (ids[:, None] == ids.roll(1)) & (j > 0) & (j < t)
@@ -171,7 +166,7 @@ def map_statistics(weights: Tensor, input_ids: Tensor | None = None, outside: Te
 
 
 def attention_inputs(model: Any, input_ids: Tensor) -> list[tuple[Any, Tensor]]:
-    """The attentions of a `LanguageModel` in order of depth, each with the input x (B, T, D) it gets for ids (B, T)."""
+    """The attentions of a `LanguageModel`, in order of depth, with their inputs x (B, T, D) for ids (B, T)."""
     inputs: dict[int, Tensor] = {}
 
     def keep(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bsbr_pl.attention.base import DepthwiseConvolution, ShortConvolution
+from bsbr_pl.attention.parts import DepthwiseConvolution, ShortConvolution
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -21,7 +21,7 @@ def test_it_is_the_sum_over_its_taps(size, T):
     expected = sum(taps[i] * past[:, i : i + T] for i in range(size))
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(after, past[:, T:])
-    assert convolution.nothing_before(3).shape == (3, size - 1, 6)
+    assert convolution.init_state(3).shape == (3, size - 1, 6)
 
 
 def test_one_tap_learns_nothing_and_more_start_as_the_identity():
@@ -29,7 +29,7 @@ def test_one_tap_learns_nothing_and_more_start_as_the_identity():
     assert list(ShortConvolution(6, 1).parameters()) == []
     assert ShortConvolution(6, 1).state_dict() == {}
     started = ShortConvolution(6, 4)
-    assert torch.equal(started(x, started.nothing_before(2))[0], x)
+    assert torch.equal(started(x, started.init_state(2))[0], x)
 
 
 def test_its_gradients_are_those_of_torch():
@@ -51,5 +51,5 @@ def test_its_gradients_are_those_of_torch():
 
 def test_on_the_meta_device_it_is_laid_out_as_elsewhere():
     convolution = ShortConvolution(6, 4).to("meta")
-    y, _ = convolution(torch.empty(2, 5, 6, device="meta"), convolution.nothing_before(2))
+    y, _ = convolution(torch.empty(2, 5, 6, device="meta"), convolution.init_state(2))
     assert y.is_contiguous()

@@ -1,6 +1,6 @@
-"""What runs on CUDA in low precision: its arithmetic against `mix` on a CPU, and the law on a GPU.
+"""The kernels for CUDA in low precision: their arithmetic against `mix` on a CPU, and the law on a GPU.
 
-Triton's kernels run on a CPU in its interpreter alone, where Triton is installed and TRITON_INTERPRET is 1.
+On a CPU, the Triton kernels run only in Triton's interpreter: install Triton and set TRITON_INTERPRET=1.
 """
 
 import os
@@ -13,7 +13,7 @@ from test_law import assert_near_truth
 from torch import Tensor
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, kernels, ops
-from bsbr_pl.attention.base import DepthwiseConvolution, rotary, shifted_products, turned
+from bsbr_pl.attention.parts import DepthwiseConvolution, convolve_by_taps, rotary, rotate_real
 
 KERNELS = {
     "linear": kernels.linear_kernel,
@@ -45,20 +45,31 @@ def parts_of(attention: Attention, x: Tensor) -> list[Tensor]:
     return list(attention.project(x)[:-1])
 
 
+def state_before(name: str, attention: Attention) -> tuple[list[Tensor], dict[str, int]]:
+    """What `mix` is given to continue after two chunks of GAU, four of the others: tensors and options."""
+    state = attention.prefill(sequence(256, torch.float32))[1]
+    if name == "gau":
+        return [state.kv], {"finished": state.finished}
+    return list(state[:2] if name == "linear" else state[:1]), {}
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["", "from a state"])
 @pytest.mark.parametrize("T", [1, 63, 64, 65, 200])
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_kernel_computes_what_mix_does(name, T):
+def test_a_kernel_computes_what_mix_does(name, T, start):
     """In fp32 on a CPU: mixed values, states, and the gradients of both by everything that is mixed."""
     if "delta" in name and not INTERPRETED:
         pytest.skip("needs Triton and TRITON_INTERPRET=1")
     attention = build(name, torch.float32)
     found = []
     for form in ("kernel", "mix"):
-        parts = [part.detach().requires_grad_() for part in parts_of(attention, sequence(T, torch.float32))]
+        before, options = state_before(name, attention) if start else ([], {})
+        inputs = [*parts_of(attention, sequence(T, torch.float32)), *before]
+        parts = [part.detach().requires_grad_() for part in inputs]
         if form == "mix":
-            outputs = attention.mix(*parts)
+            outputs = attention.mix(*parts, **options)
         elif name == "gau":
-            outputs = kernels.gau_kernel(attention.views, attention.chunk_size, torch.float32, *parts)
+            outputs = kernels.gau_kernel(attention.views, attention.chunk_size, torch.float32, *parts, **options)
         else:
             outputs = KERNELS[name](torch.float32, *parts)
         loss = sum(
@@ -85,7 +96,7 @@ def test_products_before_are_sums():
 @pytest.mark.parametrize("backwards", [False, True])
 def test_sums_before(backwards):
     x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    start = torch.randn(2, 7, generator=torch.Generator().manual_seed(1))
+    start = torch.randn(2, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
     before, total = ops.sums_before(x, start, backwards)
     sides = [slice(n + 1, None) if backwards else slice(n) for n in range(5)]
     expected = start[:, None] + torch.stack([x[:, side].sum(1) for side in sides], 1)
@@ -94,9 +105,11 @@ def test_sums_before(backwards):
     if not backwards:
         weights, of_total = torch.randn(2, 5, 7), torch.randn(2, 7)
         loss = (before * weights).sum() + (total * of_total).sum()
-        truth = (expected * weights).sum() + (x.sum(1) * of_total).sum()
-        torch.testing.assert_close(*(torch.autograd.grad(value, x)[0] for value in (loss, truth)))
+        truth = (expected * weights).sum() + ((start + x.sum(1)) * of_total).sum()
+        own, right = (torch.autograd.grad(value, (x, start)) for value in (loss, truth))
+        torch.testing.assert_close(own, right)
         torch.library.opcheck(ops.sums_before, (x,))
+        torch.library.opcheck(ops.sums_before, (x, start))
     if INTERPRETED:
         from bsbr_pl.attention import triton_kernels
 
@@ -108,31 +121,36 @@ def test_sums_before(backwards):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
+@pytest.mark.parametrize("started", [True, False])
 @pytest.mark.parametrize("decays", [True, False])
 @pytest.mark.parametrize("shape", [(2, 70, 3, 16), (1, 330, 1, 32)])
-def test_the_delta_rule_over_stretches_of_chunks(monkeypatch, shape, decays):
-    """With so many chunks that they are first summed up, in unequal numbers; and in an operation's other duties."""
+def test_the_delta_rule_over_groups_of_chunks(monkeypatch, shape, decays, started):
+    """The recurrence in one level and in two, with groups of unequal size, from zeros and from a state; and opcheck."""
     from bsbr_pl.attention import triton_kernels
 
+    B, _, H, K = shape
     q, k, v, weights = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     beta, chance = torch.rand(2, *shape[:3], generator=torch.Generator().manual_seed(1))
-    inputs = [x.requires_grad_() for x in (q, k, v, beta, 0.1 * chance.log())][: 5 if decays else 4]
+    start = torch.randn(B, H, K, K, generator=torch.Generator().manual_seed(2)) if started else None
+    given = (q, k, v, beta, 0.1 * chance.log() if decays else None, start)
+    inputs = [x if x is None else x.requires_grad_() for x in given]
+    learned = [x for x in inputs if x is not None]
     found = []
     for least in (1000, 1):
         monkeypatch.setattr(triton_kernels, "LONG", least)
-        mixed, last, *_ = ops.delta_rule(*inputs, *([] if decays else [None]))
+        mixed, last, *_ = ops.delta_rule(*inputs)
         loss = (mixed * weights).sum() + last.square().sum()
-        found.append([mixed, last, *torch.autograd.grad(loss, inputs)])
+        found.append([mixed, last, *torch.autograd.grad(loss, learned)])
     for own, expected in zip(*found, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
-    torch.library.opcheck(ops.delta_rule, (*inputs, *([] if decays else [None])))
+    torch.library.opcheck(ops.delta_rule, tuple(inputs))
 
 
 @pytest.mark.parametrize("start", [0, 5])
 def test_real_rotary_positions_are_the_complex_ones(start):
     x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    own, expected = turned(x, ops.turns(torch.arange(start, start + 7).float(), 8)), rotary(x, start)
+    own, expected = rotate_real(x, ops.rotary_table(torch.arange(start, start + 7).float(), 8)), rotary(x, start)
     torch.testing.assert_close(own, expected)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     (found,), (truth,) = (torch.autograd.grad((y * weights).sum(), x) for y in (own, expected))
@@ -147,7 +165,7 @@ def test_shifted_products_are_the_convolution():
     for own, expected in zip(
         *(
             (form(x, weight), *torch.autograd.grad(form(x, weight), (x, weight), cotangent))
-            for form in (shifted_products, DepthwiseConvolution.apply)
+            for form in (convolve_by_taps, DepthwiseConvolution.apply)
         ),
         strict=True,
     ):

@@ -1,12 +1,13 @@
-"""The law of base.py, definition == fast form == decode, outputs and gradients, for every option of every one."""
+"""The law of base.py: definition, fast form, continued prefill and decoding give the same outputs and gradients."""
 
 import copy
+import inspect
 
 import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES, Attention
-from bsbr_pl.attention.base import at_least_fp32
+from bsbr_pl.attention.parts import at_least_fp32
 
 C = 8  # chunk, window
 WIDTH = 16
@@ -14,7 +15,7 @@ NOISE = 0.2
 LENGTHS = [1, C - 1, C, C + 1, 2 * C + 3, 4 * C + 1]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 8e-3}
 
-# Every option on (at least) two values; the first of each architecture is its default form at test size.
+# Every option with at least two values; the first entry of an architecture is its default form at test size.
 VARIANTS = [
     ("standard", {}),
     ("standard", {"rope": False}),
@@ -60,6 +61,15 @@ VARIANTS = [
     ("bsbr", {"chunk_size": C, "compression_factor": 2}),
     ("bsbr", {"chunk_size": 3, "compression_factor": 4, "retrieval_top_k": 1}),
 ]
+
+
+def small_options(name: str) -> dict:
+    """The size options of an architecture at test size."""
+    return dict.fromkeys({"chunk_size", "window_size"} & set(inspect.signature(ARCHITECTURES[name]).parameters), C)
+
+
+# An architecture without an entry is tested with its default options.
+VARIANTS += [(name, small_options(name)) for name in ARCHITECTURES.keys() - dict(VARIANTS).keys()]
 IDS = ["-".join([name, *(f"{k}={v}" for k, v in options.items())]) for name, options in VARIANTS]
 each_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 
@@ -99,7 +109,7 @@ def compressed_definition(bsbr: Attention, x: torch.Tensor) -> torch.Tensor:
         for j in range(c):
             inside = slice(j * bsbr.chunk_size, (j + 1) * bsbr.chunk_size)
             state = sum(
-                bsbr.address(k)[:, :, i, :, None] @ (v[:, :, i, None] @ down) for i in range(x.shape[1])[inside]
+                bsbr.unit_keys(k)[:, :, i, :, None] @ (v[:, :, i, None] @ down) for i in range(x.shape[1])[inside]
             )
             retrieved = retrieved + P[:, :, c, j, None, None] * (q[:, :, t : t + 1] @ state @ up)
         if bsbr.normalize:
@@ -118,6 +128,15 @@ def decode(attention: Attention, x: torch.Tensor, prefilled: int = 0) -> torch.T
         output, state = attention.step(x_t, state)
         outputs.append(output)
     return torch.stack(outputs, 1)
+
+
+def prefill_in_parts(attention: Attention, x: torch.Tensor, *cuts: int) -> torch.Tensor:
+    """The output of x, prefilled up to the first cut, then from each state up to the next cut."""
+    outputs, state = [], None
+    for part in torch.tensor_split(x, cuts, 1):
+        output, state = attention.prefill(part, state)
+        outputs.append(output)
+    return torch.cat(outputs, 1)
 
 
 def results(form, attention: Attention, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -199,10 +218,122 @@ def test_decode_equals_definition(name, options, T):
 
 @pytest.mark.parametrize("prefilled", [1, C - 1, C, C + 1, 2 * C])
 @each_variant
-def test_decode_goes_on_from_prefill(name, options, prefilled):
+def test_decode_continues_a_prefill(name, options, prefilled):
     attention = build(name, options)
     x = sequence(3 * C + 2)
     torch.testing.assert_close(decode(attention, x, prefilled), attention(x), rtol=1e-10, atol=1e-10)
+
+
+TOKENS = 3 * C + 2
+CUTS = [
+    *((n,) for n in (0, 1, 2, C - 1, C, C + 1, 2 * C - 3, 2 * C, TOKENS - 1, TOKENS)),
+    *(
+        (1, 2, 3),
+        (C - 1, C, C + 1),
+        (3, C + 3, 2 * C + 3),
+        (C, 2 * C, 3 * C),
+        (0, 0, 5, 5, TOKENS, TOKENS),
+        (2, 4, 2 * C + 1),
+    ),
+]
+
+
+@each_variant
+def test_prefill_continues_from_every_state(name, options):
+    """Outputs and gradients, for cuts at and around the edges of chunks, and for several cuts in a row."""
+    attention, x = build(name, options), sequence(TOKENS)
+    expected = results(type(attention).forward, attention, x)
+    for cuts in CUTS:
+        found = results(lambda attention, x, cuts=cuts: prefill_in_parts(attention, x, *cuts), attention, x)
+        assert_close(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@each_variant
+def test_prefill_continues_in_low_precision(name, options, dtype):
+    attention, x = build(name, options, dtype), sequence(TOKENS, dtype)
+    truth = results(definition, copy.deepcopy(attention).double(), x.double())
+    for cuts in ((1,), (C + 3,), (C - 1, 2 * C)):
+        output = prefill_in_parts(attention, x, *cuts)
+        assert output.dtype == dtype
+        error = relative_error(output, truth["output"])
+        assert error <= 2 * TOLERANCE[dtype], f"cuts {cuts}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("first", [0, 1, C - 1, C, C + 2])
+@each_variant
+def test_prefill_continues_decoding_and_decoding_a_prefill(name, options, first):
+    """Prefill, step, prefill, step: every kind of state is continued in both ways, and no state is changed."""
+    attention, x = build(name, options), sequence(TOKENS)
+    output, state = attention.prefill(x[:, :first])
+    outputs = [output]
+    for t in range(first, first + 3):
+        output, state = attention.step(x[:, t], state)
+        outputs.append(output[:, None])
+    output, after = attention.prefill(x[:, first + 3 : first + 3 + C], state)
+    again, _ = attention.prefill(x[:, first + 3 : first + 3 + C], state)
+    assert torch.equal(output, again), "a continuation must not change the state that it starts from"
+    outputs.append(output)
+    for t in range(first + 3 + C, TOKENS):
+        output, after = attention.step(x[:, t], after)
+        outputs.append(output[:, None])
+    torch.testing.assert_close(torch.cat(outputs, 1), attention(x), rtol=1e-10, atol=1e-10)
+
+
+@each_variant
+def test_prefill_continues_from_the_initial_state(name, options):
+    attention, x = build(name, options), sequence(TOKENS)
+    output, _ = attention.prefill(x, attention.init_state(len(x)))
+    torch.testing.assert_close(output, attention(x), rtol=1e-10, atol=1e-10)
+    output, state = attention.prefill(x[:, :0])
+    assert output.shape == (3, 0, WIDTH)
+    for found, expected in zip(state, attention.init_state(3), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (C - 1,), (C + 1,), (C, 2 * C), (3, C + 3, 2 * C + 3), (TOKENS,)])
+@each_variant
+def test_states_are_the_same_however_they_were_made(name, options, cuts):
+    """Sizes and numbers: a state from prefills is the state from steps."""
+    attention, x = build(name, options), sequence(TOKENS)
+    state = None
+    for part in torch.tensor_split(x, cuts, 1):
+        _, state = attention.prefill(part, state)
+    stepped = attention.init_state(len(x))
+    for x_t in x.unbind(1):
+        _, stepped = attention.step(x_t, stepped)
+    for field, found, expected in zip(type(state)._fields, state, stepped, strict=True):
+        if isinstance(found, torch.Tensor):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=lambda m, f=field: f"{f}: {m}")
+        else:
+            assert found == expected, field
+
+
+@each_variant
+def test_the_facts_of_the_contract(name, options):
+    """The options say what is seen exactly; a softmax without retrieval has weight there, and nowhere else."""
+    attention = build(name, options)
+    assert attention.has_decode
+    assert attention.has_map == (options.get("compression_factor", 1) == 1)
+    assert attention.period == options.get("chunk_size", 1)
+    assert attention.routes_chunks == (name == "bsbr")
+    t, j = torch.arange(TOKENS)[:, None], torch.arange(TOKENS)
+    exact = attention.sees_exactly(TOKENS)
+    if name in ("standard", "hopfield", "linear", "delta_net", "gated_delta_net"):
+        assert attention.reach is None
+        expected = j <= t
+    else:
+        assert attention.reach == options.get("window_size", options.get("chunk_size"))
+        same_chunk = (j <= t) & (t // attention.reach == j // attention.reach)
+        window = (j <= t) & (t - j < attention.reach)
+        expected = same_chunk if name == "gau" or not options.get("overlap", True) else window
+    assert torch.equal(exact, expected)
+    softmax = name in ("standard", "hopfield", "sliding_window")
+    if name == "bsbr" and attention.has_map and attention.normalize:
+        torch.nn.init.zeros_(attention.gain)  # no retrieval
+        softmax = True
+    if softmax:
+        assert torch.equal(attention.attention_map(sequence(TOKENS)) != 0, exact.expand(3, 2, TOKENS, TOKENS))
 
 
 @pytest.mark.parametrize("T", [C - 1, 4 * C + 3])

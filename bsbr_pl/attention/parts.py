@@ -1,0 +1,293 @@
+"""Tensor parts that the architectures share: heads, chunks, triangles, windows, rotary positions, short convolution.
+
+The letters are those of `base.py`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+
+# Arguments.
+
+
+def check_positive(**arguments: int) -> None:
+    """Raise a ValueError that names the first argument that is not an integer of at least 1."""
+    check_number("a positive integer", lambda value: value >= 1, whole=True, **arguments)
+
+
+def check_number(what: str, valid: Callable[[float], bool], whole: bool = False, **arguments: float) -> None:
+    """Raise a ValueError that names the first argument that is not `valid`.
+
+    Args:
+        what: what the argument must be, for the message.
+        valid: the test of a finite number.
+        whole: accept integers only.
+        arguments: name -> value.
+    """
+    for name, value in arguments.items():
+        is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not (is_number and -math.inf < value < math.inf and valid(value)):
+            raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+# Precision and heads.
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x in fp32 if its precision is lower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, T, H*K) -> (B, H, T, K), a view."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, V) -> (B, T, H*V)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+# Chunks.
+
+
+def to_chunks(x: Tensor, chunk: int, dim: int = 2) -> Tensor:
+    """Cut axis `dim` (T) into (N, chunk), contiguous, with zeros after the last token: no earlier chunk sees them."""
+    missing = -x.shape[dim] % chunk
+    if missing:
+        x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
+    return x.unflatten(dim, (-1, chunk)).contiguous()
+
+
+def running_sum(x: Tensor, dim: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sums over the chunks, axis `dim` of x: at each chunk the sum of the chunks before it, and the sum of all.
+
+    Both include `start`, a tensor like one chunk. On a CPU a loop takes a fifth of the time of `torch.cumsum`, which
+    is made for the last axis; on a GPU the loop would wait for its launches.
+    """
+    if x.is_cuda:
+        sums, zero = x.cumsum(dim), torch.zeros_like(x.narrow(dim, 0, 1))
+        before, total = torch.cat((zero, sums.narrow(dim, 0, x.shape[dim] - 1)), dim), sums.select(dim, -1)
+        return (before, total) if start is None else (before + start.unsqueeze(dim), total + start)
+    sums_before, total = [], torch.zeros_like(x.select(dim, 0)) if start is None else start
+    for chunk in x.unbind(dim):
+        sums_before.append(total)
+        total = total + chunk
+    return torch.stack(sums_before, dim), total
+
+
+# Triangles.
+
+
+def lower_triangle(size: int, like: Tensor) -> Tensor:
+    """Ones where j <= i, zeros elsewhere: a product with it is faster than `tril`, forward and backward."""
+    return torch.ones(size, size, dtype=like.dtype, device=like.device).tril()
+
+
+def unit_triangle_inverse(lower: Tensor) -> Tensor:
+    """(I + tril(L, -1))^-1 of matrices L (..., C, C); their diagonal and upper triangle are not read."""
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    return torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+
+
+# Masks, bool (T, T): True at [t, j] if query t sees token j.
+
+
+def window_mask(num_tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """The last `window` tokens, t included; all tokens up to t if None."""
+    causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
+    return causal if window is None else causal.triu(1 - window)
+
+
+def chunk_mask(num_tokens: int, chunk: int, device: torch.device) -> Tensor:
+    """The tokens up to t of the chunk that t is in."""
+    number = torch.arange(num_tokens, device=device) // chunk
+    return (number[:, None] == number).tril()
+
+
+# Softmax attention.
+
+
+def causal_softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last axis of (..., T, T), restricted to j <= t; entries after t are exactly 0."""
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Causal softmax attention in which the queries q (B, H, T, K) are the last T tokens of k and v: (B, H, T, V)."""
+    T, past = q.shape[2], k.shape[2] - q.shape[2]
+    if not past:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    visible = None if T == 1 else torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """`causal_attention` in which a query sees its last `window` tokens only, itself included.
+
+    Queries are processed in blocks of C <= window. A block sees its own keys and those of the r blocks before it that
+    its window touches, so no T x T matrix is formed.
+    """
+    T, past = q.shape[2], k.shape[2] - q.shape[2]
+    if window >= past + T:
+        return causal_attention(q, k, v)
+    C, r = _blocks(window)
+    q, k, v = (at_least_fp32(part) for part in (q, k, v))
+    if past and r * C >= T:
+        return _banded(q, k, v, past, window)
+    past_k, past_v = k[:, :, :past], v[:, :, :past]
+    q, k, v = (to_chunks(part[:, :, -T:], C) for part in (q, k, v))  # (B, H, N, C, K)
+    first_q, first_k, first_v = (part[:, :, :r].flatten(2, 3) for part in (q, k, v))
+    if past:
+        first_k, first_v = torch.cat((past_k, first_k), 2), torch.cat((past_v, first_v), 2)
+    first = _banded(first_q, first_k, first_v, past, window)
+    rest = q.shape[2] - r
+    near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
+    others = _banded(q[:, :, r:], near_k, near_v, r * C, window)
+    return torch.cat((first, others.flatten(2, 3)), 2)[:, :, :T]
+
+
+def window_pairs(num_tokens: int, window: int) -> int:
+    """How many pairs of query and key `window_attention` multiplies, masked pairs of its blocks included."""
+    C, r = _blocks(window)
+    if window >= num_tokens:
+        return num_tokens * (num_tokens + 1) // 2
+    return (r * C) ** 2 + (-(-num_tokens // C) - r) * C * (r + 1) * C
+
+
+def _blocks(window: int) -> tuple[int, int]:
+    """The block size C, and how many blocks before its own a block sees."""
+    C = min(64, window)
+    return C, -(-(window - 1) // C)
+
+
+def _banded(q: Tensor, k: Tensor, v: Tensor, past: int, window: int) -> Tensor:
+    """Window attention of q (..., C, K), whose first query is at the position of key `past`: (..., C, V)."""
+    shape = q.shape[-2], k.shape[-2]
+    visible = torch.ones(shape, dtype=torch.bool, device=q.device).tril(past).triu(past - window + 1)
+    bias = torch.full(shape, -torch.inf, dtype=q.dtype, device=q.device).masked_fill(visible, 0)
+    return (q * q.shape[-1] ** -0.5 @ k.mT).add_(bias).softmax(-1) @ v
+
+
+# Rotary positions.
+
+
+def rotary(x: Tensor, start: int = 0) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) of x (..., T, K) at start, start + 1, ...
+
+    Pair i, (x_2i, x_{2i+1}) for i < K/2, is rotated by the angle t * 10000^(-2i/K). The product of a rotated query
+    and a rotated key then depends only on their distance. There is no table, so there is no longest sequence.
+
+    Raises:
+        ValueError: if K is odd.
+    """
+    length, width = x.shape[-2:]
+    if width % 2:
+        raise ValueError(f"rotary positions need an even head width, got {width}: change hidden_dim or num_heads")
+    exact = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot hold a position
+    position = torch.arange(start, start + length, device=x.device, dtype=exact)
+    if compiles_for_gpu(x):
+        return rotate_real(x, ops.rotary_table(position, width))
+    angle = position[:, None] * 10_000 ** (-torch.arange(0, width, 2, device=x.device, dtype=exact) / width)
+    rotation = torch.polar(torch.ones_like(angle), angle)  # (T, K/2); one complex product: a third of four real ones
+    pairs = torch.view_as_complex(x.to(exact).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+
+
+def rotate_real(x: Tensor, table: Tensor) -> Tensor:
+    """`rotary` in real numbers, which torch.compile can fuse with its neighbours; the table is `ops.rotary_table`."""
+    cosines, sines = table
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (x * cosines + swapped * sines).to(x.dtype)
+
+
+def compiles_for_gpu(x: Tensor) -> bool:
+    """Whether torch.compile is tracing and x is on a GPU."""
+    return x.is_cuda and torch.compiler.is_compiling()
+
+
+# Short convolution.
+
+
+class ShortConvolution(nn.Module):
+    """Depthwise causal convolution: y_t = sum_{i < size} w_i * x_{t-i}, one filter per channel; starts as the identity.
+
+    Args:
+        channels: number of channels D.
+        size: number of taps, the current token included; 1 is the identity, without parameters.
+    """
+
+    weight: Tensor  # (D, 1, size); empty for size 1
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        check_positive(conv_size=size)
+        if size == 1:
+            self.register_buffer("weight", torch.zeros(channels, 1, 0), persistent=False)
+            return
+        self.weight = nn.Parameter(torch.zeros(channels, 1, size))
+        with torch.no_grad():
+            self.weight[..., -1] = 1.0
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) and the size - 1 inputs before it, zeros if None -> y (B, T, D) and the last size - 1 inputs."""
+        if not self.weight.numel():
+            return x, self.init_state(len(x)) if state is None else state
+        if state is None and compiles_for_gpu(x):
+            inputs = F.pad(x, (0, 0, self.weight.shape[2] - 1, 0))  # fused, while the result of `cat` is written
+        else:
+            inputs = torch.cat((self.init_state(len(x)) if state is None else state, x), 1)
+        convolve = convolve_by_taps if compiles_for_gpu(x) else DepthwiseConvolution.apply
+        return convolve(inputs, self.weight), inputs[:, x.shape[1] :]
+
+    def init_state(self, batch_size: int) -> Tensor:
+        """The inputs before the first token: zeros (B, size - 1, D)."""
+        channels, _, size = self.weight.shape
+        return self.weight.new_zeros(batch_size, max(0, size - 1), channels)
+
+    @property
+    def state_size(self) -> int:
+        """How many numbers of one sequence the state holds."""
+        return self.init_state(1).numel()
+
+
+class DepthwiseConvolution(torch.autograd.Function):
+    """x (B, T + size - 1, D), weight (D, 1, size) -> sum_{i < size} weight_i * x_{t+i}, (B, T, D).
+
+    The same as `F.conv1d` with one group per channel, about three times as fast on a CPU: channels stay last, and the
+    gradient of the weights is a sum of products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        T, before = grad.shape[1], weight.shape[2] - 1
+        grad_x = _convolve(F.pad(grad, (0, 0, before, before)), weight.flip(2).to(grad.dtype))
+        products = (at_least_fp32(grad) * x[:, i : i + T] for i in range(before + 1))
+        grad_weight = torch.stack([product.sum((0, 1)) for product in products], -1)[:, None]
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+
+
+def convolve_by_taps(x: Tensor, weight: Tensor) -> Tensor:
+    """`DepthwiseConvolution` as a sum of products, which torch.compile can fuse with its neighbours."""
+    T = x.shape[1] - weight.shape[2] + 1
+    taps = (at_least_fp32(x[:, i : i + T]) * weight[:, 0, i] for i in range(weight.shape[2]))
+    return sum(taps, start=x.new_zeros(())).to(x.dtype)
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    channels_last = x.mT[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, D, 1, T)
+    y = F.conv2d(channels_last, weight[:, :, None], groups=weight.shape[0])
+    return y[:, :, 0].mT.contiguous()  # a copy on the meta device only

@@ -1,0 +1,53 @@
+"""Causal and window attention of the last queries over more keys, against one softmax under an explicit mask."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bsbr_pl.attention.parts import causal_attention, chunk_mask, window_attention, window_mask
+
+
+def inputs(T: int, past: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(T + past)
+    lengths = (T, past + T, past + T)
+    return [torch.randn(1, 2, n, 4, generator=generator, dtype=torch.float64).requires_grad_() for n in lengths]
+
+
+def masked_attention(q, k, v, mask):
+    """The definition: the queries are the last rows of the mask."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[-q.shape[2] :] if q.shape[2] else mask[:0])
+
+
+def assert_same(own, expected, parts):
+    torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+    weights = torch.randn(own.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, truth = (torch.autograd.grad((y * weights).sum(), parts) for y in (own, expected))
+    torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("past", [0, 1, 7, 63, 64, 99, 130])
+@pytest.mark.parametrize("T", [1, 2, 64, 65, 129, 200, 333])
+@pytest.mark.parametrize("window", [1, 2, 7, 64, 65, 100, 129, 600])
+def test_a_window_is_a_mask(window, T, past):
+    """For windows of one block and of several, for a past shorter and longer than the window."""
+    q, k, v = inputs(T, past)
+    expected = masked_attention(q, k, v, window_mask(past + T, window, q.device))
+    assert_same(window_attention(q, k, v, window), expected, (q, k, v))
+
+
+@pytest.mark.parametrize("past", [0, 1, 5, 20])
+@pytest.mark.parametrize("T", [1, 2, 9])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_causal_attention_continues(T, past, scale):
+    q, k, v = inputs(T, past)
+    factor = 1.0 if scale is None else scale * q.shape[-1] ** 0.5
+    expected = masked_attention(q * factor, k, v, window_mask(past + T, None, q.device))
+    assert_same(causal_attention(q, k, v, scale), expected, (q, k, v))
+
+
+def test_masks_by_hand():
+    device = torch.device("cpu")
+    assert window_mask(3, 2, device).int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert window_mask(3, None, device).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert chunk_mask(4, 2, device).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert window_mask(0, 2, device).shape == chunk_mask(0, 2, device).shape == (0, 0)
