@@ -14,7 +14,11 @@ PACKAGE = ROOT / "bsbr_pl"
 ALLOWED = {
     "bsbr_pl": {"bsbr_pl.models"},
     "bsbr_pl.attention": {"bsbr_pl.attention"},
-    "bsbr_pl.model": {"bsbr_pl.attention.base"},
+    "bsbr_pl.attention.base": {"bsbr_pl.attention.parts"},
+    "bsbr_pl.attention.parts": {"bsbr_pl.attention.ops"},
+    "bsbr_pl.attention.ops": {"bsbr_pl.attention.triton_kernels"},
+    "bsbr_pl.attention.triton_kernels": {"bsbr_pl.attention.ops"},
+    "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
     "bsbr_pl.models": {"bsbr_pl.model", "bsbr_pl.attention"},
     "bsbr_pl.data": {"bsbr_pl.data", "bsbr_pl.steps"},
     "bsbr_pl.values": set(),
@@ -29,7 +33,7 @@ ALLOWED = {
     "bsbr_pl.compiled": {"bsbr_pl.model"},
     "bsbr_pl.description": {"bsbr_pl.model", "bsbr_pl.attention.base"},
     "bsbr_pl.module": {
-        *("bsbr_pl.model", "bsbr_pl.attention.base"),
+        *("bsbr_pl.model", "bsbr_pl.attention.base", "bsbr_pl.attention.parts"),
         *("bsbr_pl.checkpoint", "bsbr_pl.compiled", "bsbr_pl.description", "bsbr_pl.limits", "bsbr_pl.metrics"),
         *("bsbr_pl.run", "bsbr_pl.steps"),
     },
@@ -81,6 +85,7 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_attention_file_stands_alone(name):
     path = PACKAGE / "attention" / f"{name}.py"
-    assert imports(path) - {"bsbr_pl.attention.kernels"} == {"bsbr_pl.attention.base"}
+    shared = {f"bsbr_pl.attention.{room}" for room in ("base", "parts", "kernels")}
+    assert {"bsbr_pl.attention.base"} <= imports(path) <= shared
     assert ARCHITECTURES[name].__module__ == f"bsbr_pl.attention.{name}"
     assert (ROOT / "configs" / f"{name}.yaml").exists()

@@ -68,6 +68,34 @@ def test_decoding_from_nothing_equals_forward(name):
     torch.testing.assert_close(torch.stack(logits, 1), model(text), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("positions", [0, 11])
+@every_architecture
+def test_prefill_continues_from_states(name, positions):
+    """Every cut of a text: the logits after both parts, all activations, and what follows, are those of the whole."""
+    model, text = model_of(name, positions=positions), ids(2, 11)
+    logits, hidden = model(text), model.hidden(text)
+    _, whole = model.prefill(text[:, :10])
+    for cut in range(1, 10):
+        first, states = model.prefill(text[:, :cut])
+        torch.testing.assert_close(first, logits[:, cut - 1], rtol=1e-9, atol=1e-9)
+        activations, _ = model.decode(text[:, cut:], states)
+        torch.testing.assert_close(activations, hidden[:, cut:], rtol=1e-9, atol=1e-9)
+        next_logits, states = model.prefill(text[:, cut:10], states)
+        torch.testing.assert_close(next_logits, logits[:, 9], rtol=1e-9, atol=1e-9)
+        assert states[0] == whole[0] == (10,)
+        torch.testing.assert_close(model.step(text[:, 10], states)[0], logits[:, 10], rtol=1e-9, atol=1e-9)
+    from_nothing, _ = model.prefill(text, model.init_state(2))
+    torch.testing.assert_close(from_nothing, logits[:, -1], rtol=1e-9, atol=1e-9)
+
+
+def test_a_continuation_beyond_the_learned_positions_is_refused():
+    model, text = model_of("standard", positions=11), ids(1, 8)
+    _, states = model.prefill(text)
+    model.prefill(text[:, :3], states)
+    with pytest.raises(ValueError, match=r"a text must have at most 11 tokens \(positions\), got 12"):
+        model.prefill(text[:, :4], states)
+
+
 def test_sampling_is_seeded_and_obeys_top_k():
     model, text = model_of("bsbr"), ids(1, 6)
     one, again, other = (model.generate(text, 12, seed=seed) for seed in (1, 1, 2))
@@ -184,7 +212,7 @@ def test_longer_than_anything_seen_is_no_error():
         ({"positions": 3}, r"a text must have at most 3 tokens \(positions\), got 4"),
         ({"ff_activation": "relu"}, "ff_activation must be one of relu2, gelu, got 'relu'"),
         ({"attention": None}, "attention must be an Attention class or another builder of one, got None"),
-        ({"attention": [StandardAttention]}, "attention must list one architecture a layer: 1 for 2 layers"),
+        ({"attention": [StandardAttention]}, "attention must list one architecture per layer, got 1 for 2 layers"),
         ({"attention": partial(BSBRAttention, chunk_size=0)}, "chunk_size must be a positive integer, got 0"),
         ({"attention": partial(BSBRAttention, chunk_size=2.5)}, "chunk_size must be a positive integer, got 2.5"),
         ({"attention": partial(BSBRAttention, retrieval_top_k=0)}, "retrieval_top_k must be a positive integer, got 0"),

@@ -298,7 +298,7 @@ class BSBRAttention(Attention[Chunks]):
         mixed, states, h, S = self.mix(q, k, v, r[:, :, begun > 0 :], h, state)
 
         position += x.shape[1]
-        finished, rest = divmod(position, self.chunk_size)
+        finished, rest = position // self.chunk_size, position % self.chunk_size
         near = max(0, k.shape[2] - (self.chunk_size if self.overlap else rest))
         x_sum = inputs[:, inputs.shape[1] - rest :].sum(1)
         current = (S[:, :, -1], k[:, :, near:], v[:, :, near:], x_sum, conv_state, position)

@@ -50,14 +50,16 @@ def _(x: Tensor, start: Tensor | None = None, backwards: bool = False) -> tuple[
     return torch.empty_like(x), x.new_empty(x.shape[0], x.shape[2], dtype=torch.float32)
 
 
+def _sums_before_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.has_start = inputs[1] is not None
+
+
 def _sums_before_gradient(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor, Tensor | None, None]:
     grad_x, grad_start = sums_before(grad.contiguous(), grad_total, True)
-    if ctx.needs_input_grad[1]:  # every sum includes the start, in fp32
-        return grad_x, grad_start, None
-    return grad_x, None, None
+    return grad_x, grad_start if ctx.has_start else None, None
 
 
-sums_before.register_autograd(_sums_before_gradient)
+sums_before.register_autograd(_sums_before_gradient, setup_context=_sums_before_setup)
 
 
 # The delta rule.
@@ -114,19 +116,20 @@ def _(grad: Tensor, grad_last: Tensor | None, inverses: Tensor, states: Tensor, 
     return [start, *(torch.empty_like(x) for x in inputs if x is not None)]
 
 
-def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
+def _delta_rule_setup(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[2:], *inputs[:5])
+    ctx.has_decay, ctx.has_start = (x is not None for x in inputs[4:])
     ctx.set_materialize_grads(False)
 
 
 def _delta_rule_gradient(
     ctx: Any, grad: Tensor | None, grad_last: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    v = ctx.saved_tensors[4]
-    start, *inputs = delta_rule_backward(torch.zeros_like(v) if grad is None else grad, grad_last, *ctx.saved_tensors)
-    if ctx.saved_tensors[-1] is None:
-        inputs.append(None)  # of log_alpha
-    return *inputs, start if ctx.needs_input_grad[5] else None
+    if grad is None:
+        grad = torch.zeros_like(ctx.saved_tensors[4])
+    start, *inputs = delta_rule_backward(grad, grad_last, *ctx.saved_tensors)
+    log_alpha = () if ctx.has_decay else (None,)
+    return *inputs, *log_alpha, start if ctx.has_start else None
 
 
-delta_rule.register_autograd(_delta_rule_gradient, setup_context=_save)
+delta_rule.register_autograd(_delta_rule_gradient, setup_context=_delta_rule_setup)

@@ -1,4 +1,4 @@
-"""Every architecture's map is looked at, on a text that never changes, and training is none the wiser."""
+"""Maps of every architecture are logged with the right numbers, and training does not change."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.utils.visualization import map_statistics, outside_mask
+from bsbr_pl.utils.visualization import map_statistics
 from callbacks import AttentionMaps
 
 
@@ -30,14 +30,80 @@ def test_pictures_and_numbers_of_every_architecture(name, make_data, make_module
 
     ids = next(iter(data.val_dataloader()))["input_ids"][:1]
     weights = module.model.eval().get_attention_weights(ids)[1, 0]
-    reach = {"sliding_window": {"window_size": 8}, "standard": {}, "hopfield": {}}.get(name, {"chunk_size": 8})
-    expected = map_statistics(weights, ids[0], outside_mask(32, **reach) if reach else None)
+    t, j = torch.arange(32)[:, None], torch.arange(32)
+    exact = {"sliding_window": t - j < 8, "bsbr": t - j < 8, "gau": t // 8 == j // 8}.get(name)
+    expected = map_statistics(weights, ids[0], exact)
+    assert ("outside_share" in expected) == (name in ("sliding_window", "bsbr", "gau"))
     for statistic, value in expected.items():
         assert found.Scalars(f"attention/{statistic}/layer1")[-1].value == pytest.approx(value, rel=1e-5)
     logged = {tag.split("/")[1] for tag in found.Tags()["scalars"] if tag.startswith("attention/")}
     assert logged == set(expected)
     if name == "sliding_window":
         assert expected["outside_share"] == 0
+
+
+def logged_share(module, data, make_trainer, lines) -> set[float] | None:
+    """The values of `outside_share` that AttentionMaps logs of an untrained module; None if there are none."""
+    trainer = make_trainer(logger=lines, callbacks=AttentionMaps(), max_steps=1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    module.configure_optimizers = lambda: optimizer  # the weights stay as they are
+    trainer.fit(module, data)
+    metrics = {key: value for _, line in lines.of("attention/") for key, value in line.items()}
+    return {value for key, value in metrics.items() if "outside_share" in key} or None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chunk_size": 5},
+        {"chunk_size": 1},
+        {"overlap": False},
+        {"overlap": False, "chunk_size": 5},
+        {"retrieval_top_k": 1, "conv_size": 1, "rope": False},
+    ],
+)
+def test_without_retrieval_no_weight_is_outside(make_data, make_module, make_trainer, lines, options):
+    """The gain of BSBR starts at 0, so an untrained model retrieves nothing."""
+    assert logged_share(make_module("bsbr", **options), make_data(), make_trainer, lines) == {0.0}
+
+
+@pytest.mark.parametrize("window", [1, 5, 8])
+def test_no_weight_is_outside_a_window(make_data, make_module, make_trainer, lines, window):
+    module = make_module("sliding_window", window_size=window)
+    assert logged_share(module, make_data(), make_trainer, lines) == {0.0}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_with_retrieval_the_share_is_the_weight_outside(make_data, make_module, make_trainer, lines, overlap):
+    """Against a loop over heads, queries and keys."""
+    module, data = make_module("bsbr", initial_gain=0.5, overlap=overlap), make_data()
+    ids = next(iter(data.val_dataloader()))["input_ids"][:1]
+    with torch.no_grad():
+        maps = module.model.get_attention_weights(ids)[:, 0].abs().tolist()
+    expected = []
+    for layer in maps:
+        shares = []
+        for head in layer:
+            for t, row in enumerate(head):
+                exact = range(t - 7, t + 1) if overlap else range(t // 8 * 8, t + 1)
+                shares.append(sum(weight for j, weight in enumerate(row) if j not in exact) / sum(row))
+        expected.append(sum(shares) / len(shares))
+    found = logged_share(module, data, make_trainer, lines)
+    assert sorted(found) == pytest.approx(sorted(expected), rel=1e-5)
+    assert min(found) > 0.01
+
+
+@pytest.mark.parametrize("name", ["linear", "delta_net", "gated_delta_net"])
+def test_an_option_of_speed_changes_no_number(name, make_data, make_module, make_trainer, lines):
+    """The same weights with chunks of 4 and of 16: the same map, so the same numbers, and no bound, so no share."""
+    found = []
+    for chunk_size in (4, 16):
+        lines.lines.clear()
+        assert logged_share(make_module(name, chunk_size=chunk_size), make_data(), make_trainer, lines) is None
+        found.append({key: value for _, line in lines.of("attention/") for key, value in line.items()})
+    assert found[0].keys() == found[1].keys()
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_layers_of_different_architectures(make_data, make_trainer, lines):

@@ -1,12 +1,19 @@
-"""Certificates: every architecture earns one, and every kind of leak loses it."""
+"""Certificates: every architecture passes, and every kind of leak or wrong decoding fails."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from bsbr_pl.attention import ARCHITECTURES, StandardAttention
+from bsbr_pl.attention import (
+    ARCHITECTURES,
+    BSBRAttention,
+    LinearAttention,
+    SlidingWindowAttention,
+    StandardAttention,
+)
 from bsbr_pl.evals.certificate import Certificate, Check, certify
 from bsbr_pl.model import LanguageModel
 
@@ -30,7 +37,8 @@ def test_every_architecture_is_certified(name, make_module):
     certificate = certify(model)
     assert certificate.passed, certificate
     names = {check.name for check in certificate.checks}
-    assert {"suffix_0", "suffix_1", "future_gradient", "random_tokens", "decode_step", "decode_prefill"} <= names
+    assert {"suffix_0", "suffix_1", "future_gradient", "random_tokens"} <= names
+    assert {"decode_step", "decode_prefill", "continue"} <= names
     if name not in ("standard", "hopfield"):
         assert {"suffix_7", "suffix_8", "suffix_9", "suffix_18"} <= names, "the edges of a chunk or window of 8"
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
@@ -39,35 +47,53 @@ def test_every_architecture_is_certified(name, make_module):
 class UpperTriangle(StandardAttention):
     """Looks at the future instead of the past: an upper-triangular mask."""
 
-    def prefill(self, x: Tensor):  # type: ignore[override]
-        y, state = super().prefill(x.flip(1))
+    def prefill(self, x: Tensor, state=None):
+        y, state = super().prefill(x.flip(1), state)
         return y.flip(1), state
 
 
 class MeanOfAll(StandardAttention):
     """Adds a little of the whole sequence to each token."""
 
-    def prefill(self, x: Tensor):  # type: ignore[override]
-        y, state = super().prefill(x)
+    def prefill(self, x: Tensor, state=None):
+        y, state = super().prefill(x, state)
         return y + 1e-6 * x.mean(1, keepdim=True), state
 
 
 class LooksOneAhead(StandardAttention):
     """Changes where the next token's largest feature is another: no gradient says so."""
 
-    def prefill(self, x: Tensor):  # type: ignore[override]
-        y, state = super().prefill(x)
+    def prefill(self, x: Tensor, state=None):
+        y, state = super().prefill(x, state)
         ahead = x.roll(-1, 1).argmax(-1, keepdim=True).to(y)
         ahead = 0.01 * torch.cat((ahead[:, :-1], ahead[:, -1:] * 0), 1)
         return torch.cat((y[..., :1] + ahead, y[..., 1:]), -1), state
 
 
-class ForgetsInDecoding(StandardAttention):
-    """Trains as softmax attention, decodes without its oldest token."""
+class ForgetsInSteps(StandardAttention):
+    """Trains as softmax attention; a step keeps the last 20 tokens only."""
 
-    def step(self, x: Tensor, state):  # type: ignore[override]
-        y, (k, v, before) = super().step(x, state)
-        return y, type(state)(k[:, :, -20:], v[:, :, -20:], before)
+    def step(self, x: Tensor, state):
+        y, (k, v, conv_state) = super().step(x, state)
+        return y, type(state)(k[:, :, -20:], v[:, :, -20:], conv_state)
+
+
+class ForgetsInPrefill(StandardAttention):
+    """Trains as softmax attention; a prefill of many tokens from a state does not see the oldest token."""
+
+    def prefill(self, x: Tensor, state=None):
+        if state is not None and x.shape[1] > 1:
+            zero_first = torch.cat((state.v[:, :, :1] * 0, state.v[:, :, 1:]), 2)
+            return super().prefill(x, state._replace(v=zero_first))
+        return super().prefill(x, state)
+
+
+class StartsWrong(StandardAttention):
+    """Trains as softmax attention; the state of a prefill is wrong for 65 tokens, one more than the default chunk."""
+
+    def prefill(self, x: Tensor, state=None):
+        y, after = super().prefill(x, state)
+        return y, after._replace(v=after.v * 1.001) if x.shape[1] == 65 else after
 
 
 @pytest.mark.parametrize(
@@ -76,7 +102,9 @@ class ForgetsInDecoding(StandardAttention):
         (UpperTriangle, {"suffix_0", "suffix_64", "future_gradient"}, set()),
         (MeanOfAll, {"suffix_0", "suffix_130", "future_gradient"}, set()),
         (LooksOneAhead, {"suffix_0", "suffix_63"}, {"future_gradient"}),
-        (ForgetsInDecoding, {"decode_step", "decode_prefill"}, {"suffix_0", "future_gradient"}),
+        (ForgetsInSteps, {"decode_step", "decode_prefill"}, {"suffix_0", "future_gradient", "continue"}),
+        (ForgetsInPrefill, {"continue"}, {"suffix_0", "future_gradient", "decode_step", "decode_prefill"}),
+        (StartsWrong, {"continue", "decode_prefill"}, {"suffix_0", "future_gradient", "decode_step"}),
     ],
 )
 def test_a_leak_is_found(attention, expected, spared):
@@ -86,6 +114,55 @@ def test_a_leak_is_found(attention, expected, spared):
     assert expected <= failing(certificate)
     assert not spared & failing(certificate)
     assert "random_tokens" not in failing(certificate), "it was not trained to use its leak"
+
+
+@pytest.mark.parametrize(
+    ("attention", "edges", "length"),
+    [
+        ([partial(BSBRAttention, chunk_size=16), partial(SlidingWindowAttention, window_size=5)], {5, 16}, 35),
+        ([partial(LinearAttention, chunk_size=12), StandardAttention], {12}, 27),
+        ([StandardAttention, StandardAttention], {64}, 131),
+        ([partial(SlidingWindowAttention, window_size=1), StandardAttention], {1}, 5),
+    ],
+)
+def test_every_edge_of_every_attention_is_a_cut(attention, edges, length):
+    certificate = certify(LanguageModel(attention, 50, 16, num_layers=2, num_heads=2))
+    assert certificate.passed
+    assert certificate.length == length
+    cuts = {0, 1, length - 1} | {edge + i for edge in edges for i in (-1, 0, 1)}
+    found = {check.name for check in certificate.checks if check.name.startswith("suffix_")}
+    assert found == {f"suffix_{cut}" for cut in cuts}
+
+
+class OnlyForward(StandardAttention):
+    """Has neither `prefill` from a state nor `step`, and says so."""
+
+    has_decode = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().prefill(x)[0]
+
+    def prefill(self, x: Tensor, state=None):
+        raise NotImplementedError
+
+    step = init_state = None
+
+
+def test_without_decoding_its_checks_are_absent():
+    certificate = certify(LanguageModel([OnlyForward, StandardAttention], 50, 16, num_layers=2, num_heads=2))
+    assert certificate.passed
+    names = {check.name for check in certificate.checks}
+    assert names.isdisjoint({"decode_step", "decode_prefill", "continue"})
+    assert {"suffix_64", "future_gradient", "random_tokens"} <= names
+
+
+@pytest.mark.parametrize("positions", [2, 3, 9])
+def test_learned_positions_bound_the_length(positions):
+    model = disturb(LanguageModel(StandardAttention, 50, 16, num_layers=1, num_heads=2, positions=positions))
+    certificate = certify(model)
+    assert certificate.passed
+    assert certificate.length == positions - 1
+    assert "continue" in {check.name for check in certificate.checks}
 
 
 def test_a_model_that_learnt_to_use_its_leak_beats_chance_on_random_tokens():

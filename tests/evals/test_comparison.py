@@ -23,10 +23,10 @@ TASK = {"vocab_size": 8, "context_length": 16, "test_lengths": (16,), "num_train
 class Leaky(StandardAttention):
     """Looks at everything, whenever it is trained."""
 
-    def prefill(self, x):
+    def prefill(self, x, state=None):
         q, k, v, _ = self.project(x)
         mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.emit(mixed, x), super().prefill(x)[1]
+        return self.emit(mixed, x), super().prefill(x, state)[1]
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 class UpperTriangle(StandardAttention):
     """Looks at the future instead of the past."""
 
-    def prefill(self, x: Tensor):  # type: ignore[override]
-        y, state = super().prefill(x.flip(1))
+    def prefill(self, x: Tensor, state=None):
+        y, state = super().prefill(x.flip(1), state)
         return y.flip(1), state
 
 

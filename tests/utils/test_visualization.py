@@ -1,4 +1,4 @@
-"""Pictures show what the numbers say, and the numbers are those of maps that can be reckoned by hand."""
+"""Pictures show the numbers, and the numbers are right for maps that can be computed by hand."""
 
 import math
 
@@ -14,7 +14,6 @@ from bsbr_pl.utils.visualization import (
     draw_maps,
     map_statistics,
     maps_image,
-    outside_mask,
     shrink,
     visualize_attention,
 )
@@ -34,11 +33,11 @@ def test_numbers_of_an_even_map():
 
 def test_signs_and_scale_do_not_matter_and_empty_rows_are_left_out():
     signed = torch.tensor([[0.0, 0.0, 0.0], [-3.0, 3.0, 0.0], [0.0, -5.0, 0.0]])
-    found = map_statistics(signed[None], outside=outside_mask(3, window_size=1))
+    found = map_statistics(signed[None], exact=torch.eye(3, dtype=torch.bool))
     assert found["entropy_nats"] == pytest.approx(math.log(2) / 2)
     assert found["distance_tokens"] == pytest.approx((0.5 + 1) / 2)
     assert found["outside_share"] == pytest.approx((0.5 + 1) / 2)
-    assert set(map_statistics(torch.zeros(2, 3, 3))) == {"sparsity"}, "what has no row to be taken over is absent"
+    assert set(map_statistics(torch.zeros(2, 3, 3))) == {"sparsity"}, "a number without rows is absent"
 
 
 def test_induction_is_mass_on_what_followed_the_same_token():
@@ -48,13 +47,6 @@ def test_induction_is_mass_on_what_followed_the_same_token():
     assert map_statistics(perfect, ids)["induction_share"] == 1.0
     assert map_statistics(torch.eye(5), ids)["induction_share"] == 0.0
     assert "induction_share" not in map_statistics(torch.eye(3), torch.tensor([1, 2, 3]))
-
-
-def test_outside_of_chunk_and_window():
-    assert outside_mask(4, chunk_size=2).tolist() == [[False, False, True, True]] * 2 + [[True, True, False, False]] * 2
-    assert outside_mask(3, window_size=2).tolist() == [[False] * 3, [False] * 3, [True, False, False]]
-    with pytest.raises(ValueError, match="needs chunk_size or window_size"):
-        outside_mask(3)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
