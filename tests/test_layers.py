@@ -85,7 +85,7 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_attention_file_stands_alone(name):
     path = PACKAGE / "attention" / f"{name}.py"
-    shared = {f"bsbr_pl.attention.{room}" for room in ("base", "parts", "kernels")}
+    shared = {f"bsbr_pl.attention.{room}" for room in ("base", "parts", "decays", "kernels")}
     assert {"bsbr_pl.attention.base"} <= imports(path) <= shared
     assert ARCHITECTURES[name].__module__ == f"bsbr_pl.attention.{name}"
     assert (ROOT / "configs" / f"{name}.yaml").exists()

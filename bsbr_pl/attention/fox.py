@@ -1,15 +1,15 @@
 """Forgetting Transformer (FoX): softmax attention in which the weight of a token decays with every later token.
 
-    o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K) + log f_{s+1} + ... + log f_t) v_s          f_t = sigmoid(x_t w_f + b)
+    o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K) + log f_{s+1} + ... + log f_t) v_s
 
-The forget gate f is one number per head and token; it also tells the order of past tokens, so there are no rotary
-positions. The fast form, per block of C queries: what all keys of a query share cancels in its softmax, so the scores
-need only age_s, the sum of log f from s to the start of the block; for s in the block, minus the sum from the start to s.
-It is one more channel of the keys, beside a channel of ones in the queries. Ages are counted anew from every block, so
-fp32 is exact enough for any T.
+The forget gate f_t = sigmoid(x_t w_f + b) is one number per head and token. It also shows the order of past tokens, so
+there are no rotary positions. The fast form, per block of C queries: a term that is the same for all keys of a query
+cancels in its softmax, so the scores need only age_s, the sum of log f after token s up to the start of the block, and
+minus the sum from the start to s for s in the block. The age is one more channel of the keys, beside a channel of ones
+in the queries. Ages are counted from the start of each block, so fp32 is precise enough for any T.
 
-Source: Lin et al. 2025, arXiv 2503.02130, section 3. The layer of its Pro form (section 3.3) is qk_norm, kv_shift and
-output_gate together; here the scale of each RMSNorm is shared by the heads.
+Source: Lin et al. 2025, arXiv 2503.02130, section 3. The layer of the published Pro form is qk_norm, kv_shift and
+output_gate together. Difference: the heads share the scale of each RMSNorm.
 Cost: O(T^2 D).
 Decode state: the keys, values and ages of all tokens, T (2 D + H) numbers, and with kv_shift 2 D more.
 """

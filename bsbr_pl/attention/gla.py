@@ -10,12 +10,12 @@ the start to t, K numbers:
     A_ts = sum_k q_tk k_sk exp(g_tk - g_sk)   for s <= t, else 0                    (`decayed_products`)
     O = (exp(g) Q) S + A V ;   S <- diag(exp(g_C)) S + (exp(g_C - g) K)^T V
 
-Source: Yang et al. 2023, arXiv 2312.06635, eq. 3, the fast form section 4, the layer section 4.4.
-Differences: the convolution (conv_size=1: none), and keys as wide as values (expand_k=0.5: half as wide, as published).
-`tied_keys` is HGRN2 (Qin et al. 2024, arXiv 2404.07904): k_t = 1 - alpha_t, alpha_t = sigmoid(x_t W_a + b), and SiLU(q),
-without its lower bound on alpha in higher layers, and with the output gate of GLA.
-Cost: O(T (C + K) D).
-Decode state: S, K D numbers (of the wider keys: K = expand_k D / H), and conv_size - 1 inputs of the convolution.
+Source: Yang et al. 2023, arXiv 2312.06635, eq. 3; the fast form section 4, the layer section 4.4.
+Differences: the convolution (published: conv_size=1, none) and the width of the keys (published: expand_k=0.5).
+With `tied_keys` it is HGRN2 (Qin et al. 2024, arXiv 2404.07904): alpha_t = sigmoid(x_t W_a + b), k_t = 1 - alpha_t, and
+q is a SiLU. Differences: the output gate of GLA, and no lower bound on alpha.
+Cost: O(T (C + K) D), with K = expand_k D / H.
+Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .decays import decayed_products, decayed_sum, power_of_two
+from .decays import decay_map, decayed_products, decayed_sum, power_of_two
 from .parts import (
     ShortConvolution,
     at_least_fp32,
@@ -108,22 +108,17 @@ class GLAAttention(Attention[Memory]):
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, log_alpha, *_ = self.project(x)
-        g = log_alpha.cumsum(2)
-        decay = (g[:, :, :, None] - g[:, :, None]).clamp(max=0).exp()  # (B, H, T, T, K), from s to t
-        return torch.einsum("bhtk,bhsk,bhtsk->bhts", q, k, decay).tril()
+        return torch.einsum("bhtk,bhsk,bhtsk->bhts", q, k, decay_map(log_alpha))
 
-    def mix(
-        self, q: Tensor, k: Tensor, log_alpha: Tensor, v: Tensor, S: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def mix(self, q: Tensor, k: Tensor, log_alpha: Tensor, v: Tensor, S: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q, k, log alpha (B, H, T, K), v (B, H, T, V); S before them, zeros if None -> mixed values (B, H, T, V); S
         after."""
         T = q.shape[2]
         C = power_of_two(min(self.chunk_size, T))
         q, k, log_alpha, v = (to_chunks(part, C) for part in (q, k, log_alpha, v))  # (B, H, N, C, .)
-        A, from_start, to_end = decayed_products(q, k, log_alpha)
-        decay = from_start.exp()
-        S_before, S = decayed_sum((k * to_end.exp()).mT @ v, decay[..., -1, :, None], S)
-        mixed = (q * decay) @ S_before + A @ v
+        (A,), from_start, to_end = decayed_products(q[..., None, :], k, log_alpha)
+        S_before, S = decayed_sum((k * to_end).mT @ v, from_start[..., -1, :, None], S)
+        mixed = (q * from_start) @ S_before + A @ v
         return mixed.flatten(2, 3)[:, :, :T], S
 
     def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:

@@ -1,20 +1,20 @@
 """Kimi Delta Attention (KDA): the delta rule in a memory in which every channel of the keys decays at its own rate.
 
-    S_t = (I - beta_t k_t^T k_t) diag(alpha_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
-    o_t = q_t S_t                                            alpha_t = exp(-A softplus(x_t W_1 W_2 + b)), K numbers
+    S_t = (I - beta_t k_t^T k_t) diag(alpha_t) S_{t-1} + beta_t k_t^T v_t    beta_t = sigmoid(x_t w_b)
+    o_t = q_t S_t                                                            alpha_t = exp(-A softplus(x_t W_1 W_2 + b))
 
-q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; A is learned per head, b
-per channel; the output is RMSNorm(o_t) * sigmoid(x_t W_3 W_4 + c). The fast form, per chunk of C tokens, with S at the
-start of the chunk, g_t the sum of log alpha from the start to t, and <q, k>_ts = sum_k q_tk k_sk exp(g_tk - g_sk) for
-s <= t, else 0 (`decayed_products`):
+q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; A is learned per head,
+b per channel; the output is RMSNorm(o_t) * sigmoid(x_t W_3 W_4 + c). The fast form, per chunk of C tokens, with S at
+the start of the chunk, g_t the sum of log alpha from the start to t, and the products <q, k>_ts = sum_i q_ti k_si
+exp(g_ti - g_si) for s <= t, else 0 (`decayed_products`):
 
     U = (I + tril(diag(beta) <k, k>, -1))^-1 diag(beta) (V - (exp(g) K) S)          (the updates, C x V)
     O = (exp(g) Q) S + <q, k> U ;   S <- diag(exp(g_C)) S + (exp(g_C - g) K)^T U
 
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
-Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; the maps W_1 W_2 and W_3 W_4 have rank V, as there.
-Differences: q is not divided by sqrt(K), which the RMSNorm undoes; the convolution starts as the identity.
+Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; W_1 W_2 and W_3 W_4 have rank V, the width of a head.
+Differences: the convolution starts as the identity; q is not divided by sqrt(K), which RMSNorm makes invisible.
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
 """
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .decays import decayed_products, power_of_two
+from .decays import decay_map, decayed_products, power_of_two
 from .parts import (
     ShortConvolution,
     at_least_fp32,
@@ -75,8 +75,8 @@ class KDAAttention(Attention[Memory]):
         self.gate = self.low_rank()
         self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
-        with torch.no_grad():  # softplus(b) starts between 0.001 and 0.1
-            self.decay[1].bias.uniform_(math.log(0.001), math.log(0.1)).exp_().expm1_().log_()
+        softplus_b = torch.empty(hidden_dim).uniform_(math.log(0.001), math.log(0.1)).exp()
+        self.decay[1].bias = nn.Parameter(softplus_b.expm1().log())
 
     def low_rank(self) -> nn.Sequential:
         """A map D -> V -> D."""
@@ -105,12 +105,10 @@ class KDAAttention(Attention[Memory]):
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, beta, log_alpha, _ = self.project(x)
-        g = log_alpha.cumsum(2)
-        decay = (g[:, :, :, None] - g[:, :, None]).clamp(max=0).exp()  # (B, H, T, T, K), from s to t
-        qk, kk = (torch.einsum("bhtk,bhsk,bhtsk->bhts", part, k, decay) for part in (q, k))
+        qk, kk = (torch.einsum("bhtk,bhsk,bhtsk->bhts", part, k, decay_map(log_alpha)) for part in (q, k))
         identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
         updates = torch.linalg.inv(identity + (beta * kk).tril(-1)) * beta.mT  # U = updates @ V
-        return qk.tril() @ updates.tril()
+        return qk @ updates.tril()
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor, S: Tensor | None = None
@@ -121,19 +119,21 @@ class KDAAttention(Attention[Memory]):
         C = power_of_two(min(self.chunk_size, T))
         q, k, v, beta, log_alpha = (to_chunks(part, C) for part in (q, k, v, beta, log_alpha))  # (B, H, N, C, .)
         k_beta, v_beta = beta * k, beta * v
-        (qk, kk), from_start, to_end = decayed_products(torch.stack((q, k_beta)), k, log_alpha)
+        (qk, kk), from_start, to_end = decayed_products(torch.stack((q, k_beta), -2), k, log_alpha)
         inverses = unit_triangle_inverse(kk)
-        decay = from_start.exp()
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
         S_before, U = [], []
         for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(
-            *(part.unbind(2) for part in (k * to_end.exp(), k_beta * decay, v_beta, inverses, decay[..., -1, :, None])),
+            *(
+                part.unbind(2)
+                for part in (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1, :, None])
+            ),
             strict=True,
         ):
             S_before.append(S)
             U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
             S = decay_n * S + k_n.mT @ U[-1]
-        mixed = (q * decay) @ torch.stack(S_before, 2) + qk @ torch.stack(U, 2)
+        mixed = (q * from_start) @ torch.stack(S_before, 2) + qk @ torch.stack(U, 2)
         return mixed.flatten(2, 3)[:, :, :T], S
 
     def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:

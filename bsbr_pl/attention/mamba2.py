@@ -1,16 +1,14 @@
-"""Mamba-2: a state-space model in which every head decays at a learned rate, and a slow head writes little.
+"""Mamba-2: a state-space model in which the state of each head decays at one learned rate per token.
 
     S_t = alpha_t S_{t-1} + dt_t k_t^T v_t          dt_t = softplus(x_t w_dt + b),  alpha_t = exp(-A dt_t)
     o_t = q_t S_t + d v_t
 
-q, k, v are the SiLU of a short causal convolution of the projections. In the letters of the paper q is C, k is B and v is
-X: q and k, K numbers each, are the same for all heads; v has E = expansion_factor D numbers. A, b and d are learned per
-head; the output is RMSNorm(o_t * SiLU(x_t W_z)). The fast form, per chunk of C tokens, with S at the start of the chunk,
-g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to t for s <= t:
+q, k, v are the SiLU of a short causal convolution of the projections; in the letters of the paper they are C, B and X.
+All heads share q and k, K numbers each; v has E = expansion_factor D numbers. A, b and d are learned per head; the
+output is RMSNorm(o_t * SiLU(x_t W_z)). The fast form, per chunk of C tokens, with S at the start of the chunk, g_t the
+sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to t for s <= t, else 0 (`decays`):
 
     O = exp(g) Q S + (Q K^T * G) dt V + d V ;   S <- exp(g_C) S + (exp(g_C - g) K)^T dt V
-
-No exponent is positive.
 
 Source: Dao and Gu 2024, arXiv 2405.21060, eq. 6 and 16 (the map), section 6 (the fast form), section 7.1 (the layer).
 Differences: the convolution starts as the identity.
@@ -26,12 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .decays import decayed_sum
+from .decays import decay_map, decayed_sum, decays, power_of_two
 from .parts import (
     ShortConvolution,
     at_least_fp32,
     check_positive,
-    lower_triangle,
     merge_heads,
     split_heads,
     to_chunks,
@@ -49,7 +46,7 @@ class Mamba2Attention(Attention[Memory]):
     Args:
         hidden_dim: width D.
         num_heads: heads H; the published width of a head, E / H, is 64.
-        chunk_size: tokens C computed at once; changes the speed, not the result.
+        chunk_size: tokens C computed at once, rounded up to a power of two; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         expansion_factor: E / D.
         key_dim: width K of a query and a key, the state size N of the paper.
@@ -93,7 +90,14 @@ class Mamba2Attention(Attention[Memory]):
         q, k, v = qkv.split([self.key_dim, self.key_dim, self.value_dim], -1)
         dt = F.softplus(at_least_fp32(self.dt(x)))  # (B, T, H)
         log_alpha = -at_least_fp32(self.log_rate).exp() * dt
-        return q[:, None], k[:, None], split_heads(v, self.num_heads), dt.mT[..., None], log_alpha.mT[..., None], conv_state
+        return (
+            q[:, None],
+            k[:, None],
+            split_heads(v, self.num_heads),
+            dt.mT[..., None],
+            log_alpha.mT[..., None],
+            conv_state,
+        )
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[2]
@@ -103,9 +107,8 @@ class Mamba2Attention(Attention[Memory]):
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, dt, log_alpha, _ = self.project(x)
-        g = log_alpha.cumsum(2)
-        G = (g - g.mT).clamp(max=0).exp()
-        return (q @ k.mT * G * dt.mT).tril() + self.skip[:, None, None] * torch.eye(x.shape[1], device=x.device)
+        G = decay_map(log_alpha)[..., 0]
+        return q @ k.mT * G * dt.mT + self.skip[:, None, None] * torch.eye(x.shape[1], device=x.device)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, log_alpha: Tensor, S: Tensor | None = None
@@ -113,10 +116,9 @@ class Mamba2Attention(Attention[Memory]):
         """q, k (B, 1, T, K), v (B, H, T, V), dt, log alpha (B, H, T, 1); S before them, zeros if None -> mixed values
         (B, H, T, V); S after."""
         T, parts = v.shape[2], (q, k, dt * v, log_alpha)
-        q, k, dt_v, log_alpha = (to_chunks(part, min(self.chunk_size, T)) for part in parts)  # (B, 1 or H, N, C, .)
-        g = log_alpha.cumsum(3)
-        G = (g - g.mT).clamp(max=0).exp() * lower_triangle(q.shape[3], like=g)
-        from_start, to_end = g.exp(), (g[..., -1:, :] - g).exp()  # decays from the start to t, from t to the end
+        C = power_of_two(min(self.chunk_size, T))
+        q, k, dt_v, log_alpha = (to_chunks(part, C) for part in parts)  # (B, 1 or H, N, C, .)
+        G, from_start, to_end = decays(log_alpha)
         S_before, S = decayed_sum(k.mT @ (to_end * dt_v), from_start[..., -1:, :], S)
         mixed = from_start * (q @ S_before) + (q @ k.mT * G) @ dt_v
         return mixed.flatten(2, 3)[:, :, :T] + self.skip[:, None, None] * v, S
@@ -142,7 +144,8 @@ class Mamba2Attention(Attention[Memory]):
         return self.key_dim * self.value_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        D, K, E, C = self.hidden_dim, self.key_dim, self.value_dim, min(self.chunk_size, num_tokens)
+        D, K, E, C = self.hidden_dim, self.key_dim, self.value_dim, power_of_two(min(self.chunk_size, num_tokens))
         padded = -(-num_tokens // C) * C
         projections = num_tokens * (D * (2 * K + 3 * E + self.num_heads) + self.conv.weight.numel())
-        return 2 * (projections + padded * (C * K + 2 * K * E + C * E))  # Q K^T; K^T V and Q S; the map times V
+        G = padded * (C - 1) * self.num_heads // 2
+        return 2 * (projections + G + padded * (C * K + 2 * K * E + C * E))  # Q K^T; K^T V and Q S; (Q K^T * G) V
