@@ -168,7 +168,8 @@ def test_costs_are_those_of_the_closed_forms(data, attention):
 
 @given(st.data(), st.sampled_from(list(ARCHITECTURES)), NO_SIZE)
 def test_an_option_that_is_no_size_is_named(data, name, value):
-    counts = set(OPTIONS[name]) - {"rope", "bias", "normalize", "overlap", "beta", "initial_gain"}
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters
+    counts = [option for option in OPTIONS[name] if parameters[option].annotation in (int, int | None)]
     option = data.draw(st.sampled_from(["hidden_dim", "num_heads", *sorted(counts)]))
     assume((option, value) not in [("retrieval_top_k", None), ("router_dim", None), ("num_updates", 0)])
     with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more), got"):
