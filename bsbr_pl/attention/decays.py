@@ -145,4 +145,4 @@ def _rows(x: Tensor) -> Tensor:
 
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()
+    return 1 << (int(number) - 1).bit_length()  # int: a tracer makes tensors of sizes
