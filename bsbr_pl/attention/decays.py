@@ -84,7 +84,7 @@ class DecayedProducts(torch.autograd.Function):
         _diagonal(A).copy_((q * k).sum(-1))
         for h, to_query, from_key in _halvings(from_start, to_end):
             q_h, k_h = _halves(q, h)[1] * to_query, _halves(k, h)[0] * from_key
-            _between_halves(A, h).copy_((_rows(q_h) @ _rows(k_h).mT).view(*q_h.shape[:-1], h))
+            _between_halves(A, h).copy_((_rows(q_h) @ _rows(k_h).mT).reshape(*q_h.shape[:-1], h))
         return A, from_start, to_end
 
     @staticmethod
@@ -97,8 +97,8 @@ class DecayedProducts(torch.autograd.Function):
         for h, to_query, from_key in _halvings(from_start, to_end):
             q_h, k_h = _halves(q, h)[1] * to_query, _halves(k, h)[0] * from_key
             dA_h = _rows(_between_halves(dA, h))
-            _halves(dq, h)[1].addcmul_((dA_h @ _rows(k_h)).view(q_h.shape), to_query)
-            _halves(dk, h)[0].addcmul_((dA_h.mT @ _rows(q_h)).view(k_h.shape), from_key)
+            _halves(dq, h)[1].addcmul_((dA_h @ _rows(k_h)).reshape(q_h.shape), to_query)
+            _halves(dk, h)[0].addcmul_((dA_h.mT @ _rows(q_h)).reshape(k_h.shape), from_key)
         after = to_end * d_to_end  # to_end_t depends on g_C - g_t
         dg = (q * dq).sum(-2, keepdim=True) - k * dk + from_start * d_from_start - after
         dg[..., -1, :, :] += after.sum(-3)
