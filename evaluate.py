@@ -2,7 +2,7 @@
 
 import sys
 
-from bsbr_pl.evals.__main__ import main
+from bsbr_pl.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("evaluate", sys.argv[1:], "evaluate.py"))

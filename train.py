@@ -12,22 +12,23 @@ from lightning.pytorch.cli import ArgsType
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-import callbacks  # imported, so that YAML and command line need no more than the name of a class
-from bsbr_pl.cli import CLI, SaveConfig
+import callbacks  # so that YAML and command line can name its classes without a path
+from bsbr_pl.cli import CLI
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import out_of_memory, sentence
+from bsbr_pl.save_config import SaveConfig
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.values import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
-TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may name classes of these, and import no others
+TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may import and name classes of these only
 REQUIRED = (callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint)
-MENDABLE = (ValueError, OSError, ImportError, MisconfigurationException)  # by a user, who gets one line to read
+USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # answered in one line
 
 
 def main(args: ArgsType = None, run: bool = True) -> CLI:
-    """Run the command line `args` (sys.argv where None)."""
+    """Run the command line `args` (sys.argv if None)."""
     keep_freed_memory()
     set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=TRUSTED, instantiate_subclass_spec_in_any=False
@@ -35,6 +36,8 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # rotary positions
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
+    warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     parsers: dict[str, Any] = {}
     for name in ("fit", "validate", "test", "predict"):
         usage = f"train.py {name} [--config=FILE ...] [--SECTION.OPTION=VALUE ...]"
@@ -53,35 +56,32 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     )
 
 
-def _say_in_a_line(failed: threading.ExceptHookArgs) -> None:
-    """What TensorBoard's thread could not write: it says so to the main thread too, if that goes on."""
-    if isinstance(failed.exc_value, MENDABLE):
+def _print_in_a_line(failed: threading.ExceptHookArgs) -> None:
+    """Print a user error of a thread, such as TensorBoard's writer, in one line."""
+    if isinstance(failed.exc_value, USER_ERRORS):
         print(f"train.py: {one_line(failed.exc_value)}", file=sys.stderr)
     else:
         threading.__excepthook__(failed)
 
 
 def command_line(args: ArgsType = None) -> None:
-    """`main`, for a user: what he can mend is told in one line, and the process exits."""
+    """Shell entry point: user errors are printed as one line, and the exit code is not 0."""
     try:
         main(args)
-    except MENDABLE as error:  # anything else shows its traceback
+    except USER_ERRORS as error:  # any other error shows its traceback
         sys.exit(f"train.py: error: {sentence(str(error))}")
     except (RuntimeError, MemoryError) as error:
-        if not (said := out_of_memory(error)):
-            raise
-        sys.exit(f"train.py: error: {said}")
+        if answer := out_of_memory(error):
+            sys.exit(f"train.py: error: {answer}")
+        raise
     except callbacks.Stopped as stopped:
-        say = rank_zero_only(print)
-        say(
-            f"train.py: stopped by {stopped}: the same command with --ckpt_path=last goes on from there",
-            file=sys.stderr,
-        )
+        advice = "the same command with --ckpt_path=last goes on from there"
+        rank_zero_only(print)(f"train.py: stopped by {stopped}: {advice}", file=sys.stderr)
         raise
     except SIGTERMException:  # outside of training; Lightning 2.6 would exit with 0
         sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    threading.excepthook = _say_in_a_line
+    threading.excepthook = _print_in_a_line
     command_line()

@@ -1,7 +1,7 @@
-"""What the scripts of this folder share: a table on the screen, a JSON file beside it, ratios of interleaved times."""
+"""Shared by the scripts of this folder: the options, the table on the screen, the JSON file, ratios of times."""
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bsbr_pl.utils.timing import Timing, summarize  # noqa: E402
 
 
 def parser(doc: str | None, rounds: int | None = None) -> ArgumentParser:
-    """An ArgumentParser with the options that every script has; `rounds` for one that measures times."""
+    """An ArgumentParser with the options of every script; `rounds` adds the option of scripts that measure times."""
     options = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
     if rounds is not None:
         options.add_argument("--rounds", type=int, default=rounds, help=f"samples of each time, default {rounds}")
@@ -26,7 +26,7 @@ def parser(doc: str | None, rounds: int | None = None) -> ArgumentParser:
 
 
 def ratio(numerator: Timing, denominator: Timing) -> Timing:
-    """Of two calls timed in the same rounds: the ratio of each round, their median and its interval."""
+    """The ratios of two calls that were timed in the same rounds: their median and its interval."""
     return summarize([a / b for a, b in zip(numerator.samples, denominator.samples, strict=True)])
 
 
@@ -52,9 +52,3 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(shown, value)) + "]"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def parse_with_rest(options: ArgumentParser) -> tuple[Namespace, list[str]]:
-    """What was chosen, and everything after `--`, which goes to train.py."""
-    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    return options.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]

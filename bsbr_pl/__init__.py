@@ -1,14 +1,20 @@
-"""Causal attention architectures, trained and compared on equal terms."""
+"""Causal attention architectures, trained and compared on equal terms.
 
-from .models import (
-    BSBRModel,
-    DeltaNetTransformer,
-    GAUTransformer,
-    HopfieldTransformer,
-    LinearTransformer,
-    SlidingWindowTransformer,
-    StandardTransformer,
-)
+The models are imported when they are first used: the rooms that need no torch (rows, reports) start without it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .models import (
+        BSBRModel,
+        DeltaNetTransformer,
+        GAUTransformer,
+        HopfieldTransformer,
+        LinearTransformer,
+        SlidingWindowTransformer,
+        StandardTransformer,
+    )
 
 __version__ = "0.1.0"
 
@@ -21,3 +27,15 @@ __all__ = [
     "SlidingWindowTransformer",
     "StandardTransformer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import models
+
+    return getattr(models, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

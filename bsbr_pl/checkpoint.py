@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, proven whole before anything is made of them, never run."""
+"""Checkpoint files: atomic writes; integrity checked before loading; no code in a checkpoint is ever executed."""
 
 import io
 import pickle
@@ -12,19 +12,19 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from bsbr_pl.utils.files import write_whole
 from bsbr_pl.values import one_line
 
-PARTS = ("state_dict", "hyper_parameters", "pytorch-lightning_version")  # without these it is of no use here
+PARTS = ("state_dict", "hyper_parameters", "pytorch-lightning_version")  # every checkpoint has these
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """All that a checkpoint holds, once every part of it has been proven undamaged.
+    """The content of a checkpoint, after a check of its integrity.
 
     Raises:
-        ValueError: naming the file, where it is missing, damaged, no checkpoint, or holds anything but plain values.
+        ValueError: naming the file, if it is missing, damaged, no checkpoint, or holds anything but plain values.
     """
     try:
         with open(path, "rb") as stream:
             _check(stream)
-            stream.seek(0)  # the same open file, even if another one has its name by now
+            stream.seek(0)  # the same open file, even if another one has replaced it by now
             checkpoint = torch.load(stream, map_location=map_location, weights_only=True)
         missing = [part for part in PARTS if part not in checkpoint]
         if missing:
@@ -35,17 +35,17 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def _check(stream: IO[bytes]) -> None:
-    """Look at what `torch.load` does not: torch writes a CRC-32 of each part of the archive, and ignores it."""
+    """Check the CRC-32 of each part of the archive: torch writes it, but does not check it."""
     with zipfile.ZipFile(stream) as archive:
         damaged = archive.testzip()
-        # Attributes are 0. One of their bits means a folder, whose content torch takes from memory as it happens to be.
+        # Attributes are 0. A bit of them marks a folder; torch would take its content from uninitialised memory.
         marked = [part.filename for part in archive.infolist() if part.external_attr]
     if damaged or marked:
         raise zipfile.BadZipFile(f"{damaged or marked[0]} is not what was written")
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # torch's own words recommend to load it nevertheless
+    if isinstance(error, pickle.UnpicklingError):  # torch's message recommends to load the file nevertheless
         return "it holds more than tensors and plain values, and code in a checkpoint is never run"
     if isinstance(error, OSError):
         return error.strerror or one_line(error)
@@ -53,10 +53,10 @@ def _reason(error: Exception) -> str:
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to a local checkpoint file, through `load_checkpoint` and `write_whole`.
+    """Makes Lightning read local checkpoints with `load_checkpoint` and write them with `write_whole`.
 
-    Lightning's own writes to the folder for temporary files and moves from there, which is no longer one step where
-    that is another disk: the older checkpoint is lost if the disk is full.
+    Lightning writes to the folder for temporary files and moves the file. From another disk that is not atomic: a full
+    disk would lose the older checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

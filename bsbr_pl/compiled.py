@@ -1,5 +1,7 @@
-"""The training form of a model through torch.compile, layer by layer, and whether it is to be trusted."""
+"""Training through torch.compile, layer by layer, after its gradients were compared with the model's own."""
 
+import os
+import shutil
 from collections.abc import Callable
 
 import torch
@@ -7,18 +9,59 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from .model import LanguageModel
+from .patches import allow_recompilations
+
+Hidden = Callable[[Tensor], Tensor]  # ids (B, T) -> activations (B, T, D)
 
 
-def compile_hidden(model: LanguageModel) -> Callable[[Tensor], Tensor]:
-    """`model.hidden` with every branch compiled: equal layers share one compiled form, however many there are.
+def check_compiler(device: torch.device) -> None:
+    """Raise a ValueError if torch.compile needs a C++ compiler on this device and none is installed."""
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(f"compile needs a C++ compiler on a CPU, and there is no {' or '.join(compilers)}")
 
-    Where the weights are sharded, the whole of it is compiled as one.
+
+class CompiledHidden:
+    """`model.hidden` through torch.compile.
+
+    Args:
+        model: equal layers share one compiled form; a model with sharded weights is compiled as a whole.
+        form: the compiled form, if it exists already.
     """
+
+    def __init__(self, model: LanguageModel, form: Hidden | None = None) -> None:
+        self.model = model
+        self.form = form or _compile(model)
+        self.checked = False
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        return self.form(input_ids)
+
+    def check(self, loss_through: Callable[[Hidden], Tensor], comparable: bool, low_precision: bool) -> None:
+        """Compare the gradients of a loss computed through the compiled form and through `model.hidden`.
+
+        Args:
+            loss_through: computes the loss () with the given form.
+            comparable: whether both should give the same; if not, the compiled form only has to run.
+            low_precision: whether the loss is computed in bf16 or fp16.
+
+        Raises:
+            RuntimeError: naming the parameter whose gradient differs by more than rounding.
+        """
+        self.checked = True
+        device = next(self.model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            expected = _gradients(self.model, loss_through(self.model.hidden)) if comparable else None
+            found = _gradients(self.model, loss_through(self))
+        if expected is not None:
+            _compare(expected, found, low_precision)
+
+
+def _compile(model: LanguageModel) -> Hidden:
     if isinstance(model, FSDPModule):
         return torch.compile(model.hidden)
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 64)  # one is used for every kind of branch and every length
-    run = torch.compile(_run)
+    allow_recompilations(64)  # one for each kind of branch and each length
+    run = torch.compile(lambda branch, x: branch(x))
 
     def hidden(input_ids: Tensor) -> Tensor:
         x = model.embed(input_ids)
@@ -29,35 +72,22 @@ def compile_hidden(model: LanguageModel) -> Callable[[Tensor], Tensor]:
     return hidden
 
 
-def _run(branch: nn.Module, x: Tensor) -> Tensor:
-    return branch(x)
-
-
-def check_gradients(
-    model: nn.Module, own: Callable[[], Tensor] | None, compiled: Callable[[], Tensor], low: bool
-) -> None:
-    """Compare the gradients of two losses by the parameters; without `own`, only compute them.
-
-    Args:
-        model: whose parameters.
-        own: the loss as the model computes it.
-        compiled: the same, compiled.
-        low: whether they are computed in bf16 or fp16.
-
-    Raises:
-        RuntimeError: naming the parameter whose gradient differs by more than rounding.
-    """
+def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """The gradient of each parameter by name; 0 () where the loss does not depend on it."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    found = []
-    for loss in (compiled,) if own is None else (own, compiled):
-        gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
-        found.append([p.new_zeros(()) if g is None else g for p, g in zip(parameters, gradients, strict=True)])
-    if own is None:
-        return
-    tolerance, floor = (0.1, 1e-2) if low else (1e-2, 1e-3)
-    largest = max(_root_mean_square(gradient) for gradient in found[0])
-    for name, expected, gradient in zip(names, *found, strict=True):
-        error = _root_mean_square(gradient - expected) / max(_root_mean_square(expected), floor * largest, 1e-30)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {
+        name: loss.new_zeros(()) if gradient is None else gradient
+        for name, gradient in zip(names, gradients, strict=True)
+    }
+
+
+def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], low_precision: bool) -> None:
+    tolerance, floor = (0.1, 1e-2) if low_precision else (1e-2, 1e-3)
+    largest = max(map(_root_mean_square, expected.values()))
+    for name, gradient in found.items():
+        scale = max(_root_mean_square(expected[name]), floor * largest, 1e-30)
+        error = _root_mean_square(gradient - expected[name]) / scale
         if not error <= tolerance:
             raise RuntimeError(
                 f"torch.compile gives {name} another gradient than the model has (relative difference {error:.2g} on "

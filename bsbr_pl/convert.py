@@ -1,12 +1,10 @@
-"""Trained weights for another architecture: from a checkpoint of ours, or from a folder with Hugging Face's GPT-2.
+"""Trained weights for another architecture: from a checkpoint, or from a folder with Hugging Face's GPT-2.
 
-A model that starts from them computes what its architecture makes of the same matrices. BSBR, whose gain starts at 0,
-begins as softmax attention over its last `chunk_size` tokens, and trains the retrieval of what it no longer sees.
+BSBR's gain starts at 0, so a converted BSBR begins as softmax attention over its last `chunk_size` tokens. Training
+then learns to retrieve earlier tokens.
 """
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +14,51 @@ from torch import Tensor
 
 from bsbr_pl.values import one_line
 
-from .attention import Attention, StandardAttention
+from .attention import StandardAttention
 from .module import LanguageModule
+from .spec import AttentionArgument, AttentionSpec
 
-#: What two models must agree in, for the weights of one to mean the same in the other.
+#: Two models must have these in common, for the weights of one to fit the other.
 SHARED = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim", "positions", "ff_activation", "ff_bias")
 
 
 def start_from(module: LanguageModule, path: str | Path) -> list[str]:
-    """Give a module the weights of a trained one, which may be of another architecture.
+    """Copy the weights of a trained module, which may be of another architecture.
 
     Args:
-        module: to be trained; its tensors that the trained one lacks stay as they are.
+        module: gets the weights; its tensors that the trained one lacks do not change.
         path: a checkpoint, or a folder with a GPT-2 as `load_gpt2` reads it.
 
     Returns:
-        The names of the tensors that stayed as they were.
+        The names of the tensors that did not change.
 
     Raises:
         ValueError: naming the file, and the arguments or tensors in which the models differ.
     """
     trained = load_gpt2(path) if Path(path).is_dir() else LanguageModule.load(path)
-    theirs, ours = ({name: _chosen(m, name) for name in SHARED} for m in (trained, module))
-    other = [f"{name}={theirs[name]!r}" for name in SHARED if theirs[name] != ours[name]]
+    other = [name for name in SHARED if _size(trained, name) != _size(module, name)]
     if other:
+        other = [f"{name}={_size(trained, name)!r}" for name in other]
         raise ValueError(f"the weights of {path} do not fit this model, but one with {', '.join(other)}")
     for before, after in zip(trained.model.attentions, module.model.attentions, strict=False):
         rope = getattr(before, "rope", None)
         if rope is not None and getattr(after, "rope", rope) != rope:
             raise ValueError(f"the weights of {path} do not fit this model's attention, but one with rope={rope}")
     weights, own = trained.state_dict(), module.state_dict()
-    astray = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
-    if astray:
-        shown = ", ".join(astray[:3]) + (f" and {len(astray) - 3} others" if len(astray) > 3 else "")
+    surplus = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+    if surplus:
+        shown = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} others" if len(surplus) > 3 else "")
         raise ValueError(f"the weights of {path} do not fit this model's attention: it has no place for {shown}")
     module.initial_weights = str(path)
     return module.load_state_dict(weights, strict=False).missing_keys
 
 
-def _chosen(module: LanguageModule, name: str) -> Any:
+def _size(module: LanguageModule, name: str) -> Any:
     value = module.hparams[name]
     return 4 * module.hparams["hidden_dim"] if name == "ff_dim" and value is None else value
 
 
-#: What config.json must say, or leave out, for the equations to be those of GPT-2.
+#: Values of config.json, if it has these keys, with which the equations are those of GPT-2.
 GPT2 = {
     "activation_function": "gelu_new",
     "add_cross_attention": False,
@@ -74,7 +73,7 @@ OUTSIDE = {
     "ln_f.weight": "norm.weight",
     "ln_f.bias": "norm.bias",
 }
-INSIDE = (  # of a layer; the second is of its attention or of its feed-forward network
+INSIDE = (  # a layer: name in GPT-2, 0 for the attention's branch or 1 for the feed-forward network's, name here
     ("ln_1", 0, "norm"),
     ("attn.c_attn", 0, "inner.qkv"),
     ("attn.c_proj", 0, "inner.out"),
@@ -82,44 +81,43 @@ INSIDE = (  # of a layer; the second is of its attention or of its feed-forward 
     ("mlp.c_fc", 1, "inner.into"),
     ("mlp.c_proj", 1, "inner.out"),
 )
-NOT_WEIGHTS = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")  # the embedding again, and masks
+NOT_WEIGHTS = ("lm_head.weight", ".attn.bias", ".attn.masked_bias")  # a copy of the embedding, and masks
 
 
-def load_gpt2(
-    folder: str | Path, attention: Callable[..., Attention] = StandardAttention, **arguments: Any
-) -> LanguageModule:
+def load_gpt2(folder: str | Path, attention: AttentionArgument = StandardAttention, **arguments: Any) -> LanguageModule:
     """The GPT-2 in a local folder as Hugging Face writes it: config.json and model.safetensors.
 
     Args:
         folder: with both files.
-        attention: what takes the place of its attention, with `rope=False` and `bias=True`: StandardAttention, which
-            makes it GPT-2 itself, SlidingWindowAttention or BSBRAttention, or a `functools.partial` of one.
-        arguments: of LanguageModule, for what is no matter of size: `learning_rate`, `dropout`, ...
+        attention: replaces its attention, with `rope=False` and `bias=True`: StandardAttention, which gives GPT-2
+            itself, SlidingWindowAttention or BSBRAttention, or a `functools.partial` of one.
+        arguments: the other arguments of LanguageModule: `learning_rate`, `dropout`, ...
 
     Raises:
-        ValueError: naming the folder, where it holds anything else, or something damaged.
+        ValueError: naming the folder, if it holds anything else or is damaged.
     """
-    build = functools.partial(LanguageModule, functools.partial(attention, rope=False, bias=True))
+    given = AttentionSpec.of(attention)
+    spec = AttentionSpec(given.cls, {**given.options, "rope": False, "bias": True})
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         sizes = _sizes(config)
         weights = _renamed(load_file(Path(folder) / "model.safetensors"), sizes["num_layers"])
-        with torch.device("meta"):  # a wrong size is refused before room is made for it
-            expected = build(**sizes, **arguments).model.state_dict()
+        with torch.device("meta"):  # a wrong size is refused before memory is taken for it
+            expected = LanguageModule(spec, **sizes, **arguments).model.state_dict()
         for name, tensor in weights.items():
             if tensor.shape != expected[name].shape:
                 raise ValueError(f"config.json makes {name} {tuple(expected[name].shape)}, not {tuple(tensor.shape)}")
     except Exception as error:  # damage can fail anywhere
         reason = f"config.json lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(f"{folder} holds no GPT-2 of Hugging Face's that can be read: {reason}") from error
-    module = build(**sizes, **arguments)
+    module = LanguageModule(spec, **sizes, **arguments)
     module.model.load_state_dict(weights, strict=False)
     module.initial_weights = str(folder)
     return module
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json -> the arguments of LanguageModule that it decides."""
+    """config.json -> the sizes of a LanguageModule."""
     if config["model_type"] != "gpt2":
         raise ValueError(f"model_type is {config['model_type']!r}, not 'gpt2'")
     for name, value in GPT2.items():
@@ -138,7 +136,7 @@ def _sizes(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(tensors: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """GPT-2's tensors by the names of `LanguageModel`, in the layout of nn.Linear: (out, in)."""
+    """GPT-2's tensors under the names of `LanguageModel`, in the layout of nn.Linear: (out, in)."""
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     if num_layers > len(tensors):
         raise ValueError(f"n_layer is {num_layers}, but there are {len(tensors)} tensors")

@@ -1,4 +1,4 @@
-"""Models and numbers of processes that are too large for this machine, refused before they take its memory."""
+"""Refuses models and numbers of processes that are too large for this machine, before they use its memory."""
 
 import os
 from collections.abc import Mapping
@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from .description import build_layers
 from .model import LanguageModel
+from .spec import AttentionArgument, AttentionSpec, specs_of
 
 SIZES = ("vocab_size", "hidden_dim", "num_layers", "ff_dim", "positions")
-LARGEST_SIZE = 2**40  # above it torch may not even name the shapes
-#: Options of the Trainer that Lightning takes as they come, and the least that means something.
+LARGEST_SIZE = 2**40  # torch cannot represent the shapes of larger ones
+BEYOND = 2**61  # parameters, reported for shapes that torch cannot represent
+#: Options of the Trainer that Lightning does not check, and their least meaningful value.
 LEAST = {
     "accumulate_grad_batches": 1,
     "val_check_interval": 1,
@@ -22,41 +23,39 @@ LEAST = {
     "min_epochs": 0,
     "num_sanity_val_steps": -1,
 }
-BEYOND = 2**61  # parameters, of shapes that torch cannot name
 
 
-def check_weights(attention: dict[str, Any] | list[dict[str, Any]], arguments: dict[str, Any]) -> None:
-    """Compare the weights of a model, in fp32, with half the memory of this machine: a checkpoint is read beside them.
+def check_weights(attention: AttentionArgument, sizes: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights in fp32 need more than half the memory: a checkpoint is read beside them.
 
     Args:
-        attention: as `describe_layers` describes it.
-        arguments: the other arguments of `LanguageModel`.
+        attention: of the model, as `LanguageModule` takes it.
+        sizes: every other argument of `LanguageModel`.
 
     Raises:
         ValueError: naming the largest argument and the memory that the weights need.
     """
-    needed, allowed = 4 * count_parameters(attention, arguments), memory() / 2
+    needed, allowed = 4 * count_parameters(attention, sizes), memory() / 2
     if needed <= allowed:
         return
-    layers = attention if isinstance(attention, list) else [attention]
-    default = (
-        [one | {"init_args": {}} for one in layers] if isinstance(attention, list) else attention | {"init_args": {}}
-    )
-    sizes = {name: arguments[name] for name in SIZES}
-    if 4 * count_parameters(default, arguments) <= allowed:  # the attention's own options are to blame
-        sizes = {name: value for one in layers for name, value in one["init_args"].items()}
-    name = max(sizes, key=lambda name: sizes[name] if isinstance(sizes[name], int) else 0)
+    specs = specs_of(attention)
+    layers = specs if isinstance(specs, tuple) else (specs,)
+    defaults = tuple(AttentionSpec(layer.cls) for layer in layers)
+    suspects = {name: sizes[name] for name in SIZES}
+    if 4 * count_parameters(defaults if isinstance(specs, tuple) else defaults[0], sizes) <= allowed:
+        suspects = {name: value for layer in layers for name, value in layer.options.items()}
+    name = max(suspects, key=lambda name: suspects[name] if isinstance(suspects[name], int) else 0)
     raise ValueError(
-        f"{name}={sizes[name]} is too large: the weights need at least {in_gib(needed)} of memory and as much to read "
-        f"a checkpoint, and this machine has {in_gib(memory())}"
+        f"{name}={suspects[name]} is too large: the weights need at least {in_gib(needed)} of memory and as much to "
+        f"read a checkpoint, and this machine has {in_gib(memory())}"
     )
 
 
 def check_training(model: LanguageModel) -> None:
-    """Compare what training takes at least, on a CPU in fp32, with the memory of this machine.
+    """Refuse a model whose weights, gradients and both moments of AdamW need more memory in fp32 than the machine has.
 
     Raises:
-        ValueError: naming the memory that weights, gradients and both moments of AdamW need.
+        ValueError: naming the number of parameters and the memory.
     """
     parameters = sum(p.numel() for p in model.parameters())
     needed = 4 * 4 * parameters
@@ -68,7 +67,7 @@ def check_training(model: LanguageModel) -> None:
 
 
 def check_processes(**numbers: Any) -> None:
-    """Refuse numbers of processes that would take the whole machine; `auto` and lists of devices are left alone.
+    """Refuse numbers of processes that would occupy the whole machine; `auto` and lists of devices are not checked.
 
     Raises:
         ValueError: naming the argument.
@@ -79,18 +78,18 @@ def check_processes(**numbers: Any) -> None:
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuse what Lightning would divide by, or take for something else than it says.
+    """Refuse values that Lightning would divide by or misread.
 
     Args:
-        options: of the Trainer; those in `LEAST` are looked at, where they are numbers.
+        options: of the Trainer.
 
     Raises:
-        ValueError: naming the option and the least that it may be.
+        ValueError: naming the option and its least value.
     """
     for name, least in LEAST.items():
         value = options.get(name)
-        share = isinstance(value, float) and 0 < value < 1  # of an epoch
-        if isinstance(value, int | float) and value < least and not share:
+        is_share = isinstance(value, float) and 0 < value < 1  # of an epoch
+        if isinstance(value, int | float) and value < least and not is_share:
             raise ValueError(f"{name}={value} is too small: at least {least}")
     on_cpu = options.get("accelerator") == "cpu" or not torch.accelerator.is_available()
     if on_cpu and str(options.get("devices")).startswith("-"):
@@ -101,24 +100,23 @@ def most_processes() -> int:
     return max(16, 4 * (os.cpu_count() or 1))
 
 
-def count_parameters(attention: dict[str, Any] | list[dict[str, Any]], arguments: dict[str, Any]) -> int:
-    """How many parameters a model has; `BEYOND` where torch cannot name its shapes."""
-    num_layers = arguments["num_layers"]
-    if any(isinstance(arguments[name], int) and arguments[name] > LARGEST_SIZE for name in SIZES):
+def count_parameters(attention: AttentionArgument, sizes: Mapping[str, Any]) -> int:
+    """The number of parameters of a model; `BEYOND` where torch cannot represent its shapes. Uses no memory."""
+    specs, num_layers = specs_of(attention), sizes["num_layers"]
+    if any(isinstance(sizes[name], int) and sizes[name] > LARGEST_SIZE for name in SIZES):
         return BEYOND
-    repeated = not isinstance(attention, list) and isinstance(num_layers, int) and num_layers > 1
-    if repeated:  # one layer says what all of them have
-        arguments = arguments | {"num_layers": 1}
+    equal_layers = isinstance(specs, AttentionSpec) and isinstance(num_layers, int) and num_layers > 1
     try:
         with torch.device("meta"):
-            model = LanguageModel(build_layers(attention), **arguments)
+            model = LanguageModel(specs, **{**sizes, "num_layers": 1} if equal_layers else sizes)
     except (RuntimeError, TypeError, OverflowError) as error:
         if "overflow" not in str(error).lower():
             raise
         return BEYOND
-    in_layers = sum(p.numel() for branch in model.branches for p in branch.parameters())
-    everything = sum(p.numel() for p in model.parameters())
-    return everything + in_layers * (num_layers - 1) if repeated else everything
+    total = sum(p.numel() for p in model.parameters())
+    if not equal_layers:
+        return total
+    return total + (num_layers - 1) * sum(p.numel() for branch in model.branches for p in branch.parameters())
 
 
 def memory() -> int:

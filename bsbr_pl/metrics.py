@@ -1,4 +1,4 @@
-"""Loss, accuracy and bits per byte of predicted tokens: every reported figure is a ratio of the sums made here."""
+"""Loss, accuracy and bits per byte of predicted tokens. Every reported number is a ratio of sums computed here."""
 
 import math
 
@@ -13,14 +13,14 @@ IGNORED = -100  # a target that is not counted
 def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """The loss of every token, -ln p(target): logits (B, T, vocab_size) and targets (B, T) -> (B, T) in float64.
 
-    0 where the target is -100, which is not counted. Sums of these are what every reported loss is made of.
+    It is 0 where the target is -100, which is not counted. Every reported loss is a sum of these.
     """
     nats = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return nats.double().view_as(targets)
 
 
 def token_figures(nats: Tensor, tokens: Tensor, correct: Tensor, num_bytes: Tensor) -> dict[str, Tensor]:
-    """What sums over counted tokens come to; see `TokenMetrics`."""
+    """The metrics from sums over counted tokens; see `TokenMetrics`."""
     loss = nats / tokens
     figures = {"loss": loss, "perplexity": loss.exp(), "accuracy": correct / tokens}
     if num_bytes > 0:
@@ -31,9 +31,9 @@ def token_figures(nats: Tensor, tokens: Tensor, correct: Tensor, num_bytes: Tens
 class StepLoss:
     """The loss of an optimiser step: the mean over the counted tokens of all its accumulated batches.
 
-    Lightning divides each batch's loss by `accumulate_grad_batches` and adds the gradients up. That is the step's mean
-    only for full steps of batches that count equally many tokens; `weighted` and `correction` make it so for any.
-    Every process must count as many tokens as the others. Nothing here waits for the device.
+    Lightning divides each batch's loss by `accumulate_grad_batches` and sums the gradients. That is the step's mean
+    only if the step is full and all its batches count equally many tokens; `weighted` and `correction` make it the mean
+    in every case. All processes must count equally many tokens. Nothing here waits for the device.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class StepLoss:
         self._tokens: list[Tensor] = []
 
     def weighted(self, loss: Tensor, targets: Tensor) -> Tensor:
-        """What to differentiate for a batch with targets (B, T), of whose counted tokens `loss` is the mean."""
+        """The loss () to differentiate for a batch with targets (B, T), where `loss` is the mean over its tokens."""
         self.samples += len(targets)
         self.positions += targets.numel()
         self._losses.append(loss.detach())
@@ -50,7 +50,7 @@ class StepLoss:
         return loss if len(self._tokens) == 1 else loss * (self._tokens[-1] / self._tokens[0])
 
     def correction(self, accumulate: int) -> Tensor:
-        """The number () that makes the summed gradients those of the mean: 1 for a full step of equal batches."""
+        """The factor () that turns the summed gradients into those of the mean: 1 for a full step of equal batches."""
         return self._tokens[0] * accumulate / torch.stack(self._tokens).sum()
 
     def mean(self) -> Tensor:
@@ -62,10 +62,10 @@ class StepLoss:
 
 
 class TokenMetrics(Metric):
-    """Sums over counted tokens, from which every validation figure follows; exact whatever the batches or processes.
+    """Sums over counted tokens; the metrics of a validation do not depend on its batches or processes.
 
-    `compute` gives `loss` (nats a token), `perplexity` (exp loss), `accuracy` (share of tokens whose likeliest guess is
-    right) and, where bytes were counted, `bits_per_byte` (nats in all / ln 2 / bytes in all).
+    `compute` gives `loss` (nats per token), `perplexity` (exp loss), `accuracy` (share of tokens predicted correctly)
+    and, if bytes were counted, `bits_per_byte` (total nats / ln 2 / total bytes).
     """
 
     full_state_update = False

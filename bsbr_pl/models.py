@@ -5,7 +5,7 @@ attention's own class. Parameters, state dict and methods are those of `Language
 """
 
 import inspect
-from functools import partial
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from .attention import (
@@ -19,18 +19,38 @@ from .attention import (
     SlidingWindowAttention,
     StandardAttention,
 )
-from .model import AttentionFactory, LanguageModel
+from .model import LanguageModel
+from .spec import AttentionSpec, options_of, plain
 
-SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]  # vocab_size, hidden_dim, ..., ff_bias
+#: vocab_size, hidden_dim, ..., ff_bias: declared once, by LanguageModel.
+SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]
+
+
+def all_sizes(owner: str, **sizes: Any) -> dict[str, Any]:
+    """The size arguments of `LanguageModel` with the defaults of those that are not given, as plain values.
+
+    Raises:
+        TypeError: a size that is unknown, listing the known ones for `owner`, or a required one that is missing.
+    """
+    signature = inspect.Signature(SIZES)
+    _check_names(owner, sizes, signature.parameters)
+    bound = signature.bind(**sizes)
+    bound.apply_defaults()
+    return {name: plain(value) for name, value in bound.arguments.items()}
+
+
+def _check_names(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{owner} has no argument {name!r}; it has {', '.join(known)}")
 
 
 class NamedModel(LanguageModel):
     """A `LanguageModel` whose layers all hold `architecture`; `help` of a subclass shows its options with defaults.
 
     Args:
-        vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias: as in
-            `LanguageModel`.
-        options: of the architecture, as in its class: `chunk_size` (tokens), `window_size` (tokens), ...
+        arguments: the sizes of `LanguageModel`, vocab_size first, and by name the options of the architecture:
+            `chunk_size` (tokens), `window_size` (tokens), ...
 
     Raises:
         TypeError: an option that the architecture does not have; lists those it has.
@@ -41,41 +61,20 @@ class NamedModel(LanguageModel):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "__init__" in cls.__dict__:
-            return  # it has arguments of its own
-        own = [option.replace(kind=option.KEYWORD_ONLY) for option in cls.options().values()]
-        cls.__signature__ = inspect.Signature([*SIZES, *own])  # type: ignore[attr-defined]
+        if "__init__" not in cls.__dict__:  # else it has arguments of its own
+            own = [option.replace(kind=option.KEYWORD_ONLY) for option in options_of(cls.architecture).values()]
+            cls.__signature__ = inspect.Signature([*SIZES, *own])  # type: ignore[attr-defined]
 
-    def __init__(
-        self,
-        vocab_size: int,
-        hidden_dim: int = 256,
-        num_layers: int = 4,
-        num_heads: int = 4,
-        ff_dim: int | None = None,
-        dropout: float = 0.0,
-        positions: int = 0,
-        ff_activation: str = "relu2",
-        ff_bias: bool = False,
-        **options: Any,
-    ) -> None:
-        sizes = (vocab_size, hidden_dim, num_layers, num_heads, ff_dim, dropout, positions, ff_activation, ff_bias)
-        super().__init__(self.factory(**options), *sizes)
+    def __init__(self, *sizes: Any, **arguments: Any) -> None:
+        by_name = {size.name: arguments.pop(size.name) for size in SIZES if size.name in arguments}
+        super().__init__(self.factory(**arguments), *sizes, **by_name)
 
     @classmethod
-    def options(cls) -> dict[str, inspect.Parameter]:
-        """What can be chosen of the architecture beside the model's sizes."""
-        parameters = inspect.signature(cls.architecture).parameters
-        return {name: parameters[name] for name in list(parameters)[2:]}  # behind hidden_dim and num_heads
-
-    @classmethod
-    def factory(cls, **options: Any) -> AttentionFactory:
-        """The builder of attentions with these options, as `LanguageModel` and `LanguageModule` take it."""
-        for name in options:
-            if name not in cls.options():
-                known = ", ".join([*(size.name for size in SIZES), *cls.options()])
-                raise TypeError(f"{cls.__name__} has no argument {name!r}; it has {known}")
-        return partial(cls.architecture, **options)
+    def factory(cls, **options: Any) -> AttentionSpec:
+        """The attention with these options, as `LanguageModel` and `LanguageModule` take it."""
+        known = options_of(cls.architecture)
+        _check_names(cls.__name__, options, [*(size.name for size in SIZES), *known])
+        return AttentionSpec(cls.architecture, options)
 
 
 class BSBRModel(NamedModel):

@@ -1,4 +1,4 @@
-"""Command lines whose mistakes are answered in one sentence that says what to do."""
+"""Command lines that answer a mistake in one sentence that says what to do."""
 
 import contextlib
 import difflib
@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from yaml import YAMLError
 
+from .patches import actions_of
 from .plain_yaml import LONGEST, LimitError, load
 
-#: What types are called in answers.
+#: The names of types in answers.
 TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -31,12 +32,12 @@ set_loader(PLAIN_YAML, load, (YAMLError,))
 
 
 class Parser(ArgumentParser):
-    """A parser that names the mistake, the file it is in, and what was probably meant; nothing may be abbreviated."""
+    """A parser that names the mistake, its file and the most similar known name. Options cannot be abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        ours: dict[str, Any] = {"allow_abbrev": False, "parser_mode": PLAIN_YAML}
-        super().__init__(*args, **ours | options)
-        self._reading = ""  # the file under way
+        defaults: dict[str, Any] = {"allow_abbrev": False, "parser_mode": PLAIN_YAML}
+        super().__init__(*args, **defaults | options)
+        self.current_file = ""
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         try:
@@ -51,7 +52,7 @@ class Parser(ArgumentParser):
         return config
 
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Any:
-        self._reading = str(path)
+        self.current_file = str(path)
         try:
             if os.path.getsize(path) > LONGEST:  # not even read
                 raise LimitError(f"more than {LONGEST:,} bytes, as no configuration has")
@@ -61,11 +62,11 @@ class Parser(ArgumentParser):
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no text in UTF-8: {error}") from error
         finally:
-            self._reading = ""
+            self.current_file = ""
 
     def parse_string(self, *args: Any, **options: Any) -> Any:
         config = super().parse_string(*args, **options)
-        for section in {action.dest.split(".")[0] for action in self._actions if "." in action.dest}:
+        for section in {name.split(".")[0] for name in actions_of(self) if "." in name}:
             if section in config and not isinstance(config[section], Namespace):
                 self.error(f"{section}: must hold options or be left out, got {config[section]}")
         return config
@@ -75,17 +76,17 @@ class Parser(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
-        where = f"{self._reading}: " if self._reading else ""
-        said = message if isinstance(ex, LimitError) else sentence(message) + meant(message, parser)
-        self.exit(2, f"{command.split()[0]}: error: {where}{said}\n`{command} --help` shows every option\n")
+        where = f"{self.current_file}: " if self.current_file else ""
+        answer = message if isinstance(ex, LimitError) else sentence(message) + suggestion(message, parser)
+        self.exit(2, f"{command.split()[0]}: error: {where}{answer}\n`{command} --help` shows every option\n")
 
 
 def sentence(message: str) -> str:
-    """An error's message on one line: of jsonargparse's tree of all that it tried, the branch that matters.
+    """An error's message on one line of at most `LONGEST_SENTENCE` characters, without the middle of a longer one.
 
-    Of a line longer than `LONGEST_SENTENCE`, which quotes a long value, the middle is left out.
+    jsonargparse reports every type that it tried; only the one that matters is kept.
     """
-    line = " ".join(_branch(message).split()).rstrip(".")
+    line = " ".join(_cause(message).split()).rstrip(".")
     if len(line) <= LONGEST_SENTENCE:
         return line
     return f"{line[: LONGEST_SENTENCE // 2]} ... {line[-LONGEST_SENTENCE // 2 :]}"
@@ -93,19 +94,18 @@ def sentence(message: str) -> str:
 
 def out_of_memory(error: BaseException) -> str | None:
     """A sentence for an allocator's error; None for any other one."""
-    said = " ".join(str(error).split())
-    if not isinstance(error, MemoryError) and not re.search(r"alloc\w* memory|out of memory|not enough memory", said):
+    message = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not re.search(
+        r"alloc\w* memory|out of memory|not enough memory", message
+    ):
         return None
-    asked = f" ({found[0]})" if (found := re.search(r"[\d.,]+ ?(bytes|[KMGTPE]i?B)", said)) else ""
+    asked = f" ({found[0]})" if (found := re.search(r"[\d.,]+ ?(bytes|[KMGTPE]i?B)", message)) else ""
     return f"there is not enough memory{asked}: lower batch_size, context_length, hidden_dim or num_layers"
 
 
-def _branch(message: str) -> str:
+def _cause(message: str) -> str:
     if yaml := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):
-        place_in_text = r'\s*in "<unicode string>", (line \d+, column \d+|position \d+)'
-        *_, place = re.findall(place_in_text, yaml[1]) or [""]
-        *_, problem = re.sub(place_in_text, "", yaml[1]).strip().split("\n")
-        return f"no valid YAML at {place}: {problem} (indent with spaces, alike within a section)"
+        return _yaml_problem(yaml[1])
     if message.startswith("Unexpected config: "):
         return "a configuration must hold sections, `trainer:`, `model:` or `data:`, with options in them"
     if seed := re.match(r"(\S+) is not in bounds, numpy accepts from (\d+) to (\d+)", message):
@@ -118,47 +118,63 @@ def _branch(message: str) -> str:
     key, body = re.match(r'(?:Parser key "(.*?)":)?(.*)', message, re.DOTALL).groups()  # type: ignore[union-attr]
     if option := re.search(NO_OPTION, body):
         return f"there is no option {key + '.' if key else ''}{option[1] or option[2]}"
+    return _value_problem(key, body)
+
+
+def _yaml_problem(report: str) -> str:
+    mark = r'\s*in "<unicode string>", (line \d+, column \d+|position \d+)'
+    *_, position = re.findall(mark, report) or [""]
+    *_, problem = re.sub(mark, "", report).strip().split("\n")
+    return f"no valid YAML at {position}: {problem} (indent with spaces, alike within a section)"
+
+
+def _value_problem(key: str | None, body: str) -> str:
     tried = re.findall(r"- (.*?)(?=\n\s*- |\n\s*Given value|$)", body, re.DOTALL) if "- " in body else [body.strip()]
-    tried = [one for one in tried if not one.startswith(("Does not validate", "Expected a path"))]
-    if others := [one for one in tried if not one.startswith("Expected a ")]:
-        said = re.sub(r"Type \S.* expects a function or a callable class: ", "", others[0])
-        return f"{key}: {said}" if key else said
-    if unknown := [one.removeprefix(NO_CLASS) for one in tried if one.startswith(NO_CLASS)]:
+    tried = [reason for reason in tried if not reason.startswith(("Does not validate", "Expected a path"))]
+    if others := [reason for reason in tried if not reason.startswith("Expected a ")]:
+        reason = re.sub(r"Type \S.* expects a function or a callable class: ", "", others[0])
+        return f"{key}: {reason}" if key else reason
+    if unknown := [reason.removeprefix(NO_CLASS) for reason in tried if reason.startswith(NO_CLASS)]:
         return f"{key}: no class is called {unknown[0]!r}"
     value = re.findall(r"(?:Given value|Got value): (.*)", body)
-    types = dict.fromkeys(named for one in tried if (named := _type(one)))
+    types = dict.fromkeys(filter(None, map(_type_name, tried)))
     return f"{key}={value[-1]}: must be {' or '.join(types)}" if value and types else body
 
 
-def _type(said: str) -> str:
-    """A type that was expected, in words; nothing for containers, which hold what else is named."""
-    if choice := re.match(r"Expected a typing\.Literal\[(.*)\]", said):
+def _type_name(reason: str) -> str:
+    """The expected type in words; empty for containers, whose items are named as well."""
+    if choice := re.match(r"Expected a typing\.Literal\[(.*)\]", reason):
         return choice[1].replace("'", "")
-    found = re.match(r"Expected a <class '(.*?)'>", said)
+    found = re.match(r"Expected a <class '(.*?)'>", reason)
     return TYPES.get(found[1], "") if found else ""
 
 
-def meant(message: str, parser: ArgumentParser) -> str:
-    """What a misspelt name resembles, to add to the sentence."""
+def suggestion(message: str, parser: ArgumentParser) -> str:
+    """The known name that a misspelt one resembles, to add to the sentence."""
     key = found[1] if (found := re.match('Parser key "(.*?)"', message)) else ""
     if file := re.search(r"File does not exist: '(.*)'", message):
         return _similar(Path(file[1]).name, [path.name for path in Path(file[1]).parent.glob("*")])
     if option := re.search(NO_OPTION, message):
         asked = ".".join(filter(None, (key, (option[1] or option[2]).lstrip("-"))))
         known = dict(_options(parser))
-        if known.get(asked):  # of another class than the chosen one
+        if known.get(asked):
             return f" here, but of {known[asked]}"
-        leaf, leaves = asked.rsplit(".", 1)[-1], {name.rsplit(".", 1)[-1] for name in known}
+        leaf, leaves = _leaf(asked), {_leaf(name) for name in known}
         near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
-        return _similar(asked, [name for name in known if name.rsplit(".", 1)[-1] in near], 0, "--")
+        return _similar(asked, [name for name in known if _leaf(name) in near], 0, "--")
     if NO_CLASS in message:
-        classes = [path.rsplit(".", 1)[1] for a in parser._actions if a.dest == key for path in _classes(a)]
-        return _similar(message.split(NO_CLASS, 1)[1].split()[0], classes)
+        return _similar(
+            message.split(NO_CLASS, 1)[1].split()[0], list(map(_leaf, _classes(actions_of(parser).get(key))))
+        )
     return ""
 
 
 def _similar(name: str, known: list[str], least: float = 0.6, dashes: str = "") -> str:
     return "".join(f": did you mean {dashes}{one}?" for one in difflib.get_close_matches(name, known, 1, least))
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -174,16 +190,16 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _options(parser: ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Every option, without dashes, and those of the classes that may be chosen by one, with the class."""
-    for action in parser._actions:
+    """Every option without dashes; those of the classes that an option may name come with the name of the class."""
+    for action in actions_of(parser).values():
         for path in _classes(action):
-            with contextlib.suppress(ImportError, AttributeError, ValueError):  # a class that cannot be found there now
+            with contextlib.suppress(ImportError, AttributeError, ValueError):  # a class that is not there any more
                 for option in inspect.signature(pkgutil.resolve_name(path)).parameters:
-                    yield f"{action.dest}.{option}", path.rsplit(".", 1)[1]
+                    yield f"{action.dest}.{option}", _leaf(path)
         yield from ((name[2:], "") for name in action.option_strings if name.startswith("--"))
 
 
 def _classes(action: Any) -> list[str]:
-    """The classes that an option may name, by import path."""
+    """The import paths of the classes that an option may name."""
     _, known, paths = (action.extra_help() if hasattr(action, "extra_help") else "").partition("known subclasses: ")
     return paths.split(", ") if known else []

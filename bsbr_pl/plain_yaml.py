@@ -1,4 +1,4 @@
-"""YAML within limits that no configuration needs to exceed, checked before anything is built or expanded."""
+"""YAML within limits that no configuration exceeds, checked before aliases are expanded or anything is built."""
 
 import re
 from collections.abc import Iterable
@@ -10,24 +10,23 @@ from jsonargparse import get_loader
 
 LONGEST = 100_000  # characters of a text
 DEEPEST = 24  # collections within collections, and parts of a key with dots
-MOST = 2_000  # values and keys, where each alias counts as all that it stands for
-LONG_NUMBER = re.compile(r"[-+]?(0[xb][0-9a-fA-F_]{30,}|[0-9_:]{30,})")  # of any notation of YAML 1.1
-
-EVENTS = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # whose parser gives them
+MOST = 2_000  # values and keys, with aliases written out
+LONG_NUMBER = re.compile(r"[-+]?(0[xb][0-9a-fA-F_]{30,}|[0-9_:]{30,})")  # in any notation of YAML 1.1
+PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class LimitError(Exception):
-    """A text beyond the limits. No ValueError, which a parser would take for a value of another type."""
+    """A text exceeds a limit. Not a ValueError: a parser would then try another type for the value."""
 
 
 @dataclass
 class _Open:
-    """A list or mapping whose end has not been read yet."""
+    """A list or mapping that is being read."""
 
     anchor: str | None
     before: int  # values before it
     is_mapping: bool
-    children: int = 0  # keys among them
+    children: int = 0  # keys included
     keys: set[str] = field(default_factory=set)
 
     def add(self, event: yaml.NodeEvent) -> None:
@@ -46,20 +45,22 @@ def load(text: str) -> Any:
     """The plain values of a YAML text, as jsonargparse reads it.
 
     Raises:
-        LimitError: in one sentence, where the text is too long, too deep, holds too many values, or a key twice.
-        yaml.YAMLError: where the text is no YAML.
+        LimitError: if the text is too long or too deep, holds too many values, or a key twice.
+        yaml.YAMLError: if the text is no YAML.
     """
-    if len(text) > LONGEST:
-        raise LimitError(f"{_start(text)}: more than {LONGEST:,} characters, as no configuration has")
     try:
-        _check(yaml.parse(text, Loader=EVENTS))
+        if len(text) > LONGEST:
+            raise LimitError(f"more than {LONGEST:,} characters, as no configuration has")
+        _check(yaml.parse(text, Loader=PARSER))
     except LimitError as error:
-        raise LimitError(f"{_start(text)}: {error}") from None
+        line = " ".join(text[:200].split())
+        start = line if len(text) == len(line) <= 40 else line[:40] + " ..."
+        raise LimitError(f"{start}: {error}") from None
     return get_loader("yaml")(text)
 
 
 def _check(events: Iterable[yaml.Event]) -> None:
-    """Read the events of a text, which take neither recursion nor room for what aliases stand for."""
+    """Count the values of a text from its parse events, without recursion and without expanding aliases."""
     values = 0
     sizes: dict[str | None, int] = {}  # values by anchor
     within: list[_Open] = []
@@ -80,21 +81,14 @@ def _check(events: Iterable[yaml.Event]) -> None:
 
 
 def _size(event: yaml.NodeEvent, sizes: dict[str | None, int], within: list[_Open]) -> int:
-    """How many values an event begins, an alias written out."""
+    """How many values an event adds, with an alias written out."""
     if isinstance(event, yaml.AliasEvent):
-        if event.anchor in [one.anchor for one in within]:
+        if event.anchor in [collection.anchor for collection in within]:
             raise LimitError(f"*{event.anchor} stands within &{event.anchor}, which has no end: write it out")
         return sizes.get(event.anchor, 1)
     if isinstance(event, yaml.ScalarEvent):
         sizes[event.anchor] = 1
         if event.implicit[0] and LONG_NUMBER.fullmatch(event.value):
-            raise LimitError(
-                f"a whole number of {len(event.value)} digits is too long: put quotes around it if it is text"
-            )
+            digits = len(event.value)
+            raise LimitError(f"a whole number of {digits} digits is too long: put quotes around it if it is text")
     return 1
-
-
-def _start(text: str) -> str:
-    """The beginning of a text, on one line."""
-    line = " ".join(text[:200].split())
-    return line if len(text) == len(line) <= 40 else line[:40] + " ..."

@@ -1,4 +1,4 @@
-"""The folder of a run: `runs/version_N`, which holds its record, configuration, checkpoints and logs, whatever logs."""
+"""The folder of a run, `runs/version_N`: record, configuration, checkpoints and logs, with any logger."""
 
 import csv
 import glob
@@ -14,25 +14,25 @@ from lightning.pytorch.loggers import CSVLogger
 
 from bsbr_pl.utils.files import write_whole
 
-from .run import PLACES, Arguments, differences, in_words, kind, recorded
+from .run import LOCATIONS, Arguments, fixed_differences, in_words, recorded_arguments
 
-ROOT = "runs"  # of the folders of runs, where neither a logger nor default_root_dir says another
+ROOT = "runs"  # holds the folders of runs, unless a logger or default_root_dir names another folder
 OWN_FOLDERS = ("TensorBoardLogger", "CSVLogger")  # which log into save_dir/name/version
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of a run under way; every process must ask for it."""
+    """The folder of the Trainer's run; every process must call this."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def loggers(options: Namespace) -> list[Namespace]:
-    """The configurations of the loggers that `trainer` options ask for."""
-    asked = options.logger
-    return [one for one in (asked if isinstance(asked, list) else [asked]) if isinstance(one, Namespace)]
+    """The configurations of the loggers in a Trainer's options."""
+    given = options.logger if isinstance(options.logger, list) else [options.logger]
+    return [logger for logger in given if isinstance(logger, Namespace)]
 
 
 def root(options: Namespace) -> Path:
-    """The folder of the run's folder: of the first logger that says one."""
+    """The folder with the runs' folders: that of the first logger that names one."""
     for logger in loggers(options):
         arguments = logger.init_args
         if _has_own_folder(logger):
@@ -43,20 +43,25 @@ def root(options: Namespace) -> Path:
 
 
 def version(options: Namespace) -> str | None:
-    """The name of the run's folder, where a logger says it."""
+    """The name of the run's folder, if a logger gives one."""
     given = (logger.init_args.get("version") for logger in loggers(options) if _has_own_folder(logger))
     asked = next((value for value in given if value is not None), None)
     return f"version_{asked}" if isinstance(asked, int) else asked
 
 
+def sub_dir(options: Namespace) -> str:
+    """The folder below the run's folder that the first logger writes to; mostly ""."""
+    return next((logger.init_args.get("sub_dir") or "" for logger in loggers(options)[:1]), "")
+
+
 def next_version(folder: Path) -> str:
-    """version_N, with the least N above those of the folders that are there."""
+    """version_N, with N above those of all folders."""
     numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
     return f"version_{max((int(number) + 1 for number in numbers if number.isdigit()), default=0)}"
 
 
 def assign(options: Namespace, folder: Path) -> None:
-    """Have every logger, and what stands beside them, write into `folder`."""
+    """Make every logger and the Trainer write into `folder`."""
     for logger in loggers(options):
         arguments = logger.init_args
         if _has_own_folder(logger):
@@ -69,7 +74,7 @@ def assign(options: Namespace, folder: Path) -> None:
 
 
 def _number_or_name(name: str) -> int | str:
-    """3 of version_3, which a progress bar can show; any other name as it is."""
+    """3 for version_3, as progress bars show it; any other name unchanged."""
     number = name.removeprefix("version_")
     return int(number) if number.isdigit() and name == f"version_{int(number)}" else name
 
@@ -79,34 +84,35 @@ def _has_own_folder(logger: Namespace) -> bool:
 
 
 def _id_of_wandb(folder: Path) -> str | None:
-    """The id of the WandB run in a folder, to continue it; None where there is none."""
+    """The id of the WandB run in a folder, with which it is continued; None if there is none."""
     runs = sorted(folder.glob("wandb/*run-*"))
     return runs[-1].name.rpartition("-")[2] if runs else None
 
 
 def peek(path: Path) -> dict[str, Any] | None:
-    """A checkpoint without its tensors being read; None where it is not readable or does not describe a run."""
+    """A checkpoint, with its tensors left on disk; None if it is not readable or has no arguments of a run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        recorded(checkpoint)
+        recorded_arguments(checkpoint)
         return checkpoint
-    except Exception:  # damage can fail anywhere; who loads it says what is wrong
+    except Exception:  # damage can fail anywhere; loading the checkpoint says what is wrong
         return None
 
 
 def find_last(folder: Path, name: str | None, below: str, wanted: Arguments) -> Path:
-    """The newest `checkpoints/last*.ckpt` of the runs in `folder` whose description is the wanted one.
+    """The newest `checkpoints/last*.ckpt` of the runs in `folder` with the wanted arguments.
+
+    Data may lie elsewhere, if no run has it at the same location: its fingerprint is compared when it is read. An
+    unreadable checkpoint counts as one of the run, so that the user hears of it.
 
     Args:
-        folder: that the folders of runs lie in.
-        name: of the run's folder; any where None.
-        below: the folder within it that its logger writes to; mostly "".
-        wanted: of the run's fixed arguments those that must be equal. Where data lies may differ, if no run has the
-            same place; whether it is the same is found when it is read. An unreadable checkpoint counts as one of the
-            run, so that it is not passed over in silence.
+        folder: the folder with the runs' folders.
+        name: of the run's folder; None for any.
+        below: the folder in the run's folder that its logger writes to; mostly "".
+        wanted: the arguments; the fixed ones must be equal.
 
     Raises:
-        ValueError: there is none; naming the runs that there are, and how they differ.
+        ValueError: if there is none; names the runs that there are, and how they differ.
     """
     pattern = Path(glob.escape(name) if name else "*", below, "checkpoints", "last*.ckpt")
     found = sorted(folder.glob(str(pattern)), key=lambda path: path.stat().st_mtime_ns, reverse=True)
@@ -116,14 +122,12 @@ def find_last(folder: Path, name: str | None, below: str, wanted: Arguments) -> 
     moved, others = [], []
     for path in found:
         checkpoint = peek(path)
-        unlike = [] if checkpoint is None else list(differences(recorded(checkpoint), wanted))
-        unlike = [one for one in unlike if kind(one[0]) == "fixed"]
-        if not unlike:
+        unequal = [] if checkpoint is None else fixed_differences(wanted, recorded_arguments(checkpoint))
+        if not unequal:
             return path
-        if all(argument in PLACES for argument, *_ in unlike):
+        if all(argument in LOCATIONS for argument, *_ in unequal):
             moved.append(path)
-        theirs = [(argument, asked, was) for argument, was, asked in unlike]
-        others.append(f"{path.parent.parent.relative_to(folder)} has {in_words(theirs, 2)}")
+        others.append(f"{path.parent.parent.relative_to(folder)} has {in_words(unequal, 2)}")
     if moved:
         return moved[0]
     more = f"; and {len(others) - 3} other runs" if len(others) > 3 else ""
@@ -134,18 +138,18 @@ def find_last(folder: Path, name: str | None, below: str, wanted: Arguments) -> 
 
 
 def set_csv_rows_aside(trainer: Trainer) -> None:
-    """Before a run is resumed: a CSVLogger deletes metrics.csv when it starts."""
-    for metrics, aside, _ in _csv_files(trainer):
-        if metrics.exists() and not aside.exists():
-            metrics.rename(aside)
+    """Rename metrics.csv before a run is resumed: a CSVLogger deletes it when it starts."""
+    for metrics, earlier, _ in _csv_files(trainer):
+        if metrics.exists() and not earlier.exists():
+            metrics.rename(earlier)
 
 
 def put_csv_rows_back(trainer: Trainer) -> None:
-    """The rows that were logged up to the step that a run is resumed from."""
-    for metrics, aside, logger in _csv_files(trainer):
-        if not aside.exists():
+    """Write the rows that were logged before the step from which a run is resumed."""
+    for metrics, earlier, logger in _csv_files(trainer):
+        if not earlier.exists():
             continue
-        with aside.open(newline="") as stream:
+        with earlier.open(newline="") as stream:
             rows = csv.DictReader(stream)
             kept = [row for row in rows if int(row["step"]) < trainer.global_step]
             columns = list(rows.fieldnames or [])
@@ -155,11 +159,11 @@ def put_csv_rows_back(trainer: Trainer) -> None:
         writer.writerows(kept)
         write_whole(metrics, text.getvalue().encode())
         logger.experiment.metrics_keys = columns
-        aside.unlink()
+        earlier.unlink()
 
 
 def _csv_files(trainer: Trainer) -> Iterator[tuple[Path, Path, CSVLogger]]:
-    """Of each CSVLogger its metrics.csv, and where that is kept while a resumed run starts."""
+    """For each CSVLogger: its metrics.csv, the name of that file while a resumed run starts, and the logger."""
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             metrics = Path(logger.log_dir, "metrics.csv")

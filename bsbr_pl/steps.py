@@ -1,7 +1,7 @@
-"""Optimiser steps as the unit of a run: where it ends, when it validates, where it stands in the training data.
+"""Optimiser steps as the unit of a run: when it ends, when it validates, which training data it has read.
 
-A run has no epochs unless they are asked for (`max_epochs`, `limit_train_batches` or `overfit_batches`): the training
-data is an endless stream, and every optimiser step takes batch_size * accumulate_grad_batches samples of it.
+A run has no epochs unless it is told to (`max_epochs`, `limit_train_batches` or `overfit_batches`): the training data
+is an endless stream, and every optimiser step takes batch_size * accumulate_grad_batches samples of it.
 """
 
 import math
@@ -10,18 +10,22 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging, Timer
 
-NEVER = 1 << 62  # a number of batches that no run reaches
+#: Callbacks that a run cannot have: what they change, and what to use instead.
+REFUSED = {
+    GradientAccumulationScheduler: "changes the size of a step: use accumulate_grad_batches",
+    StochasticWeightAveraging: "changes the weights after the last validation and checkpoint: use EMAWeightAveraging",
+}
 
 
 def has_epochs(trainer: Trainer) -> bool:
-    """Whether the training data ends, and begins again, after so many batches."""
+    """Whether the training data is divided into epochs."""
     limit: Any = trainer.limit_train_batches
     limited = isinstance(limit, int) or limit < 1  # 1 is one batch, 1.0 all of them
     return (trainer.max_epochs or -1) > 0 or limited or bool(trainer.overfit_batches)  # type: ignore[attr-defined]
 
 
 def steps_per_epoch(trainer: Trainer) -> int | None:
-    """Optimiser steps of an epoch, the last perhaps a short one; None where there are none or before data is loaded."""
+    """Optimiser steps of an epoch; the last may be short. None without epochs, or before the data is loaded."""
     batches = trainer.num_training_batches
     if not has_epochs(trainer) or batches == math.inf:
         return None
@@ -29,7 +33,7 @@ def steps_per_epoch(trainer: Trainer) -> int | None:
 
 
 def planned(max_steps: int, max_epochs: int | None, epoch_steps: int | None) -> int | None:
-    """Optimiser steps after which a run ends; None where no number of steps or epochs bounds it, or is known yet."""
+    """Optimiser steps of a run; None where neither steps nor epochs bound it, or an epoch's length is not known yet."""
     bounds = [max_steps] if max_steps > 0 else []
     if (max_epochs or -1) > 0 and epoch_steps:
         bounds.append(max_epochs * epoch_steps)  # type: ignore[operator]
@@ -42,11 +46,11 @@ def planned_steps(trainer: Trainer) -> int | None:
 
 
 def batches_taken(trainer: Trainer) -> int:
-    """How many batches of the training stream (over all processes) went into the steps taken so far.
+    """How many batches of the training stream (over all processes) the steps so far have read.
 
-    It follows from the steps, because every step but an epoch's last takes equally many batches. So the place in the
-    data is the same whatever the number of workers and processes, and wherever a checkpoint was saved. Where training
-    overfits, every epoch begins with the first batch again.
+    Every step takes equally many batches, except the last of an epoch, so the number follows from the step: it does
+    not depend on workers, processes or when a checkpoint was saved. With `overfit_batches`, every epoch reads the same
+    batches.
     """
     epoch_steps = steps_per_epoch(trainer)
     if epoch_steps is None:
@@ -57,13 +61,13 @@ def batches_taken(trainer: Trainer) -> int:
 
 
 def arguments(trainer: Trainer) -> dict[str, Any]:
-    """What a Trainer was asked for, of what a run's description holds (`run.OF_TRAINER`)."""
+    """The arguments of a Trainer that belong to a run's arguments (`run.OF_TRAINER`)."""
     limits = [elapsed + remaining for elapsed, remaining in _times(trainer)]
     clipping = trainer.gradient_clip_algorithm
     return {
         "max_steps": trainer.max_steps,
         "max_epochs": trainer.max_epochs,
-        "max_time": round(min(limits), 2) if limits else None,  # the clock went on between the two
+        "max_time": round(min(limits), 2) if limits else None,  # elapsed and remaining are read one after the other
         "precision": trainer.precision,
         "gradient_clip_val": trainer.gradient_clip_val,
         "gradient_clip_algorithm": getattr(clipping, "value", clipping),
@@ -75,7 +79,7 @@ def arguments(trainer: Trainer) -> dict[str, Any]:
 
 
 def ended_by(trainer: Trainer) -> str:
-    """Why a run that has ended did so: `max_steps`, `max_epochs`, `max_time`, or the callback that stopped it."""
+    """What ended a run: `max_steps`, `max_epochs`, `max_time`, or the callback that stopped it."""
     if trainer.global_step == planned_steps(trainer):
         return "max_steps" if trainer.global_step == trainer.max_steps else "max_epochs"
     if any(remaining <= 0 for _, remaining in _times(trainer)):
@@ -85,17 +89,17 @@ def ended_by(trainer: Trainer) -> str:
 
 
 def _times(trainer: Trainer) -> list[tuple[float, float]]:
-    """Seconds trained and seconds left, of every Timer that bounds the run."""
+    """Seconds elapsed and seconds remaining of every Timer that bounds the run."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     times = [(timer.time_elapsed(), timer.time_remaining()) for timer in timers]
     return [(elapsed, remaining) for elapsed, remaining in times if remaining is not None]
 
 
 def validation_follows(trainer: Trainer, step: int, every_n_epochs: int | None) -> bool:
-    """Whether a validation is due once `step` optimiser steps are taken.
+    """Whether a validation is due after optimiser step number `step`.
 
-    It is after the last step, and every `val_check_interval` steps; a share (0.5) is one of an epoch, whole ones every
-    `every_n_epochs` epochs.
+    It is due after the last step and every `val_check_interval` steps. An interval below 1 is a share of an epoch, and
+    then only every `every_n_epochs`-th epoch is validated.
     """
     interval, epoch_steps = validation_interval(trainer), steps_per_epoch(trainer)
     if step == planned_steps(trainer):
@@ -111,12 +115,12 @@ def validation_follows(trainer: Trainer, step: int, every_n_epochs: int | None) 
 
 
 def validation_interval(trainer: Trainer) -> int | float | None:
-    """A number of steps, a share of an epoch, or None for a time, which Lightning watches itself."""
-    return getattr(trainer, "val_check_interval", None)  # which a Trainer lacks that was given a time
+    """A number of steps, a share of an epoch, or None for a time, which Lightning measures itself."""
+    return getattr(trainer, "val_check_interval", None)  # a Trainer that was given a time lacks it
 
 
 def check(trainer: Trainer) -> None:
-    """Refuse what would make a step something else than batch_size * accumulate_grad_batches samples, or hide the end.
+    """Refuse options that change the number of samples of a step, or the weights after the last validation.
 
     Raises:
         ValueError: naming the argument of the Trainer, its value and what to do.
@@ -125,13 +129,9 @@ def check(trainer: Trainer) -> None:
         return
     accumulate, ends = trainer.accumulate_grad_batches, has_epochs(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            raise ValueError("GradientAccumulationScheduler changes the size of a step: use accumulate_grad_batches")
-        if isinstance(callback, StochasticWeightAveraging):
-            raise ValueError(
-                "StochasticWeightAveraging changes the weights after the last validation and checkpoint: "
-                "use EMAWeightAveraging"
-            )
+        for refused, reason in REFUSED.items():
+            if isinstance(callback, refused):
+                raise ValueError(f"{refused.__name__} {reason}")
     for name in ("overfit_batches", "limit_train_batches"):
         limit = getattr(trainer, name)
         if isinstance(limit, int) and limit % accumulate and (trainer.max_epochs or -1) < 0:

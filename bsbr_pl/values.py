@@ -31,6 +31,11 @@ def one_line(error: Exception, longest: int = 400) -> str:
     return " ".join(str(error).split())[:longest]
 
 
+def number(value: float | None, form: str = ".3g") -> str:
+    """A number for a table; `-` for None."""
+    return "-" if value is None else format(value, form)
+
+
 def bootstrap_interval(
     samples: Sequence[float] | np.ndarray,
     statistic: Callable[..., Any] = np.median,

@@ -9,14 +9,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class FailTogether(Callback):
-    """Lets a process with an error go, so that no other waits for it for ever: they get an error of their own.
+    """Terminates a rank that raised, so that the other ranks fail instead of waiting forever.
 
-    A ModelCheckpoint with `save_on_exception` would wait for all processes to save, which wait elsewhere: among several
-    processes an error is not saved, the last checkpoint before it is there. What all processes get, as Ctrl-C and
-    SIGTERM, is no error, and changes nothing.
+    With several processes an error saves no checkpoint: a ModelCheckpoint with `save_on_exception` would wait for all
+    processes to save. The last checkpoint before the error stays. Ctrl-C and SIGTERM, which reach every process, are no
+    errors, and nothing changes for them.
 
     Args:
-        seconds: that the process may take to exit; closing connections under way has been seen to block.
+        seconds: after an error the process ends within this time; closing open connections can block.
     """
 
     def __init__(self, seconds: float = 30.0) -> None:

@@ -1,4 +1,4 @@
-"""FlopCounter: the work of a model, counted by two tools and by its closed form, and how much of the device it uses."""
+"""FlopCounter: the FLOPs of a model, by two tools and by its closed form, and the utilization of the device."""
 
 from statistics import fmean
 from typing import Any
@@ -13,23 +13,23 @@ from bsbr_pl.utils.macs import count_macs
 
 from .step_windows import StepWindows, Window, log, over_ranks
 
-TOLERANCE = 0.02  # a larger share of disagreement is warned about
+TOLERANCE = 0.02  # a larger relative difference between a tool and the closed form gives a warning
 
 
 class FlopCounter(StepWindows):
-    """Logs, once, the products of one forward pass over one sequence of the training length:
+    """Logs once, for one forward pass over one sequence of the training length:
 
         flops/forward_macs                    multiply-adds, by fvcore with the formulas of `bsbr_pl.utils.macs`
         flops/forward_flops                   2 a multiply-add, by torch's FlopCounterMode
         flops/forward_closed_form_flops       2 a multiply-add, by the model's own formula
         flops/forward_elementwise_operations  the rest of the arithmetic, by fvcore: norms, softmax, additions, ...
-        flops/uncounted_operators             calls of operators that fvcore has no formula for; they are named
+        flops/uncounted_operators             calls of operators that fvcore has no formula for; their names are printed
 
-    and of training, nothing that a kernel computes twice counted twice:
+    and for training, without what a kernel computes again in the backward pass:
 
         flops/step_flops                      forward and backward of one optimiser step, all processes
-        flops/peak_flops_per_second           of the best matrix product on this device, measured
-        flops/utilization                     share of that peak that training reaches, data included, at every window
+        flops/peak_flops_per_second           measured: the best matrix product on this device
+        flops/utilization                     FLOPs per second of training / peak, at every window, data included
 
     Args:
         warmup_steps: optimiser steps at the start that are not timed.
@@ -37,12 +37,12 @@ class FlopCounter(StepWindows):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._per_token: float | None = None  # training FLOPs
+        self._flops_per_token: float | None = None  # of training
         self._peak = 0.0
-        self._per_step_known = False
+        self._step_flops_logged = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._per_token is None:
+        if self._flops_per_token is None:
             self._count(trainer, pl_module, batch["input_ids"][:1])
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
@@ -50,25 +50,25 @@ class FlopCounter(StepWindows):
         (tokens,) = over_ranks(trainer, [window.tokens], "sum")
         if not trainer.is_global_zero:
             return
-        assert self._per_token is not None
+        assert self._flops_per_token is not None
         steps = len(window.seconds)
         seconds = fmean(window.seconds) + (fmean(window.waits) if window.waits else 0.0)
-        rate = self._per_token * window.tokens / steps / seconds
-        self._peak = max(self._peak, rate)  # what was reached can be reached
+        rate = self._flops_per_token * window.tokens / steps / seconds
+        self._peak = max(self._peak, rate)  # training can reach more than the measured product
         metrics = {"flops/utilization": rate / self._peak}
-        if not self._per_step_known:
-            self._per_step_known = True
-            metrics["flops/step_flops"] = self._per_token * tokens / steps
+        if not self._step_flops_logged:
+            self._step_flops_logged = True
+            metrics["flops/step_flops"] = self._flops_per_token * tokens / steps
         log(trainer, metrics)
 
     def _count(self, trainer: Trainer, pl_module: LightningModule, input_ids: torch.Tensor) -> None:
-        self._per_token = 0.0
+        self._flops_per_token = 0.0
         assert isinstance(pl_module, LanguageModule)
         model, length = pl_module.whole_model(), input_ids.shape[1]
         if not trainer.is_global_zero:
             return
         macs, flops, closed = count_macs(model, input_ids), count_flops(model, input_ids), model.flops(length)
-        self._per_token = count_flops(model, input_ids, backward=True) / length
+        self._flops_per_token = count_flops(model, input_ids, backward=True) / length
         self._peak = matmul_peak(pl_module.device, _dtype(str(trainer.precision)))
         for tool, counted in (("fvcore", 2 * macs.total), ("torch", flops)):
             if abs(counted - closed) > TOLERANCE * closed:
@@ -76,21 +76,19 @@ class FlopCounter(StepWindows):
         if macs.uncounted:
             names = ", ".join(f"{name} ({calls})" for name, calls in sorted(macs.uncounted.items()))
             rank_zero_info(f"FlopCounter: fvcore has no formula for {names}")
-        log(
-            trainer,
-            {
-                "flops/forward_macs": macs.total,
-                "flops/forward_flops": flops,
-                "flops/forward_closed_form_flops": closed,
-                "flops/forward_elementwise_operations": sum(macs.elementwise.values()),
-                "flops/uncounted_operators": sum(macs.uncounted.values()),
-                "flops/peak_flops_per_second": self._peak,
-            },
-        )
+        metrics = {
+            "flops/forward_macs": macs.total,
+            "flops/forward_flops": flops,
+            "flops/forward_closed_form_flops": closed,
+            "flops/forward_elementwise_operations": sum(macs.elementwise.values()),
+            "flops/uncounted_operators": sum(macs.uncounted.values()),
+            "flops/peak_flops_per_second": self._peak,
+        }
+        log(trainer, metrics)
 
 
 def _dtype(precision: str) -> torch.dtype:
-    """What a Trainer's precision multiplies in."""
+    """The dtype of products under a Trainer's precision."""
     if precision.startswith("bf16"):
         return torch.bfloat16
     return {"16": torch.float16, "64": torch.float64}.get(precision.split("-")[0], torch.float32)

@@ -1,4 +1,4 @@
-"""LastCheckpoint: last.ckpt, from which an interrupted run goes on as if nothing had happened."""
+"""LastCheckpoint: last.ckpt, from which an interrupted run resumes exactly."""
 
 import os
 import signal
@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from bsbr_pl.run_folder import put_csv_rows_back, run_folder
+from bsbr_pl.step_loop import validation_follows
 
 from .step_windows import at_window_edge
 
@@ -20,7 +21,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """A signal ended training, and its state is saved. The exit code is 128 + signal, as if it had died of it."""
+    """A signal ended training after its state was saved. The exit code is 128 + signal, as of a killed process."""
 
     def __init__(self, signum: int, step: int, path: Path) -> None:
         super().__init__(128 + signum)
@@ -33,12 +34,12 @@ class Stopped(SystemExit):
 class LastCheckpoint(Checkpoint):
     """Saves `checkpoints/last.ckpt` in the run's folder: every so many steps, after each validation, and at the end.
 
-    A run that is resumed from it takes the very steps that it would have taken. Therefore nothing is saved while
-    gradients are accumulated, nor between a step and the validation that follows it, which Lightning 2.6 would leave
-    out after resuming; and an error saves nothing, because it can come in the middle of a step.
+    A resumed run takes exactly the steps that it would have taken without the interruption. Therefore nothing is saved
+    while gradients are accumulated, nor between a step and the validation that follows it, which Lightning 2.6 would
+    omit after resuming. An error saves nothing, because it can happen in the middle of a step.
 
-    SIGTERM and SIGINT (Ctrl-C) end training by `Stopped` as soon as the step or validation under way is over and saved;
-    a second one ends the process at once.
+    SIGTERM and SIGINT (Ctrl-C) raise `Stopped` once the current step or validation is finished and saved; a second
+    signal ends the process at once.
 
     Args:
         every_n_steps: optimiser steps from one checkpoint to the next.
@@ -51,7 +52,7 @@ class LastCheckpoint(Checkpoint):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self.last_model_path = ""  # as ModelCheckpoint calls it
+        self.last_model_path = ""  # the name that ModelCheckpoint has for it
         self._signal: signal.Signals | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,16 +62,16 @@ class LastCheckpoint(Checkpoint):
         self._signal = signal.SIGTERM if trainer.received_sigterm else None
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
-            for signum in SIGNALS:  # Lightning puts back what was there before
+            for signum in SIGNALS:  # Lightning restores the earlier handlers
                 signal.signal(signum, self._on_signal)
         if trainer.ckpt_path and trainer.is_global_zero:
             _drop_later_events(trainer)
             put_csv_rows_back(trainer)
-            for left in self._path.parent.glob("*.tmp"):  # by a process that was killed while it wrote
-                left.unlink()
+            for leftover in self._path.parent.glob("*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._stopping:  # not where it was saved: other callbacks had something to do there, too
+        if self._stopping:  # not right after saving: other callbacks still had their hooks to run
             raise Stopped(self._signal or signal.SIGTERM, trainer.global_step, self._path)
 
     def on_train_batch_end(
@@ -80,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         if self._between_steps:
             self._seen = trainer.global_step
             due = trainer.global_step % self.every_n_steps == 0
-            if (self._asked_to_stop(trainer) or due) and not _validation_follows(trainer):
+            if (self._asked_to_stop(trainer) or due) and not validation_follows(trainer):
                 self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,18 +97,18 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
-            logger.save()  # what was logged up to here must outlive a kill as well
-        trainer.save_checkpoint(self._path, weights_only=False)  # said, or Lightning remarks on it
+            logger.save()  # the log must survive a kill as well
+        trainer.save_checkpoint(self._path, weights_only=False)  # without this argument Lightning warns
         self._saved, self.last_model_path = trainer.global_step, str(self._path)
 
     def _asked_to_stop(self, trainer: Trainer) -> bool:
-        """Whether a signal has come to any process; several processes ask each other at the edges of windows only."""
+        """Whether any process has received a signal; several processes compare at the edges of windows only."""
         if trainer.world_size == 1 or at_window_edge(trainer):
             self._stopping = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         return self._stopping
 
     def _on_signal(self, signum: int, frame: Any) -> None:
-        if os.getpid() != self._process:  # a worker of a loader, which the signal reached as well
+        if os.getpid() != self._process:  # a worker of a loader received the signal as well
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
             return
@@ -116,16 +117,11 @@ class LastCheckpoint(Checkpoint):
         print(f"\n{self._signal.name}: stopping after this step; a second one stops without saving", file=sys.stderr)
 
 
-def _validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates right after this batch."""
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
-
-
 def _drop_later_events(trainer: Trainer) -> None:
-    """Tell TensorBoard to forget what an interrupted run logged after the checkpoint that this one goes on from."""
+    """Tell TensorBoard to forget what the interrupted run logged after the checkpoint that it is resumed from."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # there where its logger is
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # installed if its logger works
 
             start = Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START))
             logger.experiment.file_writer.add_event(start)

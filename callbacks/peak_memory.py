@@ -1,5 +1,6 @@
 """PeakMemory: the most memory that a training step takes, and in which of its phases."""
 
+from contextlib import ExitStack
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -12,21 +13,21 @@ from .step_windows import at_window_edge, log, over_ranks
 
 
 class PeakMemory(Callback):
-    """Logs peak memory, the largest of all processes; every figure is measured.
+    """Logs peak memory, the largest of all processes. Every number is measured.
 
     On CUDA, the allocator's peaks since the last window of `trainer.log_every_n_steps`:
 
         memory/peak_bytes, memory/forward_peak_bytes, memory/backward_peak_bytes, memory/optimizer_peak_bytes
 
-    Elsewhere, the bytes of live tensors (parameters, gradients, optimiser state, activations) during one step, and
-    the physical memory of the process at its most so far:
+    On other devices, the bytes of live tensors (parameters, gradients, optimiser state, activations) during one step,
+    and the peak of the process's physical memory so far:
 
         memory/peak_tensor_bytes, memory/forward_peak_tensor_bytes, ...      once
         memory/peak_resident_bytes                                           at every window
 
     Args:
-        probe_step: the optimiser step of this run, from 0, whose tensors are counted; the first one still lacks the
-            optimiser's state, and a counted step takes longer than others.
+        probe_step: the optimiser step of this run, from 0, whose tensors are counted. Step 0 has no optimiser state
+            yet. A counted step takes longer than others.
 
     Raises:
         ValueError: if `probe_step` is negative.
@@ -38,7 +39,7 @@ class PeakMemory(Callback):
         self.probe_step = probe_step
         self._phases: PhasePeaks | None = None
         self._live: LiveTensors | None = None
-        self._watching = False
+        self._counting = ExitStack()  # the entered `_live`
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = trainer.global_step
@@ -51,8 +52,7 @@ class PeakMemory(Callback):
             if self._live is None:
                 self._live = LiveTensors(pl_module, *trainer.optimizers, batch)
                 self._phases = PhasePeaks(self._live)
-            self._live.__enter__()
-            self._watching = True
+            self._counting.enter_context(self._live)
         self._enter("forward")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -65,7 +65,7 @@ class PeakMemory(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._enter(None)
-        self._stop_watching()
+        self._counting.close()
         if trainer.global_step == self._seen:  # gradients are being accumulated
             return
         self._seen = trainer.global_step
@@ -80,7 +80,7 @@ class PeakMemory(Callback):
             self._log_window(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop_watching()
+        self._counting.close()
 
     def _log_window(self, trainer: Trainer) -> None:
         if self._phases is not None:
@@ -92,15 +92,10 @@ class PeakMemory(Callback):
         assert self._phases is not None
         peaks = self._phases.read()
         if peaks:
-            largest = dict(zip(peaks, over_ranks(trainer, list(peaks.values()), "max"), strict=True))
-            metrics = {f"memory/{phase}_{unit}": value for phase, value in largest.items()}
-            log(trainer, {f"memory/{unit}": max(largest.values()), **metrics})
+            largest = over_ranks(trainer, list(peaks.values()), "max")
+            by_phase = {f"memory/{phase}_{unit}": value for phase, value in zip(peaks, largest, strict=True)}
+            log(trainer, {f"memory/{unit}": max(largest), **by_phase})
 
     def _enter(self, phase: str | None) -> None:
         if self._phases is not None:
             self._phases.enter(phase)
-
-    def _stop_watching(self) -> None:
-        if self._watching and self._live is not None:
-            self._live.__exit__(None, None, None)
-        self._watching = False

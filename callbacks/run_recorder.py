@@ -1,7 +1,6 @@
-"""RunRecorder: everything a run can say about itself, in one record.json."""
+"""RunRecorder: arguments, progress, environment and metrics of a run in one record.json."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
+from bsbr_pl.resume import seed
 from bsbr_pl.run_folder import run_folder
 from bsbr_pl.steps import ended_by
 from bsbr_pl.utils.files import write_json
@@ -28,7 +28,7 @@ class History(Logger):
         self._before = 0.0  # seconds of the run up to the checkpoint that it was resumed from
         self.metrics: dict[str, dict[str, list[Any]]] = {}
 
-    # Lightning puts checkpoints in save_dir/name/version, if this is the only logger: as without a logger.
+    # Lightning saves checkpoints in save_dir/name/version if this is the only logger: in save_dir, as without loggers.
     @property
     def save_dir(self) -> str:
         return self._save_dir
@@ -43,15 +43,15 @@ class History(Logger):
 
     @property
     def seconds(self) -> float:
-        """Since the run began, over all its resumptions."""
+        """Since the run began, over all its parts."""
         return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def start(self) -> None:
-        """Training begins or goes on."""
+        """Training starts or resumes."""
         self._started = time.perf_counter()
 
     def restore(self, metrics: dict[str, dict[str, list[Any]]], seconds: float) -> None:
-        """Go on from what an earlier part of the run kept."""
+        """Continue after an earlier part of the run."""
         self.metrics, self._before = metrics, seconds
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -62,17 +62,16 @@ class History(Logger):
             column["value"].append(float(value))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """They are in the record already."""
+        """The record holds them already."""
 
 
 class RunRecorder(Callback):
-    """Writes record.json into the run's folder after each validation and at the end, complete or not at all.
+    """Writes record.json into the run's folder after each validation and at the end, atomically.
 
-    It holds every metric that was logged, with step and seconds; what the run was asked to do and what it has done
-    (`LanguageModule.run`); the configuration of model and data; the data's fingerprint; versions, machine and threads;
-    the git commit, if the code is in a repository; `status`, and for a finished run what ended it (`ended_by`). A
-    resumed run's record begins with what its checkpoint had seen. Checkpoints hold the same, up to their step. Nothing
-    is written under fast_dev_run.
+    It holds every logged metric with step and seconds; the run's arguments and progress (`LanguageModule.run`); the
+    configuration of model and data; the data's fingerprint; versions, machine and threads; the git commit, if the code
+    is in a repository; `status`, and for a finished run what ended it (`ended_by`). The record of a resumed run
+    includes its earlier parts. Checkpoints hold the same, up to their step. With fast_dev_run nothing is written.
     """
 
     def __init__(self) -> None:
@@ -101,7 +100,7 @@ class RunRecorder(Callback):
             "initial_weights": getattr(pl_module, "initial_weights", None),
             "environment": {**environment(pl_module.device), "processes": trainer.world_size},
             "git": git_commit(),
-            "seed": int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED")) else None,  # of seed_everything
+            "seed": seed(),
             "model": dict(pl_module.hparams),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "data": None if data is None else {"class": type(data).__name__, **dict(data.hparams)},
@@ -133,10 +132,10 @@ class RunRecorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._history is not None and state_dict:
             self._history.restore(state_dict["metrics"], state_dict["seconds"])
-            self._facts = state_dict.get("facts", {})  # where training is over already, they are all that is known
+            self._facts = state_dict.get("facts", {})  # where training is over already, nothing else is known
 
     def _is_finished(self) -> bool:
-        """Whether the record says so already: then a resumed run found nothing left to do, and has nothing to add."""
+        """Whether the record says so already: a resumed run that had no step left must not change it."""
         path = self._folder / "record.json"
         return path.exists() and json.loads(path.read_text())["status"] == "finished"
 

@@ -1,19 +1,19 @@
-"""RunSummary: what a training run is, printed at its start, and what it came to, printed at its end."""
+"""RunSummary: the size of the model, printed at the start of a run, and its results, printed at the end."""
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from bsbr_pl.data import TextData, TokenData
-from bsbr_pl.data.compressors import compressed_bits_per_byte
+from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 
 
 class RunSummary(Callback):
-    """Prints the model's size; at the end the last validation, compressors' figures for the same text, and a sample.
+    """Prints the model's size; at the end the last validation, compressors on the same text, and a generated sample.
 
     Args:
-        prompt: what the generated text continues.
+        prompt: the start of the generated text.
         num_tokens: tokens to generate; 0 for none.
         temperature: of the sampling.
         top_k: of the sampling.
@@ -43,8 +43,8 @@ class RunSummary(Callback):
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        seen = pl_module.run
-        print(f"\nAfter {seen['step']:,} steps and {seen['tokens']:,} tokens:")
+        run = pl_module.run
+        print(f"\nAfter {run['step']:,} steps and {run['tokens']:,} tokens:")
         for name, value in _validation(trainer, data):
             print(f"  {name:<28} {value}")
         if isinstance(data, TextData) and self.num_tokens:
@@ -57,7 +57,7 @@ class RunSummary(Callback):
 
 
 def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
-    """The last validation's figures, what they were measured on, and where the best checkpoint is: names and values."""
+    """The metrics of the last validation, the text that they are of, and the best checkpoint: names and values."""
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
     if not metrics:
         return [("validation", "none: limit_val_batches=0")]
@@ -66,9 +66,9 @@ def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
     if isinstance(data, TextData):
         text, tokens = data.text("val"), len(data.corpus.tokens("val")) - 1
         amount = f"{tokens:,} tokens, {len(text):,} bytes"
-        if read >= batches:  # of a part, the figures would stand beside others of the whole
-            figures = compressed_bits_per_byte(text).items()
-            rows += [(f"bits per byte of {name}", f"{bits:.4f}") for name, bits in figures]
+        if read >= batches:  # compressors read the whole text, which is not comparable with a part of it
+            compressed = compressed_bits_per_byte(text).items()
+            rows += [(f"bits per byte of {name}", f"{bits:.4f}") for name, bits in compressed]
         else:
             amount = f"the first {read * data.eval_batch_size * data.eval_context_length:,} of {amount}"
         rows.append(("validation text", amount))

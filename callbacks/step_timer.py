@@ -1,4 +1,4 @@
-"""StepTimer: seconds of a step and of the wait for its data, tokens a second."""
+"""StepTimer: seconds of a step, seconds of waiting for its data, tokens per second."""
 
 from statistics import fmean
 from typing import Any
@@ -12,16 +12,16 @@ from .step_windows import StepWindows, Window, log, over_ranks
 class StepTimer(StepWindows):
     """Logs how long optimiser steps take, as means over `trainer.log_every_n_steps` of them.
 
-        step/seconds             work of a step, by the slowest process; on CUDA from events in the stream
-        step/data_seconds        between two batches: the loader, and what Lightning and other callbacks do there;
-                                 waits that hold a validation or a checkpoint are left out
+        step/seconds             compute time of a step on the slowest process; on CUDA from events in the stream
+        step/data_seconds        between two batches: the loader, Lightning and other callbacks; without the times that
+                                 contain a validation or a checkpoint
         step/tokens_per_second   of all processes, data included
         step/p50_seconds, step/p95_seconds   at the end of training, over all its steps
 
-    List it first, so that other callbacks' work falls between steps.
+    List it first: then the time of other callbacks counts as data, not as compute.
 
     Args:
-        warmup_steps: optimiser steps at the start that are not counted.
+        warmup_steps: optimiser steps at the start that are not timed.
     """
 
     def __init__(self, warmup_steps: int = 3) -> None:
@@ -30,15 +30,11 @@ class StepTimer(StepWindows):
 
     def on_window(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         self._all += window.seconds
-        seconds, wait = fmean(window.seconds), fmean(window.waits) if window.waits else None
+        metrics = {"step/seconds": fmean(window.seconds)}
+        if window.waits:
+            metrics["step/data_seconds"] = fmean(window.waits)
         (tokens,) = over_ranks(trainer, [window.tokens], "sum")
-        metrics = {
-            "step/seconds": seconds,
-            "step/tokens_per_second": tokens / len(window.seconds) / (seconds + (wait or 0.0)),
-        }
-        if wait is not None:
-            metrics["step/data_seconds"] = wait
-        log(trainer, metrics)
+        log(trainer, metrics | {"step/tokens_per_second": tokens / len(window.seconds) / sum(metrics.values())})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

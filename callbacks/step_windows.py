@@ -1,4 +1,4 @@
-"""What the callbacks share: how they log, and windows of timed optimiser steps."""
+"""Shared by the callbacks: logging, and windows of timed optimiser steps."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from bsbr_pl.utils.timing import Clock, StepClock
 
 
 def log(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Give metrics to every logger, at the step that Lightning's own metrics of this moment have."""
+    """Give metrics to every logger, at the same step as Lightning's own."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=max(0, trainer.global_step - 1))
 
 
 def at_window_edge(trainer: Trainer) -> bool:
-    """Whether Lightning logs the metrics of the step just taken."""
+    """Whether Lightning logs the metrics of the last step."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and trainer.global_step % every == 0
 
 
 def over_ranks(trainer: Trainer, values: Sequence[float], how: str) -> list[float]:
-    """Numbers reduced over all processes by `how` (max, sum), one by one; every process must call it."""
+    """Each number reduced over all processes by `how` (max, sum); every process must call this."""
     device = trainer.strategy.root_device
     exact = torch.float64 if device.type != "mps" else torch.float32
     reduced = trainer.strategy.reduce(torch.tensor(values, dtype=exact, device=device), reduce_op=how)
@@ -35,10 +35,10 @@ def over_ranks(trainer: Trainer, values: Sequence[float], how: str) -> list[floa
 
 @dataclass
 class Window:
-    """Some optimiser steps: the seconds of each by the slowest process, the waits for data that are known, tokens."""
+    """Some consecutive optimiser steps."""
 
-    seconds: list[float]
-    waits: list[float]
+    seconds: list[float]  # of each step, on the slowest process
+    waits: list[float]  # seconds before each step in which only data was waited for, on the slowest process
     tokens: int  # of this process
 
 
@@ -46,10 +46,10 @@ class StepWindows(Callback):
     """Times optimiser steps and calls `on_window` every `trainer.log_every_n_steps` of them, and once more at the end.
 
     A step begins when its (first) batch is on the device and ends with its (last) batch: data, validation, checkpoints
-    and logging lie between steps. The first `warmup_steps` after a start or a resume are left out.
+    and logging are between steps. The first `warmup_steps` after a start or a resume are left out.
 
     Args:
-        warmup_steps: optimiser steps that are not counted.
+        warmup_steps: optimiser steps that are not timed.
 
     Raises:
         ValueError: if `warmup_steps` is negative.
@@ -70,7 +70,7 @@ class StepWindows(Callback):
         self.steps = StepClock(pl_module.device, self.clock)
         self._seen = trainer.global_step
         self._cold = self.warmup_steps
-        self._tokens = [0]  # of each step since the last window, and of the step under way
+        self._tokens = [0]  # of each step since the last window, and of the current step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._tokens[-1] += batch["input_ids"].numel()
@@ -104,6 +104,6 @@ class StepWindows(Callback):
         steps, tokens = steps[cold:], tokens[cold:]
         if not steps:
             return
-        known = [step.wait for step in steps if step.wait is not None]  # the same steps on every process
+        known = [step.wait for step in steps if step.wait is not None]  # None for the same steps on every process
         slowest = over_ranks(trainer, [*(step.seconds for step in steps), *known], "max")
         self.on_window(trainer, pl_module, Window(slowest[: len(steps)], slowest[len(steps) :], sum(tokens)))

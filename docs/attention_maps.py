@@ -1,9 +1,9 @@
-"""Draw what each architecture attends to on real text: `python docs/attention_maps.py`, or with the keys of some.
+"""Draw the attention map of each architecture on real text: `python docs/attention_maps.py [KEY ...]`.
 
-Two layers are trained on the standard library's source code, 2,048 ids, 160 steps of 16 x 128 tokens: half a minute
-or so of one core each. Drawn are the first 128 tokens of the validation text, into docs/img/architectures/KEY.png.
-Chunks and windows are of 32 tokens, so that the picture shows what lies outside of them. A layer with weights above 1
-(GAU's are not normalised) is divided by its largest.
+For each architecture, two layers are trained on the source code of Python's standard library: vocabulary 2,048, 160
+steps of 16 x 128 tokens, about half a minute on one core. The map of the first 128 tokens of the validation text is
+written to docs/img/architectures/KEY.png. Chunks and windows have 32 tokens, so that the map shows attention outside
+them. If a layer has weights above 1 (GAU's weights are not normalised), its maps are divided by its largest weight.
 """
 
 import inspect
@@ -43,7 +43,7 @@ def main(keys=(), steps=160, context_length=128, folder=DOCS / "img" / "architec
 
 
 def draw(maps, path):
-    """A small file: 64 colours, a third of the bytes."""
+    """Write the maps as a PNG with 64 colours, a third of the size."""
     plt.figure(figsize=(2.2 * maps.shape[2] + 2, 2.2 * maps.shape[0] + 1))
     visualize_attention(maps)
     file = io.BytesIO()
@@ -54,7 +54,7 @@ def draw(maps, path):
 
 
 def train_briefly(key, data, steps, **sizes):
-    """The architecture after `steps` steps; options that bound what is attended to exactly are REACH tokens."""
+    """Train the architecture for `steps` steps, with chunks and windows of REACH tokens."""
     known = inspect.signature(ARCHITECTURES[key]).parameters
     attention = partial(ARCHITECTURES[key], **{name: REACH for name in ("chunk_size", "window_size") if name in known})
     arguments = {"attention": attention, "vocab_size": data.vocab_size, "learning_rate": 1e-2, "warmup_steps": 30}

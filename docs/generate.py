@@ -1,7 +1,8 @@
-"""Write the site's pages into build/docs: `python docs/generate.py`. The builder (`make docs`) reads only those.
+"""Write the site's pages into build/docs: `python docs/generate.py`. `make docs` builds the site from build/docs.
 
-Copied are this folder's pages and those in PAGES. Made are a page for each architecture in ARCHITECTURES, the reference
-of every public module, and the notebook with its outputs: no page lists architectures or modules by hand.
+The script copies the pages of this folder and the pages in PAGES. It generates a page for each architecture in
+ARCHITECTURES, the reference of every public module, and the notebook with its outputs. So no page lists architectures
+or modules by hand.
 """
 
 import os
@@ -20,7 +21,7 @@ import bsbr_pl  # noqa: E402
 import callbacks  # noqa: E402
 from bsbr_pl.attention import ARCHITECTURES, Attention  # noqa: E402
 
-#: Pages that stand elsewhere in the repository -> where they go in the site.
+#: Pages outside docs/ -> their path in the site.
 PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -28,9 +29,9 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "results/README.md": "study.md",
 }
-LENGTHS = (256, 1024, 4096, 16384, 65536)  # tokens, at which the closed forms are shown
+LENGTHS = (256, 1024, 4096, 16384, 65536)  # tokens, for the tables of costs
 HIDDEN_DIM, NUM_HEADS = 256, 4
-IMAGE = re.compile(r"!\[[^\]\n]*\]\(([^):\s]+)\)")  # of a page in PAGES
+IMAGE = re.compile(r"!\[[^\]\n]*\]\(([^):\s]+)\)")  # in a page of PAGES
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -60,7 +61,7 @@ def write(path: Path, text: str) -> None:
 
 
 def with_links(text: str, source: Path, page: str) -> str:
-    """The text of a file of the repository for its place in the site: links to what is not in the site are its name."""
+    """The text with links that work in the site. A link to a file outside the site becomes its label."""
     places = PAGES | {f"bsbr_pl/attention/{key}.py": f"architectures/{key}.md" for key in ARCHITECTURES}
 
     def place(match: re.Match[str]) -> str:
@@ -79,9 +80,9 @@ def with_links(text: str, source: Path, page: str) -> str:
 
 
 def documentation(architecture: type[Attention]) -> tuple[str, str, str]:
-    """Of an architecture's module: its name, what it is in a sentence, and all that follows."""
+    """Split the docstring of an architecture's module: its name, the summary sentence, the rest."""
     summary, _, body = (sys.modules[architecture.__module__].__doc__ or "").partition("\n\n")
-    body = re.sub(r"\n(?=(Source|Cost|Decode state): )", "\n\n", body)  # a paragraph each
+    body = re.sub(r"\n(?=(Source|Cost|Decode state): )", "\n\n", body)  # one paragraph each
     return re.split("[:,.]", summary)[0], " ".join(summary.split()), body.strip("\n")
 
 
@@ -96,7 +97,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def costs(architecture: type[Attention], length: int) -> tuple[int, int, float]:
-    """FLOPs a token, numbers of decode state, and how many times the 2 T D numbers of a key-value cache that is."""
+    """FLOPs per token, numbers in the decode state, and their ratio to the 2 T D numbers of a KV cache."""
     attention = architecture(HIDDEN_DIM, NUM_HEADS)
     state = attention.state_size(length)
     return attention.flops(length) // length, state, state / (2 * length * HIDDEN_DIM)
@@ -109,16 +110,18 @@ def overview() -> str:
         name = documentation(architecture)[0]
         (few, small, _), (many, large, _) = costs(architecture, short), costs(architecture, long)
         rows.append([f"[{name}]({key}.md)", amount(few), amount(many), amount(small), amount(large)])
-    head = ["architecture"] + [f"{what} at {T:,}" for what in ("FLOPs a token", "decode state") for T in (short, long)]
+    quantities = ("FLOPs per token", "decode state")
+    head = ["architecture", *(f"{quantity} at {T:,}" for quantity in quantities for T in (short, long))]
     return f"""# All architectures
 
-Each is one file under the contract of [`Attention`](../api/bsbr_pl.attention.md): its definition as a matrix, the fast
-form that trains, and the step that decodes say the same, outputs and gradients. The figures are closed forms, as every
-page computes them, of one layer with `hidden_dim={HIDDEN_DIM}, num_heads={NUM_HEADS}` and default options; the
-decode state is in numbers, of one sequence.
+Each architecture is one file with the contract of [`Attention`](../api/bsbr_pl.attention.md). Its definition
+(a matrix), the fast form for training and the step for decoding give the same outputs and gradients.
+
+The table is computed from closed forms, for one layer with `hidden_dim={HIDDEN_DIM}, num_heads={NUM_HEADS}` and default
+options. The decode state is the number of stored values for one sequence.
 
 {table(head, rows)}
-What each costs in seconds and bytes: [benchmarks](../benchmarks.md). What none of them can do: [limits](../limits.md).
+Costs in seconds and bytes: [benchmarks](../benchmarks.md). Limits: [limits](../limits.md).
 """
 
 
@@ -129,7 +132,7 @@ def architecture_page(key: str, architecture: type[Attention]) -> str:
         for length in LENGTHS
         for flops, state, share in [costs(architecture, length)]
     ]
-    heads = ["tokens", "FLOPs a token", "decode state, numbers", "times a key-value cache"]
+    heads = ["tokens", "FLOPs per token", "decode state, numbers", "relative to a KV cache"]
     return f"""# {name}
 
 {summary}
@@ -140,13 +143,13 @@ python train.py fit --config configs/{key}.yaml
 
 ## Definition
 
-The letters are those of [`bsbr_pl.attention.base`](../api/bsbr_pl.attention.md).
+[`bsbr_pl.attention.base`](../api/bsbr_pl.attention.md) defines the letters.
 
 {body}
 
 ## Options
 
-On the command line `--model.attention.NAME=VALUE`, in YAML `model.attention.init_args`.
+On the command line: `--model.attention.NAME=VALUE`. In YAML: `model.attention.init_args`.
 
 ::: {architecture.__module__}.{architecture.__qualname__}
     options:
@@ -154,13 +157,13 @@ On the command line `--model.attention.NAME=VALUE`, in YAML `model.attention.ini
       show_root_toc_entry: false
       members: false
 
-## What it attends to
+## Attention map
 
 {picture(key)}
 
-## What it costs
+## Costs
 
-Closed forms of one layer, default options; `tests/utils/test_flops.py` holds them to two counters.
+Closed forms for one layer with default options. `tests/utils/test_flops.py` compares them with two FLOP counters.
 
 ```python
 from bsbr_pl.attention import ARCHITECTURES
@@ -170,7 +173,7 @@ attention.flops({LENGTHS[0]}) // {LENGTHS[0]}, attention.state_size({LENGTHS[0]}
 ```
 
 {table(heads, rows)}
-A multiply-add is 2. The key-value cache that the last column divides by holds 2 T D numbers.
+A multiply-add counts as 2 FLOPs. The last column is the decode state divided by 2 T D, the size of a KV cache.
 """
 
 
@@ -181,9 +184,9 @@ def picture(key: str) -> str:
         return f"There is no picture yet: `{command}` draws it."
     return f"""![attention maps of {key}](../img/architectures/{key}.png)
 
-Rows are queries, columns what they attend to; white is exactly 0, red positive, blue negative. Drawn by
-`{command}`, which trains two layers on the standard library's source code for a short while (its text
-says how) and shows the first 128 tokens of the validation text. Chunks and windows are of 32 tokens there, to be seen.
+Rows are queries, columns are keys. White is exactly 0, red is positive, blue is negative. `{command}` draws the map:
+it trains two layers briefly on the source code of Python's standard library, and shows the first 128 tokens of the
+validation text. Chunks and windows have 32 tokens here, so that their edges are visible.
 """
 
 
@@ -191,7 +194,7 @@ says how) and shows the first 128 tokens of the validation text. Chunks and wind
 
 
 def reference(package) -> Iterable[tuple[str, str]]:
-    """(name, page) of a package without packages inside, or of every module and package in it."""
+    """(name, page): one for a package without subpackages, otherwise one for each module and subpackage."""
     inside = list(pkgutil.iter_modules(package.__path__, f"{package.__name__}."))
     if any(module.ispkg for module in inside):
         yield from ((module.name, reference_page(module)) for module in inside if is_public(module.name))
@@ -204,7 +207,7 @@ def is_public(name: str) -> bool:
 
 
 def reference_page(module: pkgutil.ModuleInfo) -> str:
-    """A module; or a package's own words, then the public modules in it, by which its names are defined."""
+    """The page of a module, or of a package: its docstring, then its public modules."""
     own = f"# {module.name}\n\n::: {module.name}\n    options:\n"
     own += "      show_root_heading: false\n      show_root_toc_entry: false\n"
     if not module.ispkg:
@@ -214,7 +217,7 @@ def reference_page(module: pkgutil.ModuleInfo) -> str:
 
 
 def notebook(path: Path, out: Path) -> None:
-    """The notebook as Markdown, with the outputs it was kept with."""
+    """Write the notebook as Markdown, with its saved outputs."""
     from nbconvert import MarkdownExporter
 
     text, resources = MarkdownExporter().from_filename(str(path))

@@ -16,6 +16,8 @@ from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import TextData
 from bsbr_pl.module import LanguageModule
 
+pytest_plugins = ["slow_tests"]
+
 # The same examples on every run and no clock: a busy machine must not decide whether a test passes. Others, and more of
 # them: `pytest --hypothesis-profile=long --hypothesis-seed=1`.
 settings.register_profile(

@@ -1,4 +1,4 @@
-"""Every script of benchmarks/ at toy size: it runs, and writes its rows with the command and the machine. No times."""
+"""Every script that writes a table, at toy size: it runs and writes its rows, its command and the machine. No times."""
 
 import json
 import math
@@ -11,21 +11,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400))
 
+#: Script -> its options.
 SCRIPTS = {
-    "operation": ("--lengths", "130", "--rounds", "1"),
-    "training_step": ("--lengths", "64", "--batch", "1", "--rounds", "1"),
-    "growth": (
+    "benchmarks/operation": ("--lengths", "130", "--rounds", "1"),
+    "benchmarks/training_step": ("--lengths", "64", "--batch", "1", "--rounds", "1"),
+    "benchmarks/growth": (
         *("--lengths", "130", "260", "--contexts", "16", "130", "--prefill", "130", "--rounds", "1"),
         *("--architectures", "bsbr top-k 8"),
     ),
-    "start_up": ("--config", "{config}", "--rounds", "1"),
-    "callback_overhead": ("--config", "{config}", "--slice", "0.2"),
-    "convert_and_heal": (
+    "benchmarks/start_up": ("--config", "{config}", "--rounds", "1"),
+    "benchmarks/callback_overhead": ("--config", "{config}", "--slice", "0.2"),
+    "study/convert_and_heal": (
         *("--steps", "2", "--heal-steps", "1", "--context-length", "32", "--chunk-size", "8", "--folder", "runs"),
         *("--data.source={text}", "--data.tokenizer=bytes", "--data.cache_dir=cache"),
         *("--model.hidden_dim=16", "--model.num_layers=1", "--model.num_heads=2", "--trainer.accelerator=cpu"),
     ),
-    "others": ("--layer-lengths", "16", "--operation-lengths", "16", "--rounds", "1"),
+    "benchmarks/others": ("--layer-lengths", "16", "--operation-lengths", "16", "--rounds", "1"),
 }
 CONFIG = """
 trainer: {max_steps: 4, val_check_interval: 2, log_every_n_steps: 1}
@@ -46,13 +47,13 @@ def test_script(script, tmp_path):
     text.write_text(TEXT)
     config.write_text(CONFIG % text)
     arguments = [argument.format(text=text, config=config) for argument in SCRIPTS[script]]
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *arguments, "--out", str(out)]
+    command = [sys.executable, str(ROOT / f"{script}.py"), *arguments, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     written = json.loads(out.read_text())
-    assert written["command"].startswith(f"python benchmarks/{script}.py")
+    assert written["command"].startswith(f"python {script}.py")
     assert written["environment"]["threads"] >= 1
-    if script == "others":  # what it compares with is never installed beside the tests
+    if script == "benchmarks/others":  # the other packages are not installed here
         assert done.stdout.count("left out") == 9
         return
     assert written["rows"]
@@ -63,7 +64,7 @@ def test_script(script, tmp_path):
 
 
 def test_rows_of_a_gpu_can_be_built(tmp_path):
-    """On a CPU at toy size, of every kind those of one architecture; a second call finds them there and shows them."""
+    """All rows of one architecture at toy size on a CPU; a second call finds them and prints the tables."""
     out = tmp_path / "gpu.jsonl"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(out), "--only", " gated_delta_net "]
     done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, cwd=tmp_path, timeout=600)

@@ -1,12 +1,12 @@
-"""Mixed bfloat16 trains every architecture, to the loss of fp32; the long form is benchmarks/bf16.py."""
+"""Mixed bfloat16 trains every architecture, to the loss of fp32; the long form is study/bf16.py."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.bf16 import compare
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import TextData
+from study.bf16 import compare
 
 ROOT = Path(__file__).parent.parent
 

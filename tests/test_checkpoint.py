@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.damage import damages, equal, outcome, ways
 
-from benchmarks.damage import damages, equal, outcome, ways
 from bsbr_pl.checkpoint import CheckedCheckpointIO, load_checkpoint
 
 

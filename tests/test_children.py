@@ -1,4 +1,4 @@
-"""benchmarks/children.py: real processes; whatever ends the parent ends its children, which save first."""
+"""study/children.py: real processes; whatever ends the parent ends its children, which save first."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+STUDY = Path(__file__).parents[1] / "study"
 #: Holds a lock while it lives, and takes a moment to save on SIGTERM; `with a worker` it starts another such process.
 CHILD = textwrap.dedent("""
     import signal, subprocess, sys, time
@@ -33,7 +33,7 @@ CHILD = textwrap.dedent("""
 PARENT = textwrap.dedent(f"""
     import signal, sys, time
     from pathlib import Path
-    sys.path.insert(0, {str(BENCHMARKS)!r})
+    sys.path.insert(0, {str(STUDY)!r})
     import children
 
     children.SECONDS_TO_SAVE = float(sys.argv[2])

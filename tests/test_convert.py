@@ -317,10 +317,13 @@ def test_gpt2_trains_on_from_the_command_line(folder):
     first = F.mse_loss(again(ids)[:, :8], gpt2_logits[:, :8])  # three small steps away from it
     assert 0 < first < 0.5 * gpt2_logits[:, :8].var()
 
-    evaluation = Evaluation(
-        read_all(["runs"]), Results(folder / "rows.jsonl"), multiples=[1, 2], lengths=[16, POSITIONS], rounds=1
-    )
-    evaluation.run()  # leaves out what is longer than its positions: 64 tokens of text, and one more after 48
-    assert evaluation.problems == {}
+    evaluation = Evaluation(Results(folder / "rows.jsonl"), rounds=1)
+    subjects = [checkpoint.subject() for checkpoint in read_all(["runs"])]
+    evaluation.run(
+        subjects, multiples=[1, 2], lengths=[16, POSITIONS]
+    )  # leaves out what is longer than its positions: 64 tokens of text, and one more after 48
+    assert evaluation.problems == []
     measured = [(row["identity"]["kind"], row["identity"].get("length")) for row in evaluation.results.rows]
-    assert sorted(measured, key=str) == [("certificate", None), ("cost", 16), ("text", 32)]
+    assert sorted(measured, key=str) == [
+        *(("certificate", None), ("cost", 16), ("map", None), ("text", 32), ("training", None))
+    ]

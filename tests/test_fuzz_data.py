@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from test_fuzz import SEEDS, attempt
 
 from bsbr_pl.data import InductionData, MQARData, SelectiveCopyData
+from bsbr_pl.data.base import SPLITS, Steps
 from bsbr_pl.data.corpus import prepare
-from bsbr_pl.data.documents import SPLITS, HeldOut, Piece
-from bsbr_pl.data.loader import Steps
-from bsbr_pl.data.recall import draw, needle
-from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer
-from bsbr_pl.data.windows import Windows
+from bsbr_pl.data.files import Piece
+from bsbr_pl.data.sources import HeldOut
+from bsbr_pl.data.tasks import draw, needle
+from bsbr_pl.data.text import Windows
+from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer, train_bpe
 from bsbr_pl.values import bootstrap_interval, crossover, exponent
 
 SPECIAL = st.sampled_from(["<|endoftext|>", "\r\n \t", "\x00\x7f", "\U0001f468\u200d\U0001f469", "        return"])
@@ -33,7 +34,7 @@ def test_tokenizers_keep_every_byte(lessons, vocab_size, text, raw, seed):
     """Whatever a BPE learnt from; ids that no text has, which a model may write, are bytes of the lengths it says."""
     assert ByteTokenizer().decode_bytes(ByteTokenizer().encode(raw.decode("latin-1"))).decode() == raw.decode("latin-1")
     assert ByteTokenizer().decode_bytes(list(raw)) == raw
-    for tokenizer in (ByteTokenizer(), BPETokenizer.train(lessons, vocab_size)):
+    for tokenizer in (ByteTokenizer(), BPETokenizer(train_bpe(lessons, vocab_size))):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.token_bytes[ids].sum() == len(text.encode())
@@ -76,7 +77,7 @@ def test_windows_count_every_token_once(documents, tokenizer, context_length, ba
     with TemporaryDirectory() as folder:
         make = partial(prepare, Documents(documents), "documents", tokenizer, 260, Path(folder))
         if not any(of["train"]):
-            with pytest.raises(ValueError, match="source='documents' holds no text to train on"):
+            with pytest.raises(ValueError, match="source='documents' has no training text"):
                 make()
             return
         corpus = make()
@@ -84,7 +85,7 @@ def test_windows_count_every_token_once(documents, tokenizer, context_length, ba
             stream, offsets = np.array(corpus.tokens(split)), corpus.documents(split)
             decode = corpus.tokenizer.decode_bytes
             assert [decode(stream[a:b]).decode() for a, b in pairwise(offsets)] == of[split]
-            assert corpus.num_bytes(split) == len("".join(of[split]).encode())
+            assert corpus.meta["splits"][split]["bytes"] == len("".join(of[split]).encode())
             if not of[split]:
                 with pytest.raises(ValueError, match=f"the {split} split of source='documents' is empty"):
                     Windows(corpus, split, context_length, seed)
@@ -95,7 +96,7 @@ def test_windows_count_every_token_once(documents, tokenizer, context_length, ba
             batches = [share[step] for step in range(len(plan)) for share in shares]
             targets = torch.cat([batch["targets"].flatten() for batch in batches])
             assert targets[targets >= 0].tolist() == stream[1:].tolist()
-            assert sum(int(batch["num_bytes"].sum()) for batch in batches) == corpus.num_bytes(split)
+            assert sum(int(batch["num_bytes"].sum()) for batch in batches) == corpus.meta["splits"][split]["bytes"]
         check_training(Windows(corpus, "train", context_length, seed), batch_size)
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults.damage import ROOT, quiet, tiny
 
 import train
-from benchmarks.damage import ROOT, quiet, tiny
 from bsbr_pl import BSBRModel
+from bsbr_pl.__main__ import run
 from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData
 from bsbr_pl.evals import compare_models
-from bsbr_pl.evals.__main__ import main as evaluate
 from bsbr_pl.limits import count_parameters, memory, most_processes
-from bsbr_pl.module import MODEL_ARGUMENTS, LanguageModule
+from bsbr_pl.models import SIZES
+from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import out_of_memory
 from bsbr_pl.plain_yaml import MOST, LimitError, load
 
@@ -56,6 +57,7 @@ MISTAKES = {
     "--trainer.precision=bf17": "trainer.precision=bf17: must be a whole number or transformer-engine, ",
     "--model.vocab_size=10": "model.vocab_size follows from data.vocab_size: leave it out",
     "more": f"{NO} more",
+    "--model.attention.help=bsrb": "--model.attention.help: Expected a dot import path string: bsrb",
     # names of classes
     "--model.attention=BSRBAttention": "no class is called 'BSRBAttention': did you mean BSBRAttention?",
     "--model.attention=bsbr_pl.attention.BSRB": "model.attention: module 'bsbr_pl.attention' has no attribute 'BSRB'",
@@ -104,8 +106,8 @@ MISTAKES = {
     "--data.batch_size=100000": TOO_FEW,
     "--data.context_length=100000": TOO_FEW,
     "--data.source=short.txt": TOO_FEW,
-    "--data.source=nowhere.txt": "source='nowhere.txt' is not there: give 'stdlib', an existing file or folder",
-    "--data.source=empty.txt": "source='empty.txt' holds no text to train on",
+    "--data.source=nowhere.txt": "source='nowhere.txt' does not exist: use 'stdlib', a file or folder",
+    "--data.source=empty.txt": "source='empty.txt' has no training text",
     "--data.tokenizer=words": "tokenizer",
     "--data.tokenizer=bpe --data.bpe_vocab_size=1000000000": "bpe_vocab_size=1000000000 is too large: at most 1000000",
     "--ckpt_path=nowhere.ckpt": "nowhere.ckpt is not a readable checkpoint: No such file or directory",
@@ -261,7 +263,7 @@ def test_a_hostile_value(value, folder, capsys):
 
 @pytest.mark.usefixtures("_soon")
 def test_a_hostile_value_of_an_evaluation(capsys):
-    assert TOO_DEEP in answer(lambda: evaluate(["trained", f"--lengths={3000 * '['}"]), capsys)
+    assert TOO_DEEP in answer(lambda: run("evaluate", ["trained", f"--lengths={3000 * '['}"], "evaluate.py"), capsys)
 
 
 def test_aliases_count_as_what_they_stand_for():
@@ -283,8 +285,7 @@ def test_parameters_are_counted_without_making_them(architecture, num_layers):
     module = LanguageModule(
         ARCHITECTURES[architecture], 257, hidden_dim=32, num_layers=num_layers, num_heads=2, positions=7
     )
-    arguments = {name: value for name, value in module.hparams.items() if name in MODEL_ARGUMENTS}
-    attention = arguments.pop("attention")
+    attention, arguments = module.hparams["attention"], {size.name: module.hparams[size.name] for size in SIZES}
     assert count_parameters(attention, arguments) == sum(p.numel() for p in module.model.parameters())
     if num_layers == 3:
         assert count_parameters([attention] * 3, arguments) == count_parameters(attention, arguments)
@@ -325,7 +326,7 @@ def test_a_mistake_in_the_command(command, capsys):
 
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_a_mistake_in_an_evaluation(command, capsys):
-    assert EVALUATIONS[command] in answer(lambda: evaluate(command.split()), capsys)
+    assert EVALUATIONS[command] in answer(lambda: run("evaluate", command.split(), "evaluate.py"), capsys)
 
 
 def test_the_script_itself_says_no_more(folder):
@@ -353,11 +354,14 @@ IN_PYTHON = {
     "a width": (lambda: BSBRModel(10, hidden_dim=17), "hidden_dim must be a multiple of num_heads, got 17 and 4"),
     "ids": (lambda: BSBRModel(10)(torch.tensor([[10]])), r"input_ids must lie in 0 ... 9 \(vocab_size\), got 10"),
     "shape": (lambda: BSBRModel(10)(torch.tensor([1])), r"input_ids must be \(batch, length\) in int64"),
-    "attention": (lambda: LanguageModule("bsbr", 10), "attention must be an Attention class or a functools.partial"),
+    "attention": (
+        lambda: LanguageModule("bsrb", 10),
+        "attention must be one of standard, .*, bsbr, or an Attention class",
+    ),
     "no checkpoint": (lambda: LanguageModule.load("nowhere.ckpt"), "nowhere.ckpt is not a readable checkpoint"),
     "no text": (
         lambda: TextData("nowhere").prepare_data(),
-        "source='nowhere' is not there: give 'stdlib',",
+        "source='nowhere' does not exist: use 'stdlib',",
     ),
     "a name": (lambda: compare_models((8,), ("BSRB",)), "no model is called 'BSRB'; there are BSBR, Linear"),
     "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, got 'BSBR'"),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lightning import Callback, Trainer
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, BSBRAttention, StandardAttention
-from bsbr_pl.description import build, describe
+from bsbr_pl.compiled import CompiledHidden
 from bsbr_pl.metrics import TokenMetrics
 from bsbr_pl.module import LanguageModule
 
@@ -99,11 +99,11 @@ def test_compiled_training_is_the_same_training(tmp_path):
     for compiled in (False, True):
         module = module_of(partial(StandardAttention, rope=False), num_layers=1, compile=compiled)
         used = []
-        module.on_train_batch_end = lambda *_, module=module, used=used: used.append(module._compiled is not None)
+        module.on_train_batch_end = lambda *_, module=module, used=used: used.append(module.compiled is not None)
         run = trainer(tmp_path, max_epochs=-1, max_steps=3)
         run.fit(module, loader())
         assert used == [compiled] * 3
-        assert module._compiled is None  # from here on the model is used as it is
+        assert module.compiled is None  # from here on the model is used as it is
         found[compiled] = module.state_dict()
     for name, weight in found[False].items():
         torch.testing.assert_close(found[True][name], weight, rtol=1e-4, atol=1e-5)
@@ -120,16 +120,16 @@ def test_what_was_compiled_wrongly_is_not_trained(tmp_path, monkeypatch):
 
 
 class AsOnCuda(Callback):
-    """Gives the module a compiled form, as `auto` does on CUDA alone."""
+    """Gives the module a compiled form, as `auto` does on CUDA only."""
 
     def __init__(self, form) -> None:
         self.form, self.used = form, []
 
     def on_train_start(self, trainer, module) -> None:
-        module._compiled, module._trusted = self.form(module.model.hidden), False
+        module.compiled = CompiledHidden(module.model, self.form(module.model.hidden))
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
-        self.used.append(module._compiled is not None)
+        self.used.append(module.compiled is not None)
 
 
 def failing(hidden):
@@ -191,7 +191,7 @@ def test_training_loss_is_the_mean_over_counted_tokens(tmp_path):
 
 def test_only_matrices_decay_and_every_parameter_is_trained():
     module = module_of()
-    module._trainer = Trainer(max_steps=10, logger=False, enable_checkpointing=False, accelerator="cpu")
+    module.trainer = Trainer(max_steps=10, logger=False, enable_checkpointing=False, accelerator="cpu")
     decayed, kept = module.configure_optimizers()["optimizer"].param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -203,7 +203,7 @@ def test_only_matrices_decay_and_every_parameter_is_trained():
 
 def test_learning_rate_rises_then_falls_along_a_cosine():
     module = module_of(learning_rate=1.0, warmup_steps=4, min_learning_rate=0.1)
-    module._trainer = Trainer(max_steps=14, logger=False, enable_checkpointing=False, accelerator="cpu")
+    module.trainer = Trainer(max_steps=14, logger=False, enable_checkpointing=False, accelerator="cpu")
     configured = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
@@ -269,24 +269,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(ValueError, match=r"hostile.ckpt is not a readable checkpoint"):
         LanguageModule.load(tmp_path / "hostile.ckpt")
     assert not (tmp_path / "ran").exists()
-
-
-class Outside(StandardAttention):
-    """An architecture of somebody else's, in a module of theirs."""
-
-
-def test_an_attention_from_elsewhere_is_found_again():
-    rebuilt = build(describe(partial(Outside, rope=False)))(16, 2)
-    assert type(rebuilt) is Outside
-    assert rebuilt.rope is False
-
-
-@pytest.mark.parametrize(
-    "class_path", ["torch.nn.Linear", "os.system", "antigravity.fly", "Nowhere", "bsbr_pl.nothing.X"]
-)
-def test_a_class_path_that_is_no_attention_is_refused(class_path):
-    with pytest.raises((ValueError, ImportError), match=r"import|module"):
-        build({"class_path": class_path, "init_args": {}})
 
 
 @pytest.mark.parametrize("factory", [lambda d, h: StandardAttention(d, h), torch.nn.Linear, 3])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train
+from bsbr_pl.__main__ import main
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.evals.__main__ import main as evaluate
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.memory import measure_memory
 from bsbr_pl.utils.timing import StepClock, measure
@@ -47,7 +47,10 @@ def test_every_architecture_trains_and_is_evaluated(name, tmp_path):
     phases = [last[f"memory/{phase}_peak_bytes"] for phase in ("forward", "backward", "optimizer")]
     assert last["memory/peak_bytes"] == max(phases) > 0
     assert 0 < last["step/seconds"] < 5
-    assert evaluate([str(tmp_path / "run"), f"--output_dir={tmp_path / 'e'}", "--lengths=[128]", "--rounds=2"]) == 0
+    assert (
+        main(["evaluate", str(tmp_path / "run"), f"--output_dir={tmp_path / 'e'}", "--lengths=[128]", "--rounds=2"])
+        == 0
+    )
     rows = [json.loads(line) for line in (tmp_path / "e" / "results.jsonl").read_text().splitlines()]
     kinds = {row["identity"]["kind"]: row for row in rows}
     assert {"certificate", "text", "cost"} <= set(kinds)

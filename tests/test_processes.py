@@ -16,7 +16,7 @@ import pytest
 from two_processes import GLOBAL_BATCH, RESUMED, RUNS, SAVED, STRATEGIES, checkpoint, data_of, fit
 
 from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData
-from bsbr_pl.data.loader import Steps
+from bsbr_pl.data.base import Steps
 from bsbr_pl.evals.checkpoints import read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.metrics import IGNORED
@@ -143,19 +143,18 @@ def test_the_command_line_trains_under_torchrun(two, folder):
 def test_one_process_that_fails_ends_all(tmp_path):
     """One of the cases of the script: without `callbacks.FailTogether` the processes wait for each other."""
     only = ["--launchers=own", "--strategies=ddp", "--ranks=0", "--ways=raised"]
-    done = run(*PYTHON, ROOT / "benchmarks" / "failing_processes.py", *only, folder=tmp_path)
+    done = run(*PYTHON, ROOT / "tests/faults/failing_processes.py", *only, folder=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "error shown: True, left: 0" in done.stdout
 
 
 EVALUATE = """
 import sys, time
-from pathlib import Path
-import bsbr_pl.evals.__main__ as command
+import bsbr_pl.report
+from bsbr_pl.__main__ import run
 from bsbr_pl.evals import evaluation
-from bsbr_pl.evals.report import Findings, as_markdown, contents
 
-measure, number = evaluation.measure_costs, sys.argv.pop(1)
+measure, write_report, number = evaluation.measure_costs, bsbr_pl.report.write_report, sys.argv.pop(1)
 
 def timed(*args):
     start = time.time()
@@ -165,12 +164,8 @@ def timed(*args):
     return found
 
 evaluation.measure_costs = timed
-
-def write_report(evaluated, folder):
-    (folder / f"report{number}.md").write_text(as_markdown(contents(Findings(evaluated))))
-
-command.write_report = write_report
-sys.exit(command.main())
+bsbr_pl.report.write_report = lambda rows, folder: write_report(rows, folder / number)
+sys.exit(run("evaluate", sys.argv[1:], "evaluate.py"))
 """
 
 
@@ -180,8 +175,8 @@ def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
     (tmp_path / "evaluate.py").write_text(EVALUATE)
     paths = [checkpoint(name, "auto", folder) for name in ("bsbr", "linear")]
     results = Results(tmp_path / "evaluation" / "results.jsonl")
-    ours = Evaluation(read_all(paths), results)
-    rows = [ours.identity(found, "certificate") for found in ours.checkpoints]
+    ours = Evaluation(results)
+    rows = [ours.identity(found.subject(), "certificate") for found in read_all(paths)]
     arguments = [*paths, "--lengths=[8,16,32,64]", "--rounds=2", "--multiples=[1,2]", "--device=cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with results.claim(rows[0], wait=False) as claimed:
@@ -199,12 +194,12 @@ def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     keys = [digest(json.loads(line)["identity"]) for line in results.path.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 2 * (1 + 2 + 4), "nothing is missing, nothing measured twice"
+    assert len(keys) == len(set(keys)) == 2 * (1 + 1 + 2 + 1 + 4), "nothing is missing, nothing measured twice"
     times = [np.loadtxt(file, ndmin=2) for file in tmp_path.glob("times*")]
     spans = np.concatenate(times)[np.concatenate(times)[:, 0].argsort()]
     assert len(spans) == 4
     assert (spans[1:, 0] >= spans[:-1, 1]).all(), "no two processes measured times at once"
-    first, second = ((tmp_path / "evaluation" / f"report{number}.md").read_text() for number in "12")
+    first, second = ((tmp_path / "evaluation" / number / "report.html").read_text() for number in "12")
     assert first == second
     assert "bsbr" in first
 

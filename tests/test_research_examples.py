@@ -1,12 +1,13 @@
 """The scripts of docs/research run, in small, and the page shows them as they are."""
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 
 import matplotlib
 import pytest
+
+from bsbr_pl.results import read_rows
 
 FOLDER = Path(__file__).parent.parent / "docs" / "research"
 
@@ -78,7 +79,7 @@ def test_experiment(tmp_path, capsys):
     load("experiment").main((8, 16), steps=2, folder=tmp_path, output_dir=tmp_path / "runs")
     lines = kept(tmp_path, "experiment", capsys).splitlines()
     assert [line.split()[:2] for line in lines] == [[m, t] for m in ("BSBR", "Linear", "Standard") for t in ("8", "16")]
-    assert len(json.loads((tmp_path / "runs" / "records.json").read_text())) == 6
+    assert len(read_rows([tmp_path / "runs" / "results.jsonl"])) == 6
 
 
 def test_the_page_shows_the_scripts_and_what_they_printed():

@@ -324,7 +324,9 @@ def test_every_step_is_whole(folder):
 def by_hand(data: TokenData, plan: list[list[Any]], rate: float) -> tuple[list[float], LanguageModule]:
     """Losses and weights of steps on the mean over all tokens of each step's batches, by AdamW and half a cosine."""
     torch.manual_seed(0)
-    module = LanguageModule(partial(BSBRAttention, chunk_size=8), data.vocab_size, 16, 1, 2)
+    module = LanguageModule(
+        partial(BSBRAttention, chunk_size=8), data.vocab_size, hidden_dim=16, num_layers=1, num_heads=2
+    )
     matrices = [part.weight for part in module.modules() if isinstance(part, torch.nn.Linear)]
     others = [p for p in module.parameters() if all(p is not matrix for matrix in matrices)]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

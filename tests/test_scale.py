@@ -24,4 +24,4 @@ def test_a_preset_has_its_size(name):
     assert parameters == pytest.approx(SIZES[name], rel=0.1)
     tokens = data["batch_size"] * data["context_length"] * preset["trainer"]["accumulate_grad_batches"]
     text = (ROOT / "configs" / "scale" / f"{name}.yaml").read_text()
-    assert f"{tokens:,} tokens an optimiser step" in text
+    assert f"{tokens:,} tokens per optimiser step" in text

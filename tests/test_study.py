@@ -1,10 +1,12 @@
-"""benchmarks/study.py at toy size: it matches, sweeps, trains at the best rate, makes nothing twice, can be checked.
+"""study/run.py at toy size: it matches, sweeps, trains at the best rate and repeats nothing; check.py repeats it.
 
-And it loses nothing when it is killed, when the disk is full, and when another study works in the same folder.
+Nothing is lost when it is killed, when the disk is full, or when another study works in the same folder.
 """
 
+import copy
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300))
 def study(folder: Path, *options: str) -> list[str]:
     (folder / "text.py").write_text(TEXT)
     return [
-        *(sys.executable, str(ROOT / "benchmarks/study.py"), str(folder / "runs"), "--tasks", "text"),
+        *(sys.executable, str(ROOT / "study/run.py"), str(folder / "runs"), "--tasks", "text"),
         *("--models", "linear", "--workers", "2", *options, "--"),
         *(f"--data.source={folder / 'text.py'}", "--data.tokenizer=bytes", "--data.context_length=32"),
         *("--trainer.accelerator=cpu", f"--data.cache_dir={folder / 'cache'}", "--model.hidden_dim=32"),
@@ -45,27 +47,37 @@ def test_study(tmp_path):
     (failed,) = (tmp_path / "runs").rglob("failed.txt")
     assert failed.parent.name == "rate1e+30_steps2_seed0"
     assert "the loss is nan at step 1" in failed.read_text()
-    found = json.loads((tmp_path / "runs/text.json").read_text())
-    assert found["rates"] == {"linear": 1e-2}
-    assert found["matched"]["linear"]["ff_dim"] != 512
-    assert [(one["kind"], one["rate"], one["seed"], one["steps"]) for one in found["runs"]] == [
-        ("sweep", 1e-9, 0, 2),
-        ("sweep", 1e30, 0, 2),
-        ("sweep", 1e-2, 0, 2),
-        ("final", 1e-2, 1, 8),
+    rows = read(tmp_path / "runs/text/results.jsonl")
+    assert {row["identity"]["kind"] for row in rows} == {"training"}
+    assert [(row["about"]["study"], row["about"]["seed"], row["about"]["run"]["planned_steps"]) for row in rows] == [
+        ({"task": "text", "model": "linear", "phase": phase, "rate": rate, "options": command[-6:]}, seed, steps)
+        for phase, rate, seed, steps in (
+            ("sweep", 1e-9, 0, 2),
+            ("sweep", 1e30, 0, 2),
+            ("sweep", 1e-2, 0, 2),
+            ("final", 1e-2, 1, 8),
+        )
     ]
+    statuses = [row["about"]["run"]["status"] for row in rows]
+    assert statuses[1].startswith("diverged: the loss is nan at step 1")
+    assert statuses[:1] + statuses[2:] == ["finished"] * 3
+    assert rows[1]["values"]["metrics"] == {}
     record = json.loads((tmp_path / "runs/text/final/linear/rate0.01_steps8_seed1/record.json").read_text())
-    assert record["metrics"]["val/loss"]["value"][-1] == found["runs"][3]["val/loss"]
-    assert "val/loss" not in found["runs"][1]
+    assert rows[3]["values"]["metrics"]["val/loss"] == record["metrics"]["val/loss"]
+    assert 0 < rows[3]["values"]["seconds"] <= record["seconds"]  # the checkpoint is saved before the run ends
+    assert rows[3]["about"]["parameters"] == record["parameters"]
+    assert rows[3]["about"]["config"]["model.ff_dim"] not in (None, 512)
+    assert rows[3]["about"]["data"]["fingerprint"] == record["data_fingerprint"]
     assert run() == []
+    assert read(tmp_path / "runs/text/results.jsonl") == rows, "a second call adds no row"
 
-    published = tmp_path / "runs/text.json"
+    published = tmp_path / "runs/text/results.jsonl"
     for task in ("longer", "mqar"):
-        (tmp_path / f"runs/{task}.json").write_bytes(published.read_bytes())
-    draw = [sys.executable, ROOT / "benchmarks/study_figure.py", "--results", tmp_path / "runs"]
+        shutil.copytree(published.parent, tmp_path / "runs" / task)
+    draw = [sys.executable, ROOT / "study/figure.py", "--results", tmp_path / "runs"]
     subprocess.run(draw, check=True, capture_output=True)
     assert np.asarray(Image.open(tmp_path / "runs/study.png")).std() > 0
-    check = [sys.executable, ROOT / "benchmarks/study_check.py", "--published", published, "--models", "linear"]
+    check = [sys.executable, ROOT / "study/check.py", "--published", published, "--models", "linear"]
 
     def repeat() -> tuple[int, str]:
         done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
@@ -74,12 +86,35 @@ def test_study(tmp_path):
     code, printed = repeat()
     assert code == 0, printed
     assert printed.strip().endswith("agrees")
-    for name, changed, expected in (("data", "another", (0, "not compared")), ("val/loss", 9.0, (1, "DOES NOT AGREE"))):
-        rows = [{**one, name: changed} for one in found["runs"]]
-        published.write_text(json.dumps(found | {"runs": rows}))
+    for changed, expected in (("data", (0, "not compared")), ("loss", (1, "DOES NOT AGREE"))):
+        altered = copy.deepcopy(rows)
+        for row in altered:
+            if changed == "data" and row["about"].get("data"):
+                row["about"]["data"]["fingerprint"] = "another"
+            elif row["values"]["metrics"]:
+                row["values"]["metrics"]["val/loss"]["value"][-1] = 9.0
+        published.write_text("".join(json.dumps(row) + "\n" for row in altered))
         code, printed = repeat()
-        assert code == expected[0]
+        assert code == expected[0], printed
         assert expected[1] in printed
+
+
+def test_a_mistake_is_a_sentence(tmp_path):
+    """An unknown model or task, or a number of steps below 1."""
+    for options, words in (
+        (["--models", "linar"], "--models: linar not in "),
+        (["--tasks", "texts"], "--tasks: texts not in "),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+    ):
+        command = [sys.executable, ROOT / "study/run.py", tmp_path / "runs", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert words in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def records(folder: Path) -> dict[str, dict]:
@@ -118,7 +153,7 @@ def test_nothing_is_lost(tmp_path):
         assert killed.wait() == -signal.SIGKILL
         assert (folder / "foreign").exists(), "the folder in which a process is alive is left alone"
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=300) for process in both]
+    printed = [process.communicate(timeout=1200) for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert sum(output.count(": started") for output, _ in printed) == 2, "nothing is trained twice"
     assert all("| linear | 500 | 0.01 | 2 | " in output for output, _ in printed)
@@ -133,7 +168,7 @@ def test_nothing_is_lost(tmp_path):
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

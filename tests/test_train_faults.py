@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults.damage import ROOT, quiet, tiny
 from filelock import FileLock
 
 import train
-from benchmarks.damage import ROOT, quiet, tiny
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_configuration_calls_and_imports_nothing_foreign(name, options, tmp_pa
     (tmp_path / "foreign.py").write_text("open('imported', 'w')\nclass Attention: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hostile.yaml").write_text(HOSTILE[name])
-    with pytest.raises((SystemExit, *train.MENDABLE)) as error:
+    with pytest.raises((SystemExit, *train.USER_ERRORS)) as error:
         train.main(["fit", *options, "--config=hostile.yaml"])
     said = str(error.value) + capsys.readouterr().err
     assert any(
@@ -66,7 +66,7 @@ FAULTS = {
     "--trainer.plugins=lightning.pytorch.plugins.TorchCheckpointIO": "multiple values for CheckpointIO",
     "--data.cache_dir=file": "file",
     "--data.source=binary": "binary is not UTF-8",
-    "--data.source=void": "source='void' is a folder without files",
+    "--data.source=void": "source='void' has no files",
     "--config=binary": "binary is no text in UTF-8",
     "--config=void": "void",
     "--ckpt_path=void": "void is not a readable checkpoint: Is a directory",
@@ -97,7 +97,7 @@ def test_a_fault_is_answered_and_nothing_is_lost(fault, run, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["train.py"])
     before = contents(folder)
     resumed = [f"--ckpt_path={folder / 'runs/version_0/checkpoints/last.ckpt'}"] if fault.startswith("--model") else []
-    with pytest.raises((SystemExit, *train.MENDABLE)) as error:
+    with pytest.raises((SystemExit, *train.USER_ERRORS)) as error:
         train.main(["fit", *options, *resumed, fault])
     assert FAULTS[fault] in str(error.value) + capsys.readouterr().err
     assert before.items() <= contents(folder).items()
@@ -131,7 +131,7 @@ def test_without_tensorboard_there_is_a_sentence(run, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
-    with pytest.raises(train.MENDABLE, match="Neither `tensorboard` nor `tensorboardX` is available"):
+    with pytest.raises(train.USER_ERRORS, match="Neither `tensorboard` nor `tensorboardX` is available"):
         train.main(["fit", *run[1]])
 
 

@@ -44,7 +44,8 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "bsbr_pl").rglob("*.py")}
     assert len(sources) > 40
-    expected = sources | {"bsbr_pl/py.typed", "bsbr_pl/evals/report/template.html"}
+    pages = {f"bsbr_pl/report/{name}" for name in ("report.html", "report.md", "words.toml")}
+    expected = sources | pages | {"bsbr_pl/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
@@ -54,5 +55,5 @@ def test_it_trains_and_evaluates_without_a_checkout(wheel, tmp_path):
     alone = {"cwd": tmp_path, "env": {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}}
     subprocess.run([sys.executable, "-c", USE.format(wheel=str(tmp_path / "site"))], check=True, **alone)
     options = ["trained.ckpt", "--multiples=[1]", "--lengths=[]"]
-    subprocess.run([sys.executable, "-m", "bsbr_pl.evals", *options], check=True, **alone)
+    subprocess.run([sys.executable, "-m", "bsbr_pl", "evaluate", *options], check=True, **alone)
     assert "bits per byte" in (tmp_path / "evaluation/report.html").read_text()

@@ -143,8 +143,6 @@ class BSBRAttention(Attention[Chunks]):
         mask = window_mask if self.overlap else chunk_mask
         return mask(num_tokens, self.chunk_size, self._device)
 
-    # Parts of the formula.
-
     def project(self, x: Tensor, state: Chunks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
@@ -187,8 +185,6 @@ class BSBRAttention(Attention[Chunks]):
             return retrieved
         return retrieved * (self.gain[..., None] * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
 
-    # The definition.
-
     def chunk_map(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> P (B, H, N, N): the weight of chunk j in what chunk c retrieves, strictly lower triangular."""
         return self.chunk_weights(*self.route(x))
@@ -209,8 +205,6 @@ class BSBRAttention(Attention[Chunks]):
         retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.unit_keys(k).mT)
         return local + self.bound(retrieved[:, :, None], (retrieved @ v)[:, :, None])[:, :, 0]
 
-    # The fast form.
-
     def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Local attention of q (B, H, T, K), the last tokens of k and v; without overlap, these start a chunk."""
         T, past = q.shape[2], k.shape[2] - q.shape[2]
@@ -225,7 +219,7 @@ class BSBRAttention(Attention[Chunks]):
     def write(self, k: Tensor, v: Tensor) -> Tensor:
         """k, v (B, H, N, C, K) -> states of the chunks F (B, H, N, K, V / compression)."""
         v = for_products(v)
-        if not self.has_map:
+        if self.state_dim != self.head_dim:
             v = v @ self.down[:, None].to(v.dtype)
         return self.unit_keys(k).to(v.dtype).mT @ v
 
@@ -247,7 +241,7 @@ class BSBRAttention(Attention[Chunks]):
         """q (B, H, N, C, K), S (B, H, N, K, V / compression) of its chunks -> bounded reads (B, H, N, C, V)."""
         q = for_products(q)
         retrieved = q @ S.to(q.dtype)
-        if not self.has_map:
+        if self.state_dim != self.head_dim:
             retrieved = retrieved @ self.up[:, None].to(q.dtype)
         retrieved = at_least_fp32(retrieved)
         return self.bound(retrieved, retrieved)
@@ -255,23 +249,13 @@ class BSBRAttention(Attention[Chunks]):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor, state: Chunks | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mixed values of T tokens.
-
-        Args:
-            q: (B, H, T, K).
-            k, v: (B, H, T, K) of these tokens, behind those of the state.
-            r: (B, H, M, R), queries of the chunks that start among these tokens.
-            h: (B, H, N, R), keys of the chunks that have one of these tokens.
-            state: before these tokens.
-
-        Returns:
-            Mixed values (B, H, T, V); of all chunks so far, the states F (B, H, ., K, V / compression) and keys h
-            (B, H, ., R); and S (B, H, N, K, V / compression), what the chunks of these tokens retrieve.
-        """
-        if not q.is_cuda:  # once, for `local` and for the chunks below
+        """q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of chunks
+        that start in them, h (B, H, N, R) of the chunks that overlap them -> mixed values (B, H, T, V); states F and
+        keys h of all chunks so far; what the N chunks retrieve, S (B, H, N, K, V / compression)."""
+        if not q.is_cuda:  # copied once, for `local` and for the chunks below
             q, k, v = (part.contiguous() for part in (q, k, v))
         local, T, begun = self.local(q, k, v), q.shape[2], 0
-        if state is not None:  # start at the first token of the current chunk
+        if state is not None:  # chunks start at the first token of the current chunk; its earlier queries are padding
             begun = state.position % self.chunk_size
             skipped = k.shape[2] - T - begun
             q, k, v = F.pad(q, (0, 0, begun, 0)), k[:, :, skipped:], v[:, :, skipped:]
@@ -280,7 +264,7 @@ class BSBRAttention(Attention[Chunks]):
         if state is not None:
             states, h = torch.cat((state.F.to(states.dtype), states), 2), torch.cat((state.h, h), 2)
         S = self.combine(self.chunk_weights(r, h, first=h.shape[2] - r.shape[2]), states)
-        if state is not None and begun:  # the current chunk has retrieved already
+        if state is not None and begun:
             S = torch.cat((state.S[:, :, None].to(S.dtype), S), 2)
         return local + self.read(q, S).flatten(2, 3)[:, :, begun : begun + T], states, h, S
 
@@ -292,10 +276,11 @@ class BSBRAttention(Attention[Chunks]):
         if state is not None:
             position, begun = state.position, state.position % self.chunk_size
             k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
-        if state is not None and begun:  # their sum stands for the earlier inputs of the current chunk
+        if state is not None and begun:  # their sum replaces the earlier inputs of the current chunk
             inputs = torch.cat((F.pad(state.x_sum[:, None], (0, 0, 0, begun - 1)), x), 1)
         r, h = self.route(inputs)
-        mixed, states, h, S = self.mix(q, k, v, r[:, :, begun > 0 :], h, state)
+        r = r[:, :, 1:] if begun else r  # the current chunk has retrieved already
+        mixed, states, h, S = self.mix(q, k, v, r, h, state)
 
         position += x.shape[1]
         finished, rest = position // self.chunk_size, position % self.chunk_size
@@ -303,8 +288,6 @@ class BSBRAttention(Attention[Chunks]):
         x_sum = inputs[:, inputs.shape[1] - rest :].sum(1)
         current = (S[:, :, -1], k[:, :, near:], v[:, :, near:], x_sum, conv_state, position)
         return self.emit(mixed, x), Chunks(states[:, :, :finished], h[:, :, :finished], *current)
-
-    # Decoding.
 
     def init_state(self, batch_size: int) -> Chunks:
         B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
@@ -332,8 +315,6 @@ class BSBRAttention(Attention[Chunks]):
             if not self.overlap:
                 k, v = k[:, :, :0], v[:, :, :0]
         return output, Chunks(states, h, S, k, v, x_sum, conv_state, position + 1)
-
-    # Costs.
 
     def state_size(self, num_tokens: int) -> int:
         D, HR = self.hidden_dim, self.num_heads * self.router_dim

@@ -1,9 +1,9 @@
-"""Prepared text: documents become one memory-mapped file of tokens, once, in a folder named by a fingerprint.
+"""Prepared text: documents are tokenized once, into a memory-mapped file in a folder named by a fingerprint.
 
 A folder holds `tokens.bin` (the three splits one after another), `documents.npy` (where documents start),
-`tokenizer.json` unless the tokens are bytes, and `meta.json`, whose checksums tell a whole folder from a damaged one.
-A split's stream is `EOS document EOS document EOS ... document EOS`: every token of the text follows another one, so
-each is predicted exactly once.
+`tokenizer.json` unless the tokens are bytes, and `meta.json` with checksums, which reveal a damaged folder.
+The stream of a split is `EOS document EOS document EOS ... document EOS`: every token of the text has a token before
+it, so each token is predicted exactly once.
 """
 
 import contextlib
@@ -20,21 +20,23 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .documents import SPLITS, Piece, Source, file_sha256
+from .base import SPLITS
+from .files import Piece, sha256_of
+from .sources import Source
 from .tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_identity, train_bpe
 
-FORMAT = 2  # changes whenever the same source would give another folder
+FORMAT = 2  # increase it when the same source gives a different folder
 BATCH_BYTES = 2 << 20  # text tokenized at once
 BPE_SAMPLE_BYTES = 64 << 20  # training text that merges are learnt from: bounds the memory they take
 HASH_EVERY_TIME = 256 << 20  # larger files are hashed again only if their modification time has changed
 
 
 class Corpus:
-    """A prepared folder, opened lazily, so that it can be sent to other processes.
+    """A prepared folder. Its files are opened when they are used, so that it can be sent to other processes.
 
     Raises:
         ValueError: the folder is missing, cut short or altered.
@@ -47,9 +49,9 @@ class Corpus:
             intact = self.meta.pop("sha256") == _json_sha256(self.meta)
             intact = intact and all(_is_whole(folder / name, sums) for name, sums in self.meta["files"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder} is no prepared corpus ({error})") from error
+            raise ValueError(f"{folder} is not a prepared corpus ({error})") from error
         if not intact:
-            raise ValueError(f"{folder} was cut short or altered")
+            raise ValueError(f"{folder} is truncated or damaged")
         self.fingerprint: str = self.meta["fingerprint"]
         self.vocab_size: int = self.meta["vocab_size"]
 
@@ -80,10 +82,6 @@ class Corpus:
         """The split's raw text, documents joined."""
         return self.tokenizer.decode_bytes(self.tokens(split))
 
-    def num_bytes(self, split: str) -> int:
-        """Bytes of the split's raw text."""
-        return int(self._split(split)["bytes"])
-
     def _split(self, split: str) -> dict[str, Any]:
         if split not in SPLITS:
             raise ValueError(f"split={split!r} is unknown: one of {', '.join(SPLITS)}")
@@ -91,20 +89,20 @@ class Corpus:
 
 
 def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cache_dir: Path) -> Corpus:
-    """Open the prepared folder of this source and tokenizer; make it first if it is not there or damaged.
+    """Open the prepared folder of this source and tokenizer; make it first if it is missing or damaged.
 
-    Several processes may call this at once: one works, the others wait for it.
+    Several processes may call this at once: one prepares the text, the others wait for it.
 
     Args:
         source: the documents
         name: what messages call the source
         tokenizer: `bpe` (trained on the training split), `bytes` or the path of a tokenizer.json
         bpe_vocab_size: ids of the trained BPE, the end of text included
-        cache_dir: the folder that prepared folders lie in
+        cache_dir: the folder of all prepared folders
 
     Raises:
-        ValueError: text that is empty or no UTF-8, a missing column, a tokenizer that loses bytes.
-        OSError: a file cannot be read, or the disk is full; nothing half-written is left.
+        ValueError: text that is empty or not UTF-8, a missing column, a tokenizer that loses bytes.
+        OSError: a file cannot be read, or the disk is full; no partial folder is left.
     """
     from filelock import FileLock
 
@@ -129,15 +127,15 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
         try:
             _write(partial, source, tokenizer, bpe_vocab_size, {"fingerprint": fingerprint, "name": name})
             if source.identity() != identity["source"]:
-                raise ValueError(f"source={name!r} was changed while it was prepared: run again when it stays as it is")
+                raise ValueError(f"source={name!r} changed during preparation: run again when it no longer changes")
             partial.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                 raise
             raise OSError(
                 error.errno,
-                f"no room in {cache_dir} to prepare source={name!r} ({error.strerror}); nothing was kept. Free some "
-                f"space (about half the size of the text), or set cache_dir to another disk",
+                f"not enough disk space in {cache_dir} to prepare source={name!r} ({error.strerror}). Free some space "
+                "(about half the size of the text), or set cache_dir to another disk",
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -147,18 +145,19 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
 
 
 def _say_left_out(corpus: Corpus) -> None:
-    """On standard error, which split lost how many documents to another one."""
+    """Print to standard error how many documents each split lost to another split."""
     for split, count in corpus.meta["left_out"].items():
         if count:
             source, documents = corpus.meta["name"], "1 document" if count == 1 else f"{count} documents"
             print(
-                f"source={source!r}: {documents} left out of {split}: another split has the same text", file=sys.stderr
+                f"source={source!r}: removed {documents} from {split}: the same text is in another split",
+                file=sys.stderr,
             )
 
 
 def find_prepared(fingerprint: str, cache_dir: Path) -> Corpus | None:
-    """The corpus with this fingerprint that an earlier `prepare` left in `cache_dir`, without its source; or None."""
-    if not re.fullmatch("[0-9a-f]{32}", fingerprint):  # it becomes a part of a path
+    """The corpus in `cache_dir` that has this fingerprint, found without its source; or None."""
+    if not re.fullmatch("[0-9a-f]{32}", fingerprint):  # it becomes part of a path
         return None
     with contextlib.suppress(ValueError):
         corpus = Corpus(cache_dir / fingerprint)
@@ -166,51 +165,55 @@ def find_prepared(fingerprint: str, cache_dir: Path) -> Corpus | None:
     return None
 
 
+class _Stream:
+    """Writes the tokens of a split: EOS document EOS document EOS ... document EOS."""
+
+    def __init__(self, file: BinaryIO, eos: np.ndarray) -> None:
+        self.file, self.eos = file, eos
+        self.tokens, self.bytes, self.starts, self.inside = 1, 0, array("q"), False
+        file.write(eos.data)
+
+    def add(self, ids: np.ndarray, num_bytes: int, end: bool) -> None:
+        """Append a piece of a document, and EOS if the document ends with it."""
+        if not self.inside:
+            self.starts.append(self.tokens)
+        self.file.write(ids.astype(self.eos.dtype).data)
+        if end:
+            self.file.write(self.eos.data)
+        self.inside = not end
+        self.tokens += len(ids) + end
+        self.bytes += num_bytes
+
+
 def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: int, meta: dict[str, Any]) -> None:
     """Fill the folder: tokenizer, tokens, document offsets, and last the meta data with all checksums."""
-    tokenizer = _make_tokenizer(folder, source, tokenizer_name, bpe_vocab_size, meta["name"])
+    tokenizer = _make_tokenizer(folder, source, tokenizer_name, bpe_vocab_size)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    eos = np.array([tokenizer.eos_id], dtype)
     content = hashlib.sha256()
-    starts = {split: array("q") for split in SPLITS}
-    length = dict.fromkeys(SPLITS, 1)
-    size = dict.fromkeys(SPLITS, 0)
     with contextlib.ExitStack() as stack:
-        # Training goes where it stays, the other splits are appended to it at the end.
-        streams = {
-            split: stack.enter_context((folder / ("tokens.bin" if split == "train" else f"{split}.part")).open("wb"))
-            for split in SPLITS
-        }
-        eos = np.array([tokenizer.eos_id], dtype)
-        for stream in streams.values():
-            stream.write(eos.data)
-        inside = dict.fromkeys(SPLITS, False)
-        for batch in _batches(_progress(source, "tokenizing")):
-            for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-                split, raw = piece.split, piece.text.encode()
-                if tokenizer.token_bytes[ids].sum() != len(raw):
-                    raise ValueError(f"tokenizer={tokenizer_name!r} loses or adds bytes in {piece.text[:40]!r}...")
-                if not inside[split]:
-                    starts[split].append(length[split])
-                streams[split].write(ids.astype(dtype).data)
-                content.update(raw)
-                if piece.end:
-                    streams[split].write(eos.data)
-                    content.update(b"\0")
-                inside[split] = not piece.end
-                length[split] += len(ids) + piece.end
-                size[split] += len(raw)
-        if not size["train"]:
+        # Training is written to its final place, the other splits are appended to it at the end.
+        files = {split: folder / ("tokens.bin" if split == "train" else f"{split}.part") for split in SPLITS}
+        streams = {split: _Stream(stack.enter_context(file.open("wb")), eos) for split, file in files.items()}
+        for piece, ids in _tokenized(source, tokenizer):
+            raw = piece.text.encode()
+            if tokenizer.token_bytes[ids].sum() != len(raw):
+                raise ValueError(f"tokenizer={tokenizer_name!r} loses or adds bytes in {piece.text[:40]!r}...")
+            streams[piece.split].add(ids, len(raw), piece.end)
+            content.update(raw + b"\0" * piece.end)
+        if not streams["train"].bytes:
             left_out = source.left_out.get("train")
-            why = "all of it is in validation or test, too" if left_out else "it is empty, or too small to split"
-            raise ValueError(f"source={meta['name']!r} holds no text to train on: {why}")
+            why = "all of it is also in validation or test" if left_out else "it is empty, or too small to split"
+            raise ValueError(f"source={meta['name']!r} has no training text: {why}")
         for split in SPLITS[1:]:
-            streams[split].close()
-            with (folder / f"{split}.part").open("rb") as part:
-                shutil.copyfileobj(part, streams["train"])
-            (folder / f"{split}.part").unlink()
-    np.save(folder / "documents.npy", np.concatenate([np.frombuffer(starts[split], np.int64) for split in SPLITS]))
-    ends = np.cumsum([0, *length.values()]).tolist()
-    document_ends = np.cumsum([0, *map(len, starts.values())]).tolist()
+            streams[split].file.close()
+            with files[split].open("rb") as part:
+                shutil.copyfileobj(part, streams["train"].file)
+            files[split].unlink()
+    starts = [streams[split].starts for split in SPLITS]
+    np.save(folder / "documents.npy", np.concatenate([np.frombuffer(one, np.int64) for one in starts]))
+    ends = np.cumsum([0, *(streams[split].tokens for split in SPLITS)]).tolist()
+    document_ends = np.cumsum([0, *map(len, starts)]).tolist()
     meta |= {
         "dtype": dtype.name,
         "vocab_size": tokenizer.vocab_size,
@@ -218,7 +221,7 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ("numpy", "tokenizers", "datasets")},
         "splits": {
-            split: {"tokens": ends[i : i + 2], "documents": document_ends[i : i + 2], "bytes": size[split]}
+            split: {"tokens": ends[i : i + 2], "documents": document_ends[i : i + 2], "bytes": streams[split].bytes}
             for i, split in enumerate(SPLITS)
         },
         "left_out": source.left_out,
@@ -227,8 +230,8 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
     (folder / "meta.json").write_text(json.dumps(meta | {"sha256": _json_sha256(meta)}, indent=1))
 
 
-def _make_tokenizer(folder: Path, source: Source, name: str, bpe_vocab_size: int, source_name: str) -> Tokenizer:
-    """The tokenizer by name; a BPE is trained here, and any tokenizer.json is kept in the folder."""
+def _make_tokenizer(folder: Path, source: Source, name: str, bpe_vocab_size: int) -> Tokenizer:
+    """The tokenizer by name. A BPE is trained here; any tokenizer.json is kept in the folder."""
     if name == "bytes":
         return ByteTokenizer()
     file = folder / "tokenizer.json"
@@ -260,23 +263,29 @@ def _progress(source: Source, what: str) -> Iterator[Piece]:
             bar.update(len(piece.text))
 
 
+def _tokenized(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Each piece with its ids."""
+    for batch in _batches(_progress(source, "tokenizing")):
+        yield from zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True)
+
+
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in lists of about BATCH_BYTES characters, to be tokenized on all cores."""
+    """Pieces in lists of about BATCH_BYTES characters, to be tokenized at once on all cores."""
     batch: list[Piece] = []
-    held = 0
+    size = 0
     for piece in pieces:
         batch.append(piece)
-        held += len(piece.text)
-        if held >= BATCH_BYTES:
+        size += len(piece.text)
+        if size >= BATCH_BYTES:
             yield batch
-            batch, held = [], 0
+            batch, size = [], 0
     if batch:
         yield batch
 
 
 def _checksums(file: Path) -> dict[str, str | int]:
     status = file.stat()
-    return {"sha256": file_sha256(file), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"sha256": sha256_of(file), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def _is_whole(file: Path, sums: dict[str, Any]) -> bool:
@@ -285,7 +294,7 @@ def _is_whole(file: Path, sums: dict[str, Any]) -> bool:
         return False
     if status.st_size > HASH_EVERY_TIME and status.st_mtime_ns == sums["mtime_ns"]:
         return True
-    return file_sha256(file) == sums["sha256"]
+    return sha256_of(file) == sums["sha256"]
 
 
 def _json_sha256(value: object) -> str:

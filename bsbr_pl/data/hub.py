@@ -6,17 +6,17 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from .tables import check_text, missing_column
+from .files import check_text, missing_column
 
 
 def read_hub(arguments: dict[str, Any], split: str, column: str) -> Iterator[str | None]:
-    """The texts of a column of a data set's split; None for a row without one.
+    """The texts of a column of a data set's split; None for a row without text.
 
     Args:
-        arguments: what `datasets.load_dataset` is called with, less the split
+        arguments: of `datasets.load_dataset`, without the split
 
     Raises:
-        ValueError: the rows cannot be had, and what to do about it; the column is missing or holds no strings.
+        ValueError: the data set cannot be read, and what to do; or the column is missing or holds no strings.
     """
     for number, row in enumerate(_rows(arguments, split), 1):
         if column not in row:
@@ -41,7 +41,7 @@ def _rows(arguments: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
 
 
 def _check_hub_answers() -> None:
-    """ConnectionError at once, where the Hub's own client would try again for half a minute."""
+    """ConnectionError at once; the Hub's own client would try again for half a minute."""
     from huggingface_hub.constants import ENDPOINT
 
     if "https" in getproxies():

@@ -1,203 +1,296 @@
-"""Recall tasks: what a model must remember to answer. Each sample is a pure function of (seed, split, index).
+"""The recall tasks of tasks.py as data modules: segments of one length each, and slices to report accuracy on."""
 
-Random numbers come from a counter: number j of sample i is a hash of (seed, split, i, j), so that a batch is computed
-at once and still no sample depends on which others are in it. Train, validation and test never share a sample: the hash
-of a sample's own tokens decides which of them it may belong to, and a sample of the wrong side is drawn again.
-
-A task takes a `Random` for B samples and returns `input_ids` and `targets`, both (B, T) int64. A target stands at the
-position that has to give it (no shift); all others are -100.
-"""
-
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from .documents import SPLITS
-from .loader import IGNORED
+from .base import IGNORED, Batch, TokenData, check_integer, cut, digest
+from .corpus import Corpus
+from .tasks import Random, Task, draw, induction, mqar, needle, selective_copy
+from .text import TextData
 
-Task = Callable[["Random"], tuple[np.ndarray, np.ndarray]]
-
-# Eighths of all samples, by the hash of their tokens: six may be trained on, one is for each of the others.
-_SPLIT_OF_EIGHTH = np.array([0, 0, 0, 0, 0, 0, 1, 2])
-_MAX_TRIES = 2000
+VERSION = 1  # changes whenever the same arguments would give other samples
+NOT_CONTENT = ("batch_size", "eval_batch_size", "num_workers", "cache_dir")  # arguments that change no sample
+NO_SAMPLES = Random(np.empty(0, np.uint64))  # B = 0: a task checks its arguments and draws nothing
 
 
-class Random:
-    """Random numbers for B samples at once; those of a sample depend on its own key alone.
+class Segment(NamedTuple):
+    """`size` samples of one task at one length, reported under `name`."""
 
-    Args:
-        key: integers or (B,) arrays of integers, at least one of them an array
-    """
+    name: str
+    task: Task
+    size: int
 
-    def __init__(self, *key: int | np.ndarray) -> None:
-        state = np.zeros(1, np.uint64)
-        for part in key:
-            state = _mix(state ^ _mix(np.atleast_1d(part).astype(np.uint64)))
-        self.state = state
-        self.used = 0
 
-    def __len__(self) -> int:
-        return len(self.state)
+class RecallSamples:
+    """The segments of one split. A sample's id counts through all segments; a batch keeps to one segment."""
 
-    def uniform(self, count: int) -> np.ndarray:
-        """(B, count) numbers in [0, 1)."""
-        counter = np.arange(self.used, self.used + count, dtype=np.uint64)
-        self.used += count
-        return (_mix(self.state[:, None] ^ _mix(counter)) >> np.uint64(11)) * 2.0**-53
+    def __init__(self, segments: Sequence[Segment], slice_names: list[str], split: str, seed: int) -> None:
+        self.segments, self.slice_names, self.split, self.seed = segments, slice_names, split, seed
+        self.bounds = np.cumsum([0, *(segment.size for segment in segments)])
 
-    def integers(self, low: int, high: int, count: int) -> np.ndarray:
-        """(B, count) integers in [low, high)."""
-        return low + (self.uniform(count) * (high - low)).astype(np.int64)
+    def __getitem__(self, ids: np.ndarray) -> Batch:
+        """input_ids, targets (B, T); slice, index (B,)."""
+        number = int(np.searchsorted(self.bounds, ids[0], "right")) - 1
+        segment = self.segments[number]
+        inputs, targets = draw(segment.task, self.seed, self.split, number, ids - self.bounds[number])
+        return {
+            "input_ids": torch.from_numpy(inputs),
+            "targets": torch.from_numpy(targets),
+            "slice": torch.full((len(ids),), self.slice_names.index(segment.name)),
+            "index": torch.from_numpy(ids.astype(np.int64)),
+        }
 
-    def distinct(self, low: int, high: int, count: int) -> np.ndarray:
-        """(B, count) integers in [low, high), no two of a row equal, in random order (Floyd's algorithm)."""
-        below = np.arange(high - low - count, high - low)
-        proposed = (self.uniform(count) * (below + 1)).astype(np.int64)
-        chosen = np.full((len(self), count), -1)
-        for j in range(count):
-            taken = (chosen[:, :j] == proposed[:, j : j + 1]).any(1)
-            chosen[:, j] = np.where(taken, below[j], proposed[:, j])
-        order = self.uniform(count).argsort(1)
-        return low + np.take_along_axis(chosen, order, 1)
+    def train_batches(self, batch_size: int, epoch: int) -> list[np.ndarray]:
+        """Full batches of every segment, shuffled within and among segments; the rest of a segment is left out.
 
-    def weighted(self, weights: np.ndarray, count: int) -> np.ndarray:
-        """(B, count) distinct indices, drawn one after another with probability proportional to the weights left.
-
-        The first arrivals of exponential clocks with these rates.
+        Raises:
+            ValueError: a segment has fewer samples than one batch.
         """
-        arrival = -np.log1p(-self.uniform(len(weights))) / weights
-        return arrival.argsort(1)[:, :count]
+        random = np.random.default_rng([self.seed, epoch])
+        batches: list[np.ndarray] = []
+        for segment, start in zip(self.segments, self.bounds, strict=False):
+            if segment.size < batch_size:
+                raise ValueError(
+                    f"segment {segment.name} has {segment.size} training samples, fewer than one batch of "
+                    f"{batch_size} (batch_size times processes): lower batch_size, or increase the number of samples"
+                )
+            order = start + random.permutation(segment.size)
+            batches += list(order[: segment.size // batch_size * batch_size].reshape(-1, batch_size))
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def eval_batches(self, batch_size: int) -> list[np.ndarray]:
+        """Every sample once, in order."""
+        bounds = zip(self.bounds[:-1], self.bounds[1:], strict=True)
+        return [batch for start, stop in bounds for batch in cut(np.arange(start, stop), batch_size)]
 
 
-def draw(task: Task, seed: int, split: str, stream: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples `index` (B,) of a split: input_ids, targets (B, T). `stream` keeps the segments of a split apart.
+class RecallData(TokenData):
+    """A recall task: training segments, and test segments that are drawn anew for validation and for testing.
 
-    Raises:
-        ValueError: the task has too few distinct samples to divide between the splits.
+    A subclass calls `save_hyperparameters` and `_set_segments` at the end of its constructor.
     """
-    side = SPLITS.index(split)
-    inputs, targets = task(Random(seed, side, stream, index, 0))
-    for attempt in range(1, _MAX_TRIES):
-        wrong = np.flatnonzero(_side(inputs) != side)
-        if not len(wrong):
-            return inputs, targets
-        inputs[wrong], targets[wrong] = task(Random(seed, side, stream, index[wrong], attempt))
-    raise ValueError(f"the task has too few distinct samples to keep {' and '.join(SPLITS)} apart: use more symbols")
+
+    kind = "recall"
+    _vocab_size: int
+    _train: list[Segment]
+    _test: list[Segment]
+
+    def _set_segments(self, vocab_size: int, train: list[Segment], test: list[Segment]) -> None:
+        for segment in train + test:
+            if segment.size < 1:
+                raise ValueError(f"segment {segment.name} has {segment.size} samples: at least 1")
+            segment.task(NO_SAMPLES)
+        self._vocab_size, self._train, self._test = vocab_size, train, test
+        self.slice_names = list(dict.fromkeys(segment.name for segment in train + test))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        without = (*NOT_CONTENT, *self.content_arguments)
+        content = {name: value for name, value in self.arguments.items() if name not in without}
+        return digest(type(self).__name__, VERSION, content)
+
+    def samples(self, split: str) -> RecallSamples:
+        return RecallSamples(self._train if split == "train" else self._test, self.slice_names, split, self.seed)
+
+    def chance(self) -> float:
+        """1 / (number of different answers in the test split)."""
+        answers = torch.cat([batch["targets"].flatten() for batch in self.loader("test")]).unique()
+        return 1 / int((answers != IGNORED).sum())
 
 
-def mqar(
-    random: Random, length: int, pairs: int, vocab_size: int, random_filler: bool = False, power: float = 0.01
-) -> tuple[np.ndarray, np.ndarray]:
-    """Multi-query associative recall: `k1 v1 ... kN vN`, then each key once more, where its value is the target.
-
-    Keys lie in [1, V/2), values in [V/2, V), each distinct in a sample. Of the (T - 2N) / 2 slots of two positions
-    behind the pairs, slot g = 1, 2, ... is asked in with probability proportional to g^(power - 1). All other
-    positions hold 0, or random tokens if `random_filler`. Arora et al. 2023, arXiv 2312.04927, appendix E.
-
-    Raises:
-        ValueError: an odd length, more than a pair for four positions, or too small a vocabulary.
-    """
-    check_mqar(length, pairs, vocab_size)
-    samples = len(random)
-    keys = random.distinct(1, vocab_size // 2, pairs)
-    values = random.distinct(vocab_size // 2, vocab_size, pairs)
-    slots = random.weighted(np.arange(1, (length - 2 * pairs) // 2 + 1) ** (power - 1), pairs)
-    asked = 2 * pairs + 2 * slots
-    filler = random.integers(0, vocab_size, length) if random_filler else 0
-    inputs = np.full((samples, length), filler)
-    inputs[:, 0 : 2 * pairs : 2] = keys
-    inputs[:, 1 : 2 * pairs : 2] = values
-    np.put_along_axis(inputs, asked, keys, 1)
-    targets = np.full((samples, length), IGNORED)
-    np.put_along_axis(targets, asked, values, 1)
-    return inputs, targets
-
-
-def check_mqar(length: int, pairs: int, vocab_size: int) -> None:
-    """Whether a segment of MQAR is possible at all, else ValueError."""
-    if length % 2 or pairs < 1 or 4 * pairs > length:
-        raise ValueError(f"segment (T={length}, N={pairs}): T must be even, N at least 1 and 4 N at most T")
-    if vocab_size <= length:
-        raise ValueError(f"vocab_size={vocab_size} must be above the context length T={length}")
-
-
-def induction(random: Random, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Induction heads: what followed the trigger? The trigger V - 1 stands at a random place and again at the end.
-
-    All other positions hold random tokens of [0, V - 1); the one after the first trigger is the target of the last
-    position. Dao et al. 2022, arXiv 2212.14052, section 3.
-    """
-    if length < 3 or vocab_size < 3:
-        raise ValueError(f"induction needs context_length={length} and vocab_size={vocab_size} to be at least 3")
-    samples = np.arange(len(random))
-    inputs = random.integers(0, vocab_size - 1, length)
-    place = random.integers(0, length - 2, 1)[:, 0]
-    inputs[samples, place] = inputs[:, -1] = vocab_size - 1
-    targets = np.full_like(inputs, IGNORED)
-    targets[:, -1] = inputs[samples, place + 1]
-    return inputs, targets
-
-
-def selective_copy(random: Random, length: int, copied: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Selective copying: repeat the tokens that lie scattered among blanks, in their order.
-
-    The first T - M positions hold M random tokens of [2, V) at random places among blanks (0), the last M the mark 1,
-    where the tokens are the targets. Gu & Dao 2023, arXiv 2312.00752, section 4.1.1.
-    """
-    if not 1 <= copied <= length // 2 or vocab_size < 3:
-        raise ValueError(
-            f"num_copied={copied} must be from 1 to half of context_length={length}, and vocab_size={vocab_size} "
-            "at least 3"
-        )
-    tokens = random.integers(2, vocab_size, copied)
-    places = np.sort(random.distinct(0, length - copied, copied), 1)
-    inputs = np.zeros((len(random), length), np.int64)
-    np.put_along_axis(inputs, places, tokens, 1)
-    inputs[:, -copied:] = 1
-    targets = np.full_like(inputs, IGNORED)
-    targets[:, -copied:] = tokens
-    return inputs, targets
-
-
-def needle(
-    random: Random, text: Callable[[], np.ndarray], length: int, vocab_size: int, depth: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """A needle in a haystack: one pair `mark key value` in T - 5 tokens of real text, then `mark key`: which value?
+class MQARData(RecallData):
+    """Multi-query associative recall (Arora et al. 2023). The defaults are the published task's shortest length.
 
     Args:
-        text: gives the stream of tokens (L,) that haystacks are cut from, all below vocab_size - 1
-        vocab_size: ids of the text and, as the last, the mark
-        depth: where the pair stands, 0 at the start of the haystack, 1 at its end; None for a random place
+        vocab_size: keys are from its lower half, values from its upper half
+        train_segments, test_segments: (T, N, samples): context length, key-value pairs, number of samples
+        random_filler: random tokens instead of 0 at the positions of neither pairs nor questions
+        power: near 0, questions follow soon after the pairs; 1: they are anywhere, uniformly
     """
-    tokens, hay = text(), length - 5
-    if not 0 <= hay <= len(tokens):
-        raise ValueError(f"context_length={length} must be from 5 to {len(tokens) + 5}, the length of the text + 5")
-    if depth is not None and not 0 <= depth <= 1:
-        raise ValueError(f"depth={depth} must be from 0 (start of the haystack) to 1 (its end)")
-    start = random.integers(0, len(tokens) - hay + 1, 1)
-    pair = random.integers(0, vocab_size - 1, 2)
-    place = random.integers(0, hay + 1, 1) if depth is None else np.full((len(random), 1), round(depth * hay))
-    position = np.arange(length - 2)
-    source = start + position - 3 * (position >= place + 3)  # the haystack's tokens, moved apart by the needle
-    inputs = np.full((len(random), length), vocab_size - 1)
-    inputs[:, :-2] = tokens[np.minimum(source, len(tokens) - 1)]
-    np.put_along_axis(inputs, place + np.arange(3), np.pad(pair, ((0, 0), (1, 0)), constant_values=vocab_size - 1), 1)
-    inputs[:, -2], inputs[:, -1] = vocab_size - 1, pair[:, 0]
-    targets = np.full_like(inputs, IGNORED)
-    targets[:, -1] = pair[:, 1]
-    return inputs, targets
+
+    answers_in_context = True
+
+    def __init__(
+        self,
+        vocab_size: int = 8192,
+        train_segments: Sequence[tuple[int, int, int]] = ((64, 4, 100_000),),
+        test_segments: Sequence[tuple[int, int, int]] = ((64, 4, 3_000),),
+        random_filler: bool = False,
+        power: float = 0.01,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        longest = max((length for length, *_ in (*train_segments, *test_segments)), default=0)
+        super().__init__(longest, batch_size, eval_batch_size, seed, num_workers)
+        self.save_hyperparameters(logger=False)
+
+        def segment(length: int, pairs: int, size: int) -> Segment:
+            task = partial(mqar, vocab_size=vocab_size, random_filler=random_filler, power=power)
+            return Segment(f"T{length}_N{pairs}", partial(task, length=length, pairs=pairs), size)
+
+        self._set_segments(vocab_size, [segment(*s) for s in train_segments], [segment(*s) for s in test_segments])
+
+    @property
+    def train_lengths(self) -> dict[int, int]:
+        lengths: Counter[int] = Counter()
+        for length, _, size in self.hparams["train_segments"]:
+            lengths[length] += size
+        return dict(lengths)
+
+    @property
+    def validation_length(self) -> int:
+        return max((length for length, *_ in self.hparams["test_segments"]), default=0)
+
+    def _test_length_arguments(self, length: int) -> dict[str, Any]:
+        """Pairs and samples are those of the first test segment, or without one of the first training segment."""
+        _, pairs, size = [*self.hparams["test_segments"], *self.hparams["train_segments"]][0]
+        return {"test_segments": [[length, pairs, size]]}
 
 
-def _side(inputs: np.ndarray) -> np.ndarray:
-    """(B,) the number of the split that each row of tokens may belong to."""
-    place = np.arange(inputs.shape[1], dtype=np.uint64) << np.uint64(32)
-    code = _mix(_mix(inputs.astype(np.uint64) ^ place).sum(1, dtype=np.uint64))
-    return _SPLIT_OF_EIGHTH[(code >> np.uint64(61)).astype(np.int64)]
+class InductionData(RecallData):
+    """Induction heads: trained at one length, tested at several.
+
+    Args:
+        vocab_size: ordinary tokens and the trigger
+        context_length: of the training samples
+        test_lengths: of the validation and test samples
+        num_train, num_test: samples; num_test is for each of the lengths
+    """
+
+    answers_in_context = True
+
+    def __init__(
+        self,
+        vocab_size: int = 16,
+        context_length: int = 256,
+        test_lengths: Sequence[int] = (64, 128, 256, 512, 1024),
+        num_train: int = 100_000,
+        num_test: int = 1_000,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
+        self.save_hyperparameters(logger=False)
+
+        def segment(length: int, size: int) -> Segment:
+            return Segment(f"T{length}", partial(induction, length=length, vocab_size=vocab_size), size)
+
+        tests = [segment(length, num_test) for length in test_lengths]
+        self._set_segments(vocab_size, [segment(context_length, num_train)], tests)
+
+    @property
+    def validation_length(self) -> int:
+        return max(self.hparams["test_lengths"], default=0)
+
+    def _test_length_arguments(self, length: int) -> dict[str, Any]:
+        return {"test_lengths": [length]}
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The output function of splitmix64 (Steele et al. 2014): 64 bits to 64 well-stirred bits; wraps around."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+class SelectiveCopyData(RecallData):
+    """Selective copying: repeat the `num_copied` tokens that are scattered in the context.
+
+    Args:
+        vocab_size: tokens to copy, the blank and the mark
+        context_length: all positions, those of the answers included
+        num_train, num_test: samples
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 16,
+        context_length: int = 256,
+        num_copied: int = 16,
+        num_train: int = 100_000,
+        num_test: int = 1_000,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
+        self.save_hyperparameters(logger=False)
+        task = partial(selective_copy, length=context_length, copied=num_copied, vocab_size=vocab_size)
+        name = f"T{context_length}_M{num_copied}"
+        self._set_segments(vocab_size, [Segment(name, task, num_train)], [Segment(name, task, num_test)])
+
+
+class NeedleData(RecallData):
+    """A needle in a haystack of real text: one key-value pair, trained at random depths, tested at chosen depths.
+
+    The haystacks of each split are cut from the same split of the text.
+
+    Args:
+        source, tokenizer, bpe_vocab_size, cache_dir: the text, as in `TextData`
+        depths: of the needle in the test samples, 0 for the start of the context and 1 for its end
+        num_train, num_test: samples; num_test is for each of the depths
+    """
+
+    answers_in_context = True
+    content_arguments = ("source", "tokenizer", "bpe_vocab_size")
+
+    def __init__(
+        self,
+        source: str = "stdlib",
+        tokenizer: str = "bpe",
+        bpe_vocab_size: int = 4096,
+        context_length: int = 512,
+        depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        num_train: int = 100_000,
+        num_test: int = 200,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
+        self.save_hyperparameters(logger=False)
+        self.depths = depths
+        self.num_train = check_integer("num_train", num_train, 1)
+        self.num_test = check_integer("num_test", num_test, 1)
+        self.slice_names = [_depth_name(depth) for depth in (None, *depths)]
+        for depth in depths:
+            needle(NO_SAMPLES, lambda: np.empty(context_length), context_length, 2, depth)
+
+    @cached_property
+    def text_data(self) -> TextData:
+        # Not created in the constructor: Lightning would save this object's arguments as those of the text.
+        h = self.hparams
+        return TextData(h["source"], h["tokenizer"], h["bpe_vocab_size"], h["context_length"], cache_dir=h["cache_dir"])
+
+    def prepare_data(self) -> None:
+        self.text_data.prepare_data()
+
+    @property
+    def vocab_size(self) -> int:
+        """The ids of the text, and the mark."""
+        return self.text_data.vocab_size + 1
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(super().fingerprint, self.text_data.fingerprint)
+
+    def samples(self, split: str) -> RecallSamples:
+        text = partial(Corpus.tokens, self.text_data.corpus, split)
+        task = partial(needle, text=text, length=self.context_length, vocab_size=self.vocab_size)
+        depths: Sequence[float | None] = [None] if split == "train" else self.depths
+        size = self.num_train if split == "train" else self.num_test
+        segments = [Segment(_depth_name(depth), partial(task, depth=depth), size) for depth in depths]
+        return RecallSamples(segments, self.slice_names, split, self.seed)
+
+
+def _depth_name(depth: float | None) -> str:
+    return "depth_random" if depth is None else f"depth_{depth:g}"

@@ -1,260 +1,250 @@
-"""The recall tasks of recall.py as data modules, in segments of one length and slices to report on."""
+"""The recall tasks as pure functions: each sample depends on (seed, split, index) and on nothing else.
 
-from collections.abc import Sequence
-from functools import cached_property, partial
-from typing import ClassVar, NamedTuple
+A task takes a `Random` for B samples and returns `input_ids` and `targets`, both (B, T) int64. A target stands at the
+position whose logits must predict it (there is no shift); all other targets are -100.
+
+Random numbers come from a counter: number j of sample i is a hash of (seed, split, i, j). So a whole batch is computed
+at once, and a sample does not depend on the other samples of its batch. Training, validation and test never share a
+sample: a hash of a sample's tokens says which split it belongs to, and a sample of another split is drawn again.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .base import TokenData, digest
-from .corpus import Corpus
-from .loader import Batch, cut
-from .recall import Task, check_mqar, draw, induction, mqar, needle, selective_copy
-from .text import TextData
+from .base import IGNORED, SPLITS
 
-VERSION = 1  # changes whenever the same arguments would give other samples
+Task = Callable[["Random"], tuple[np.ndarray, np.ndarray]]
 
-
-class Segment(NamedTuple):
-    """`size` samples of one task at one length, reported under `name`."""
-
-    name: str
-    task: Task
-    size: int
+# A hash of its tokens puts each sample into one of eight equal parts: six are for training, one for each other split.
+_SPLIT_OF_EIGHTH = np.array([0, 0, 0, 0, 0, 0, 1, 2])
+_MAX_TRIES = 2000
 
 
-class RecallSamples:
-    """The segments of one split; a sample's id counts through all of them. A batch keeps to one segment."""
-
-    def __init__(self, segments: Sequence[Segment], slice_names: list[str], split: str, seed: int) -> None:
-        self.segments, self.slice_names, self.split, self.seed = (segments, slice_names, split, seed)
-        self.bounds = np.cumsum([0, *(segment.size for segment in segments)])
-
-    def __getitem__(self, ids: np.ndarray) -> Batch:
-        """input_ids, targets (B, T); slice, index (B,)."""
-        number = int(np.searchsorted(self.bounds, ids[0], "right")) - 1
-        segment = self.segments[number]
-        inputs, targets = draw(segment.task, self.seed, self.split, number, ids - self.bounds[number])
-        return {
-            "input_ids": torch.from_numpy(inputs),
-            "targets": torch.from_numpy(targets),
-            "slice": torch.full((len(ids),), self.slice_names.index(segment.name)),
-            "index": torch.from_numpy(ids.astype(np.int64)),
-        }
-
-    def train_batches(self, batch_size: int, epoch: int) -> list[np.ndarray]:
-        """Whole batches of every segment, shuffled within and among segments; leftovers wait for another epoch."""
-        random = np.random.default_rng([self.seed, epoch])
-        batches: list[np.ndarray] = []
-        for segment, start in zip(self.segments, self.bounds, strict=False):
-            if segment.size < batch_size:
-                raise ValueError(
-                    f"segment {segment.name} has {segment.size} training samples, fewer than one batch of "
-                    f"{batch_size} (batch_size times processes): lower either, or draw more samples"
-                )
-            order = start + random.permutation(segment.size)
-            batches += list(order[: segment.size // batch_size * batch_size].reshape(-1, batch_size))
-        return [batches[i] for i in random.permutation(len(batches))]
-
-    def eval_batches(self, batch_size: int) -> list[np.ndarray]:
-        """Every sample once, in order."""
-        bounds = zip(self.bounds[:-1], self.bounds[1:], strict=True)
-        return [batch for start, stop in bounds for batch in cut(np.arange(start, stop), batch_size)]
-
-
-class RecallData(TokenData):
-    """A recall task: `train` segments to learn from and `test` segments, drawn anew for validation and for testing."""
-
-    #: Arguments that do not decide what the samples are.
-    not_decisive: ClassVar[tuple[str, ...]] = ("batch_size", "eval_batch_size", "num_workers", "cache_dir")
-    _vocab_size: int
-    _train: list[Segment]
-    _test: list[Segment]
-
-    def _set_segments(self, vocab_size: int, train: list[Segment], test: list[Segment]) -> None:
-        for segment in train + test:
-            if segment.size < 1:
-                raise ValueError(f"segment {segment.name} has {segment.size} samples: at least 1")
-        self._vocab_size, self._train, self._test = vocab_size, train, test
-        self.slice_names = list(dict.fromkeys(segment.name for segment in train + test))
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
-    def fingerprint(self) -> str:
-        other = self.not_decisive
-        decisive = {name: value for name, value in self.hparams.items() if name not in other and name[0] != "_"}
-        return digest(type(self).__name__, VERSION, decisive)
-
-    def samples(self, split: str) -> RecallSamples:
-        return RecallSamples(self._train if split == "train" else self._test, self.slice_names, split, self.seed)
-
-
-class MQARData(RecallData):
-    """Multi-query associative recall (Arora et al. 2023). The defaults are the published task's shortest length.
+class Random:
+    """Random numbers for B samples at once; those of a sample depend on its own key alone.
 
     Args:
-        vocab_size: keys are its lower half, values its upper half
-        train_segments, test_segments: (T, N, samples): context length, key-value pairs, number of samples
-        random_filler: random tokens instead of 0 where neither pairs nor questions stand
-        power: questions come soon (towards 0) or anywhere (1)
+        key: integers or (B,) arrays of integers, at least one of them an array
     """
 
-    def __init__(
-        self,
-        vocab_size: int = 8192,
-        train_segments: Sequence[tuple[int, int, int]] = ((64, 4, 100_000),),
-        test_segments: Sequence[tuple[int, int, int]] = ((64, 4, 3_000),),
-        random_filler: bool = False,
-        power: float = 0.01,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        for length, pairs, _ in (*train_segments, *test_segments):
-            check_mqar(length, pairs, vocab_size)
-        longest = max((length for length, *_ in (*train_segments, *test_segments)), default=0)
-        super().__init__(longest, batch_size, eval_batch_size, seed, num_workers)
-        self.save_hyperparameters(logger=False)
+    def __init__(self, *key: int | np.ndarray) -> None:
+        state = np.zeros(1, np.uint64)
+        for part in key:
+            state = _hash(state ^ _hash(np.atleast_1d(part).astype(np.uint64)))
+        self.state = state
+        self.used = 0
 
-        def segment(length: int, pairs: int, count: int) -> Segment:
-            task = partial(
-                mqar, length=length, pairs=pairs, vocab_size=vocab_size, random_filler=random_filler, power=power
-            )
-            return Segment(f"T{length}_N{pairs}", task, count)
+    def __len__(self) -> int:
+        return len(self.state)
 
-        self._set_segments(vocab_size, [segment(*s) for s in train_segments], [segment(*s) for s in test_segments])
+    def uniform(self, count: int) -> np.ndarray:
+        """(B, count) numbers in [0, 1)."""
+        counter = np.arange(self.used, self.used + count, dtype=np.uint64)
+        self.used += count
+        return (_hash(self.state[:, None] ^ _hash(counter)) >> np.uint64(11)) * 2.0**-53
+
+    def integers(self, low: int, high: int, count: int) -> np.ndarray:
+        """(B, count) integers in [low, high)."""
+        return low + (self.uniform(count) * (high - low)).astype(np.int64)
+
+    def distinct(self, low: int, high: int, count: int) -> np.ndarray:
+        """(B, count) integers in [low, high), no two of a row equal, in random order (Floyd's algorithm)."""
+        below = np.arange(high - low - count, high - low)
+        proposed = (self.uniform(count) * (below + 1)).astype(np.int64)
+        chosen = np.full((len(self), count), -1)
+        for j in range(count):
+            taken = (chosen[:, :j] == proposed[:, j : j + 1]).any(1)
+            chosen[:, j] = np.where(taken, below[j], proposed[:, j])
+        order = self.uniform(count).argsort(1)
+        return low + np.take_along_axis(chosen, order, 1)
+
+    def weighted(self, weights: np.ndarray, count: int) -> np.ndarray:
+        """(B, count) distinct indices, drawn one after another with probability proportional to the weights left.
+
+        The indices are sorted by the arrival times of independent exponential clocks whose rates are the weights.
+        """
+        arrival = -np.log1p(-self.uniform(len(weights))) / weights
+        return arrival.argsort(1)[:, :count]
 
 
-class InductionData(RecallData):
-    """Induction heads: trained at one length, tested at several.
+def draw(task: Task, seed: int, split: str, stream: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Samples `index` (B,) of a split: input_ids, targets (B, T). Each segment of a split has its own `stream`.
+
+    Raises:
+        ValueError: the task has too few distinct samples to divide between the splits.
+    """
+    wanted = SPLITS.index(split)
+    inputs, targets = task(Random(seed, wanted, stream, index, 0))
+    for attempt in range(1, _MAX_TRIES):
+        wrong = np.flatnonzero(_split_of(inputs) != wanted)
+        if not len(wrong):
+            return inputs, targets
+        inputs[wrong], targets[wrong] = task(Random(seed, wanted, stream, index[wrong], attempt))
+    raise ValueError(f"the task has too few distinct samples to separate {', '.join(SPLITS)}: increase vocab_size")
+
+
+def mqar(
+    random: Random, length: int, pairs: int, vocab_size: int, random_filler: bool = False, power: float = 0.01
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multi-query associative recall: N key-value pairs, then each key once more: predict its value.
+
+    Keys lie in [1, V/2), values in [V/2, V), each distinct in a sample. Of the (T - 2N) / 2 slots of two positions
+    after the pairs, slot g = 1, 2, ... holds a question with probability proportional to g^(power - 1). All other
+    positions hold 0, or random tokens if `random_filler`. Arora et al. 2023, arXiv 2312.04927, appendix E.
+
+    Example (T = 12, N = 2, V = 20): 2 -> 13 and 8 -> 17; then 8 is asked at position 4, and 2 at position 8.
+
+        input    2 13  8 17  8  0  0  0  2  0  0  0
+        target   .  .  .  . 17  .  .  . 13  .  .  .
+
+    Raises:
+        ValueError: an odd length, fewer than four positions for each pair, or too small a vocabulary.
+    """
+    if length % 2 or pairs < 1 or 4 * pairs > length:
+        raise ValueError(f"segment (T={length}, N={pairs}): T must be even, N at least 1 and 4 N at most T")
+    if vocab_size <= length:
+        raise ValueError(f"vocab_size={vocab_size} must be above the context length T={length}")
+    samples = len(random)
+    keys = random.distinct(1, vocab_size // 2, pairs)
+    values = random.distinct(vocab_size // 2, vocab_size, pairs)
+    slots = random.weighted(np.arange(1, (length - 2 * pairs) // 2 + 1) ** (power - 1), pairs)
+    questions = 2 * pairs + 2 * slots
+    filler = random.integers(0, vocab_size, length) if random_filler else 0
+    inputs = np.full((samples, length), filler)
+    inputs[:, 0 : 2 * pairs : 2] = keys
+    inputs[:, 1 : 2 * pairs : 2] = values
+    np.put_along_axis(inputs, questions, keys, 1)
+    targets = np.full((samples, length), IGNORED)
+    np.put_along_axis(targets, questions, values, 1)
+    return inputs, targets
+
+
+def induction(random: Random, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Induction heads: predict the token after the first trigger.
+
+    The trigger V - 1 stands at a random position and again at the end. All other positions hold random tokens of
+    [0, V - 1); the token after the first trigger is the target of the last position. Dao et al. 2022, arXiv
+    2212.14052, section 3.
+
+    Example (T = 8, V = 10): the trigger is 9, and 4 followed it.
+
+        input    2  5  9  4  0  7  7  9
+        target   .  .  .  .  .  .  .  4
+    """
+    if length < 3 or vocab_size < 3:
+        raise ValueError(f"induction needs context_length={length} and vocab_size={vocab_size} to be at least 3")
+    samples = np.arange(len(random))
+    inputs = random.integers(0, vocab_size - 1, length)
+    place = random.integers(0, length - 2, 1)[:, 0]
+    inputs[samples, place] = inputs[:, -1] = vocab_size - 1
+    targets = np.full_like(inputs, IGNORED)
+    targets[:, -1] = inputs[samples, place + 1]
+    return inputs, targets
+
+
+def selective_copy(random: Random, length: int, copied: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Selective copying: repeat the tokens that are scattered among blanks, in their order.
+
+    The first T - M positions hold M random tokens of [2, V) at random positions among blanks (0). The last M positions
+    hold the mark 1, and the tokens are their targets. Gu & Dao 2023, arXiv 2312.00752, section 4.1.1.
+
+    Example (T = 10, M = 3, V = 10):
+
+        input    0  6  0  0  3  8  0  1  1  1
+        target   .  .  .  .  .  .  .  6  3  8
+    """
+    if not 1 <= copied <= length // 2 or vocab_size < 3:
+        raise ValueError(
+            f"num_copied={copied} must be from 1 to half of context_length={length}, and vocab_size={vocab_size} "
+            "at least 3"
+        )
+    tokens = random.integers(2, vocab_size, copied)
+    places = np.sort(random.distinct(0, length - copied, copied), 1)
+    inputs = np.zeros((len(random), length), np.int64)
+    np.put_along_axis(inputs, places, tokens, 1)
+    inputs[:, -copied:] = 1
+    targets = np.full_like(inputs, IGNORED)
+    targets[:, -copied:] = tokens
+    return inputs, targets
+
+
+def needle(
+    random: Random, text: Callable[[], np.ndarray], length: int, vocab_size: int, depth: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A needle in a haystack: `mark key value` within T - 5 tokens of real text, then `mark key`: predict the value.
+
+    The mark is V - 1.
+
+    Example (T = 12, V = 100, depth 0.5): the text is 20 21 22 ..., the mark 99, the key 7, the value 3.
+
+        input   20 21 22 23 99  7  3 24 25 26 99  7
+        target   .  .  .  .  .  .  .  .  .  .  .  3
 
     Args:
-        vocab_size: ordinary tokens and the trigger
-        context_length: of the training samples
-        test_lengths: of the validation and test samples
-        num_train, num_test: samples; num_test is for each of the lengths
+        text: returns the stream of tokens (L,) that haystacks are cut from, all below vocab_size - 1
+        vocab_size: ids of the text, and the mark
+        depth: where the needle stands, 0 at the start of the haystack, 1 at its end; None for a random position
+
+    Raises:
+        ValueError: there is no room for the needle, the text is shorter than a haystack, or a depth outside [0, 1].
     """
-
-    def __init__(
-        self,
-        vocab_size: int = 16,
-        context_length: int = 256,
-        test_lengths: Sequence[int] = (64, 128, 256, 512, 1024),
-        num_train: int = 100_000,
-        num_test: int = 1_000,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
-        self.save_hyperparameters(logger=False)
-
-        def segment(length: int, count: int) -> Segment:
-            return Segment(f"T{length}", partial(induction, length=length, vocab_size=vocab_size), count)
-
-        tests = [segment(length, num_test) for length in test_lengths]
-        self._set_segments(vocab_size, [segment(context_length, num_train)], tests)
+    if length < 5:
+        raise ValueError(f"context_length={length} is too small: the needle and the question take 5 tokens")
+    tokens, hay = text(), length - 5
+    if hay > len(tokens):
+        raise ValueError(f"context_length={length} must be from 5 to {len(tokens) + 5}, the length of the text + 5")
+    if depth is not None and not 0 <= depth <= 1:
+        raise ValueError(f"depth={depth} must be from 0 (start of the haystack) to 1 (its end)")
+    start = random.integers(0, len(tokens) - hay + 1, 1)
+    pair = random.integers(0, vocab_size - 1, 2)
+    place = random.integers(0, hay + 1, 1) if depth is None else np.full((len(random), 1), round(depth * hay))
+    position = np.arange(length - 2)
+    source = start + position - 3 * (position >= place + 3)  # the text continues after the needle
+    inputs = np.full((len(random), length), vocab_size - 1)
+    inputs[:, :-2] = tokens[np.minimum(source, len(tokens) - 1)]
+    np.put_along_axis(inputs, place + np.arange(3), np.pad(pair, ((0, 0), (1, 0)), constant_values=vocab_size - 1), 1)
+    inputs[:, -2], inputs[:, -1] = vocab_size - 1, pair[:, 0]
+    targets = np.full_like(inputs, IGNORED)
+    targets[:, -1] = pair[:, 1]
+    return inputs, targets
 
 
-class SelectiveCopyData(RecallData):
-    """Selective copying: repeat the `num_copied` tokens that lie scattered in the context.
+def associative_recall_hits(input_ids: Tensor, targets: Tensor) -> Tensor:
+    """Recall on real text: the distance to the latest earlier occurrence of each bigram (input_ids[t], targets[t]).
+
+    A token is a hit if its bigram with the token before it has already occurred in the context, so that the token can
+    be copied from there (Arora et al. 2023). Ignored targets (-100) are no hits and make none.
 
     Args:
-        vocab_size: tokens to copy, the blank and the mark
-        context_length: all positions, those of the answers included
-        num_train, num_test: samples
+        input_ids, targets: (B, T) int64, targets[t] being the token after input_ids[t]
+
+    Returns:
+        distance (B, T) int64: t minus the position of the latest earlier occurrence in the same row, or 0
     """
-
-    def __init__(
-        self,
-        vocab_size: int = 16,
-        context_length: int = 256,
-        num_copied: int = 16,
-        num_train: int = 100_000,
-        num_test: int = 1_000,
-        batch_size: int = 64,
-        eval_batch_size: int | None = None,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
-        self.save_hyperparameters(logger=False)
-        task = partial(selective_copy, length=context_length, copied=num_copied, vocab_size=vocab_size)
-        name = f"T{context_length}_M{num_copied}"
-        self._set_segments(vocab_size, [Segment(name, task, num_train)], [Segment(name, task, num_test)])
+    position = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    bigram = input_ids * (targets.max().clamp(min=0) + 1) + targets
+    # Each ignored position gets a code of its own, below all bigrams.
+    bigram = torch.where(targets == IGNORED, -1 - position, bigram)
+    # Equal bigrams become neighbours, in the order of their positions.
+    ordered, order = bigram.sort(dim=1, stable=True)
+    repeated = ordered[:, 1:] == ordered[:, :-1]
+    distance = torch.zeros_like(input_ids)
+    return distance.scatter(1, order[:, 1:], (order[:, 1:] - order[:, :-1]) * repeated)
 
 
-class NeedleData(RecallData):
-    """A needle in a haystack of real text: one key-value pair, trained at random depths, tested at chosen ones.
+def _split_of(inputs: np.ndarray) -> np.ndarray:
+    """(B,) the number of the split that each row of tokens belongs to."""
+    place = np.arange(inputs.shape[1], dtype=np.uint64) << np.uint64(32)
+    code = _hash(_hash(inputs.astype(np.uint64) ^ place).sum(1, dtype=np.uint64))
+    return _SPLIT_OF_EIGHTH[(code >> np.uint64(61)).astype(np.int64)]
 
-    Each split's haystacks are cut from the same split of the text.
 
-    Args:
-        source, tokenizer, bpe_vocab_size, cache_dir: the text, as in `TextData`
-        depths: of the test samples' pairs, 0 for the start of the context and 1 for its end
-        num_train, num_test: samples; num_test is for each of the depths
-    """
-
-    not_decisive = (*RecallData.not_decisive, "source", "tokenizer", "bpe_vocab_size")  # the text's own fingerprint is
-
-    def __init__(
-        self,
-        source: str = "stdlib",
-        tokenizer: str = "bpe",
-        bpe_vocab_size: int = 4096,
-        context_length: int = 512,
-        depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
-        num_train: int = 100_000,
-        num_test: int = 200,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str | None = None,
-    ) -> None:
-        super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
-        self.save_hyperparameters(logger=False)
-        self.depths, self.num_train, self.num_test = depths, num_train, num_test
-        self.slice_names = ["depth_random", *(f"depth_{depth:g}" for depth in depths)]
-
-    @cached_property
-    def text_data(self) -> TextData:
-        """Made when asked for: while the command line makes this object, another would save this one's arguments."""
-        h = self.hparams
-        return TextData(h["source"], h["tokenizer"], h["bpe_vocab_size"], h["context_length"], cache_dir=h["cache_dir"])
-
-    def prepare_data(self) -> None:
-        self.text_data.prepare_data()
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids of the text and the mark."""
-        return self.text_data.vocab_size + 1
-
-    @property
-    def fingerprint(self) -> str:
-        return digest(super().fingerprint, self.text_data.fingerprint)
-
-    def samples(self, split: str) -> RecallSamples:
-        depths: Sequence[float | None] = [None] if split == "train" else self.depths
-        segments = [
-            Segment(
-                name=f"depth_{'random' if depth is None else format(depth, 'g')}",
-                task=partial(
-                    needle,
-                    text=partial(Corpus.tokens, self.text_data.corpus, split),
-                    length=self.context_length,
-                    vocab_size=self.vocab_size,
-                    depth=depth,
-                ),
-                size=self.num_train if split == "train" else self.num_test,
-            )
-            for depth in depths
-        ]
-        return RecallSamples(segments, self.slice_names, split, self.seed)
+def _hash(x: np.ndarray) -> np.ndarray:
+    """The output function of splitmix64 (Steele et al. 2014) on each element of an array of uint64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Byte-exact tokenizers: text in, ids out, and the number of raw bytes that every id stands for.
+"""Byte-exact tokenizers: text in, ids out, and the number of raw bytes of every id.
 
 Both tokenizers end their vocabulary with an end-of-text id that no text can produce: a literal `<|endoftext|>` in a
 document is encoded as ordinary text. `decode(encode(text)) == text` for every text that UTF-8 can encode, and the
@@ -7,82 +7,103 @@ byte lengths of the ids add up to the length of the raw text, which is what make
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     import tokenizers
 
-# How text is cut before the merges are learnt. A word is letters and digits ("utf8", "0x1F") and may carry the one
-# character before it (" self", ".join", "_name"); punctuation takes the blanks, line breaks and indentation that follow
-# it (", ", "):\n        "). Of eleven cuts tried, among them those of GPT-2 and GPT-4, this one needs the fewest tokens
-# for source code: 11 % fewer than GPT-2's on validation text of the standard library at 4,096 ids.
+# How text is cut before the merges are learnt. A word is letters and digits ("utf8", "0x1F"), with the one character
+# before it (" self", ".join", "_name"). Punctuation includes the blanks, line breaks and indentation that follow it
+# (", ", "):\n        "). Eleven ways to cut were tried, among them those of GPT-2 and GPT-4. This one needs the fewest
+# tokens for source code: 11 % fewer than GPT-2's on validation text of the standard library at 4,096 ids.
 SPLIT = (
     r"[^\r\n\p{L}\p{N}]?[\p{L}\p{N}]+"
     r"| ?[^\s\p{L}\p{N}]+\s*"
     r"|\s*[\r\n][ \t]*"
     r"|\s+(?!\S)|\s+"
 )
-
-
 LARGEST_VOCABULARY = 1_000_000  # `tokenizers` allocates tables of this size before it counts anything
 
 
-class Tokenizer(Protocol):
-    """What the data room needs of a tokenizer."""
+class Tokenizer(ABC):
+    """Text to ids and back.
 
-    vocab_size: int
-    eos_id: int
-    token_bytes: np.ndarray  # (vocab_size,) int64: raw bytes of each id; 0 for the end of text
+    Attributes:
+        vocab_size: number of ids
+        eos_id: ends every document; no text contains it
+        token_bytes: (vocab_size,) int64, the raw bytes of each id; 0 for the end of text
+    """
 
-    def encode(self, text: str) -> list[int]: ...
+    def __init__(self, pieces: Sequence[bytes], eos_id: int) -> None:
+        self._pieces, self.eos_id, self.vocab_size = pieces, eos_id, len(pieces)
+        self.token_bytes = np.array([len(piece) for piece in pieces], np.int64)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes: ...
-
-
-class ByteTokenizer:
-    """Every byte is its own id (0..255); 256 ends a text."""
-
-    vocab_size = 257
-    eos_id = 256
-
-    def __init__(self) -> None:
-        self.token_bytes = np.append(np.ones(256, np.int64), 0)
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text."""
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+        """The ids of a text.
+
+        Raises:
+            ValueError: the text has lone surrogates, which have no bytes.
+        """
+        text.encode()
+        return self.encode_batch([text])[0].tolist()
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The raw bytes of ids; the end of text has none.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        return b"".join([self._pieces[i] for i in self._checked(ids).tolist()])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are not valid UTF-8 (a model may write them) become U+FFFD."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def _checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        array = np.asarray(ids, np.int64)
+        outside = array[(array < 0) | (array >= self.vocab_size)]
+        if outside.size:
+            raise ValueError(
+                f"token id {outside[0]} is outside the vocabulary of {self.vocab_size} ids (0 to {self.vocab_size - 1})"
+            )
+        return array
+
+
+class ByteTokenizer(Tokenizer):
+    """Every byte is its own id (0..255); 256 is the end of text."""
+
+    def __init__(self) -> None:
+        super().__init__([*(bytes([byte]) for byte in range(256)), b""], 256)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8) for text in texts]
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        ids = checked_ids(ids, self.vocab_size)
+        ids = self._checked(ids)
         return ids[ids != self.eos_id].astype(np.uint8).tobytes()
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; ids that are no valid UTF-8 (a model may write them) become U+FFFD."""
-        return self.decode_bytes(ids).decode(errors="replace")
 
-
-class BPETokenizer:
+class BPETokenizer(Tokenizer):
     """A byte-level BPE in the `tokenizer.json` format.
 
-    Added tokens and normalisers of a foreign file are dropped, because both change the text: the first turn raw text
-    into special ids, the second rewrite it. Post-processors are not run. An added token whose id lies within the
-    vocabulary keeps its id, unused, except that a known end-of-text name serves as `eos_id`.
+    Added tokens and normalisers of a foreign file are dropped, because both change the text: added tokens turn raw text
+    into special ids, normalisers rewrite it. Post-processors are not run. An added token whose id lies within the
+    vocabulary keeps its id, unused; a known end-of-text name becomes `eos_id`.
 
     Args:
         spec: the content of a tokenizer.json
 
     Raises:
-        ValueError: the file is no byte-level BPE, or lacks some of the 256 bytes.
+        ValueError: not a byte-level BPE, or some of the 256 bytes are missing.
     """
 
     _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eos|>")
@@ -90,59 +111,31 @@ class BPETokenizer:
     def __init__(self, spec: str) -> None:
         from tokenizers import Tokenizer as Backend
 
-        pieces, ends = _byte_pieces(spec)
+        pieces, added = _byte_pieces(spec)
+        ends = [added[name] for name in self._END_NAMES if name in added]
+        eos_id = ends[0] if ends else len(pieces)
+        super().__init__(pieces if ends else [*pieces, b""], eos_id)
         table = json.loads(spec)
-        table["added_tokens"], table["normalizer"], table["post_processor"] = ([], None, None)
-        table["truncation"] = table["padding"] = None
-        for step in _steps(table.get("pre_tokenizer")):
+        table["added_tokens"] = []
+        table |= dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
+        before = table.get("pre_tokenizer") or {}
+        for step in (before, *before.get("pretokenizers", [])):
             if "add_prefix_space" in step:
                 step["add_prefix_space"] = False  # it would add a byte to every text
         self._backend: tokenizers.Tokenizer = Backend.from_str(json.dumps(table))
-        names = [ends[name] for name in self._END_NAMES if name in ends]
-        self.eos_id = names[0] if names else len(pieces)
-        self._pieces = pieces if names else [*pieces, b""]
-        self._pieces[self.eos_id] = b""
-        self.vocab_size = len(self._pieces)
-        self.token_bytes = np.array([len(piece) for piece in self._pieces], np.int64)
-
-    @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
-        """Learn merges from texts; the real vocabulary may be smaller than asked for. Deterministic."""
-        return cls(train_bpe(texts, vocab_size))
-
-    def encode(self, text: str) -> list[int]:
-        text.encode()  # lone surrogates would vanish in the backend: refuse them here
-        return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
-
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        return b"".join([self._pieces[i] for i in checked_ids(ids, self.vocab_size).tolist()])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; ids that are no valid UTF-8 (a model may write them) become U+FFFD."""
-        return self.decode_bytes(ids).decode(errors="replace")
-
-
-def checked_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-    """The ids as int64, or ValueError for one outside the vocabulary."""
-    array = np.asarray(ids, np.int64)
-    if array.size and not (array.min() >= 0 and array.max() < vocab_size):
-        bad = array[(array < 0) | (array >= vocab_size)][0]
-        raise ValueError(f"token id {bad} is outside the vocabulary of {vocab_size} ids (0 to {vocab_size - 1})")
-    return array
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     """Learn a byte-level BPE of `vocab_size` ids, the end of text included; returns its tokenizer.json.
 
     Raises:
-        ValueError: vocab_size is below 257 (256 bytes and the end of text).
+        ValueError: vocab_size is below 257 (256 bytes and the end of text) or too large.
     """
-    if vocab_size < 257:
-        raise ValueError(f"bpe_vocab_size={vocab_size} is too small: at least 257, for 256 bytes and the end of text")
+    _check_vocab_size(vocab_size)
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 
@@ -151,22 +144,26 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
         [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    # The whole alphabet from the start: otherwise a byte unseen in training has no id and vanishes in silence.
+    # The whole alphabet from the start: otherwise a byte that is not in the training text would be dropped silently.
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(texts, trainer)
     return backend.to_str()
 
 
+def _check_vocab_size(size: int) -> None:
+    if size < 257:
+        raise ValueError(f"bpe_vocab_size={size} is too small: at least 257, for 256 bytes and the end of text")
+    if size > LARGEST_VOCABULARY:
+        raise ValueError(f"bpe_vocab_size={size} is too large: at most {LARGEST_VOCABULARY}")
+
+
 def tokenizer_identity(name: str, bpe_vocab_size: int) -> dict[str, str | int]:
-    """What decides the ids, for the fingerprint: the kind with its options, or the content of a tokenizer.json."""
+    """Everything that determines the ids, for the fingerprint: kind and options, or the content of a tokenizer.json."""
     if name == "bytes":
         return {"kind": "bytes"}
     if name == "bpe":
-        if bpe_vocab_size < 257:
-            raise ValueError(f"bpe_vocab_size={bpe_vocab_size} is too small: at least 257 (256 bytes, end of text)")
-        if bpe_vocab_size > LARGEST_VOCABULARY:
-            raise ValueError(f"bpe_vocab_size={bpe_vocab_size} is too large: at most {LARGEST_VOCABULARY}")
+        _check_vocab_size(bpe_vocab_size)
         return {"kind": "bpe", "vocab_size": bpe_vocab_size, "split": SPLIT}
     return {"kind": "file", "sha256": hashlib.sha256(_read_spec(name).encode()).hexdigest()}
 
@@ -186,7 +183,8 @@ def _byte_pieces(spec: str) -> tuple[list[bytes], dict[str, int]]:
     """The bytes of every id, and the ids of added tokens by name (their bytes are empty)."""
     try:
         table = json.loads(spec)
-        model, added = (table["model"], {token["content"]: token["id"] for token in table.get("added_tokens") or []})
+        model = table["model"]
+        added = {token["content"]: token["id"] for token in table.get("added_tokens") or []}
         vocabulary: dict[str, int] = model["vocab"]
         if model.get("type") not in ("BPE", None) or not isinstance(vocabulary, dict):
             raise KeyError("model.type")
@@ -206,11 +204,6 @@ def _byte_pieces(spec: str) -> tuple[list[bytes], dict[str, int]]:
                 raise ValueError(f"tokenizer.json is not byte-level: token {token!r} (id {i}) stands for no bytes")
             pieces[i] = bytes(byte_of[character] for character in token)
     return pieces, added
-
-
-def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The pre-tokenizer's own settings and those of the steps of a sequence."""
-    return [pre_tokenizer, *pre_tokenizer.get("pretokenizers", [])] if pre_tokenizer else []
 
 
 def _byte_characters() -> list[str]:

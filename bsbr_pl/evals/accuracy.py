@@ -15,11 +15,7 @@ from bsbr_pl.metrics import IGNORED, TokenMetrics, token_figures, token_nats
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.values import bootstrap_interval, ratio_interval
 
-from .checkpoints import Checkpoint
-from .saved_data import DataChangedError
-
 MAX_BLOCKS = 1000  # units that intervals are drawn over; more documents are joined with their neighbours
-EVAL_TOKENS = 2**14  # in a batch of an evaluation, whatever the length
 HIT_DISTANCES = (1, 8, 32, 128, 512)  # tokens; the last class has no end
 
 
@@ -107,44 +103,6 @@ def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") 
         "interval": {"accuracy": _mean_interval(every)},
         "slices": slices,
     }
-
-
-def accuracy_at(
-    model: LanguageModel, checkpoint: Checkpoint, length: int | None = None
-) -> tuple[float | None, list[float] | None]:
-    """Accuracy on the test split of a checkpoint's own data, at this length, and its interval; None if impossible."""
-    try:
-        data = checkpoint.open_data(**({} if length is None else _at_length(checkpoint, length)))
-        next(iter(data.loader("test")))
-    except DataChangedError:
-        raise
-    except ValueError:  # says what is impossible at this length
-        if checkpoint.data_class is None or length is None:
-            raise
-        return None, None
-    measure = text_accuracy if isinstance(data, TextData) else recall_accuracy
-    found = measure(model, data, "test")  # type: ignore[arg-type]
-    return found["accuracy"], found["interval"]["accuracy"]
-
-
-def _at_length(checkpoint: Checkpoint, length: int) -> dict[str, Any]:
-    """The arguments of a checkpoint's data by which its test samples have this length."""
-    batch = {"eval_batch_size": max(1, EVAL_TOKENS // length)}
-    if checkpoint.data_class == "TextData":
-        return {**batch, "eval_context_length": length}
-    if checkpoint.data_class == "MQARData":
-        return {**batch, "test_segments": [[length, *checkpoint.data_arguments["test_segments"][0][1:]]]}
-    if checkpoint.data_class == "InductionData":
-        return {**batch, "test_lengths": [length]}
-    return {**batch, "context_length": length}
-
-
-def chance(data: TokenData) -> float | None:
-    """The accuracy of a blind guess among the answers that occur in a recall task; None for text."""
-    if isinstance(data, TextData):
-        return None
-    answers = torch.cat([batch["targets"].flatten() for batch in data.loader("test")]).unique()
-    return 1 / int((answers != IGNORED).sum())
 
 
 def _mean_interval(values: np.ndarray) -> list[float]:

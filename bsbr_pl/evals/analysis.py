@@ -4,16 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bsbr_pl.values import crossover, exponent, ranks
+from bsbr_pl.values import crossover, exponent, number, ranks
 
 
 @dataclass(frozen=True)
 class Analysis:
     """What results say; `print` shows it as a table, `analysis["rankings"]` is `analysis.rankings`.
 
-    exponents: cost -> model -> {"exponent", "interval", "lengths"} of cost ~ length^exponent, see `scaling.exponent`.
+    exponents: cost -> model -> {"exponent", "interval", "lengths"} of cost ~ length^exponent, see `values.exponent`.
     crossovers: cost -> model -> other model -> {"length", "interval", "longest"}: from which length on the model costs
-        less than the other, see `scaling.crossover`.
+        less than the other, see `values.crossover`.
     rankings: metric -> models from best to worst at the longest length that all have a figure for: {"model", "length",
         "value", "interval", "rank": [best, worst]}; a rank counts another model as better or worse where the 95 %
         intervals do not overlap.
@@ -40,7 +40,7 @@ class Analysis:
         head = [f"{metric} ({unit})", *map(str, lengths)]
         rows = [[*head, *(("exponent", f"below {other} from") if cost else ()), f"rank at {at}"]]
         for model in models:
-            row = [model, *(_number(value) for value in results[model][metric])]
+            row = [model, *(number(value) for value in results[model][metric])]
             if cost:
                 slope, passed = self.exponents[metric][model], self.crossovers[metric][model].get(other)
                 row.append(f"{slope['exponent']:.2f}{_span(slope['interval'], '.2f')}" if slope else "-")
@@ -55,7 +55,7 @@ class Analysis:
             yield f"accuracy: trained for {task['steps']} steps on {task['task']}{chance}"
         own = {model: self.results[model].get("accuracy_as_trained") for model in self.results["models"]}
         if any(value is not None for value in own.values()):
-            yield "accuracy as trained: " + ", ".join(f"{model} {_number(value)}" for model, value in own.items())
+            yield "accuracy as trained: " + ", ".join(f"{model} {number(value)}" for model, value in own.items())
         for model, failed in self.results["disqualified"].items():
             yield f"{model} is disqualified: it fails {', '.join(failed)}"
 
@@ -109,10 +109,6 @@ def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
     for row in rows:
         row["rank"] = list(ranked[row["model"]])
     return sorted(rows, key=lambda row: sign * row["value"])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 def _span(interval: Sequence[float | None] | None, form: str) -> str:

@@ -1,11 +1,10 @@
-"""Trained checkpoints on disk: found, opened without running any code of theirs, and named."""
+"""Trained checkpoints on disk: found, opened without running any code of theirs, and described."""
 
 import glob
 import hashlib
-import inspect
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,22 +12,17 @@ from typing import Any
 
 import torch
 
-import bsbr_pl.data
-from bsbr_pl.attention import ARCHITECTURES, Attention
-from bsbr_pl.data import TokenData
-from bsbr_pl.description import build
+from bsbr_pl.data import DATA_SETS, TokenData
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.results import check_about
 from bsbr_pl.values import one_line
 
-from .runs import Run, describe_run, plain, read_record
+from .runs import Run, plain, read_record, read_run
 from .saved_data import HERE, DataLocation, open_saved
+from .subject import Subject, describe_model, layer_names
 
-#: What a model's size is, of the arguments of `LanguageModule`.
-SIZES = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
-_UNCHOSEN = ("seed", "eval_batch_size", "num_workers", "cache_dir")  # of data: what does not make another configuration
-_WINDOWS = ("context_length", "eval_context_length", "batch_size")  # of text: what its fingerprint does not cover
-_LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # said by `Run.length`
-_KEYS: dict[type[Attention], str] = {cls: key for key, cls in ARCHITECTURES.items()}
+_NO_CHOICE = ("seed", "eval_batch_size", "num_workers", "cache_dir")  # of data: what makes no other configuration
+_LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # which `Run.length` tells
 
 
 @dataclass
@@ -38,7 +32,7 @@ class Checkpoint:
     A file that cannot be used has a `problem`, one line, and no module.
     """
 
-    name: str  # as its path is shown
+    name: str  # its path as it was given
     digest: str = ""  # sha256 of its weights and of what built them
     module: LanguageModule | None = None
     step: int = 0
@@ -51,6 +45,13 @@ class Checkpoint:
     location: DataLocation = HERE
 
     @cached_property
+    def data(self) -> TokenData | None:
+        """The data set of the training, not prepared; None where the checkpoint does not say what it was."""
+        with suppress(Exception):  # the arguments may be hostile
+            return DATA_SETS[self.data_class or ""](**self.data_arguments)
+        return None
+
+    @cached_property
     def run(self) -> Run:
         """What its run was asked for and did."""
         assert self.module is not None
@@ -60,72 +61,43 @@ class Checkpoint:
             built["data.fingerprint"] = self.data_fingerprint
         if self.module.initial_weights:
             built["initial_weights"] = self.module.initial_weights
-        (length,) = self.train_lengths if len(self.train_lengths) == 1 else (None,)
-        return describe_run(self.record, self.run_record, self.step, built, length)
-
-    @property
-    def train_lengths(self) -> dict[int, int]:
-        """Tokens of the training windows or samples, and how many in a pass over the data, or 1, have each length."""
-        found: dict[int, int] = {}
-        try:
-            segments = self.data_arguments.get("train_segments") or [(self.data_arguments["context_length"], 0, 1)]
-            for length, _, count in segments:
-                if int(length) > 0:
-                    found[int(length)] = found.get(int(length), 0) + int(count)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            return {}
-        return found
+        lengths = list(self.data.train_lengths) if self.data else []
+        return read_run(self.record, self.run_record, self.step, built, lengths[0] if len(lengths) == 1 else None)
 
     @property
     def training_flops(self) -> float | None:
         """Counted, not measured: 3 forward passes (one forward, two backward) over the tokens of its run."""
-        assert self.module is not None
-        lengths, tokens = self.train_lengths, self.run.tokens
-        each_pass = sum(length * count for length, count in lengths.items())
-        if tokens is None or not each_pass:
+        if self.data is None or self.module is None or self.run.tokens is None:
             return None
-        try:
-            flops = sum(count * self.module.model.flops(length) for length, count in lengths.items())
-            return 3 * tokens * flops / each_pass
-        except Exception:  # an attention of another package may have no closed form
-            return None
+        with suppress(Exception):  # an attention of another package may have no closed form
+            lengths, model = self.data.train_lengths, self.module.model
+            flops = sum(count * model.flops(length) for length, count in lengths.items())
+            return 3 * self.run.tokens * flops / sum(length * count for length, count in lengths.items())
+        return None
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that was chosen for the run but its seed, as plain values by `part.name`; runs that agree are seeds."""
+        """All that was chosen for the run but its seed, as plain values by `part.name`."""
         assert self.module is not None
-        covered = self.data_class == "TextData" and self.data_fingerprint  # by the fingerprint: a text may have moved
-        chosen = {k: v for k, v in self.data_arguments.items() if k not in _UNCHOSEN and (not covered or k in _WINDOWS)}
-        trained = {k: v for k, v in self.run.arguments.items() if k.startswith("trainer.") and k not in _LENGTH}
+        covered = DATA_SETS[self.data_class or ""].content_arguments if self.data and self.data_fingerprint else ()
+        chosen = {k: v for k, v in self.data_arguments.items() if k not in (*_NO_CHOICE, *covered)}
         return {
-            "data": self.data_class,
+            "data.class": self.data_class,
             "checkpoint": Path(self.name).stem,
-            "initial_weights": self.run.initial_weights,  # a healed model is no seed of one from its own start
+            "initial_weights": self.run.initial_weights,  # a healed model is no seed of one from random weights
             "length": self.run.length,
             "record": "this version" if "run" in self.record else "older version",  # which holds fewer arguments
             **{f"model.{key}": value for key, value in self.module.hparams.items()},
-            **{f"data.{key}": value for key, value in chosen.items() if key[0] != "_"},
-            **trained,
+            "model.attention": layer_names(self.module.hparams["attention"]),
+            **{f"data.{key}": value for key, value in chosen.items()},
+            **{k: v for k, v in self.run.arguments.items() if k.startswith("trainer.") and k not in _LENGTH},
         }
 
     @property
     def seed(self) -> int | None:
         """Of the run's initialization and dropout; None where it was not recorded."""
         found = self.run.arguments.get("seed")
-        return found if isinstance(found, int) else None
-
-    @property
-    def about_run(self) -> dict[str, Any]:
-        """What a row of results says of the training."""
-        return {
-            **{name: getattr(self.run, name) for name in ("length", "finished", "steps", "planned_steps", "tokens")},
-            **{name: getattr(self.run, name) for name in ("batch", "changes", "ended_by", "initial_weights")},
-            "flops": self.training_flops,
-            "data": self.data_class,
-            "fingerprint": self.data_fingerprint,
-            "tokenizer": self.tokenizer,
-            "context_lengths": list(self.train_lengths),
-        }
+        return found if isinstance(found, int) and not isinstance(found, bool) else None
 
     @property
     def tokenizer(self) -> str | None:
@@ -133,6 +105,40 @@ class Checkpoint:
         name = self.data_arguments.get("tokenizer")
         ids = self.data_arguments.get("bpe_vocab_size")
         return f"{name} ({ids} ids)" if name == "bpe" else name if isinstance(name, str) else None
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What its rows say about it: see bsbr_pl.results."""
+        assert self.module is not None
+        facts = {
+            **describe_model(self.name, self.digest, self.module.hparams, self.module.model),
+            "seed": self.seed,
+            "step": self.step,
+            "data": self._about_data(),
+            "run": {**self.run.about, "flops": self.training_flops},
+            "config": self.config,
+        }
+        return json.loads(plain(facts))  # whatever a hostile file put into them, these are values of JSON
+
+    def _about_data(self) -> dict[str, Any] | None:
+        if self.data is None:
+            return None
+        lengths = self.data.train_lengths
+        return {
+            "class": self.data_class,
+            "kind": self.data.kind,
+            "arguments": self.data_arguments,
+            "fingerprint": self.data_fingerprint,
+            "tokenizer": self.tokenizer,
+            "train_lengths": lengths,
+            "validation_length": self.data.validation_length,
+            "trained_length": max(lengths),
+        }
+
+    def subject(self, command: str = "") -> Subject:
+        """What is measured of it, asked for by this command."""
+        assert self.module is not None
+        return Subject(self.module.model, self.about | {"command": command}, self.open_data, record=self.record)
 
     def open_data(self, **changes: Any) -> TokenData:
         """The data that the run was trained on, by the arguments it was trained with, but for `changes`.
@@ -155,13 +161,16 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         names = [path] if Path(path).exists() else sorted(glob.glob(str(path), recursive=True))
-        matches = [Path(name) for name in names]
-        files = [f for match in matches for f in (sorted(match.rglob("*.ckpt")) if match.is_dir() else [match])]
+        files = [file for name in names for file in _files(Path(name))]
         if not files:
             raise ValueError(f"{path} holds no checkpoint (*.ckpt): a folder, file or pattern with one is needed")
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.ckpt")) if path.is_dir() else [path]
 
 
 def read(path: Path, location: DataLocation = HERE) -> Checkpoint:
@@ -170,26 +179,25 @@ def read(path: Path, location: DataLocation = HERE) -> Checkpoint:
     try:
         module, saved = LanguageModule.open(path)
         kept = [c for n, c in saved.get("callbacks", {}).items() if n.split("{")[0] == "RunRecorder"]
-        data_class = next((n for n in bsbr_pl.data.__all__ if n in saved and n.endswith("Data")), None)
-        arguments = saved.get("datamodule_hyper_parameters", {})
+        data_class = next((name for name in DATA_SETS if name in saved), None)
+        arguments = saved.get("datamodule_hyper_parameters", {}) if data_class else {}
         fingerprint = saved[data_class].get("fingerprint") if data_class else None
-        record = _record(kept[0]) if kept else {}
         checkpoint = Checkpoint(
             name=name,
             digest=_digest(module),
             module=module,
             step=int(saved.get("global_step", 0)),
-            record=record | ({"run": saved["run"]} if "run" in saved else {}),
+            record=_record(kept[0] if kept else {}) | ({"run": saved["run"]} if "run" in saved else {}),
             data_class=data_class,
-            data_arguments={key: value for key, value in arguments.items() if key[0] != "_"} if data_class else {},
+            data_arguments={key: value for key, value in arguments.items() if key[0] != "_"},
             data_fingerprint=fingerprint if isinstance(fingerprint, str) else None,
             run_record=read_record(path),
             location=location,
         )
-        plain([checkpoint.about_run, checkpoint.config])  # whatever a hostile file breaks in them, it breaks here
+        check_about(checkpoint.about)
         return checkpoint
     except Exception as error:  # hostile files can fail anywhere
-        return Checkpoint(name=name, problem=one_line(error))
+        return Checkpoint(name=name, problem=one_line(error) or type(error).__name__)
 
 
 def read_all(paths: Iterable[str | Path], location: DataLocation = HERE) -> list[Checkpoint]:
@@ -203,83 +211,25 @@ def read_all(paths: Iterable[str | Path], location: DataLocation = HERE) -> list
     return list(found.values())
 
 
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint that has a module; the global random state is left alone.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
+        checkpoint = read(Path(path))
+    if checkpoint.module is None:
+        raise ValueError(f"{path}: {checkpoint.problem}")
+    return checkpoint
+
+
 def _ending_known(checkpoint: Checkpoint) -> bool:
     return checkpoint.module is not None and checkpoint.run.finished is not None
 
 
-def labels(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
-    """A short name for each checkpoint that has a module, by digest; only seeds of one configuration share it.
-
-    The architecture and its options, and in brackets what differs from others that were trained on the same data:
-    arguments of the model, if they differ between those of one architecture; anything else (windows, budget, precision,
-    ...) if it differs between any two; that a run did not finish, and what was changed in it. Runs that did not finish
-    share no name: they are not seeds of any other.
-    """
-    usable = sorted((c for c in checkpoints if c.module is not None), key=lambda c: (c.name, c.digest))
-    own = {c.digest: architecture(c) for c in usable}
-    configs = {c.digest: c.config for c in usable}
-
-    def among(c: Checkpoint, key: str) -> tuple[str | None, str, str]:
-        """Where the values of an argument are compared: among those of the architecture, or among all."""
-        return c.data_fingerprint, own[c.digest] if key.startswith("model.") else "", key
-
-    values: dict[tuple[str | None, str, str], set[str]] = defaultdict(set)
-    for c in usable:
-        for key, value in configs[c.digest].items():
-            values[among(c, key)].add(plain(value))
-    names: dict[str, str] = {}
-    for c in usable:
-        varied = [key for key in configs[c.digest] if len(values[among(c, key)]) > 1]
-        shown = [_in_words(key, configs[c.digest][key]) for key in varied if key not in ("model.attention", "length")]
-        if "length" in varied and c.run.finished:
-            shown.append(c.run.length)
-        names[c.digest] = _bracketed(own[c.digest], [*shown, *c.run.marks])
-    return names | _told_apart([c for c in usable if not c.run.finished], names)
-
-
-def _in_words(key: str, value: Any) -> str:
-    return f"{key.rpartition('.')[2]}={value}"
-
-
-def _bracketed(name: str, words: Sequence[str]) -> str:
-    return name + (f" [{', '.join(words)}]" if words else "")
-
-
-def _told_apart(unfinished: Sequence[Checkpoint], names: Mapping[str, str]) -> dict[str, str]:
-    """Names for runs that did not finish and would share one: with their seeds, and numbers if seeds are equal."""
-    found: dict[str, str] = {}
-    for c in unfinished:
-        name = names[c.digest]
-        alike = [other for other in unfinished if names[other.digest] == name]
-        if len(alike) > 1:
-            name = f"{name[:-1]}, seed={c.seed}]"
-            number = sum(taken.startswith(name) for taken in found.values())
-            name += f" ({number + 1})" * (number > 0)
-        found[c.digest] = name
-    return found
-
-
-def architecture(checkpoint: Checkpoint) -> str:
-    """The attention's registry key with the options that are not its defaults: `bsbr(chunk_size=64)`; all, joined."""
-    assert checkpoint.module is not None
-    described = checkpoint.module.hparams["attention"]
-    names = []
-    for one in described if isinstance(described, list) else [described]:
-        cls = build(one).func  # type: ignore[attr-defined]
-        defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
-        chosen = {key: value for key, value in one["init_args"].items() if value != defaults[key]}
-        options = ", ".join(f"{key}={value}" for key, value in chosen.items())
-        names.append(_KEYS.get(cls, cls.__name__) + (f"({options})" if options else ""))
-    return " + ".join(dict.fromkeys(names))
-
-
-def kind(label: str) -> str:
-    """The architecture's key of a label, without options: `bsbr` of `bsbr(chunk_size=64) [hidden_dim=128]`."""
-    return re.split(r"[( \[]", label)[0]
-
-
 def _record(kept: dict[str, Any]) -> dict[str, Any]:
-    return {"metrics": kept["metrics"], "seconds": kept["seconds"], **kept.get("facts", {})}
+    return {"metrics": kept["metrics"], "seconds": kept["seconds"], **kept.get("facts", {})} if kept else {}
 
 
 def _digest(module: LanguageModule) -> str:

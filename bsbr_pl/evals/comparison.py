@@ -1,12 +1,13 @@
-"""Models side by side by name: what they cost at every length, how well they recall, and what follows from it.
+"""Models compared by name: what they cost at every length, how well they recall, and what follows from it.
 
-Costs are those of `scaling.measure_costs`: of the model's body, for one sequence, all models timed in the same rounds.
-Accuracy is that of trained weights: of checkpoints, or of a short training that the results state. A model that fails
-its certificate (it sees the future, or decodes what it was not trained to say) is left out with a warning.
+Costs are those of `costs.measure_costs`: embedding to last norm, for one sequence, all models timed in the same rounds.
+Accuracy is that of trained weights: of checkpoints, or of a short training that the results describe. A model that
+fails its certificate is left out with a warning.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,15 +17,15 @@ from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.data.corpus import default_cache_dir
-from bsbr_pl.description import describe
-from bsbr_pl.model import LanguageModel
+from bsbr_pl.results import Results
 from bsbr_pl.utils.records import environment
-from bsbr_pl.values import bootstrap_interval, one_line
+from bsbr_pl.values import bootstrap_interval
 
-from .accuracy import accuracy_at, chance
-from .contestants import build_model, builders, check_among, keep_certified, sizes
-from .scaling import PASSES, measure_costs
-from .training import default_task, open_checkpoint, train
+from .costs import PASSES
+from .evaluation import Evaluation
+from .matching import match as solve
+from .subject import Subject
+from .training import check_among, default_task, from_checkpoint, model_arguments, plain_arguments, train, untrained
 
 
 class Cost(NamedTuple):
@@ -90,8 +91,8 @@ def compare_models(
         ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
         reach: tokens of a chunk of BSBR and GAU, and of SlidingWindow's window, unless `model_options` says otherwise.
         model_options: name -> options of its architecture: {"BSBR": {"chunk_size": 32}}, in tokens.
-        match: params, flops, state_bytes or step_time: turn the sizes of the models until they match the first that is
-            no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`.
+        match: params, flops, state_bytes or step_time: change the sizes of the models until they match the first that
+            is no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`.
         checkpoints: name -> file of a trained model. It is measured as it is, whatever its size, and its accuracy is
             that on the data it was trained on.
         task: a data set of `bsbr_pl.data`; what the other models are trained on for their accuracy; `default_task`
@@ -115,33 +116,35 @@ def compare_models(
         TypeError: an option that an architecture does not have (lists those it has).
     """
     check_among("metrics", metrics, [*COSTS, "accuracy"])
-    files, device = checkpoints or {}, _device(device)
+    files, device, with_accuracy = dict(checkpoints or {}), _device(device), "accuracy" in metrics
     task = task or default_task(vocab_size, seed)
-    vocab_size = max(vocab_size, task.vocab_size) if "accuracy" in metrics else vocab_size
-    build = builders(models, files, sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options)
-    check_among("checkpoints", files, models)
+    sizes = {
+        "vocab_size": max(vocab_size, task.vocab_size) if with_accuracy else vocab_size,
+        **{"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads, "ff_dim": ff_dim},
+    }
+    build = model_arguments(models, files, sizes, reach, model_options or {})
+    results = _empty(seq_lengths, models, metrics, COSTS, {"rounds": rounds, "seed": seed}, device)
     if match:
-        from .matching import match as solve  # here, because that module is also run as a command
-
-        matched = solve(match, build, max(seq_lengths, default=1), next(iter(build), ""), rounds=rounds, device=device)
-        build = {name: one.arguments for name, one in matched.items()}
-    results = _empty(seq_lengths, models, metrics, COSTS, build, {"rounds": rounds, "seed": seed}, device)
-    results |= {"matched": {name: one.as_dict() for name, one in matched.items()}} if match else {}
-    trained = {name: open_checkpoint(path) for name, path in files.items()}
-    if "accuracy" in metrics:
+        found = solve(match, build, max(seq_lengths), next(iter(build), ""), rounds=rounds, device=device)
+        build = {name: one.arguments for name, one in found.items()}
+        results["matched"] = {name: one.as_dict() for name, one in found.items()}
+    results["settings"]["models"] = {name: plain_arguments(one) for name, one in build.items()}
+    if with_accuracy and build:
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
-        results["accuracy_task"] = {"task": str(task), **training, "chance": chance(task)} if build else None
+        results["accuracy_task"] = {"task": str(task), **training, "chance": task.chance()}
         folder = Path(cache_dir or default_cache_dir()).expanduser() / "comparison"
         for name, arguments in tqdm(build.items(), "training", disable=None):
-            path = train(arguments | {"learning_rate": learning_rate}, task, train_steps, seed, device, folder)
-            trained[name] = open_checkpoint(path)
-    built = {name: build_model(trained.get(name) or build[name], seed).to(device).eval() for name in models}
-    keep_certified(built, trained, results)
-    _measure(built, COSTS, results, rounds, seed)
-    for name in tqdm(built if "accuracy" in metrics else [], "accuracy", disable=None):
-        results[name]["accuracy_as_trained"] = accuracy_at(built[name], trained[name])[0]
-        for length in seq_lengths:
-            _add(results[name], "accuracy", *accuracy_at(built[name], trained[name], length), None)
+            arguments = arguments | {"learning_rate": learning_rate}
+            files[name] = train(arguments, task, train_steps, seed, device, folder)
+    subjects = {
+        name: from_checkpoint(name, files[name]) if name in files else untrained(name, build[name], seed)
+        for name in models
+    }
+    evaluation = Evaluation(Results(None), device, rounds=rounds, seed=seed)
+    certified = _certified(subjects, evaluation, results)
+    _measure_costs(certified, evaluation, results, COSTS)
+    if with_accuracy:
+        _measure_accuracy(certified, evaluation, results)
     return results
 
 
@@ -171,12 +174,13 @@ def scaling_analysis(
             `compare_models`, and so is what is returned and raised.
     """
     check_among("metrics", metrics, SCALING)
-    device = _device(device)
-    build = builders(models, (), sizes(vocab_size, hidden_dim, num_layers, num_heads, ff_dim), reach, model_options)
-    results = _empty(seq_lengths, models, metrics, SCALING, build, {"rounds": rounds, "seed": seed}, device)
-    built = {name: build_model(arguments, seed).to(device).eval() for name, arguments in build.items()}
-    keep_certified(built, {}, results)
-    _measure(built, SCALING, results, rounds, seed)
+    sizes = {"vocab_size": vocab_size, "hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads}
+    build = model_arguments(models, (), sizes | {"ff_dim": ff_dim}, reach, model_options or {})
+    results = _empty(seq_lengths, models, metrics, SCALING, {"rounds": rounds, "seed": seed}, _device(device))
+    results["settings"]["models"] = {name: plain_arguments(one) for name, one in build.items()}
+    subjects = {name: untrained(name, arguments, seed) for name, arguments in build.items()}
+    evaluation = Evaluation(Results(None), _device(device), rounds=rounds, seed=seed)
+    _measure_costs(_certified(subjects, evaluation, results), evaluation, results, SCALING)
     return results
 
 
@@ -189,18 +193,16 @@ def _empty(
     models: Sequence[str],
     metrics: Sequence[str],
     costs: Mapping[str, Cost],
-    build: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
     device: torch.device,
 ) -> dict[str, Any]:
     """What every comparison returns, before anything is measured."""
-    built_from = {name: {**one, "attention": describe(one["attention"])} for name, one in build.items()}
     results: dict[str, Any] = {
         "seq_lengths": list(seq_lengths),
         "models": list(models),
         "metrics": list(metrics),
         "units": {metric: costs[metric].unit if metric in costs else "share" for metric in metrics},
-        "settings": {**settings, "models": built_from, "environment": environment(device)},
+        "settings": {**settings, "models": {}, "environment": environment(device)},
         "accuracy_task": None,
         "disqualified": {},
     }
@@ -211,37 +213,77 @@ def _empty(
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"seq_lengths must be positive integers, got {length!r}")
     for name in models:
-        if name in results:
-            raise ValueError(f"models: {name!r} is what results call something else")
+        if name in results or name == "matched":
+            raise ValueError(f"models: {name!r} is the name of another entry of the results")
         results[name] = {part: {metric: [] for metric in metrics} for part in ("samples", "intervals")}
         results[name] |= {metric: [] for metric in metrics}
     return results
+
+
+def _certified(subjects: Mapping[str, Subject], evaluation: Evaluation, results: dict[str, Any]) -> dict[str, Subject]:
+    """The subjects that pass their certificate; the others are taken out of the results."""
+    passed = evaluation.certify(list(subjects.values()))
+    for name, subject in subjects.items():
+        if subject in passed:
+            continue
+        found = evaluation.results.get(evaluation.identity(subject, "certificate"))
+        failed = [check["name"] for check in found["checks"] if not check["passed"]] if found else ["certificate"]
+        warnings.warn(f"{name} is left out of the comparison: it fails {', '.join(failed)}", stacklevel=3)
+        results["disqualified"][name] = failed
+        results["models"].remove(name)
+        del results[name]
+    if not passed:
+        raise ValueError(f"models: none is left, all fail their certificate: {results['disqualified']}")
+    return {name: subject for name, subject in subjects.items() if subject in passed}
+
+
+def _measure_costs(
+    subjects: Mapping[str, Subject], evaluation: Evaluation, results: dict[str, Any], costs: Mapping[str, Cost]
+) -> None:
+    """Fill in the costs that are asked for, from their rows."""
+    wanted = {metric: costs[metric] for metric in results["metrics"] if metric in costs}
+    if not wanted:
+        return
+    keys, lengths = {cost.key for cost in wanted.values()}, results["seq_lengths"]
+    passes, memory = [one for one in PASSES if one in keys], bool(keys & {"forward_bytes", "training_bytes"})
+    evaluation.costs(list(subjects.values()), lengths, passes, memory)
+    for words in dict.fromkeys(row["values"]["problem"] for row in evaluation.problems):
+        warnings.warn(f"no {words}", stacklevel=3)
+    for (name, subject), length in product(subjects.items(), lengths):
+        row = evaluation.results.get(evaluation.identity(subject, "cost", length=length, rounds=evaluation.rounds))
+        for metric, (_, key, divisor) in wanted.items():
+            if row is None:
+                _add(results[name], metric, None, None, None)
+                continue
+            samples = row[key]["samples"] if isinstance(row[key], dict) else [row[key]]
+            samples = [one / divisor for one in samples]
+            _add(results[name], metric, median(samples), list(bootstrap_interval(samples)), samples)
+
+
+def _measure_accuracy(subjects: Mapping[str, Subject], evaluation: Evaluation, results: dict[str, Any]) -> None:
+    """Fill in the accuracies on the test split of each model's own data, from their rows.
+
+    Raises:
+        ValueError: the data of a checkpoint is not there, or has changed.
+    """
+    lengths = results["seq_lengths"]
+    evaluation.accuracy([(subject, [None, *lengths]) for subject in subjects.values()], "test")
+    for problem in evaluation.problems:
+        if problem["identity"]["of"]["kind"] == "data":
+            raise ValueError(problem["values"]["problem"])
+    rows = [row for row in evaluation.results.rows if row["identity"]["kind"] in ("text", "recall")]
+    found = {(row["identity"]["checkpoint"], row["identity"].get("length")): row["values"] for row in rows}
+    for name, subject in subjects.items():
+        data = subject.about["data"]
+        own = found.get((subject.digest, data["validation_length"] if data["kind"] == "text" else None))
+        results[name]["accuracy_as_trained"] = own and own["accuracy"]
+        for length in lengths:
+            values = found.get((subject.digest, length))
+            interval = values["interval"]["accuracy"] if values else None
+            _add(results[name], "accuracy", values["accuracy"] if values else None, interval, None)
 
 
 def _add(row: dict[str, Any], metric: str, value: float | None, interval: list[float] | None, samples: Any) -> None:
     """One more length of one metric of one model."""
     for into, what in ((row, value), (row["intervals"], interval), (row["samples"], samples)):
         into[metric].append(what)
-
-
-def _measure(
-    models: Mapping[str, LanguageModel], costs: Mapping[str, Cost], results: dict[str, Any], rounds: int, seed: int
-) -> None:
-    """Fill in the costs that are asked for, all models in the same rounds at each length."""
-    wanted = {metric: costs[metric] for metric in results["metrics"] if metric in costs}
-    keys = {cost.key for cost in wanted.values()}
-    memory = bool(keys & {"forward_bytes", "training_bytes"})
-    for length in tqdm(results["seq_lengths"] if wanted else [], "costs", disable=None):
-        try:
-            found = measure_costs(models, length, rounds, [one for one in PASSES if one in keys], memory, seed)
-        except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
-            warnings.warn(f"no costs at {length} tokens: {one_line(error, 300)}", stacklevel=3)
-            found = {}
-        for name in models:
-            for metric, (_, key, divisor) in wanted.items():
-                if not found:
-                    _add(results[name], metric, None, None, None)
-                    continue
-                value = found[name][key]
-                samples = [one / divisor for one in (value["samples"] if isinstance(value, dict) else [value])]
-                _add(results[name], metric, median(samples), list(bootstrap_interval(samples)), samples)

@@ -1,239 +1,312 @@
-"""From checkpoints to results: certify each, then measure its accuracy, and the costs of all side by side."""
+"""The one engine: certify, measure accuracy and costs, draw maps, and keep each result as a row."""
 
 import copy
-import shlex
-import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from bsbr_pl.data import TextData, TokenData
-from bsbr_pl.results import NotKeptError, Results
+from bsbr_pl.data import TokenData
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.results import Job, NotKeptError, Results, Row
 from bsbr_pl.utils.records import environment, git_commit
-from bsbr_pl.utils.timing import undisturbed
-from bsbr_pl.values import one_line
+from bsbr_pl.utils.timing import timing_lock
+from bsbr_pl.values import digest, one_line
 
 from .accuracy import recall_accuracy, text_accuracy
 from .certificate import certify
-from .checkpoints import SIZES, Checkpoint, labels
-from .retrieval import retrieval, routes
+from .costs import PASSES, measure_costs
+from .pictures import course, draw_map
+from .retrieval import retrieval
 from .saved_data import DataChangedError
-from .scaling import measure_costs
+from .subject import Subject
 
-VERSION = 2  # changes whenever a measurement changes its meaning
+#: Of each kind of row; changes whenever the measurement changes its meaning.
+VERSIONS: dict[str, int] = {"certificate": 3, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
-
-
-class Cell(NamedTuple):
-    """One measurement of one checkpoint, for a row of the results."""
-
-    identity: dict[str, Any]
-    checkpoint: Checkpoint
-    measure: Callable[[], dict[str, Any]]
+ENVIRONMENT = ("cpu", "instructions", "threads", "device", "gpu", "cuda")  # what decides values, of `environment`
 
 
 @dataclass
 class Evaluation:
-    """Measures checkpoints on one device in one precision; what `results` holds already is not measured again.
+    """Measures subjects on one device in one precision. Results that exist are not measured again.
 
-    Processes that are given the same results at once divide the work, and all of them end with every row.
+    Processes that are given the same results at once divide the work, and all of them end with every row. What goes
+    wrong with one subject becomes a row of kind `problem`, and the others go on.
 
     Args:
-        checkpoints: as `read_all` gives them.
-        results: where rows are kept, as they come.
+        results: where rows are kept, as soon as they are measured.
         device: where to compute.
         dtype: float32, bfloat16 or float64; of the weights and the computation.
-        split: of the data: `val` or `test`.
-        multiples: context lengths to predict text at, in lengths of training.
-        lengths: tokens, to measure costs at.
         rounds: samples of each time.
-        command: that asks for it, kept beside each number.
+        seed: of the tokens that are timed.
     """
 
-    checkpoints: Sequence[Checkpoint]
     results: Results
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
     dtype: str = "float32"
-    split: str = "val"
-    multiples: Sequence[int] = MULTIPLES
-    lengths: Sequence[int] = LENGTHS
     rounds: int = 5
-    command: str = ""
-    problems: dict[str, str] = field(default_factory=dict)  # name of a checkpoint -> what went wrong with it
-    changed: set[str] = field(default_factory=set)  # digests of checkpoints whose data changed since training
+    seed: int = 0
 
     def __post_init__(self) -> None:
         facts = environment(self.device)
-        wanted = ("cpu", "instructions", "threads", "device", "gpu", "cuda")
         self.environment = {
-            **{name: facts[name] for name in wanted if name in facts},
+            **{name: facts[name] for name in ENVIRONMENT if name in facts},
             **{name: facts["versions"][name] for name in ("torch", "bsbr_pl", "python")},
             "dtype": self.dtype,
             "commit": git_commit(),
         }
-        self.problems |= {c.name: c.problem for c in self.checkpoints if c.problem}
-        self._labels = labels(self.checkpoints)
+        self._problems: set[str] = set()  # digests of the identities of those that this evaluation met
+        self._changed: set[str] = set()  # digests of subjects whose data changed since training
 
-    def run(self) -> None:
-        """Measure what is missing, with a progress bar. Ctrl-C loses only the measurement under way."""
-        usable = [c for c in self.checkpoints if c.module is not None]
-        self._share("certificates", [self._certificate(checkpoint) for checkpoint in usable])
-        found = [self.results.get(self.identity(checkpoint, "certificate")) for checkpoint in usable]
-        certified = [c for c, certificate in zip(usable, found, strict=True) if certificate and certificate["passed"]]
-        cells: list[Cell] = []
-        for checkpoint in certified:
-            with self._attempt(checkpoint):
-                cells += self._accuracies(checkpoint)
-        self._share("accuracy", cells)
-        configurations: dict[str, list[Checkpoint]] = defaultdict(list)
-        for checkpoint in certified:
-            configurations[body(checkpoint)].append(checkpoint)
-        for length in tqdm(self.lengths, "costs", disable=None):
-            self._costs({key: c[0] for key, c in configurations.items() if _can_read(c[0], length + 1)}, length)
+    def run(
+        self,
+        subjects: Sequence[Subject],
+        split: str = "val",
+        multiples: Sequence[int] = MULTIPLES,
+        lengths: Sequence[int] = LENGTHS,
+    ) -> None:
+        """Measure trained subjects: all, and of those that pass their certificate accuracy and costs.
+
+        Args:
+            subjects: with data.
+            split: of the data: `val` or `test`.
+            multiples: context lengths to predict text at, in lengths of training; a recall task has its own.
+            lengths: tokens, to measure costs at.
+        """
+        self.courses(subjects)
+        certified = self.certify(subjects)
+        self.accuracy([(subject, _own_lengths(subject, multiples)) for subject in certified], split)
+        self.maps(subjects)
+        self.costs(certified, lengths)
+
+    def certify(self, subjects: Sequence[Subject]) -> list[Subject]:
+        """Certify each subject; those that passed."""
+        jobs = [self._job(s, "certificate", partial(self._certificate, s)) for s in subjects]
+        self._run_all("certificates", jobs)
+        found = [self.results.get(job.identity) for job in jobs]
+        return [subject for subject, values in zip(subjects, found, strict=True) if values and values["passed"]]
+
+    def accuracy(self, wanted: Iterable[tuple[Subject, Sequence[int | None]]], split: str) -> None:
+        """How well each subject predicts the data of its training.
+
+        Args:
+            wanted: subjects, with the lengths (tokens) of the samples; None for the length of its validation.
+                Lengths that its data or the model cannot have are left out.
+            split: `val` or `test`.
+        """
+        jobs = []
+        for subject, lengths in wanted:
+            with self._attempt({"kind": "data"}, subject.digest, subject.about):
+                data = self._open_data(subject)
+                jobs += [job for n in lengths if (job := self._accuracy_job(subject, data, split, n))]
+        self._run_all("accuracy", jobs)
+
+    def costs(
+        self,
+        subjects: Sequence[Subject],
+        lengths: Sequence[int],
+        passes: Sequence[str] = PASSES,
+        memory: bool = True,
+    ) -> None:
+        """What each architecture and size costs at each length (tokens), all timed in the same rounds."""
+        first: dict[str, Subject] = {}
+        for subject in subjects:
+            first.setdefault(subject.architecture_digest, subject)
+        for length in tqdm(lengths, "costs", disable=None):
+            self._costs([s for s in first.values() if s.can_read(length + 1)], length, passes, memory)
+
+    def maps(self, subjects: Sequence[Subject]) -> None:
+        """The attention map of the first subject of each configuration."""
+        first: dict[str, Subject] = {}
+        for subject in subjects:
+            config = subject.about.get("config", {})
+            first.setdefault(digest([config, (subject.about.get("data") or {}).get("fingerprint")]), subject)
+        jobs = [self._job(s, "map", partial(self._map, s)) for s in first.values()]
+        self._run_all("attention maps", jobs)
+
+    def courses(self, subjects: Sequence[Subject]) -> None:
+        """The course of each training, as far as it was recorded; written again if the run has gone on."""
+        jobs = [self._job(subject, "training", partial(course, subject.record)) for subject in subjects]
+        self.results.share(jobs, self._run)
+        known = {digest(row["identity"]): row["about"] for row in self.results.rows}
+        for job in jobs:
+            before = known.get(digest(job.identity), {})
+            about = before | job.about  # keeps what others have added, such as the study that it belongs to
+            if about | {"command": None} != before | {"command": None}:
+                self._run(job._replace(about=about))
+
+    def rows(self, subjects: Sequence[Subject]) -> list[Row]:
+        """The rows of these subjects, in all environments, and the problems that this evaluation met.
+
+        `about` is what is known of a subject now: an older row may be from before its run had finished.
+        """
         self.results.read()
+        by_digest = {subject.digest: subject for subject in subjects}
+        by_architecture = {subject.architecture_digest: subject for subject in reversed(subjects)}
+        found = []
+        for row in self.results.rows:
+            identity = row["identity"]
+            kind, checkpoint = identity["kind"], identity["checkpoint"]
+            subject = (by_architecture if kind == "cost" else by_digest).get(checkpoint)
+            if subject and identity.get("version") == VERSIONS.get(kind) and self._on_its_data(subject, identity):
+                about = row["about"] | subject.about | {"command": row["about"].get("command", "")}
+                found.append(row | {"about": about})
+        return found + self.problems
 
-    def _share(self, title: str, cells: Sequence[Cell]) -> None:
-        """Measure what is missing and no other process is at; then wait for those, in case one of them gives up."""
-        for wait in (False, True):
-            others = []
-            for cell in tqdm(cells, title, disable=None):
-                with self._attempt(cell.checkpoint):
-                    if not self._measured(cell, wait):
-                        others.append(cell)
-            if not others:
-                return
-            cells = others
-
-    def _measured(self, cell: Cell, wait: bool) -> bool:
-        """Whether the results hold this cell, after measuring it if need be; False where another process is at it."""
-        if self.results.get(cell.identity) is not None:
+    def _on_its_data(self, subject: Subject, identity: Mapping[str, Any]) -> bool:
+        """Whether a row is no accuracy, or one on the data of the training, which has not changed since."""
+        if identity["kind"] not in ("text", "recall"):
             return True
-        with self.results.claim(cell.identity, wait) as claimed:
-            if claimed and self.results.get(cell.identity) is None:
-                self.results.add(cell.identity, cell.measure(), self._about(cell.checkpoint))
-            return claimed
+        trained_on = (subject.about.get("data") or {}).get("fingerprint")
+        return subject.digest not in self._changed and trained_on in (None, identity.get("data"))
 
-    def _certificate(self, checkpoint: Checkpoint) -> Cell:
-        identity = self.identity(checkpoint, "certificate")
-        return Cell(identity, checkpoint, lambda: certify(self._module(checkpoint)).as_dict())
+    @property
+    def problems(self) -> list[Row]:
+        """Rows of the problems that this evaluation met."""
+        return [row for row in self.results.rows if digest(row["identity"]) in self._problems]
 
-    def _accuracies(self, checkpoint: Checkpoint) -> list[Cell]:
-        data = checkpoint.open_data()
-        if not isinstance(data, TextData):
-            identity = self.identity(checkpoint, "recall", split=self.split, data=data.fingerprint)
-            return [Cell(identity, checkpoint, partial(self._recall, checkpoint, data))]
-        cells = []
-        for multiple in self.multiples:
-            # As many tokens in a batch whatever the length, and in training's own length exactly its batches.
-            length, batch = data.eval_context_length, data.eval_batch_size
-            if multiple > 1:
-                length, batch = multiple * data.context_length, max(1, data.batch_size // multiple)
-            if not _can_read(checkpoint, length):
-                continue
-            identity = self.identity(checkpoint, "text", split=self.split, data=data.fingerprint, length=length)
-            cells.append(Cell(identity, checkpoint, partial(self._text_accuracy, checkpoint, length, batch)))
-        return cells
+    def identity(self, subject: Subject, kind: str, **facts: Any) -> dict[str, Any]:
+        """What decides the values of a row."""
+        place = {} if kind in ("map", "training") else {"environment": self.environment}
+        checkpoint = subject.architecture_digest if kind == "cost" else subject.digest
+        return {"kind": kind, "checkpoint": checkpoint, **facts, **place, "version": VERSIONS[kind]}
 
-    def _recall(self, checkpoint: Checkpoint, data: TokenData) -> dict[str, Any]:
-        model = self._module(checkpoint)
-        found = recall_accuracy(model, data, self.split)
-        return found | ({"retrieval": retrieval(model, data, self.split)} if routes(model, data) else {})
+    def problem(self, of: Mapping[str, Any], checkpoint: str, about: Mapping[str, Any], words: str) -> None:
+        """Keep a problem with a checkpoint: why the row with the facts `of` could not be had; "" if it is solved."""
+        identity = {"kind": "problem", "checkpoint": checkpoint, "of": dict(of)}
+        known = self.results.get(identity) or {"problem": ""}
+        if known["problem"] != words:
+            self.results.add(identity, {"problem": words}, about)
+        if words:
+            self._problems.add(digest(identity))
 
-    def _text_accuracy(self, checkpoint: Checkpoint, length: int, batch_size: int) -> dict[str, Any]:
-        data = checkpoint.open_data(eval_batch_size=batch_size, eval_context_length=length)
-        assert isinstance(data, TextData)
-        return text_accuracy(self._module(checkpoint), data, self.split)
+    def _job(self, subject: Subject, kind: str, measure: Callable[[], dict[str, Any]], **facts: Any) -> Job:
+        return Job(self.identity(subject, kind, **facts), subject.about, measure)
 
-    def _costs(self, representatives: dict[str, Checkpoint], length: int) -> None:
-        """The costs of one checkpoint of every configuration, in the same rounds."""
-        identities = {key: self.cost_identity(checkpoint, length) for key, checkpoint in representatives.items()}
-        if all(self.results.get(identity) is not None for identity in identities.values()):
-            return
-        with undisturbed():
-            self.results.read()
-            missing = [key for key, identity in identities.items() if self.results.get(identity) is None]
-            names = {key: representatives[key].name for key in missing}
-            try:
-                models = {key: self._module(representatives[key]) for key in missing}
-                found = measure_costs(models, length, self.rounds) if models else {}
-            except (RuntimeError, MemoryError) as error:  # out of memory, most likely: the other lengths go on
-                for name in names.values():
-                    self.problems[name] = f"costs at {length} tokens: {one_line(error, 300)}"
-                return
-            for key, values in found.items():
-                about = self._about(representatives[key]) | {"timed_with": sorted(names.values())}
-                self.results.add(identities[key], values, about)
+    def _run_all(self, title: str, jobs: Sequence[Job]) -> None:
+        with tqdm(total=len(jobs), desc=title, disable=None) as bar:
+            missing = [job for job in jobs if self.results.get(job.identity) is None]
+            bar.update(len(jobs) - len(missing))
 
-    def identity(self, checkpoint: Checkpoint, kind: str, **more: Any) -> dict[str, Any]:
-        """What decides the values of one measurement."""
-        return {
-            "kind": kind,
-            "checkpoint": checkpoint.digest,
-            **more,
-            "environment": self.environment,
-            "version": VERSION,
-        }
+            def run(job: Job) -> None:
+                self._run(job)
+                bar.update()
 
-    def cost_identity(self, checkpoint: Checkpoint, length: int) -> dict[str, Any]:
-        """Costs are those of an architecture at a size, whatever its weights: seeds share them."""
-        identity = self.identity(checkpoint, "cost", length=length, rounds=self.rounds)
-        return identity | {"checkpoint": body(checkpoint)}
+            self.results.share(missing, run)
 
-    def _about(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        return {
-            "checkpoint": checkpoint.name,
-            "label": self._labels[checkpoint.digest],
-            "seed": checkpoint.seed,
-            "step": checkpoint.step,
-            "run": checkpoint.about_run,
-            "command": self.command,
-        }
-
-    def _module(self, checkpoint: Checkpoint) -> Any:
-        """A copy of the model on this device in this precision, in evaluation mode."""
-        assert checkpoint.module is not None
-        return copy.deepcopy(checkpoint.module.model).to(self.device, DTYPES[self.dtype]).eval()
+    def _run(self, job: Job) -> None:
+        of = {name: value for name, value in job.identity.items() if name in ("kind", "split", "length")}
+        with self._attempt(of, job.identity["checkpoint"], job.about):
+            self.results.add(job.identity, job.measure(), job.about)
 
     @contextmanager
-    def _attempt(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """What goes wrong with one checkpoint becomes its problem, and the others go on while rows can be kept."""
+    def _attempt(self, of: Mapping[str, Any], checkpoint: str, about: Mapping[str, Any]) -> Iterator[None]:
+        """What goes wrong with one subject becomes its problem, and the others go on while rows can be kept."""
+        words = ""
         try:
             yield
         except NotKeptError:
             raise
-        except DataChangedError as error:
-            self.changed.add(checkpoint.digest)
-            self.problems[checkpoint.name] = one_line(error, 800)
         except ValueError as error:  # its message is a sentence
-            self.problems[checkpoint.name] = one_line(error, 800)
+            words = one_line(error, 800)
         except Exception as error:
-            self.problems[checkpoint.name] = f"{type(error).__name__}: {one_line(error)}"
+            words = f"{type(error).__name__}: {one_line(error)}"
+        self.problem(of, checkpoint, about, words)
+
+    def _model(self, subject: Subject) -> LanguageModel:
+        """A copy of the model on this device in this precision, in evaluation mode."""
+        return copy.deepcopy(subject.model).to(self.device, DTYPES[self.dtype]).eval()
+
+    def _certificate(self, subject: Subject) -> dict[str, Any]:
+        model = self._model(subject)
+        return certify(model if subject.trained else with_noise(model)).as_dict()
+
+    def _open_data(self, subject: Subject) -> TokenData:
+        if subject.open_data is None:
+            raise ValueError(f"{subject.name} has no data to predict")
+        try:
+            return subject.open_data()
+        except DataChangedError:
+            self._changed.add(subject.digest)
+            raise
+
+    def _accuracy_job(self, subject: Subject, data: TokenData, split: str, length: int | None) -> Job | None:
+        changes: dict[str, Any] = {}
+        if length is not None and not (data.kind == "text" and length == data.validation_length):
+            try:
+                changes = data.at_length(length)
+            except ValueError:  # says what is impossible at this length
+                return None
+            changes["eval_batch_size"] = max(1, data.eval_batch_size * data.validation_length // length)
+        if not subject.can_read(length or data.validation_length):
+            return None
+        if length is None and data.kind == "text":
+            length = data.validation_length
+        facts = {"split": split, "data": data.fingerprint} | ({} if length is None else {"length": length})
+        return self._job(subject, data.kind, partial(self._accuracy, subject, data, split, changes), **facts)
+
+    def _accuracy(self, subject: Subject, data: TokenData, split: str, changes: dict[str, Any]) -> dict[str, Any]:
+        model = self._model(subject)
+        if changes:
+            assert subject.open_data is not None
+            data = subject.open_data(**changes)
+        if data.kind == "text":
+            return text_accuracy(model, data, split)  # type: ignore[arg-type]
+        found = recall_accuracy(model, data, split)
+        routed = not changes and data.answers_in_context and any(a.routes_chunks for a in model.attentions)
+        return found | ({"retrieval": retrieval(model, data, split)} if routed else {})
+
+    def _map(self, subject: Subject) -> dict[str, Any]:
+        assert subject.open_data is not None
+        return draw_map(subject.model, subject.open_data(eval_batch_size=1, num_workers=0), subject.name)
+
+    def _costs(self, subjects: Sequence[Subject], length: int, passes: Sequence[str], memory: bool) -> None:
+        """Those that are missing at one length, in the same rounds."""
+
+        def missing() -> list[Subject]:
+            return [s for s in subjects if self.results.get(self._cost_identity(s, length)) is None]
+
+        if not missing():
+            return
+        with timing_lock():
+            self.results.read()
+            models = {subject.name: self._model(subject) for subject in missing()}
+            found, words = {}, ""
+            try:
+                found = measure_costs(models, length, self.rounds, passes, memory, self.seed) if models else {}
+            except Exception as error:  # out of memory, most likely: the other lengths go on
+                words = f"costs at {length} tokens: {one_line(error, 300)}"
+            for subject in subjects:
+                if subject.name in found:
+                    about = subject.about | {"timed_with": sorted(models)}
+                    self.results.add(self._cost_identity(subject, length), found[subject.name], about)
+                if subject.name in models:
+                    self.problem({"kind": "cost", "length": length}, subject.architecture_digest, subject.about, words)
+
+    def _cost_identity(self, subject: Subject, length: int) -> dict[str, Any]:
+        return self.identity(subject, "cost", length=length, rounds=self.rounds)
 
 
-def body(checkpoint: Checkpoint) -> str:
-    """What decides a model's costs: its architecture and sizes, but neither its weights nor how they were trained."""
-    assert checkpoint.module is not None
-    hparams = checkpoint.module.hparams
-    return repr({name: hparams[name] for name in ("attention", *SIZES, "positions", "ff_activation", "ff_bias")})
+def _own_lengths(subject: Subject, multiples: Sequence[int]) -> list[int | None]:
+    """Of the samples to predict: text at multiples of the length of training, a recall task at its own."""
+    data = subject.about["data"]
+    if data is None or data["kind"] != "text":
+        return [None]
+    return [None if multiple == 1 else multiple * data["trained_length"] for multiple in multiples]
 
 
-def _can_read(checkpoint: Checkpoint, length: int) -> bool:
-    """Whether the model has no learned positions, or so many."""
-    assert checkpoint.module is not None
-    most = checkpoint.module.model.max_length
-    return most is None or length <= most
-
-
-def this_command() -> str:
-    """The command line of this process."""
-    script = Path(sys.argv[0]).name
-    return shlex.join(["python", *(["-m", "bsbr_pl.evals"] if script == "__main__.py" else [script]), *sys.argv[1:]])
+def with_noise(model: LanguageModel) -> LanguageModel:
+    """A copy with noise added to every parameter: a gate initialised at zero could hide a causal leak."""
+    model, random = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=random) * model.embedding.weight.shape[1] ** -0.5
+            parameter.add_(noise.to(parameter))
+    return model

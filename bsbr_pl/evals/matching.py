@@ -1,35 +1,28 @@
-"""Fair budgets: sizes at which architectures have as many parameters, operations, bytes of state or seconds a step.
+"""Fair budgets: sizes at which architectures have equally many parameters, FLOPs, bytes of state or seconds a step."""
 
-    python -m bsbr_pl.evals.matching --match params --reference standard --tokens 512 --hidden_dim 128
-
-What is turned follows from the quantity and from what an architecture has: see `WAYS`.
-"""
-
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 
-from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.models import model_class
-from bsbr_pl.parsing import Parser
-from bsbr_pl.utils.files import write_whole
-from bsbr_pl.utils.timing import measure, undisturbed
-from bsbr_pl.values import one_line
+from bsbr_pl.models import SIZES
+from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
+from bsbr_pl.utils.timing import measure, timing_lock
 
 from .analysis import aligned
-from .knobs import DEFAULTS, Arguments, choices, differences, plain, search, turned
 
-#: Quantity -> ways to match it. A way is a list of knobs, turned one after another; those that an architecture does not
-#: have, or that move nothing, are passed over. The first way that reaches past the reference and to within `TOLERANCE`
-#: of it is taken, else the nearest.
+Arguments = dict[str, Any]  # of LanguageModel
+DEFAULTS = {size.name: size.default for size in SIZES if size.default is not size.empty}
+
+REACH = "reach"  # stands for the option that sets how many tokens an architecture sees exactly: chunk_size, window_size
+#: Quantity -> ways to match it. A way is a list of sizes that are set one after another. A size that an architecture
+#: does not have, or that changes nothing, is skipped. The first way that reaches past the reference and to within
+#: `TOLERANCE` of it is taken, else the nearest.
 #:
 #: Parameters are matched by the feed-forward networks, which leaves the attention alone. FLOPs and time are matched by
 #: the width, `ff_dim` in proportion: a cheaper attention buys a larger model of the same shape, and `ff_dim` makes up
@@ -37,11 +30,12 @@ from .knobs import DEFAULTS, Arguments, choices, differences, plain, search, tur
 WAYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "params": (("ff_dim",), ("hidden_dim", "ff_dim")),
     "flops": (("hidden_dim", "ff_dim"),),
-    "state_bytes": (("window_size",), ("chunk_size",), ("num_heads", "hidden_dim")),
+    "state_bytes": ((REACH,), ("num_heads", "hidden_dim")),
     "step_time": (("hidden_dim", "ff_dim"),),
 }
 TOLERANCE = 0.05  # share of the reference: chunks, heads and widths have coarse steps
-NOISE = 0.02  # the same of a time: what is nearer cannot be told apart
+NOISE = 0.02  # the same of a time: a smaller difference cannot be measured
+FACTOR = 4  # sizes go down to a quarter and up to four times
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Matched:
     """A model with the arguments at which it comes closest to the reference."""
 
     arguments: Arguments
-    turned: Arguments  # those that differ from what was given
+    changed: Arguments  # those that differ from what was given
     value: float  # parameters, operations, bytes or seconds
     reference: float  # the same of the reference
     problem: str | None = None  # one sentence, where the reference lies outside what can be reached
@@ -59,8 +53,9 @@ class Matched:
         return 100 * (self.value / self.reference - 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a record."""
-        return {**vars(self), "arguments": plain(self.arguments), "mismatch_percent": self.mismatch_percent}
+        """Plain values, for a file."""
+        arguments = {**self.arguments, "attention": plain_specs(self.arguments["attention"])}
+        return {**vars(self), "arguments": arguments, "mismatch_percent": self.mismatch_percent}
 
 
 def match(
@@ -73,13 +68,13 @@ def match(
     rounds: int = 5,
     device: str | torch.device = "cpu",
 ) -> dict[str, Matched]:
-    """Turn the sizes of models until each comes as close as it can to the reference.
+    """Change the sizes of models until each comes as close as it can to the reference.
 
     Args:
         quantity: `params` (all, the embedding among them), `flops` (of a forward pass over `num_tokens`), `state_bytes`
             (the most that the decode state of one sequence holds up to `num_tokens`) or `step_time` (seconds of a
             training step, timed in the same rounds as the reference's).
-        models: name -> arguments of `LanguageModel`; what is no knob of the quantity stays as it is.
+        models: name -> arguments of `LanguageModel`; those that do not decide the quantity stay as they are.
         num_tokens: tokens T of a sequence.
         reference: whose value the others are to have, a name in `models`.
         batch_size: sequences of a training step, for `step_time`.
@@ -97,7 +92,7 @@ def match(
     if reference not in models:
         raise ValueError(f"reference must be one of the models ({', '.join(models)}), got {reference!r}")
     check_positive(tokens=num_tokens, batch_size=batch_size, rounds=rounds)
-    given = {name: DEFAULTS | one for name, one in models.items()}
+    given = {name: DEFAULTS | one | {"attention": specs_of(one["attention"])} for name, one in models.items()}
 
     def values(of: Mapping[str, Arguments]) -> dict[str, float]:
         """Those of the reference and of others; times are of the same rounds."""
@@ -110,27 +105,26 @@ def match(
         found = values({"": arguments})
         return found[""] / found[reference]
 
-    nearest = {name: _nearest(quantity, one, share, num_tokens) for name, one in given.items() if name != reference}
-    nearest[reference] = Nearest(given[reference], 1.0)
-    found = values({name: one.arguments for name, one in nearest.items()})
-    return {
-        name: Matched(
-            arguments=nearest[name].arguments,
-            turned=differences(given[name], nearest[name].arguments),
-            value=found[name],
-            reference=found[reference],
-            problem=nearest[name].problem(f"{quantity} of {name}"),
-        )
-        for name in models
+    enough = NOISE if quantity == "step_time" else 0.0
+    nearest = {
+        name: Search(share, num_tokens, enough).run(one, WAYS[quantity])
+        for name, one in given.items()
+        if name != reference
     }
+    found = values({name: one.arguments for name, one in nearest.items()})
+    matched = {reference: Matched(given[reference], {}, found[reference], found[reference])}
+    for name, one in nearest.items():
+        changed, problem = differences(given[name], one.arguments), one.problem(f"{quantity} of {name}")
+        matched[name] = Matched(one.arguments, changed, found[name], found[reference], problem)
+    return {name: matched[name] for name in models}
 
 
 def budgets(arguments: Arguments, num_tokens: int) -> dict[str, int]:
     """Every quantity that has a closed form, counted on a model without memory."""
     with torch.device("meta"):
         model = LanguageModel(**arguments)
-    # The state of a chunk under way is dropped at its end: the most is held somewhere in the last chunk's length.
-    period = max(getattr(attention, "chunk_size", 1) for attention in model.attentions)
+    # The state of an unfinished chunk is dropped at its end: the largest state occurs within the last chunk's length.
+    period = max(attention.period for attention in model.attentions)
     state = max(map(model.state_size, range(max(1, num_tokens - period + 1), num_tokens + 1)))
     return {
         "params": sum(parameter.numel() for parameter in model.parameters()),
@@ -158,132 +152,168 @@ def step_times(
 
         return run
 
-    with undisturbed():
+    with timing_lock():
         timings = measure({name: step(one) for name, one in models.items()}, rounds, device=device)
     return {name: timing.median for name, timing in timings.items()}
 
 
 @dataclass
-class Nearest:
-    """The arguments that came nearest, their share of the reference, and what was tried."""
+class Search:
+    """Looks for the sizes at which `share`, the value divided by the reference's, is closest to 1.
 
-    arguments: Arguments
-    share: float
+    Args:
+        share: of some arguments.
+        num_tokens: tokens T of a sequence, which bound chunks and windows.
+        enough: the search ends at this distance from 1.
+    """
+
+    share: Callable[[Arguments], float]
+    num_tokens: int
+    enough: float
+    arguments: Arguments = field(default_factory=dict)  # the nearest
+    nearest: float = 0.0  # share of the nearest
     tried: list[float] = field(default_factory=list)  # shares
-    ranges: dict[str, Sequence[int]] = field(default_factory=dict)  # of the knobs
+    ranges: dict[str, Sequence[int]] = field(default_factory=dict)  # of the sizes that change something
+
+    def run(self, start: Arguments, ways: Sequence[Sequence[str]]) -> "Search":
+        """Try the ways in order, until one of them reaches the reference."""
+        self.arguments, self.nearest = start, self.share(start)
+        first, self.tried = self.nearest, [self.nearest]
+        for way in ways:
+            at, at_share, seen = start, first, list[float]()
+            for one in way:
+                size = reach_option(at) if one == REACH else one
+                shares = self._shares(at, size) if size else {}
+                if size is None or len(set(shares.values())) < 2:
+                    continue  # it changes nothing
+                self.ranges[size] = size_values(at, size, self.num_tokens)
+                seen += shares.values()
+                value = min(shares, key=lambda one: abs(shares[one] - 1))
+                if abs(shares[value] - 1) < abs(at_share - 1):
+                    at, at_share = set_size(at, size, value), shares[value]
+            self.tried += seen
+            if abs(at_share - 1) < abs(self.nearest - 1):
+                self.arguments, self.nearest = at, at_share
+            if seen and min(seen) <= 1 <= max(seen) and abs(at_share - 1) <= TOLERANCE:
+                break
+        return self
 
     def problem(self, what: str) -> str | None:
-        if abs(self.share - 1) <= TOLERANCE or min(self.tried) <= 1 <= max(self.tried):
+        """Why the nearest is not near, in one sentence; None where the reference lies among what was tried."""
+        if abs(self.nearest - 1) <= TOLERANCE or min(self.tried) <= 1 <= max(self.tried):
             return None
-        knobs = " and ".join(f"{knob} from {one[0]} to {one[-1]}" for knob, one in self.ranges.items())
-        side = "above" if self.share > 1 else "below"
-        return f"{what} stays {side} that of the reference with {knobs or 'nothing to turn'}: this is the nearest"
+        ranges = " and ".join(f"{size} from {one[0]} to {one[-1]}" for size, one in self.ranges.items())
+        side = "above" if self.nearest > 1 else "below"
+        return f"{what} stays {side} that of the reference with {ranges or 'no size to change'}: this is the nearest"
+
+    def _shares(self, start: Arguments, size: str) -> dict[int, float]:
+        """Share by value of a size, of all values that were tried and that the model can have.
+
+        The share rises with a size of the model: the search steps along the values while that helps, then halves its
+        step. With an option of the attention it may fall and rise again, as the state of BSBR does, which is large with
+        small chunks and with large ones: all values are tried.
+        """
+        values, shares = size_values(start, size, self.num_tokens), dict[int, float]()
+
+        def miss(i: int) -> float:
+            if values[i] not in shares:
+                try:
+                    shares[values[i]] = self.share(set_size(start, size, values[i]))
+                except ValueError:  # the model cannot have this size
+                    return float("inf")
+            return abs(shares[values[i]] - 1)
+
+        if size not in start:
+            for i in range(len(values)):
+                miss(i)
+            return shares
+        now = get_size(start, size)
+        at = min(range(len(values)), key=lambda i: abs(values[i] - now), default=0)
+        step = max(1, len(values) // 8) if values else 0
+        while step and miss(at) > self.enough:
+            nearest = min((i for i in (at, at - step, at + step) if 0 <= i < len(values)), key=miss)
+            step = step // 2 if nearest == at else step
+            at = nearest
+        return shares
 
 
-def _nearest(quantity: str, start: Arguments, share: Callable[[Arguments], float], num_tokens: int) -> Nearest:
-    enough = NOISE if quantity == "step_time" else 0.0
-    first = share(start)
-    best = Nearest(start, first, [first])
-    for way in WAYS[quantity]:
-        at, at_share = start, first
-        seen: list[float] = []
-        for knob in way:
-            settings = choices(at, knob, num_tokens)
-            shares = search(at, knob, settings, share, enough) if settings else {}
-            if len(set(shares.values())) > 1:  # it moves something
-                best.ranges[knob] = settings
-                seen += shares.values()
-                setting = min(shares, key=lambda one: abs(shares[one] - 1))
-                if abs(shares[setting] - 1) < abs(at_share - 1):
-                    at, at_share = turned(at, knob, setting), shares[setting]
-        best.tried += seen
-        if abs(at_share - 1) < abs(best.share - 1):
-            best.arguments, best.share = at, at_share
-        if seen and min(seen) <= 1 <= max(seen) and abs(at_share - 1) <= TOLERANCE:
-            break
-    return best
+def size_values(arguments: Arguments, size: str, num_tokens: int) -> Sequence[int]:
+    """What a size can be set to, in order; empty where the model does not have it."""
+    value = get_size(arguments, size)
+    if not value:
+        return ()
+    if size not in arguments:
+        in_chunks = _bounds(set_size(arguments, size, 2 * value))[1] != _bounds(arguments)[1]
+        return range(1, (num_tokens // 2 if in_chunks else num_tokens) + 1)  # one chunk has no earlier one to remember
+    if size == "num_heads":
+        heads = range(-(-value // FACTOR), FACTOR * value + 1)
+        return [one for one in heads if arguments["hidden_dim"] % (2 * one) == 0]
+    step = 2 * arguments["num_heads"] if size == "hidden_dim" else 1  # whole heads, of even width for rotary positions
+    lowest = value - (value + -value // FACTOR) // step * step
+    return range(lowest, FACTOR * value + 1, step)
+
+
+def get_size(arguments: Arguments, size: str) -> int:
+    """The value of an argument or of an option of the attention; 0 where the model does not have it."""
+    spec = arguments["attention"]
+    if size not in arguments:
+        return spec.settings[size]
+    if size == "ff_dim" and isinstance(spec, AttentionSpec) and spec.cls.replaces_feed_forward:
+        return 0
+    return 4 * arguments["hidden_dim"] if size == "ff_dim" and arguments[size] is None else arguments[size]
+
+
+def set_size(arguments: Arguments, size: str, value: int) -> Arguments:
+    """The arguments with a size set to a value; `ff_dim` keeps its proportion to `hidden_dim`."""
+    if size not in arguments:
+        spec = arguments["attention"]
+        return {**arguments, "attention": AttentionSpec(spec.cls, {**spec.options, size: value})}
+    if size == "hidden_dim" and arguments["ff_dim"]:
+        arguments = {**arguments, "ff_dim": round(arguments["ff_dim"] * value / arguments["hidden_dim"])}
+    return {**arguments, size: value}
+
+
+def reach_option(arguments: Arguments) -> str | None:
+    """The option that sets how many tokens an attention sees exactly: chunk_size, window_size; None without one.
+
+    It is found by trying: it is the integer option that changes `reach` of the attention.
+    """
+    spec = arguments["attention"]
+    for name, value in spec.settings.items() if isinstance(spec, AttentionSpec) else ():
+        if type(value) is int:
+            with suppress(ValueError):  # an option may allow some values only
+                if _bounds(set_size(arguments, name, 2 * value))[0] != _bounds(arguments)[0]:
+                    return name
+    return None
+
+
+def _bounds(arguments: Arguments) -> tuple[int | None, int]:
+    """`reach` and `period` of an attention."""
+    with torch.device("meta"):
+        attention = arguments["attention"](arguments["hidden_dim"], arguments["num_heads"])
+    return attention.reach, attention.period
+
+
+def differences(before: Arguments, after: Arguments) -> Arguments:
+    """The arguments and options that have another value."""
+
+    def settings(arguments: Arguments) -> Arguments:
+        spec = arguments["attention"]
+        return (spec.settings if isinstance(spec, AttentionSpec) else {}) | arguments
+
+    old, new = settings(before), settings(after)
+    return {name: new[name] for name in new if name != "attention" and new[name] != old[name]}
 
 
 def table(quantity: str, num_tokens: int, matched: Mapping[str, Matched], reference: str) -> str:
-    """What remains of the mismatch, what was turned, and what the other quantities are as shares of the reference's."""
+    """What remains of the mismatch, what was changed, and the other quantities as shares of the reference's."""
     counts = {name: budgets(one.arguments, num_tokens) for name, one in matched.items()}
     others = [other for other in counts[reference] if other != quantity]
-    rows = [["", quantity, "mismatch", *others, "turned"]]
+    rows = [["", quantity, "mismatch", *others, "changed"]]
     for name, one in matched.items():
         value = f"{one.value:.4g} s" if quantity == "step_time" else f"{one.value:,}"
         mismatch = "reference" if name == reference else f"{one.mismatch_percent:+.2f} %"
         shares = [f"{counts[name][other] / counts[reference][other]:.2f}" for other in others]
-        settings = ", ".join(f"{knob}={setting}" for knob, setting in one.turned.items())
-        rows.append([name, value, mismatch, *shares, settings or "-"])
+        sizes = ", ".join(f"{size}={value}" for size, value in one.changed.items())
+        rows.append([name, value, mismatch, *shares, sizes or "-"])
     return "\n".join([aligned(rows), *(one.problem for one in matched.values() if one.problem)])
-
-
-def overlay(arguments: Arguments, comment: str) -> str:
-    """A YAML for train.py with all that decides the model but `vocab_size`, which it takes from the data."""
-    model = {name: value for name, value in plain(arguments).items() if name != "vocab_size"}
-    return f"# {comment}\n{yaml.safe_dump({'model': model}, sort_keys=False)}"
-
-
-def solve(
-    quantity: str,
-    reference: str = "standard",
-    tokens: int = 512,
-    architectures: list[str] = list(ARCHITECTURES),  # noqa: B006 - never changed; the command line shows the default
-    vocab_size: int = 8192,
-    hidden_dim: int = 128,
-    num_layers: int = 2,
-    num_heads: int = 4,
-    ff_dim: int | None = None,
-    model_options: dict[str, dict[str, Any]] | None = None,
-    batch_size: int = 1,
-    rounds: int = 5,
-    device: str = "cpu",
-    out: str | None = None,
-) -> None:
-    """Print the sizes at which architectures have the budget of a reference.
-
-    Args:
-        quantity: what is matched
-        reference: whose value the others are to have: a key of ARCHITECTURES
-        tokens: length of the sequence
-        architectures: which to match
-        vocab_size: token ids, as many as the data has that will be trained on
-        hidden_dim: width of the reference, and of the others before anything is turned
-        num_layers: number of layers
-        num_heads: heads of each attention
-        ff_dim: width of the feed-forward networks; 4 * hidden_dim where null, 0 for none
-        model_options: "architecture -> its options: {bsbr: {chunk_size: 64}}"
-        batch_size: sequences of a training step, for step_time
-        rounds: samples of each time
-        device: where to take times
-        out: folder for one YAML an architecture, for train.py
-    """
-    sizes = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads, "ff_dim": ff_dim}
-    options = model_options or {}
-    models = {
-        name: {"attention": model_class(name).factory(**options.get(name, {})), "vocab_size": vocab_size, **sizes}
-        for name in dict.fromkeys([reference, *architectures, *options])
-    }
-    matched = match(quantity, models, tokens, reference, batch_size=batch_size, rounds=rounds, device=device)
-    print(f"{quantity} to match: {reference} at {tokens} tokens; the other quantities as shares of the reference's\n")
-    print(table(quantity, tokens, matched, reference))
-    for name, one in matched.items() if out else ():
-        comment = f"{quantity} at {tokens} tokens, {vocab_size} ids: {one.mismatch_percent:+.2f} % against {reference}"
-        write_whole(Path(str(out)) / f"{name}.yaml", overlay(one.arguments, comment).encode())
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Parse the command line and solve; the exit code."""
-    parser = Parser(prog="matching", description=(solve.__doc__ or "").split("\n")[0])
-    parser.add_argument("--match", choices=list(WAYS), required=True, help="what is matched")
-    parser.add_function_arguments(solve, skip={"quantity"}, as_group=False)
-    options = parser.parse_args(args).as_dict()
-    try:
-        solve(options.pop("match"), **options)
-    except (ValueError, TypeError, OSError) as error:
-        parser.error(one_line(error))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,36 +1,32 @@
-"""Where recall is lost: at the router, which chose another chunk than the one that holds the answer, or behind it.
+"""Where recall fails: in the router, which gave more weight to another chunk than the answer's, or behind it.
 
-    python -m bsbr_pl.evals.retrieval runs/version_0/checkpoints/best.ckpt
+    bsbr retrieval runs/version_0/checkpoints/best.ckpt
 
-A question of a recall task stands at the position of its key; its answer is the token behind the last earlier
-occurrence of that key that is followed by what the target says. BSBR answers from near by exactly, that is from its
-last C tokens, or without overlap from its own chunk, and from further back only through the weights P of
-`BSBRAttention.chunk_map`. A question whose chunk gives most weight to another
-chunk is one that the router missed; one that it hit, and is answered wrong still, was lost in the chunk's state or in
-reading it.
+A question of a recall task stands at the position of its key. Its answer is the token behind the last earlier
+occurrence of that key that is followed by the target. An attention that routes chunks (BSBR) reads exactly what
+`sees_exactly` says, and older tokens only through the weights P of its `chunk_map`. If the router gives its largest
+weight to a wrong chunk, the router missed. If it hit the answer's chunk and the answer is still wrong, the state of
+that chunk or its reading failed.
 """
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsbr_pl.attention import Attention
-from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData, TokenData
+from bsbr_pl.data import TokenData
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.parsing import Parser
-from bsbr_pl.utils.files import write_json
-from bsbr_pl.values import one_line
+from bsbr_pl.values import number
 
 from .analysis import aligned
-from .training import open_checkpoint
 
 Columns = dict[str, Tensor]  # one value a question
+_three = partial(number, form=".3f")
 
 
 def find_answers(input_ids: Tensor, targets: Tensor) -> Columns:
@@ -85,14 +81,8 @@ def _route(attention: Attention, x: Tensor, found: Columns) -> Columns:
     }
 
 
-def routes(model: LanguageModel, data: TokenData) -> bool:
-    """Whether the model chooses among chunks, and the data asks for what stands in one of them."""
-    chooses = any(attention.routes_chunks for attention in model.attentions)
-    return chooses and isinstance(data, MQARData | InductionData | NeedleData)
-
-
 def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
-    """Ask every question of a split, and tell what the router missed from what was lost behind it.
+    """Ask every question of a split, and separate errors of the router from errors behind it.
 
     Args:
         model: in evaluation mode, on any device; any architecture.
@@ -101,24 +91,24 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
 
     Returns:
         questions (number), accuracy (share answered right);
-        chunk_size (tokens, of the last BSBR layer; None without one: positions are then those in the sequence);
-        layers: of every BSBR layer, over the questions whose answer is far, beyond what it sees exactly: layer (of the
-        BSBR layers, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
+        chunk_size (tokens, of the last layer that routes; None without one: positions are then those in the sequence);
+        layers: of every layer that routes, over the questions whose answer is far, beyond what it sees exactly: layer
+        (of those, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
         of the heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most
         weight), rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's
         chunk) and null (mean, of the slot that retrieves nothing);
         routed: accuracy by how the best head of the last layer routed: hit and missed;
         reach: accuracy where the answer is near (what the last layer sees exactly) and far;
         by_distance (tokens from the answer to the question), by_answer and by_question (their positions in the chunk):
-        rows of start <= number < stop. Whatever has an accuracy has its number of questions; and, with BSBR layers,
-        hit: the share of those with a far answer that the best head of the last layer hits.
-        None stands where there is no question; those whose answer stands nowhere in the context are in no class.
+        rows of start <= number < stop. Each accuracy comes with its number of questions and, if a layer routes, with
+        hit: the share of the far answers that the best head of the last layer hits.
+        A figure without questions is None. Questions whose answer is not in the context are in no class.
 
     Raises:
         ValueError: the data is text, or a task without answers in the context.
     """
-    if isinstance(data, TextData):
-        raise ValueError("retrieval needs a recall task (MQARData, InductionData or NeedleData), not text")
+    if data.kind == "text":
+        raise ValueError("retrieval needs a recall task whose answers stand in the context, not text")
     device = next(model.parameters()).device
     batches: list[Columns] = []
     routes: list[list[Columns]] = []
@@ -211,19 +201,19 @@ def as_text(found: dict[str, Any]) -> str:
     """The tables of what `retrieval` found."""
     chunk = found["chunk_size"]
     where = f"chunk of {chunk} tokens" if chunk else "sequence"
-    parts = [f"{found['questions']:,} questions, accuracy {_number(found['accuracy'])}"]
+    parts = [f"{found['questions']:,} questions, accuracy {number(found['accuracy'], '.3f')}"]
     for layer in found["layers"]:
         rows = [[f"BSBR layer {layer['layer']}", "hit@1", "rank", "weight", "null"]]
         heads = enumerate(layer["heads"]) if layer["questions"] else ()
         for name, head in (*((f"head {i}", head) for i, head in heads), ("mean", layer["mean"])):
             best = " (best)" if name == f"head {layer['best_head']}" else ""
-            rows.append([name + best, *(_number(head[column]) for column in ("hit", "rank", "weight", "null"))])
-        chance = f"{layer['questions']:,} far questions; a blind guess hits {_number(layer['chance'])}"
+            rows.append([name + best, *(_three(head[column]) for column in ("hit", "rank", "weight", "null"))])
+        chance = f"{layer['questions']:,} far questions; a blind guess hits {number(layer['chance'], '.3f')}"
         parts.append(f"{aligned(rows)}\n{chance}")
     for key, title in (("routed", "router (best head of the last layer)"), ("reach", "answer in")):
         if key in found:
             rows = [
-                [kind.replace("_", " "), f"{one['questions']:,}", _number(one["accuracy"])]
+                [kind.replace("_", " "), f"{one['questions']:,}", _three(one["accuracy"])]
                 for kind, one in found[key].items()
             ]
             parts.append(aligned([[title, "questions", "accuracy"], *rows]))
@@ -235,46 +225,6 @@ def as_text(found: dict[str, Any]) -> str:
         rows = [[title, "questions", "accuracy", *(["hit@1"] if chunk else [])]]
         for one in found[key]:
             shown = f"{one['start']} to {one['stop'] - 1}" if one["stop"] - one["start"] > 1 else str(one["start"])
-            rows.append([shown, f"{one['questions']:,}", *(_number(one[c]) for c in ("accuracy", "hit") if c in one)])
+            rows.append([shown, f"{one['questions']:,}", *(_three(one[c]) for c in ("accuracy", "hit") if c in one)])
         parts.append(aligned(rows))
     return "\n\n".join(parts)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def diagnose(
-    checkpoint: str, split: Literal["train", "val", "test"] = "test", device: str = "cpu", out: str | None = None
-) -> None:
-    """Print where a trained model loses the answers of its own recall task.
-
-    Args:
-        checkpoint: file (*.ckpt) that train.py wrote
-        split: of the data that it was trained on
-        device: cpu, cuda, ...
-        out: JSON file for all figures
-    """
-    opened = open_checkpoint(checkpoint)
-    assert opened.module is not None
-    found = retrieval(opened.module.model.to(device).eval(), opened.open_data(), split)
-    print(as_text(found))
-    if out:
-        write_json(Path(out), {"checkpoint": checkpoint, "split": split, **found})
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Parse the command line and diagnose; the exit code."""
-    parser = Parser(prog="retrieval", description=(diagnose.__doc__ or "").split("\n")[0])
-    parser.add_argument("checkpoint", type=str, help="file (*.ckpt) that train.py wrote")
-    parser.add_function_arguments(diagnose, skip={"checkpoint"}, as_group=False)
-    options = parser.parse_args(args)
-    try:
-        diagnose(**options.as_dict())
-    except (ValueError, OSError) as error:
-        parser.error(one_line(error))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -70,6 +70,12 @@ class Run:
         length = f"{self.steps:,} steps" if self.finished else self.length
         return length, self.tokens, self.batch, self.initial_weights
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What rows say about it."""
+        names = ("length", "status", "marks", "finished", "steps", "planned_steps", "tokens", "batch", "changes")
+        return {name: getattr(self, name) for name in (*names, "ended_by", "initial_weights", "budget")}
+
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """record.json of the run in whose folder, or in whose folder `checkpoints`, a checkpoint lies; {} without one."""
@@ -83,7 +89,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
-def describe_run(
+def read_run(
     own: Mapping[str, Any], record: Mapping[str, Any], step: int, built: Mapping[str, Any], length: int | None
 ) -> Run:
     """What is known of a checkpoint's run.

@@ -1,13 +1,12 @@
-"""The data that a checkpoint was trained on, found again wherever it is now, and compared with what it was."""
+"""The data that a checkpoint was trained on, found wherever it is now, and compared with what it was."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bsbr_pl.data
-from bsbr_pl.data import NeedleData, TextData, TokenData
+from bsbr_pl.data import DATA_SETS, TokenData
 from bsbr_pl.data.corpus import default_cache_dir, find_prepared
 from bsbr_pl.values import one_line
 
@@ -31,10 +30,6 @@ class DataLocation:
     cache_dir: str | None = None
 
 
-_REMEDIES = {
-    "source": "; --data.source=PATH says where the unchanged text is",
-    "stdlib": "; --data.cache_dir=PATH says where its prepared tokens are",
-}
 HERE = DataLocation()  # where it was in training
 
 
@@ -48,7 +43,7 @@ def open_saved(
     """The data of a training, by the arguments of the training but for `changes`, prepared.
 
     Args:
-        data_class: of bsbr_pl.data.
+        data_class: a key of `DATA_SETS`.
         arguments: of the training.
         fingerprint: of the training; None where it is not known, and then nothing is compared.
         location: where source and prepared text are now.
@@ -58,74 +53,69 @@ def open_saved(
         DataChangedError: the data is not that of the training.
         ValueError: the data is not there; the message names the option that says where it is.
     """
-    if location.cache_dir and "cache_dir" in arguments:
-        arguments = {**arguments, "cache_dir": location.cache_dir}
-    data = _prepared(data_class, {**arguments, **changes}, fingerprint, location.source)
-    unchanged = data
-    if changes and not isinstance(data, TextData):  # the fingerprint of a task covers what `changes` may change
-        unchanged = _prepared(data_class, {**arguments}, fingerprint, location.source)
-    if fingerprint and unchanged.fingerprint != fingerprint:
-        source = location.source or arguments.get("source")
+    moved = {name: value for name, value in vars(location).items() if value and name in arguments}
+    data = DATA_SETS[data_class](**{**arguments, **moved})
+    if not _take_tokens(data, fingerprint, "source" in moved):
+        _prepare(data, "source" in moved)
+    if fingerprint and data.fingerprint != fingerprint:
+        source = data.arguments.get("source")
+        remedy = ("cache_dir", "its prepared tokens are") if source == "stdlib" else ("source", "the unchanged text is")
         raise DataChangedError(
             f"the data changed since training: {_in_words(data_class, source)} has the fingerprint "
-            f"{unchanged.fingerprint}, the checkpoint was trained on {fingerprint}. No accuracy is measured on it"
-            f"{_REMEDIES['stdlib' if source == 'stdlib' else 'source'] if source else ''}"
+            f"{data.fingerprint}, the checkpoint was trained on {fingerprint}. No accuracy is measured on it"
+            + (f"; --data.{remedy[0]}=PATH says where {remedy[1]}" if source else "")
         )
-    return data
-
-
-def _prepared(data_class: str, arguments: dict[str, Any], fingerprint: str | None, moved_to: str | None) -> TokenData:
-    """The data from its source; if the source has gone, from a folder that holds its prepared tokens."""
-    if data_class == "TextData" and moved_to:
-        arguments = {**arguments, "source": moved_to}
-    data = getattr(bsbr_pl.data, data_class)(**arguments)
-    if isinstance(data, NeedleData) and moved_to:  # its fingerprint covers the name of its source, which stays
-        text = {name: data.hparams[name] for name in ("tokenizer", "bpe_vocab_size", "context_length", "cache_dir")}
-        data.text_data = TextData(moved_to, **text)
-    sought = ("tokenizer",) if moved_to else tuple(BUILT_IN)
-    missing = [name for name in sought if _is_missing(name, arguments.get(name))]
-    # A standard library of another Python version is not on this machine either, but its tokens may be.
-    replaceable = missing or (arguments.get("source") == "stdlib" and not moved_to)
-    if fingerprint and replaceable and _take_tokens(data, fingerprint, arguments):
+    if not changes:
         return data
+    changed = type(data)(**{**data.arguments, **changes})
+    if data.text_data and changed.text_data:
+        changed.text_data.corpus = data.text_data.corpus
+    return changed
+
+
+def _missing(data: TokenData, moved: bool) -> list[str]:
+    """The arguments that name a file or folder which is not there."""
+
+    def is_missing(name: str, value: Any) -> bool:
+        return isinstance(value, str) and value not in BUILT_IN[name] and not Path(value).expanduser().exists()
+
+    names = ("tokenizer",) if moved else tuple(BUILT_IN)
+    return [name for name in names if is_missing(name, data.arguments.get(name))]
+
+
+def _prepare(data: TokenData, moved: bool) -> None:
     try:
         data.prepare_data()
     except (ValueError, OSError) as error:
+        missing = _missing(data, moved)
         if not missing:
             raise
-        gone = " and ".join(f"{name}={arguments[name]!r}" for name in missing)
+        gone = " and ".join(f"{name}={data.arguments[name]!r}" for name in missing)
         where = "--data.source=PATH says where the text is now, " * ("source" in missing)
         raise ValueError(
             f"{gone} is not there (looked in {Path.cwd()}), nor are its prepared tokens: {where}--data.cache_dir=PATH "
             f"says where its prepared tokens are ({one_line(error)})"
         ) from error
-    return data
 
 
-def _is_missing(name: str, value: Any) -> bool:
-    return isinstance(value, str) and value not in BUILT_IN[name] and not Path(value).expanduser().exists()
+def _take_tokens(data: TokenData, fingerprint: str | None, moved: bool) -> bool:
+    """Read the prepared tokens with which data has this fingerprint, if the text itself cannot be had.
 
-
-def _take_tokens(data: TokenData, fingerprint: str, arguments: Mapping[str, Any]) -> bool:
-    """Give data the prepared tokens that make its fingerprint this one; False where no folder holds them."""
-    own = arguments.get("cache_dir")
-    folders = [*([Path(own).expanduser()] if own else []), default_cache_dir()]
-    text = data if isinstance(data, TextData) else getattr(data, "text_data", None)
-    if text is None:
+    The standard library of another Python version cannot: its tokens may be there. False where no folder holds them.
+    """
+    text, own = data.text_data, data.arguments.get("cache_dir")
+    gone = _missing(data, moved) or (data.arguments.get("source") == "stdlib" and not moved)
+    if text is None or not fingerprint or not gone:
         return False
-    for folder in folders:
-        for name in [fingerprint] if text is data else _names(folder):
+    for folder in [*([Path(own).expanduser()] if own else []), default_cache_dir()]:
+        prepared = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
+        for name in [fingerprint] if text is data else prepared:
             if corpus := find_prepared(name, folder):
                 text.corpus = corpus
                 if data.fingerprint == fingerprint:
                     return True
                 del text.corpus
     return False
-
-
-def _names(folder: Path) -> Iterator[str]:
-    """Of the folders in a folder."""
-    return (path.name for path in sorted(folder.iterdir())) if folder.is_dir() else iter(())
 
 
 def _in_words(data_class: str, source: Any) -> str:

@@ -1,11 +1,12 @@
-"""Short trainings for a comparison, done once and kept."""
+"""Models of a comparison: with random weights, from checkpoints, or trained for a short time, once."""
 
 import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import torch
 from lightning import Trainer
 
 from bsbr_pl.data import InductionData, TokenData
-from bsbr_pl.data.base import digest
-from bsbr_pl.description import describe
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import AttentionSpec, plain_specs
+from bsbr_pl.values import digest
 
-from .checkpoints import Checkpoint, read
+from .checkpoints import open_checkpoint
+from .matching import reach_option
+from .subject import Subject, describe_model
 
 VERSION = 1  # changes whenever the same arguments would train other weights
 
@@ -39,6 +43,54 @@ def default_task(vocab_size: int = 16, seed: int = 0) -> InductionData:
     return InductionData(vocab_size, 32, (32,), batch_size=64, seed=seed)
 
 
+def check_among(argument: str, given: Iterable[str], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{argument}: {name!r} is unknown; there are {', '.join(known)}")
+
+
+def model_arguments(
+    models: Sequence[str],
+    files: Collection[str],
+    sizes: Mapping[str, Any],
+    reach: int,
+    options: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Name -> arguments of `LanguageModel`, for models that are no files; their reach, where an option sets it, too."""
+    if isinstance(models, str):
+        raise ValueError(f"models must be a list of names, got {models!r}")
+    check_among("model_options", options, models)
+    found = {}
+    for name in models:
+        if name not in files:
+            cls = model_class(name)
+            option = reach_option({**sizes, "attention": AttentionSpec.of(cls.factory())})
+            chosen = ({option: reach} if option else {}) | dict(options.get(name, {}))
+            found[name] = {**sizes, "attention": AttentionSpec.of(cls.factory(**chosen))}
+    check_among("checkpoints", files, models)
+    return found
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """With the attention as plain values."""
+    return {**arguments, "attention": plain_specs(arguments["attention"])}
+
+
+def from_checkpoint(name: str, path: str | Path) -> Subject:
+    """A trained model under a name of its own."""
+    subject = open_checkpoint(path).subject()
+    return replace(subject, about=subject.about | {"checkpoint": subject.about["checkpoint"] | {"name": name}})
+
+
+def untrained(name: str, arguments: Mapping[str, Any], seed: int) -> Subject:
+    """A model with the random weights of a seed; the global random state is left alone."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = LanguageModel(**arguments)
+    weights = digest(["random weights", plain_arguments(arguments), seed])
+    return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0}, trained=False)
+
+
 def train(
     arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, folder: Path
 ) -> Path:
@@ -46,10 +98,11 @@ def train(
 
     Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
     """
-    described = {**arguments, "attention": describe(arguments["attention"])}
-    code = [_source(part) for part in (arguments["attention"].func, LanguageModel, LanguageModule)]
+    spec = AttentionSpec.of(arguments["attention"])
+    described = {**arguments, "attention": spec.plain()}
+    code = [_source(part) for part in (spec.cls, LanguageModel, LanguageModule)]
     data = (str(task), task.fingerprint)
-    key = digest(VERSION, described, data, steps, seed, device.type, torch.__version__, code)
+    key = digest([VERSION, described, data, steps, seed, device.type, torch.__version__, code])
     path = folder / f"{key}.ckpt"
     with suppress(ValueError):
         open_checkpoint(path)
@@ -59,7 +112,7 @@ def train(
     forked = [device] if device.type == "cuda" else []
     with _quiet(), torch.random.fork_rng(forked):
         torch.manual_seed(seed)
-        module = LanguageModule(**arguments)
+        module = LanguageModule(**described)
         trainer = Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
@@ -102,16 +155,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """A checkpoint that has a module; the global random state is left alone.
-
-    Raises:
-        ValueError: naming the file and what is wrong with it.
-    """
-    with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
-        checkpoint = read(Path(path))
-    if checkpoint.module is None:
-        raise ValueError(f"{path}: {checkpoint.problem}")
-    return checkpoint

@@ -1,4 +1,4 @@
-"""The C allocator's habit of handing memory back to the system, and how to break it."""
+"""The C allocator returns freed memory to the system; this can be switched off."""
 
 import ctypes
 import sys
@@ -7,10 +7,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory it frees, so that the next step finds it mapped; True where that is possible.
+    """Make the process keep freed memory for the next step; True if the system can.
 
-    Activations of a megabyte and more are otherwise mapped, zeroed and unmapped by the kernel at every step of a CPU
-    training. The price is that resident memory stays at its peak. Only glibc (Linux) has these switches.
+    Otherwise the kernel maps, zeroes and unmaps activations of a megabyte or more at every step of a training on a CPU.
+    In return, resident memory stays at its peak. Only glibc (Linux) has these options.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,12 +1,12 @@
-"""Floating-point work of a model by torch's counter; the formulas that it and fvcore's (`macs`) need; a device's peak.
+"""FLOPs of a model by torch's counter; formulas that this counter and fvcore's (`macs`) lack; a device's peak.
 
-Counted as products are the multiply-adds of matrix products, convolutions, attention and triangular solves: what
-`LanguageModel.flops` gives in closed form. `count_flops` takes a multiply-add for 2, `macs.count_macs` for 1. No
-parameter, gradient, mode or random state is touched; on the meta device nothing is even computed.
+Products are matrix products, convolutions, attention and triangular solves: what `LanguageModel.flops` gives in closed
+form. A multiply-add counts as 2 in `count_flops`, as 1 in `macs.count_macs`. Counting changes no parameter, gradient,
+mode or random state.
 
-On a CPU both counters take `scaled_dot_product_attention` for 0, elsewhere torch counts the full square. Here a causal
-one counts its lower triangle, one under a mask the full square that its kernel computes. torch also leaves out
-triangular solves and embedding bags, and counts the weight gradient of a depthwise convolution as if it were dense.
+On a CPU both counters count `scaled_dot_product_attention` as 0; on other devices torch counts the full square. Here
+causal attention counts its lower triangle, and attention with a mask the full square that its kernel computes. torch
+also omits triangular solves and embedding bags, and counts the weight gradient of a depthwise convolution as dense.
 """
 
 import copy
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 def evaluation_copy(model: nn.Module, device: str | None = None) -> nn.Module:
-    """A copy in evaluation mode that shares the parameters and buffers, or holds empty ones on `device` ("meta")."""
+    """A copy in evaluation mode. It shares parameters and buffers, or has them on `device` ("meta": empty ones)."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         moved = tensor if device is None else tensor.detach().to(device)
@@ -55,15 +55,15 @@ def solve_macs(a: Shape, out: Shape) -> float:
 
 
 def count_flops(model: nn.Module, inputs: Tensor, backward: bool = False) -> int:
-    """Floating-point operations of the products in `model(inputs)`, 2 a multiply-add, by torch's counter, on meta.
+    """Floating-point operations of the products in `model(inputs)`, 2 per multiply-add, by torch's counter, on meta.
 
-    The backward pass of attention is counted as twice its forward: that its scores are computed anew is a choice of
-    the kernel, not work of the model.
+    The backward pass of attention counts as twice its forward pass. Recomputing the scores in the backward pass is not
+    counted.
 
     Args:
-        model: any module of one tensor; code that depends on the data cannot be counted.
+        model: any module of one tensor; control flow that depends on the data cannot be counted.
         inputs: only shape and dtype matter.
-        backward: count the gradients of all parameters (and of floating-point inputs) besides.
+        backward: also count the gradients of all parameters (and of floating-point inputs).
     """
     copied = evaluation_copy(model, "meta")
     x = inputs.detach().to("meta").requires_grad_(backward and inputs.is_floating_point())
@@ -76,7 +76,7 @@ def count_flops(model: nn.Module, inputs: Tensor, backward: bool = False) -> int
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Keeps `scaled_dot_product_attention` in one piece on meta, where it would fall apart into full products."""
+    """Keeps `scaled_dot_product_attention` one operator on meta, where it would be decomposed into full products."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -134,7 +134,7 @@ _FORMULAS: dict[Any, Any] = {
 def matmul_peak(
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None, tries: int = 8
 ) -> float:
-    """Floating-point operations a second of the best square matrix product on `device`: a peak that can be reached.
+    """Floating-point operations per second of the fastest square matrix product on `device`: an achievable peak.
 
     Args:
         device: where to multiply.

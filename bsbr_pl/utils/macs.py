@@ -1,11 +1,12 @@
 """Multiply-adds and elementwise operations of a model by fvcore, which traces one real forward pass of a copy.
 
-fvcore takes a broadcast (4, 4) @ (8, 4, 4) for 64 multiply-adds instead of 512, fails on a matrix times a vector,
-rounds einsum to four digits, and leaves out attention, triangular solves, weighted embedding bags, norms, softmax and
-cumsum: hence the handles below. What stays: it does not see what is computed and then not used (the memory after
-DeltaNet's last chunk).
+fvcore counts a broadcast (4, 4) @ (8, 4, 4) as 64 multiply-adds instead of 512, fails on a matrix times a vector,
+rounds einsum to four digits, and omits attention, triangular solves, weighted embedding bags, norms, softmax and
+cumsum. The handles below correct this. One limit remains: results that are never used (the memory after DeltaNet's last
+chunk) are not counted.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from .flops import Shape, attention_macs, evaluation_copy, solve_macs
 class Macs:
     """What fvcore found in one forward pass.
 
-    products: multiply-adds by operator. elementwise: plain operations (an addition, a product, an exponential: 1 each)
-    by operator. uncounted: operators that neither is known for, and how often they were called.
+    products: multiply-adds by operator. elementwise: plain operations by operator (an addition, a product, an
+    exponential count 1 each). uncounted: calls of operators without a formula.
     """
 
     products: dict[str, int]
@@ -37,25 +38,20 @@ class Macs:
 
 
 def count_macs(model: nn.Module, inputs: Tensor) -> Macs:
-    """Count the forward pass of `model(inputs)` with fvcore; it is carried out, once, without gradients.
+    """Count the forward pass of `model(inputs)` with fvcore, which runs it once, without gradients.
 
     Args:
-        model: any module of one tensor; code that depends on the data cannot be counted.
+        model: any module of one tensor; control flow that depends on the data cannot be counted.
         inputs: on the model's device.
     """
-    import warnings
-
     with warnings.catch_warnings():  # fvcore uses torch.jit, which says at import that it is deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         from fvcore.nn import FlopCountAnalysis
 
         with torch.no_grad():
             analysis = FlopCountAnalysis(evaluation_copy(model), inputs)
-            handles: dict[str, Any] = {
-                **_PRODUCTS,
-                **{name: _elementwise(*rule) for name, rule in _ELEMENTWISE.items()},
-            }
-            analysis.clear_op_handles().set_op_handle(**handles, **dict.fromkeys(_MOVES))
+            ignored = dict.fromkeys(f"aten::{name}" for name in _MOVES.split())
+            analysis.clear_op_handles().set_op_handle(**_PRODUCTS, **_ELEMENTWISE, **ignored)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             counted, uncounted = analysis.by_operator(), analysis.unsupported_ops()
     products, elementwise = Counter[str](), Counter[str]()
@@ -66,17 +62,17 @@ def count_macs(model: nn.Module, inputs: Tensor) -> Macs:
 
 
 def _shape(value: Any) -> Shape:
-    """Shape of a value in a traced graph; None where it is no tensor."""
+    """Shape of a value in a traced graph; None if it is no tensor."""
     return value.type().sizes() if value.isCompleteTensor() else None
 
 
 def _product(name: str, macs: Callable[[list[Any], Shape], float]) -> Any:
-    """An fvcore handle from a formula of the inputs and the output's shape."""
+    """An fvcore handle, from a formula of the inputs and the output's shape."""
     return lambda inputs, outputs: Counter({f"product:{name}": macs(inputs, _shape(outputs[0]))})
 
 
 def _contracted(inputs: list[Any], out: Shape) -> int:
-    """A product of matrices or vectors, broadcast or not: each number of the output sums over the last axis of a."""
+    """A product of matrices or vectors, broadcast or not: each output sums over the last axis of the first input."""
     return prod(out) * _shape(inputs[0])[-1]
 
 
@@ -122,8 +118,8 @@ _PRODUCTS = {
 }
 
 
-def _elementwise(operations: int, of_input: bool = False) -> Any:
-    """So many operations for each number of the output, or of the first input where that is what is reduced."""
+def _elementwise(operations: int, of_input: bool) -> Any:
+    """An fvcore handle: `operations` per number of the output, or of the first input for reductions."""
 
     def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
         shape = _shape((inputs if of_input else outputs)[0])
@@ -135,33 +131,27 @@ def _elementwise(operations: int, of_input: bool = False) -> Any:
     return handle
 
 
-#: (operations a number, of the input instead of the output)
-_ELEMENTWISE: dict[str, tuple[int, bool]] = {
-    **{f"aten::{name}{end}": (1, False) for name in ("add", "sub", "mul", "div", "pow") for end in ("", "_")},
-    **{f"aten::{name}": (1, False) for name in ("rsub", "neg", "square", "exp", "log", "sqrt", "rsqrt", "sin", "cos")},
-    "aten::reciprocal": (1, False),
-    "aten::polar": (2, False),  # sine and cosine
-    **{
-        f"aten::{name}": (1, False)
-        for name in ("relu", "abs", "round", "clamp", "clamp_min", "cumsum", "maximum", "minimum")
-    },
-    **{f"aten::{name}": (1, True) for name in ("sum", "mean", "amax", "max", "topk", "argmax", "argsort")},
-    "aten::sigmoid": (4, False),  # negate, exponential, add, divide
-    "aten::silu": (5, False),
-    "aten::softplus": (3, False),  # exponential, add, logarithm
-    "aten::tanh": (5, False),
-    "aten::elu": (3, False),
-    "aten::gelu": (5, False),
-    "aten::softmax": (5, False),  # maximum, subtract, exponential, sum, divide
-    "aten::rms_norm": (4, False),  # square, sum, times the root, times the weight
-    "aten::layer_norm": (5, False),
-    "aten::linalg_vector_norm": (2, True),
-    "aten::norm": (2, True),
-}
+def _handles(operators: dict[int, str], of_input: bool = False) -> dict[str, Any]:
+    """Handles by operator, from the names of the operators by their operations per number."""
+    found: dict[str, Any] = {}
+    for operations, names in operators.items():
+        found |= {f"aten::{name}": _elementwise(operations, of_input) for name in names.split()}
+    return found
 
-#: Operators without arithmetic on activations, besides those that fvcore ignores by itself.
-_MOVES = [
-    *("aten::clone", "aten::embedding", "aten::expand_as", "aten::eye", "aten::index_select", "aten::le", "aten::lt"),
-    *("aten::mT", "aten::ne", "aten::numel", "aten::ones_like", "aten::pad", "aten::repeat", "aten::scatter"),
-    *("aten::tril", "aten::triu", "aten::unflatten", "aten::view_as_complex", "aten::view_as_real", "aten::where"),
-]
+
+_ELEMENTWISE = _handles(
+    {
+        1: "add add_ sub sub_ mul mul_ div div_ pow pow_ rsub neg square exp log sqrt rsqrt reciprocal sin cos relu abs"
+        " round clamp clamp_min cumsum maximum minimum",
+        2: "polar",  # sine and cosine
+        3: "softplus elu",  # exponential, add, logarithm
+        4: "sigmoid rms_norm",  # negate, exponential, add, divide; square, sum, times the root, times the weight
+        5: "silu tanh gelu layer_norm softmax",  # of softmax: maximum, subtract, exponential, sum, divide
+    }
+) | _handles({1: "sum mean amax max topk argmax argsort", 2: "linalg_vector_norm norm"}, of_input=True)
+
+#: Operators without arithmetic on activations that fvcore does not ignore by itself.
+_MOVES = (
+    "clone embedding expand_as eye index_select le lt mT ne numel ones_like pad repeat scatter tril triu unflatten "
+    "view_as_complex view_as_real where"
+)

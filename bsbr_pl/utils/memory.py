@@ -1,23 +1,25 @@
-"""Memory: bytes of live tensors on a CPU, the allocator's own figures on CUDA, resident bytes of the process.
+"""Memory: bytes of live tensors on a CPU, the allocator's own numbers on CUDA, resident bytes of the process.
 
 `LiveTensors` and `CudaMemory` are meters with one interface: `current` bytes, `peak` bytes since `reset`.
 """
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from ..patches import TorchDispatchMode
+from .timing import synchronize
 
 MB = 1_000_000  # bytes
 
 
 class Meter(Protocol):
-    """Something that knows how much memory is in use, and the most that was since its last reset."""
+    """How many bytes are in use, and the most since the last reset."""
 
     @property
     def current(self) -> int: ...
@@ -29,13 +31,12 @@ class Meter(Protocol):
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensor storages that are alive, while it is entered: `with LiveTensors(model) as live: ...`
+    """Counts the bytes of live tensor storages: `with LiveTensors(model) as live: ...; live.peak`
 
-    Every storage that an operator takes or gives is counted once, whatever views it, until it is freed, whoever holds
-    it (a saved activation, a gradient, optimiser state). An input that was never seen before was there all along and
-    raises the peak too. Scratch space that an operator frees before it returns is not seen. Results are unchanged;
-    the cost is some 20 microseconds an operator. Only the thread that enters it is watched, which on a CPU also runs
-    the backward pass.
+    Every storage that an operator reads or returns is counted once, however many views it has, until it is freed. An
+    input that was not counted before existed before, so it raises the peak too. Scratch memory that an operator frees
+    before it returns is not counted. Results are unchanged; an operator takes some 20 microseconds longer. Only the
+    thread that enters the context is observed, which on a CPU also runs the backward pass.
 
     Args:
         held: modules, optimisers, tensors, or lists and dicts of them, whose storages are alive already.
@@ -45,59 +46,69 @@ class LiveTensors(TorchDispatchMode):
         super().__init__()
         self.current = 0
         self.peak = 0
-        self._sizes: dict[int, int] = {}  # address of a storage -> its bytes
-        self._watch: dict[int, weakref.ref[Any]] = {}
-        for thing in held:
-            self.hold(thing)
+        self._sizes: dict[int, int] = {}  # id of a storage -> its bytes
+        self._references: dict[int, weakref.ref[Any]] = {}
+        self.hold(held)
 
     def hold(self, thing: Any) -> None:
         """Count what is alive already."""
-        if isinstance(thing, nn.Module):
+        if isinstance(thing, list | tuple):
+            for one in thing:
+                self.hold(one)
+        elif isinstance(thing, nn.Module):
             parameters = list(thing.parameters())
-            thing = [*parameters, *thing.buffers(), *(p.grad for p in parameters)]
-        elif isinstance(thing, torch.optim.Optimizer):
-            thing = list(thing.state.values())
-        self._see(thing, before=True)
+            self._count([*parameters, *thing.buffers(), *(p.grad for p in parameters)], before=True)
+        else:
+            self._count(thing.state if isinstance(thing, torch.optim.Optimizer) else thing, before=True)
 
     def reset(self) -> None:
-        """Forget the peak: it starts again from what is alive."""
+        """Let the peak start again from the current bytes."""
         self.peak = self.current
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._see((args, kwargs), before=True)
+        self._count((args, kwargs), before=True)
         result = func(*args, **kwargs)
-        self._see(result, before=False)
+        self._count(result, before=False)
         return result
 
-    def _see(self, tree: Any, before: bool) -> None:
-        for leaf in tree_leaves(tree):
-            if not isinstance(leaf, Tensor) or leaf.layout is not torch.strided or leaf.device.type == "meta":
-                continue
-            storage = leaf.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
+    def _count(self, values: Any, before: bool) -> None:
+        for tensor in _tensors(values):
+            storage = tensor.untyped_storage()  # one Python object for each storage, as long as the storage lives
+            key, size = id(storage), storage.nbytes()
             grown = size - self._sizes.get(key, 0)
             if key not in self._sizes:
-                self._watch[key] = weakref.ref(storage, self._forget(key))
+                self._references[key] = weakref.ref(storage, self._subtract(key))
             if grown:
                 self._sizes[key] = size
                 self.current += grown
                 self.peak = max(self.peak + max(grown, 0) if before else self.peak, self.current)
 
-    def _forget(self, key: int) -> Callable[[Any], None]:
-        own = weakref.ref(self)  # a storage that lives on must not keep the counter
+    def _subtract(self, key: int) -> Callable[[Any], None]:
+        """What to do when a storage is freed."""
+        counter = weakref.ref(self)  # a storage that outlives the counter must not keep it
 
-        def forget(_: Any) -> None:
-            live = own()
+        def subtract(_: Any) -> None:
+            live = counter()
             if live is not None:
                 live.current -= live._sizes.pop(key, 0)
-                live._watch.pop(key, None)
+                live._references.pop(key, None)
 
-        return forget
+        return subtract
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors with a storage in nested lists, tuples and dicts."""
+    if isinstance(values, Tensor):
+        if values.layout is torch.strided and values.device.type != "meta":
+            yield values
+    elif isinstance(values, list | tuple | Mapping):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(value)
 
 
 class CudaMemory:
-    """The CUDA allocator's figures: bytes in tensors now, and at the most since `reset`.
+    """The CUDA allocator's numbers: bytes in tensors now, and at most since `reset`.
 
     Args:
         device: a CUDA device.
@@ -131,7 +142,7 @@ class PhasePeaks:
         self._phase: str | None = None
 
     def enter(self, phase: str | None) -> None:
-        """The phase so far ends and another begins; None ends it only."""
+        """End the current phase and begin another one; None only ends it."""
         if self._phase is not None:
             self.bytes[self._phase] = max(self.bytes.get(self._phase, 0), self.meter.peak)
         self.meter.reset()
@@ -144,7 +155,7 @@ class PhasePeaks:
 
 
 def peak_resident_bytes() -> int | None:
-    """The most physical memory the process has had since it started; None where the system does not say (Windows)."""
+    """The most physical memory of the process since it started; None on a system that does not say (Windows)."""
     try:
         import resource
     except ImportError:
@@ -154,50 +165,42 @@ def peak_resident_bytes() -> int | None:
 
 
 def measure_memory(run: Callable[[], object], device: str | torch.device, held: Any = ()) -> dict[str, int]:
-    """Bytes while `run` runs: `peak_bytes` at the most, `current_bytes` after it, `held_bytes` before it.
+    """Bytes while `run` runs: `peak_bytes` at most, `current_bytes` after it, `held_bytes` before it.
 
-    CUDA: what the allocator handed out. CPU: the bytes of live tensors, among them those of `held`.
+    CUDA: what the allocator handed out. CPU: the bytes of live tensors, those of `held` included.
 
     Args:
-        run: its result is kept until the figures are read, as a caller would keep it.
+        run: its result is kept until the numbers are read, as a caller would keep it.
         device: where it computes.
         held: what is alive already: modules, optimisers, tensors, or a list of them.
     """
-    if torch.device(device).type == "cuda":
-        meter = CudaMemory(device)
-        torch.cuda.synchronize(device)
-        meter.reset()
-        before = meter.current
+    meter: Any = CudaMemory(device) if torch.device(device).type == "cuda" else LiveTensors(held)
+    synchronize(device)
+    meter.reset()
+    before = meter.current
+    with nullcontext() if isinstance(meter, CudaMemory) else meter:
         result = run()
-        torch.cuda.synchronize(device)
-        found = {"held_bytes": before, "peak_bytes": meter.peak, "current_bytes": meter.current}
-        del result
-        return found
-    live = LiveTensors(*(held if isinstance(held, list | tuple) else [held]))
-    live.reset()
-    before = live.current
-    with live:
-        result = run()
-    found = {"held_bytes": before, "peak_bytes": live.peak, "current_bytes": live.current}
+    synchronize(device)
+    found = {"held_bytes": before, "peak_bytes": meter.peak, "current_bytes": meter.current}
     del result
     return found
 
 
 def analyze_memory_usage(model: nn.Module, input_ids: Tensor, backward: bool = False) -> dict[str, float]:
-    """Where the memory of one forward pass (and one backward pass) of `model(input_ids)` goes, in MB of 10^6 bytes.
+    """The memory of one forward pass (and one backward pass) of `model(input_ids)`, in MB of 10^6 bytes.
 
-    On CUDA these are the allocator's figures, on a CPU the bytes of live tensors. The model's mode is kept (so a model
-    in training mode drops out), its gradients and the random state are left as they were.
+    On CUDA these are the allocator's numbers, on a CPU the bytes of live tensors. The model's mode is kept (a model in
+    training mode applies dropout); its gradients and the random state do not change.
 
     Args:
         model: maps ids (B, T) to a tensor.
         input_ids: ids (B, T), on the model's device.
-        backward: also compute the gradient of the output's sum; otherwise nothing is kept for it.
+        backward: also compute the gradient of the output's sum; otherwise no activation is kept.
 
     Returns:
-        peak_memory: the most at any time; current_memory: at the end, the result still held (the output, or the
-        gradients); parameters: the model's own, gradients that it carried and buffers included; activations: the peak
-        less what was held before.
+        peak_memory: the most at any time; current_memory: at the end, with the result still held (the output, or the
+        gradients); parameters: the model's, with its gradients and buffers; activations: the peak minus what was held
+        before.
     """
     device = input_ids.device
     parameters = [p for p in model.parameters() if p.requires_grad]

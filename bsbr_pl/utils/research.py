@@ -1,10 +1,11 @@
 """ExperimentRunner: an experiment of one's own over models and lengths, timed, kept cell by cell, and resumed."""
 
 import copy
-import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,25 @@ from torch import nn
 from tqdm import tqdm
 
 from bsbr_pl.models import model_class
-from bsbr_pl.utils.files import write_json
-from bsbr_pl.values import finite
+from bsbr_pl.results import Job, NotKeptError, Results
+from bsbr_pl.values import digest, finite
 
 from .records import environment
-from .timing import Timing, measure
+from .timing import Timing, measure, timing_lock
 
 
 class ExperimentRunner:
     """Runs `run_experiment` once for every model and length: `records = MyExperiment("folder").run()`.
 
     A subclass sets `models`, `seq_lengths` and `metrics` in `setup` and defines `run_experiment`. Each cell (a model at
-    a length) is kept in `output_dir/records.json` as soon as it is done and never run again, unless anything that it
-    depends on is another: the config, the model's structure or weights, the class's own code, the machine. A cell that
-    fails is recorded with its error; the others go on, and the next `run` tries it again. Cells do not touch each
-    other: each has its own copy of the model and starts from the same random state.
+    a length) is a row of `output_dir/results.jsonl` as soon as it is measured, and is not measured again unless
+    anything that it depends on has changed: the config, the model's structure or weights, the class's own code, the
+    machine. Several processes with the same folder divide the cells. A cell that fails is recorded with its error; the
+    others go on, and the next `run` tries it again. Each cell has its own copy of the model and starts from the same
+    random state.
 
     Args:
-        output_dir: folder of the records; runs/<name of the class> where None.
+        output_dir: folder of the results; runs/<name of the class> where None.
         config: what the experiment depends on; `self.config` in its methods. Models that are given by name only are
             built from it: vocab_size, hidden_dim, ...
         device: where models are put; `self.device` in the methods; CUDA where there is one, else the CPU.
@@ -56,7 +58,7 @@ class ExperimentRunner:
     ) -> None:
         if rounds < 0:
             raise ValueError(f"rounds must be 0 (untimed) or more, got {rounds}")
-        self.path = Path(output_dir or Path("runs") / type(self).__name__) / "records.json"
+        self.path = Path(output_dir or Path("runs") / type(self).__name__) / "results.jsonl"
         self.config = dict(config or {})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.rounds, self.seed = rounds, seed
@@ -80,7 +82,7 @@ class ExperimentRunner:
         return results
 
     def run(self) -> list[dict[str, Any]]:
-        """Run every cell that is not done yet, with a progress bar; Ctrl-C loses the cell under way only.
+        """Run every cell that is not done yet, with a progress bar; Ctrl-C loses the unfinished cell only.
 
         Returns:
             a flat dict for each cell: model, seq_length, what `run_experiment` returned, and seconds, the median time
@@ -88,26 +90,44 @@ class ExperimentRunner:
             `pandas.DataFrame(records)` makes a table of them.
 
         Raises:
-            ValueError: an unknown model name (lists the known ones), or records that cannot be read.
+            ValueError: an unknown model name (lists the known ones).
         """
         with torch.random.fork_rng(self._forked):
             torch.manual_seed(self.seed)
             self.setup()
             models = dict(self.models) if isinstance(self.models, Mapping) else {n: self._build(n) for n in self.models}
-        kept = self._read()
-        digests = {name: self._digest(name, model) for name, model in models.items()}
-        cells = [(name, length, f"{digests[name]}-{length}") for name in models for length in self.seq_lengths]
-        with tqdm(cells, type(self).__name__) as bar:
-            for name, length, key in bar:
-                bar.set_postfix_str(f"{name}, {length} tokens")
-                if key not in kept or not kept[key]["done"]:
-                    done, found = self._cell(models[name], length)
-                    kept[key] = {"done": done, "record": {"model": name, "seq_length": length, **found}}
-                    write_json(self.path, kept)
-        return [kept[key]["record"] for *_, key in cells]
+        results, errors = Results(self.path), dict[str, str]()
+        jobs = [job for name, model in models.items() for job in self._jobs(name, model)]
+        with tqdm(total=len(jobs), desc=type(self).__name__) as bar:
 
-    def _cell(self, model: Any, length: int) -> tuple[bool, dict[str, Any]]:
-        """Whether one cell ran, and what it found, or its error."""
+            def run(job: Job) -> None:
+                bar.set_postfix_str(f"{job.about['model']}, {job.identity['length']} tokens")
+                try:
+                    results.add(job.identity, job.measure(), job.about)
+                except NotKeptError:
+                    raise
+                except Exception as error:  # the other cells go on
+                    errors[digest(job.identity)] = f"{type(error).__name__}: {error}"
+                bar.update()
+
+            results.share(jobs, run)
+
+        def record(job: Job) -> dict[str, Any]:
+            found = results.get(job.identity)
+            values = {"error": errors[digest(job.identity)]} if found is None else found
+            return {"model": job.about["model"], "seq_length": job.identity["length"], **values}
+
+        return list(map(record, jobs))
+
+    def _jobs(self, name: str, model: Any) -> list[Job]:
+        """The cells of a model."""
+        weights = self._digest(name, model)
+        facts = {"kind": "experiment", "checkpoint": weights}
+        measure = partial(self._measure, model)
+        return [Job({**facts, "length": n}, {"model": name}, partial(measure, n)) for n in self.seq_lengths]
+
+    def _measure(self, model: Any, length: int) -> dict[str, Any]:
+        """The values of one cell."""
         values: Mapping[str, Any] = {}
         timing: Timing | None = None
 
@@ -116,23 +136,19 @@ class ExperimentRunner:
             torch.manual_seed(self.seed)
             values = self.run_experiment(model, length)
 
-        try:
-            with torch.random.fork_rng(self._forked):
-                if isinstance(model, nn.Module):
-                    model = copy.deepcopy(model).to(self.device).eval()
-                if self.rounds:
+        with torch.random.fork_rng(self._forked):
+            if isinstance(model, nn.Module):
+                model = copy.deepcopy(model).to(self.device).eval()
+            if self.rounds:
+                with timing_lock():
                     timing = measure({"cell": once}, self.rounds, warmup=1, device=self.device)["cell"]
-                else:
-                    once()
-            missing = [metric for metric in self.metrics if metric not in values]
-            if missing:
-                raise ValueError(f"run_experiment returned no {', '.join(missing)} (metrics), only {', '.join(values)}")
-            found = finite({name: _plain(value) for name, value in values.items()})
-            json.dumps(found)
-        except Exception as error:  # the other cells go on
-            return False, {"error": f"{type(error).__name__}: {error}"}
+            else:
+                once()
+        missing = [metric for metric in self.metrics if metric not in values]
+        if missing:
+            raise ValueError(f"run_experiment returned no {', '.join(missing)} (metrics), only {', '.join(values)}")
         times = {"seconds": timing.median, "seconds_low": timing.low, "seconds_high": timing.high} if timing else {}
-        return True, {**times, **found}
+        return {**times, **finite({name: _plain(value) for name, value in values.items()})}
 
     @property
     def _forked(self) -> list[torch.device]:
@@ -141,12 +157,6 @@ class ExperimentRunner:
     def _build(self, name: str) -> nn.Module:
         return model_class(name)(**self.config)
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        try:
-            return json.loads(self.path.read_text()) if self.path.exists() else {}
-        except ValueError as error:
-            raise ValueError(f"{self.path} holds no records ({error}): move it away to begin anew") from error
-
     def _digest(self, name: str, model: Any) -> str:
         """Of everything that the model's cells depend on beside their length."""
         try:
@@ -154,7 +164,7 @@ class ExperimentRunner:
         except (OSError, TypeError):  # typed in, rather than in a file
             code = type(self).__qualname__
         facts = [code, self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
-        content = hashlib.sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())
+        content = sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())
         for tensor in model.state_dict().values() if isinstance(model, nn.Module) else ():
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return content.hexdigest()[:24]

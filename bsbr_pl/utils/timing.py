@@ -25,8 +25,8 @@ def synchronize(device: str | torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def undisturbed() -> FileLock:
-    """A lock on this machine, to be held while measuring times, so that no two of a user's processes do at once."""
+def timing_lock() -> FileLock:
+    """A lock on this machine to hold while times are measured: no two processes of a user measure at once."""
     user = os.getuid() if hasattr(os, "getuid") else ""
     return FileLock(Path(tempfile.gettempdir()) / f"bsbr_pl-times-{user}.lock")
 
@@ -39,6 +39,10 @@ class Timing:
     median: float
     low: float
     high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as rows hold them."""
+        return {"seconds": self.median, "interval": [self.low, self.high], "samples": self.samples}
 
 
 def measure(

@@ -14,6 +14,7 @@ from test_law import (
     decode,
     definition,
     each_variant,
+    prefill_in_parts,
     relative_error,
     results,
     sequence,
@@ -51,6 +52,24 @@ def test_decode_equals_definition_on_a_gpu(name, options):
     attention, x = build(name, options).cuda(), sequence(3 * C + 2).cuda()
     for prefilled in (0, C - 1, 2 * C):
         torch.testing.assert_close(decode(attention, x, prefilled), attention(x), rtol=1e-10, atol=1e-10)
+
+
+@each_variant
+def test_prefill_continues_on_a_gpu(name, options):
+    attention, x = build(name, options).cuda(), sequence(3 * C + 2).cuda()
+    for cuts in ((1,), (C - 1,), (C, 2 * C), (3, C + 3, 2 * C + 3)):
+        torch.testing.assert_close(prefill_in_parts(attention, x, *cuts), attention(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_prefill_continues_in_bf16_on_a_gpu(name):
+    """From states that fused kernels made, against the definition in fp64 with the same numbers."""
+    attention = wide(name, torch.bfloat16)
+    x = torch.randn(2, 1000, 256, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
+    truth = definition(copy.deepcopy(attention).double(), x.double())
+    for cuts in ((1,), (128, 256), (333, 700), (999,)):
+        error = relative_error(prefill_in_parts(attention, x, *cuts), truth)
+        assert error <= 2e-2, f"cuts {cuts}: relative error {error:.2e}"
 
 
 @each_variant

@@ -327,30 +327,46 @@ def test_states_are_the_same_however_they_were_made(name, options, cuts):
 
 
 @each_variant
-def test_the_facts_of_the_contract(name, options):
-    """The options say what is seen exactly; a softmax without retrieval has weight there, and nowhere else."""
+def test_the_contract_says_what_is_seen_exactly(name, options):
     attention = build(name, options)
+    exact = attention.sees_exactly(TOKENS)
+    t, j = torch.arange(TOKENS)[:, None], torch.arange(TOKENS)
+    if attention.reach is None:
+        assert torch.equal(exact, j <= t)
+    else:
+        assert exact.diagonal().all()
+        assert not (exact & ((j > t) | (t - j >= attention.reach))).any()
+    size = options.get("window_size", options.get("chunk_size"))
+    known = {"sliding_window": t - j < size, "gau": t // size == j // size, "bsbr": t - j < size} if size else {}
+    if name in known:
+        assert attention.reach == size
+        within = known[name] if options.get("overlap", True) else known["gau"]
+        assert torch.equal(exact, (j <= t) & within)
+
+
+@pytest.mark.parametrize("name", ["standard", "hopfield", "sliding_window", "fox", "bsbr"])
+def test_a_softmax_without_retrieval_has_its_weight_where_it_sees_exactly(name):
+    for options in (options for architecture, options in VARIANTS if architecture == name):
+        attention = build(name, options)
+        if name == "bsbr":
+            if not attention.has_map or not attention.normalize:
+                continue
+            torch.nn.init.zeros_(attention.gain)
+        exact = attention.sees_exactly(TOKENS)
+        assert torch.equal(attention.attention_map(sequence(TOKENS)) != 0, exact.expand(3, 2, TOKENS, TOKENS))
+
+
+@each_variant
+def test_the_contract_says_what_there_is(name, options):
+    attention, x = build(name, options), sequence(3)
     assert attention.has_decode
     assert attention.has_map == (options.get("compression_factor", 1) == 1)
     assert attention.period == options.get("chunk_size", 1)
-    assert attention.routes_chunks == (name == "bsbr")
-    t, j = torch.arange(TOKENS)[:, None], torch.arange(TOKENS)
-    exact = attention.sees_exactly(TOKENS)
-    if name not in ("sliding_window", "gau", "bsbr"):
-        assert attention.reach is None
-        expected = j <= t
+    if attention.routes_chunks:
+        assert attention.chunk_map(x).dim() == 4
     else:
-        assert attention.reach == options.get("window_size", options.get("chunk_size"))
-        same_chunk = (j <= t) & (t // attention.reach == j // attention.reach)
-        window = (j <= t) & (t - j < attention.reach)
-        expected = same_chunk if name == "gau" or not options.get("overlap", True) else window
-    assert torch.equal(exact, expected)
-    softmax = name in ("standard", "hopfield", "sliding_window", "fox")
-    if name == "bsbr" and attention.has_map and attention.normalize:
-        torch.nn.init.zeros_(attention.gain)  # no retrieval
-        softmax = True
-    if softmax:
-        assert torch.equal(attention.attention_map(sequence(TOKENS)) != 0, exact.expand(3, 2, TOKENS, TOKENS))
+        with pytest.raises(NotImplementedError):
+            attention.chunk_map(x)
 
 
 @pytest.mark.parametrize("T", [C - 1, 4 * C + 3])
@@ -374,9 +390,6 @@ def test_map_is_causal_and_complete(name, options):
     A = attention.attention_map(sequence(4 * C + 3))
     assert A.shape == (3, attention.num_heads, 4 * C + 3, 4 * C + 3)
     assert torch.equal(A.triu(1), torch.zeros_like(A))
-
-
-SEES_BEYOND = {"standard", "linear", "delta_net", "hopfield", "gau", "bsbr"}
 
 
 @each_variant

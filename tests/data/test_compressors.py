@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from bsbr_pl.data.compressors import compressed_bits_per_byte
+from bsbr_pl.data.files import compressed_bits_per_byte
 
 
 def test_noise_cannot_be_compressed_and_repetition_can():

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bsbr_pl.data import TextData, corpus
+from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpus import Corpus, find_prepared
-from bsbr_pl.data.documents import SPLITS
 
 
 def text_data(source: Path, cache: Path, tokenizer: str = "bpe") -> TextData:
@@ -43,7 +43,7 @@ def test_streams_hold_the_text_and_nothing_else(folder: Path, tmp_path: Path, to
         assert 1 + sum(map(len, documents)) == len(tokens)
         texts = [subject.tokenizer.decode_bytes(document) for document in documents]
         assert b"".join(texts) == subject.text(split)
-        assert len(subject.text(split)) == subject.num_bytes(split)
+        assert len(subject.text(split)) == subject.meta["splits"][split]["bytes"]
         seen += texts
     assert sorted(seen) == sorted(raw)
     with pytest.raises(ValueError, match="split='validation' is unknown: one of train, val, test"):
@@ -108,7 +108,7 @@ def test_damage_is_noticed_and_mended(
     else:
         middle = len(content) // 2
         file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    with pytest.raises(ValueError, match=r"cut short or altered|is no prepared corpus"):
+    with pytest.raises(ValueError, match=r"is truncated or damaged|is not a prepared corpus"):
         Corpus(path)
     again = text_data(folder, tmp_path)
     assert again.fingerprint == data.fingerprint
@@ -125,7 +125,7 @@ def test_a_large_file_is_hashed_again_only_if_it_was_touched(
     Corpus(path)  # touched, but whole
     with (path / "tokens.bin").open("r+b") as stream:
         stream.write(b"\xff")
-    with pytest.raises(ValueError, match="cut short or altered"):
+    with pytest.raises(ValueError, match="is truncated or damaged"):
         Corpus(path)
 
 
@@ -167,7 +167,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(folder: Path, tmp_path: Path) ->
     process = start(folder, tmp_path, limit)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert f"no room in {tmp_path} to prepare source='{folder}'" in errors
+    assert f"not enough disk space in {tmp_path} to prepare source='{folder}'" in errors
     assert "set cache_dir to another disk" in errors
     assert [file for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == []
     assert text_data(folder, tmp_path).vocab_size == 300  # with room again, it is made

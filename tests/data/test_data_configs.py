@@ -8,10 +8,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 
 from bsbr_pl.data import MQARData, TextData, TokenData
-from bsbr_pl.data.documents import HeldOut
-from bsbr_pl.data.raw import OneFile
-from bsbr_pl.data.rows import Rows
-from bsbr_pl.data.sources import Options, open_source
+from bsbr_pl.data.sources import HeldOut, OneFile, Rows
+from bsbr_pl.data.text import Options, open_source
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
 HUB = {"wikitext2", "wikitext103", "tinystories", "fineweb_edu", "pg19"}

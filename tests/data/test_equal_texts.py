@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsbr_pl.data import TextData
+from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpus import prepare
-from bsbr_pl.data.documents import SPLITS, HeldOut, Piece, Source
-from bsbr_pl.data.raw import Files
-from bsbr_pl.data.rows import Rows
-from bsbr_pl.data.sources import Options, open_source
+from bsbr_pl.data.files import Piece
+from bsbr_pl.data.sources import Files, HeldOut, Rows, Source
+from bsbr_pl.data.text import Options, open_source
 
 HALF = HeldOut(0.25, 0.25)
 DEFAULT = HeldOut(0.05, 0.05)
@@ -114,8 +114,8 @@ def test_what_is_left_out_is_said_once_and_kept(tmp_path: Path, kind: str, capsy
     assert data.text("test") == b"in testin bothnot elsewhere"
     assert data.corpus.meta["left_out"] == {"train": 2, "val": 1, "test": 0}
     said = capsys.readouterr().err
-    assert f"source='{source}': 2 documents left out of train: another split has the same text" in said
-    assert f"source='{source}': 1 document left out of val: another split has the same text" in said
+    assert f"source='{source}': removed 2 documents from train: the same text is in another split" in said
+    assert f"source='{source}': removed 1 document from val: the same text is in another split" in said
     again = TextData(str(source), "bytes", cache_dir=str(tmp_path))
     assert again.corpus.meta["left_out"] == {"train": 2, "val": 1, "test": 0}
     assert capsys.readouterr().err == ""
@@ -123,7 +123,7 @@ def test_what_is_left_out_is_said_once_and_kept(tmp_path: Path, kind: str, capsy
 
 def test_nothing_is_left_to_train_on(tmp_path: Path) -> None:
     write(tmp_path / "source", {name: "the same" for name in ("train.txt", "valid.txt", "test.txt")})
-    match = "holds no text to train on: all of it is in validation or test, too"
+    match = "has no training text: all of it is also in validation or test"
     with pytest.raises(ValueError, match=match):
         _ = TextData(str(tmp_path / "source"), "bytes", cache_dir=str(tmp_path / "cache")).vocab_size
 
@@ -191,7 +191,7 @@ def test_a_source_that_changes_while_it_is_prepared_is_not_kept(tmp_path: Path) 
     names = [f"{i}.txt" for i in range(20)]
     write(tmp_path / "source", {name: f"text of {name}" for name in names})
     files = {name: tmp_path / "source" / name for name in names}
-    with pytest.raises(ValueError, match="source='texts' was changed while it was prepared: run again"):
+    with pytest.raises(ValueError, match="source='texts' changed during preparation: run again"):
         prepare(Rewritten(files, HeldOut(0, 0)), "texts", "bytes", 0, tmp_path / "cache")
     assert [file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == []
     corpus = prepare(Files(files, HeldOut(0, 0)), "texts", "bytes", 0, tmp_path / "cache")

@@ -7,10 +7,9 @@ import datasets
 import pytest
 from datasets.data_files import DataFilesDict, get_data_patterns
 
-from bsbr_pl.data.documents import SPLITS, HeldOut
-from bsbr_pl.data.raw import Files, OneFile, OwnFiles
-from bsbr_pl.data.rows import Rows
-from bsbr_pl.data.sources import Options, open_source
+from bsbr_pl.data.base import SPLITS
+from bsbr_pl.data.sources import Files, HeldOut, OneFile, OwnFiles, Rows
+from bsbr_pl.data.text import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 Layout = dict[str, list[str]]
@@ -139,7 +138,9 @@ def read_one_by_one(texts: list[str]) -> Layout:
 )
 def test_some_names_with_a_split_and_some_without(tmp_path: Path, names: list[str], suffix: str, without: str) -> None:
     write(tmp_path, names, suffix)
-    with pytest.raises(ValueError, match=rf"is named after a split, but '{without}' is not: rename or remove it, or"):
+    with pytest.raises(
+        ValueError, match=rf"has a split in its name, but '{without}' has none: rename or remove one, or"
+    ):
         open_source(str(tmp_path), HELD_OUT)
     everything = read(tmp_path, Options(train_split="all"))
     assert sorted(text for texts in everything.values() for text in texts) == sorted(names)
@@ -147,7 +148,7 @@ def test_some_names_with_a_split_and_some_without(tmp_path: Path, names: list[st
 
 def test_a_folder_without_a_training_split(tmp_path: Path) -> None:
     write(tmp_path, ["validation", "test"], ".jsonl")
-    match = "has no training split, only 'test', 'validation': set train_split to the one to train on, or to 'all'"
+    match = "has no training split, only 'test', 'validation': set train_split to one of them, or to 'all'"
     with pytest.raises(ValueError, match=match):
         open_source(str(tmp_path), HELD_OUT)
     found = read(tmp_path, Options(train_split="validation"))
@@ -172,7 +173,7 @@ def test_splits_are_chosen_by_their_own_names(tmp_path: Path) -> None:
         Options(val_split="train"),
         Options(train_split="all", test_split="test"),
     ):
-        with pytest.raises(ValueError, match="overlap: name each split once, and none beside 'all'"):
+        with pytest.raises(ValueError, match="overlap: use each split once, and nothing else with 'all'"):
             open_source(str(tmp_path), HELD_OUT, same)
 
 
@@ -180,14 +181,14 @@ def test_splits_are_chosen_by_their_own_names(tmp_path: Path) -> None:
 def test_no_name_for_training(tmp_path: Path, name: str) -> None:
     write(tmp_path, ["train", "test"], ".jsonl")
     for source in (str(tmp_path), "owner/name"):
-        with pytest.raises(ValueError, match=f"train_split={name!r} names no split to train on: leave it out"):
+        with pytest.raises(ValueError, match=f"train_split={name!r} is empty: remove it to use 'train'"):
             open_source(source, HELD_OUT, Options(train_split=name))
 
 
 def test_a_folder_without_splits_takes_no_names_of_splits(tmp_path: Path) -> None:
     write(tmp_path, ["a", "b"], ".jsonl")
     for option in ("train_split", "val_split", "test_split"):
-        with pytest.raises(ValueError, match=f"{option}='validation' does nothing here: no file .* has a split in its"):
+        with pytest.raises(ValueError, match=f"{option}='validation' has no effect: no file .* has a split in its"):
             open_source(str(tmp_path), HELD_OUT, Options(**{option: "validation"}))
 
 
@@ -221,7 +222,9 @@ def test_a_missing_split_is_held_out(tmp_path: Path, kind: str) -> None:
 
 def test_a_fraction_for_a_split_that_is_there_is_refused(tmp_path: Path) -> None:
     write(tmp_path, ["train", "valid"], ".jsonl")
-    with pytest.raises(ValueError, match=r"val_fraction=0.3 does nothing for source=.* has a val split of its own"):
+    with pytest.raises(
+        ValueError, match=r"val_fraction=0.3 has no effect: source=.* has its own val split. Remove val_fraction"
+    ):
         open_source(str(tmp_path), HeldOut(0.3, 0.1))
     assert open_source(str(tmp_path), HeldOut(0.0, 0.1)).held_out == HeldOut(0.0, 0.1)
 
@@ -256,7 +259,7 @@ def test_splits_that_only_the_card_names(tmp_path: Path) -> None:
     assert read(tmp_path) == read_one_by_one(["a", "b"])
     (tmp_path / "README.md").write_text(card + "  - split: 'test'\n    path: b.jsonl\n---\n# The data\n")
     with pytest.raises(
-        ValueError, match=r"README.md lists files of the splits train, test, but the files' names tell of"
+        ValueError, match=r"README.md lists files of the splits train, test, but no file name contains a split"
     ):
         open_source(str(tmp_path), HELD_OUT)
     assert read(tmp_path, Options(train_split="all")) == read_one_by_one(["a", "b"])
@@ -307,7 +310,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     names = [piece.text for piece in open_source(str(folder), HELD_OUT).pieces()]
     assert set(names) == {"elsewhere/deep/a"}
     (folder / "b.jsonl").symlink_to(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"b.jsonl is a link to a file that is not there: fetch the file, or remove"):
+    with pytest.raises(ValueError, match=r"b.jsonl is a broken link: restore the file, or remove the link"):
         open_source(str(folder), HELD_OUT)
 
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bsbr_pl.data import MQARData, TextData, TokenData
-from bsbr_pl.data.loader import Loader, Stream
+from bsbr_pl.data.base import Loader, Stream
 
 pytestmark = [
     # Saving where another run has saved is the point here.
@@ -131,7 +131,7 @@ def test_a_checkpoint_tells_what_data_it_saw(text_data: TextData, tmp_path: Path
     assert checkpoint["TextData"] == text_data.state_dict()
     assert TextData.load_from_checkpoint(tmp_path / "step=1.ckpt").fingerprint == text_data.fingerprint
     other = TextData(**{**text_data.hparams, "test_fraction": 0.11})
-    with pytest.warns(UserWarning, match="the checkpoint saw other data"):
+    with pytest.warns(UserWarning, match="the checkpoint was trained on other data"):
         other.load_state_dict(checkpoint["TextData"])
 
 

@@ -19,8 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsbr_pl.data import TextData
-from bsbr_pl.data.documents import read_pieces, text_sha256
-from bsbr_pl.data.tables import read_texts
+from bsbr_pl.data.files import read_pieces, read_rows, sha256_of
 
 Texts = list[str | None]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -95,7 +94,7 @@ def test_texts_come_back_as_they_were_written(
         texts = [text.replace("\0", "") if text else "" for text in texts]  # a field that is not there is an empty one
     path = tmp_path_factory.getbasetemp() / f"rows{suffix}"
     write(path, texts)
-    assert list(read_texts([path, path], "text")) == texts * 2
+    assert list(read_rows([path, path], "text")) == texts * 2
 
 
 @pytest.mark.parametrize("ending", COMPRESSIONS)
@@ -105,8 +104,8 @@ def test_compressed_rows(tmp_path: Path, suffix: str, write: Callable[[Path, Tex
     write(tmp_path / "plain", texts)
     path = tmp_path / f"ROWS{suffix}{ending}".upper()
     path.write_bytes(COMPRESSIONS[ending]((tmp_path / "plain").read_bytes()))
-    assert list(read_texts([path], "text")) == texts
-    assert text_sha256(path) == text_sha256(tmp_path / "plain")
+    assert list(read_rows([path], "text")) == texts
+    assert sha256_of(path) == sha256_of(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("ending", COMPRESSIONS)
@@ -129,7 +128,7 @@ def test_compressed_texts_have_the_tokens_of_the_text(tmp_path: Path, ending: st
 def test_several_compressed_parts_one_after_another(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(b"".join(COMPRESSIONS[ending](json.dumps({"text": text}).encode() + b"\n") for text in "abc"))
-    assert list(read_texts([path], "text")) == ["a", "b", "c"]
+    assert list(read_rows([path], "text")) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("ending", sorted(set(COMPRESSIONS) - {""}))
@@ -139,14 +138,14 @@ def test_damaged_compressed_files(tmp_path: Path, name: str, ending: str) -> Non
         if name == "a.txt":
             list(read_pieces(path, "train"))
         else:
-            list(read_texts([path], "text"))
+            list(read_rows([path], "text"))
 
     path = tmp_path / (name + ending)
     text = os.urandom(20_000).hex()
     whole = COMPRESSIONS[ending](json.dumps({"text": text}).encode() if name == "a.jsonl" else f"text\n{text}".encode())
     for damaged in (whole[: len(whole) // 2], whole[:-5], b"not compressed at all\n"):
         path.write_bytes(damaged)
-        match = rf"{name}{ending} cannot be decompressed \(.*\): it is cut short, altered or no {ending} file"
+        match = rf"{name}{ending} cannot be decompressed \(.*\): it is truncated, damaged or not a {ending} file"
         with pytest.raises(ValueError, match=match):
             read(path)
     (tmp_path / name).write_bytes(COMPRESSIONS[ending](b"text\n" * 100))
@@ -167,7 +166,7 @@ def test_only_the_text_column_must_agree(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["q"], "other": [b"x"]}), tmp_path / "d.parquet")
     files = sorted(tmp_path.iterdir())
     dates: Texts = ["2020-01-01"] * 3 + ["2021-01-01T00:00:00", None]
-    assert list(read_texts(files, "text")) == [*dates, "b", "p", "q"]
+    assert list(read_rows(files, "text")) == [*dates, "b", "p", "q"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_columns_of_strings_of_other_types(tmp_path: Path, column: pa.Array, suf
         return  # this version of .parquet cannot be written with it
     else:
         pq.write_table(table, path)
-    assert list(read_texts([path], "a.b")) == column.to_pylist()
+    assert list(read_rows([path], "a.b")) == column.to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -209,8 +208,10 @@ def test_columns_of_no_strings(tmp_path: Path, column: list[Any], kind: str, suf
     else:
         with path.open("wb") as stream, pa.ipc.new_stream(stream, table.schema) as writer:
             writer.write_table(table)
-    with pytest.raises(ValueError, match=f"text_column='text' of .*a{suffix} holds {kind}.*: give a column of strings"):
-        list(read_texts([path], "text"))
+    with pytest.raises(
+        ValueError, match=f"text_column='text' of .*a{suffix} has type {kind}.*: use a column of strings"
+    ):
+        list(read_rows([path], "text"))
 
 
 GOOD = b'{"text": "a"}\n'
@@ -219,48 +220,48 @@ GOOD = b'{"text": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", GOOD + b'{"text": \n', r"a.jsonl, line 2: not JSON \("),
-        ("a.jsonl", GOOD + b"\n[1]\n", r"a.jsonl, line 3 holds list: a row must be an object"),
-        ("a.jsonl", GOOD + b'"text"\n', r"a.jsonl, line 2 holds str: a row must be an object"),
+        ("a.jsonl", GOOD + b'{"text": \n', r"a.jsonl, line 2 is not JSON \("),
+        ("a.jsonl", GOOD + b"\n[1]\n", r"a.jsonl, line 3 has list: a row must be an object"),
+        ("a.jsonl", GOOD + b'"text"\n', r"a.jsonl, line 2 has str: a row must be an object"),
         (
             "a.jsonl",
             GOOD + b'{"text": 3}',
-            r"text_column='text' holds int in .*a.jsonl, line 2: give a column of strings",
+            r"text_column='text' has int in .*a.jsonl, line 2: use a column of strings",
         ),
         (
             "a.jsonl",
             GOOD + b'{"body": "b", "c": 1}',
             r"'text' is not among the columns of .*a.jsonl, line 2: 'body', 'c'",
         ),
-        ("a.jsonl", GOOD + b'{"text": "\\ud800"}', r"holds half a character, '\\ud800', in .*a.jsonl, line 2"),
-        ("a.jsonl", GOOD + b"[" * 100_000, r"a.jsonl, line 2: not JSON \(.*recursion"),
+        ("a.jsonl", GOOD + b'{"text": "\\ud800"}', r"has an unpaired surrogate '\\ud800' in .*a.jsonl, line 2"),
+        ("a.jsonl", GOOD + b"[" * 100_000, r"a.jsonl, line 2 is not JSON \(.*recursion"),
         ("a.jsonl", GOOD + b'{"text": "caf\xe9"}', r"a.jsonl is not UTF-8: byte 0xe9 at offset 27; convert the file"),
-        ("a.json", b'[{"text": "a"}, 3]', r"a.json, row 2 holds int"),
-        ("a.json", b'[{"text": "a"}', r"a.json: not JSON \("),
+        ("a.json", b'[{"text": "a"}, 3]', r"a.json, row 2 has int"),
+        ("a.json", b'[{"text": "a"}', r"a.json is not JSON \("),
         (
             "a.json",
             b'{\n "text": "a"\n}',
-            r"a.json, line 1: not JSON \(.*each line must be one object, or the file one ar",
+            r"a.json, line 1 is not JSON \(.*use one object per line, or one array of objects",
         ),
-        ("a.csv", b'text,n\na,1\n"b,2\n', r"a.csv, line 3: unexpected end of data; write a quote in a text as two"),
-        ("a.csv", b'text,n\n"a" b,1\n', r"a.csv, line 2: .*; write a quote in a text as two"),
+        ("a.csv", b'text,n\na,1\n"b,2\n', r"a.csv, line 3: unexpected end of data; double the quotes inside a text"),
+        ("a.csv", b'text,n\n"a" b,1\n', r"a.csv, line 2: .*; double the quotes inside a text"),
         (
             "a.csv",
             b"text,n\na,1\n\nb,c,2\n",
-            r"a.csv, line 4 has 3 fields, but the first line 2: put texts with a delim",
+            r"a.csv, line 4 has 3 fields, but the first line has 2: put texts with a delim",
         ),
-        ("a.csv", b"text,n\na\n", r"a.csv, line 2 has 1 fields, but the first line 2"),
+        ("a.csv", b"text,n\na\n", r"a.csv, line 2 has 1 fields, but the first line has 2"),
         ("a.csv", b"body;n\na;1\n", r"'text' is not among the columns of .*a.csv: 'body;n'"),
         ("a.csv", b"text\na\n\xe9\n", r"a.csv is not UTF-8: byte 0xe9 at offset 7"),
         ("a.tsv", "text\na\n".encode("utf-16"), r"a.tsv is not UTF-8: byte 0xff at offset 0"),
-        ("a.parquet", b"PAR1 nothing PAR1", r"a.parquet cannot be read as .parquet \(.*fetch it again"),
-        ("a.arrow", b"text", r"a.arrow cannot be read as .arrow \(.*fetch it again"),
+        ("a.parquet", b"PAR1 nothing PAR1", r"a.parquet cannot be read as .parquet \(.*Download it again"),
+        ("a.arrow", b"text", r"a.arrow cannot be read as .arrow \(.*Download it again"),
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        list(read_texts([tmp_path / name], "text"))
+        list(read_rows([tmp_path / name], "text"))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
@@ -271,19 +272,19 @@ def test_a_file_that_was_cut_short(tmp_path: Path, suffix: str) -> None:
     for size in (0, 3, len(whole) // 2, len(whole) - 20):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=f"a{suffix} cannot be read as {suffix}"):
-            list(read_texts([path], "text"))
+            list(read_rows([path], "text"))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     for name, content in (("a.jsonl", '{"text": "a"}'), ("b.json", '[{"text": "a"}]'), ("c.csv", "text,n\r\na,1\r\n")):
         (tmp_path / name).write_text(content, encoding="utf-8-sig", newline="")
-        assert list(read_texts([tmp_path / name], "text")) == ["a"]
+        assert list(read_rows([tmp_path / name], "text")) == ["a"]
 
 
 def test_a_large_field_of_a_csv(tmp_path: Path) -> None:
     text = "word, " * 100_000
     write_csv(tmp_path / "a.csv", ["small", text])
-    assert list(read_texts([tmp_path / "a.csv"], "text")) == ["small", text]
+    assert list(read_rows([tmp_path / "a.csv"], "text")) == ["small", text]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst", "a.parquet"])
@@ -295,11 +296,11 @@ def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
     else:
         (write_jsonl if name.startswith("a.jsonl") else write_csv)(plain, texts)
     (tmp_path / name).write_bytes(COMPRESSIONS.get(Path(name).suffix, bytes)(plain.read_bytes()))
-    list(read_texts([tmp_path / name], "text"))  # what is imported is not counted
+    list(read_rows([tmp_path / name], "text"))  # what is imported is not counted
     tracemalloc.start()
     before = pa.total_allocated_bytes()
     count = largest = 0
-    for text in read_texts([tmp_path / name], "text"):
+    for text in read_rows([tmp_path / name], "text"):
         count += text is not None
         largest = max(largest, pa.total_allocated_bytes() - before)
     peak = tracemalloc.get_traced_memory()[1]

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data import TextData, documents, hub, rows
-from bsbr_pl.data.documents import SPLITS, HeldOut, Source, read_pieces
-from bsbr_pl.data.raw import Files
-from bsbr_pl.data.sources import Options, open_source
+from bsbr_pl.data import TextData, files, hub, sources
+from bsbr_pl.data.base import SPLITS
+from bsbr_pl.data.files import read_pieces
+from bsbr_pl.data.sources import Files, HeldOut, Source
+from bsbr_pl.data.text import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 
@@ -69,11 +70,11 @@ def test_files_are_split_by_path_whatever_else_is_there(folder: Path) -> None:
 @contextmanager
 def blocks_of(size: int) -> Iterator[None]:
     """Read files in blocks of so many bytes. Not a fixture: hypothesis asks for a new size in every example."""
-    old, documents.BLOCK = documents.BLOCK, size
+    old, files.BLOCK = files.BLOCK, size
     try:
         yield
     finally:
-        documents.BLOCK = old
+        files.BLOCK = old
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=100), block=st.integers(1, 40))
@@ -127,7 +128,7 @@ def test_rows_are_documents_held_out_by_content(tmp_path: Path, suffix: str) -> 
 
 
 def test_a_long_row_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "BLOCK", 10)
+    monkeypatch.setattr(sources, "BLOCK", 10)
     path = write_rows(tmp_path / "a.jsonl", [{"text": "x" * 25}])
     pieces = list(open_source(str(path), HeldOut(0, 0)).pieces())
     assert [(len(piece.text), piece.end) for piece in pieces] == [(10, False), (10, False), (5, True)]
@@ -244,10 +245,10 @@ def test_an_option_that_does_nothing_is_refused(
     open_source(source, HELD_OUT, Options())
     for name, value in GIVEN.items():
         if name in refused:
-            with pytest.raises(ValueError, match=rf"{name}={value!r} does nothing here: .*{source}.*; leave it out"):
+            with pytest.raises(ValueError, match=rf"{name}={value!r} has no effect: .*{source}.* Remove it"):
                 open_source(source, HELD_OUT, Options(**{name: value}))
         elif name == "join_rows" and source != "own_rows":
-            with pytest.raises(ValueError, match="join_rows=True needs a split of its own for val and test"):
+            with pytest.raises(ValueError, match="join_rows=True needs a separate split for val and test"):
                 open_source(source, HELD_OUT, Options(join_rows=True))
         else:
             open_source(source, HELD_OUT, Options(**{name: value}))
@@ -288,7 +289,7 @@ class TestHub:
         assert all(texts.values())
         with pytest.raises(ValueError, match="max_rows=0 is too small"):
             open_source("Salesforce/wikitext", HELD_OUT, Options(max_rows=0))
-        with pytest.raises(ValueError, match="join_rows=True needs a split of its own for val and test"):
+        with pytest.raises(ValueError, match="join_rows=True needs a separate split for val and test"):
             open_source("Salesforce/wikitext", HELD_OUT, Options(join_rows=True))
 
     @pytest.mark.parametrize("offline", [True, False])
@@ -315,16 +316,16 @@ class TestBadInput:
     def test_missing(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         name = name or str(tmp_path / "nothing")
-        self.expect("is not there: give 'stdlib', an existing file or folder, or the name 'owner/name'", name)
+        self.expect("does not exist: use 'stdlib', a file or folder, or the name 'owner/name'", name)
 
     def test_empty(self, tmp_path: Path) -> None:
         (tmp_path / "folder").mkdir()
-        self.expect("is a folder without files", tmp_path / "folder")
+        self.expect("has no files", tmp_path / "folder")
         (tmp_path / "folder" / "rows.jsonl").touch()
-        self.expect("holds no text: every file in it is empty", tmp_path / "folder")
+        self.expect("has no text: every file in it is empty", tmp_path / "folder")
         (tmp_path / "empty.txt").touch()
         data = TextData(str(tmp_path / "empty.txt"), cache_dir=str(tmp_path / "cache"))
-        with pytest.raises(ValueError, match=r"source='.*empty.txt' holds no text to train on: it is empty"):
+        with pytest.raises(ValueError, match=r"source='.*empty.txt' has no training text: it is empty"):
             _ = data.vocab_size
 
     @pytest.mark.parametrize("name", ["latin.txt", "latin.jsonl"])
@@ -336,12 +337,12 @@ class TestBadInput:
     def test_missing_or_wrong_column(self, suffix: str, tmp_path: Path) -> None:
         path = write_rows(tmp_path / f"rows{suffix}", [{"body": "a", "size": 1}])
         self.expect(r"text_column='text' is not among the columns of .*rows.*: 'body', 'size'", path)
-        self.expect(r"text_column='size' .*holds int.* give a column of strings", path, text_column="size")
+        self.expect(r"text_column='size' .*(has|has type) int.* use a column of strings", path, text_column="size")
 
     def test_broken_rows(self, tmp_path: Path) -> None:
         for name in ("rows.jsonl", "rows.parquet"):
             (tmp_path / name).write_text('{"text": \n')
-            message = "not JSON" if name == "rows.jsonl" else "cannot be read as .parquet"
+            message = "is not JSON" if name == "rows.jsonl" else "cannot be read as .parquet"
             self.expect(f"{name}.*{message}", tmp_path / name)
 
     def test_mixed_folder(self, tmp_path: Path) -> None:
@@ -358,18 +359,20 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.TGZ", "a.zip"])
     def test_archives(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(b"x")
-        self.expect(f"{name} is an archive of files: unpack it, and give the folder", tmp_path / name)
-        self.expect(f"{name} is an archive of files: unpack it, and give the folder", tmp_path)
+        self.expect(f"{name} is an archive: unpack it, and use the folder as source", tmp_path / name)
+        self.expect(f"{name} is an archive: unpack it, and use the folder as source", tmp_path)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs pipes with names")
     def test_a_pipe(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
-        self.expect("is neither file nor folder, and is read more than once: write it to a file", tmp_path / "pipe")
-        self.expect("is a folder without files", tmp_path)
+        self.expect(
+            "is not a regular file or folder \\(it must be readable twice\\): copy it to a file", tmp_path / "pipe"
+        )
+        self.expect("has no files", tmp_path)
 
     @pytest.mark.parametrize("name", ["", "a" * 300, "a\0b", "~nobody-of-this-name/a.txt", "file:///etc/hosts"])
     def test_names_that_no_file_has(self, name: str) -> None:
-        self.expect("is not there: give 'stdlib', an existing file or folder, or the name 'owner/name'", name)
+        self.expect("does not exist: use 'stdlib', a file or folder, or the name 'owner/name'", name)
 
     def test_fractions(self) -> None:
         for val, test in ((-0.1, 0.1), (0.5, 0.5)):

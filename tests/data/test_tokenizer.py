@@ -63,13 +63,13 @@ def test_ids_that_are_no_utf8_still_decode() -> None:
 
 def test_training_is_deterministic_and_size_is_the_tokenizers_own() -> None:
     assert train_bpe([LESSON], 400) == bpe_spec()
-    assert BPETokenizer.train(["ab"], 400).vocab_size == 258  # 256 bytes, one merge, end of text
+    assert BPETokenizer(train_bpe(["ab"], 400)).vocab_size == 258  # 256 bytes, one merge, end of text
     with pytest.raises(ValueError, match="bpe_vocab_size=256 is too small: at least 257"):
         train_bpe(["ab"], 256)
 
 
 def test_indentation_and_word_become_few_tokens() -> None:
-    subject = BPETokenizer.train([LESSON], 400)
+    subject = BPETokenizer(train_bpe([LESSON], 400))
     assert len(subject.encode("if x:\n        pass\n")) <= 5
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bsbr_pl.data import TextData
-from bsbr_pl.data.loader import Steps
-from bsbr_pl.data.windows import Windows
+from bsbr_pl.data.base import Steps
+from bsbr_pl.data.text import Windows
 
 
 def remade(data: TextData, **changes: object) -> TextData:
@@ -83,7 +83,7 @@ def test_bytes_counted_do_not_depend_on_how_text_is_cut_into_files(text_data: Te
             cut = slice(i * len(text) // pieces, (i + 1) * len(text) // pieces)
             (source / f"{i}.txt").write_text(text[cut], newline="")
         data = remade(text_data, source=str(source), val_fraction=0.0, test_fraction=0.0, cache_dir=str(tmp_path / "c"))
-        assert data.corpus.num_bytes("train") == len(data.text("train")) == len(text.encode())
+        assert data.corpus.meta["splits"]["train"]["bytes"] == len(data.text("train")) == len(text.encode())
 
 
 def test_training_order_is_a_function_of_seed_and_epoch(text_data: TextData) -> None:
@@ -146,7 +146,7 @@ def test_bad_input(text_data: TextData, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{name}=0 is too small: at least 1"):
             remade(text_data, **{name: 0})
     for value in (2.5, True, "8"):
-        with pytest.raises(ValueError, match=f"batch_size={value!r} is no integer"):
+        with pytest.raises(ValueError, match=f"batch_size={value!r} must be an integer"):
             remade(text_data, batch_size=value)
     with pytest.raises(ValueError, match=r"context_length=90000 leaves 0 windows of the .* training tokens"):
         len(remade(text_data, context_length=90_000).train_dataloader())

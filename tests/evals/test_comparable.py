@@ -14,16 +14,16 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from bsbr_pl.__main__ import main as command
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData
-from bsbr_pl.evals.__main__ import main
-from bsbr_pl.evals.checkpoints import Checkpoint, labels, read, read_all
+from bsbr_pl.evals.checkpoints import Checkpoint, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
-from bsbr_pl.evals.report import budgets, clocks, verdict
-from bsbr_pl.evals.report.findings import Findings
 from bsbr_pl.evals.runs import RECORD_BYTES
 from bsbr_pl.evals.saved_data import DataChangedError, DataLocation
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.report import budgets, clocks, sources, verdict
+from bsbr_pl.report.studies import Findings
 from bsbr_pl.results import Results
 from bsbr_pl.utils.flops import count_flops
 from callbacks import LastCheckpoint, RunRecorder, Stopped
@@ -165,29 +165,57 @@ def results(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("results") / "results.jsonl"
 
 
-def evaluate(results: Path, runs: Path) -> Evaluation:
-    checkpoints = sorted(read_all([runs]), key=lambda c: c.name)
-    evaluation = Evaluation(checkpoints, Results(results), multiples=[1], lengths=[])
-    evaluation.run()
-    return evaluation
+def main(arguments: list[str]) -> int:
+    return command(["evaluate", *arguments])
 
 
-def tables(evaluation: Evaluation) -> list[list[dict[str, Any]]]:
+class Evaluated:
+    """An evaluation of the checkpoints in a folder, and what a report says of it."""
+
+    def __init__(self, results: Path, runs: Path) -> None:
+        self.checkpoints = sorted(read_all([runs]), key=lambda c: c.name)
+        evaluation = Evaluation(Results(results))
+        usable = [checkpoint for checkpoint in self.checkpoints if checkpoint.module]
+        subjects = [checkpoint.subject() for checkpoint in usable]
+        evaluation.run(subjects, multiples=[1], lengths=[])
+        self.results = evaluation.results
+        self.rows = evaluation.rows(subjects)
+        self.problems = {checkpoint.name: checkpoint.problem for checkpoint in self.checkpoints if checkpoint.problem}
+        self.problems |= {r["about"]["checkpoint"]["name"]: r["values"]["problem"] for r in evaluation.problems}
+        self.findings = Findings(self.rows)
+        self.warnings = budgets.warned(self.findings)
+        self.marks = sources.marks(self.findings)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The label of each checkpoint by the name of its run."""
+        return {Path(c.name).parts[-3]: self.findings.labels[c.digest] for c in self.checkpoints}
+
+    @property
+    def summaries(self) -> list[str]:
+        return list(map(verdict.summary, self.findings.studies))
+
+
+def evaluate(results: Path, runs: Path) -> Evaluated:
+    return Evaluated(results, runs)
+
+
+def tables(evaluated: Evaluated) -> list[list[dict[str, Any]]]:
     """The rows of each ranking, by column."""
-    findings, found = Findings(evaluation), []
-    for study in findings.studies:
-        table = verdict.ranking(study, findings)
+    found = []
+    for study in evaluated.findings.studies:
+        table = verdict.ranking(study)
         assert table is not None
-        found.append([dict(zip([c.name for c in table.columns], row, strict=True)) for row in table.rows])
+        names = [column.name for column in table.columns]
+        found.append([dict(zip(names, row, strict=True)) for row in table.frame.itertuples(index=False)])
     return found
 
 
-def bits(evaluation: Evaluation) -> dict[str, float]:
+def bits(evaluated: Evaluated) -> dict[str, float]:
     """Bits per byte of each checkpoint, by the name of its run."""
-    digests = {c.digest: Path(c.name).parts[-3] for c in evaluation.checkpoints}
-    rows = [row for row in evaluation.results.rows if row["identity"]["kind"] == "text"]
-    known = [row for row in rows if row["identity"]["checkpoint"] in digests]
-    return {digests[row["identity"]["checkpoint"]]: row["values"]["bits_per_byte"] for row in known}
+    digests = {c.digest: Path(c.name).parts[-3] for c in evaluated.checkpoints}
+    rows = [row for row in evaluated.rows if row["identity"]["kind"] == "text"]
+    return {digests[row["identity"]["checkpoint"]]: row["values"]["bits_per_byte"] for row in rows}
 
 
 def test_a_stopped_run_is_no_seed_of_a_finished_one(take, runs, results):
@@ -200,14 +228,14 @@ def test_a_stopped_run_is_no_seed_of_a_finished_one(take, runs, results):
         ("bsbr(chunk_size=8) [8 steps]", "finished", 1, own["seed0"]),
         ("bsbr(chunk_size=8) [stopped at 3 of 8 steps]", "stopped at 3 of 8 steps", 1, own["stopped2"]),
     ]
-    unequal, unfinished = budgets.warnings(Findings(evaluation))
+    unequal, unfinished = evaluation.warnings
     given = "bsbr(chunk_size=8) 8 steps, bsbr(chunk_size=8) stopped at 3 of 8 steps."
     assert unequal == f"These have unequal budgets, so the ranking does not compare architectures: {given}"
     assert "runs did not finish" in unfinished
     assert f"{runs}/stopped2/checkpoints/best.ckpt (stopped at 3 of 8 steps)" in unfinished
-    (mark,) = budgets.marks(Findings(evaluation))
+    (mark,) = evaluation.marks
     assert mark == (f"{runs}/stopped2/checkpoints/best.ckpt", "stopped at 3 of 8 steps")
-    words = [verdict.summary(study) for study in Findings(evaluation).studies]
+    words = evaluation.summaries
     assert all(given[:-1] in said and "none is tied" not in said for said in words)
 
 
@@ -222,19 +250,23 @@ def test_finished_seeds_are_averaged_with_their_budget_in_one_sentence(take, run
     (tokens,) = {number for path, number in made.items() if Path(path).name in ("seed0", "seed1", "linear")}
     for row in rows:
         assert (row["steps"], row["batch"], row["training tokens"]) == (STEPS, BATCH, tokens)
-    assert budgets.warnings(Findings(evaluation)) == []
-    said = verdict.summary(Findings(evaluation).studies[0])
+    assert evaluation.warnings == []
+    said = evaluation.summaries[0]
     assert "Equal budgets: 8 optimiser steps of 4 windows; 1,024 training tokens; " in said
     assert "training FLOPs, counted as 3 forward passes by the closed form; " in said
     assert "data TextData text.txt D1, tokenizer bytes." in said
 
 
-def test_the_clock_of_tokens_counts_those_of_the_batches(made):
+def test_the_clock_of_tokens_counts_those_of_the_batches(made, results):
+    evaluation = Evaluation(Results(None))
     for path, tokens in made.items():
         one = read(Path(path) / "checkpoints" / "last.ckpt")
         assert one.run.tokens == tokens
-        validated = one.record["metrics"]["val/loss"]["step"][-1] + 1  # a logger counts from 0
-        assert clocks.clock_values(one, "val/loss")["tokens"][-1] == tokens * validated / one.step
+        evaluation.courses([one.subject()])
+        row = evaluation.results.rows[-1]
+        validated = row["values"]["metrics"]["val/loss"]["step"][-1] + 1  # a logger counts from 0
+        found = clocks.clock_values(Findings([row]).checkpoints[one.digest], row)
+        assert found["tokens"][-1] == tokens * validated / one.step
 
 
 def test_training_flops_are_those_that_another_counter_finds(take, runs):
@@ -291,8 +323,7 @@ def test_unequal_budgets_are_warned_of_at_the_top_and_never_ranked_together(take
 def test_what_differs_is_visible_in_the_names_of_all(take, runs, results, other, own, others, tables_shown):
     take("seed0", "linear", other)
     evaluation = evaluate(results, runs)
-    names = {Path(c.name).parts[-3]: labels(evaluation.checkpoints)[c.digest] for c in evaluation.checkpoints}
-    assert names == {
+    assert evaluation.names == {
         "seed0": f"bsbr(chunk_size=8) [{own}]",
         "linear": f"linear(chunk_size=8) [{own}]",
         other: f"bsbr(chunk_size=8) [{others}]",
@@ -300,7 +331,7 @@ def test_what_differs_is_visible_in_the_names_of_all(take, runs, results, other,
     found = tables(evaluation)
     assert len(found) == tables_shown
     assert all(row["seeds"].value == 1 for rows in found for row in rows)
-    assert bool(budgets.warnings(Findings(evaluation))) == (tables_shown > 1)
+    assert bool(evaluation.warnings) == (tables_shown > 1)
 
 
 def test_other_data_and_other_tokenizers_are_ranked_apart(take, runs, results, text, tmp_path):
@@ -312,7 +343,7 @@ def test_other_data_and_other_tokenizers_are_ranked_apart(take, runs, results, t
     evaluation = evaluate(results, runs)
     found = tables(evaluation)
     assert [[row["seeds"].value for row in rows] for rows in found] == [[1], [1], [1]]
-    (apart,) = budgets.warnings(Findings(evaluation))
+    (apart,) = evaluation.warnings
     assert apart.startswith("Runs on different data, or with different tokenizers, are ranked apart: ")
     for words in ("D1, tokenizer", "D2, tokenizer", "D3, tokenizer", "tokenizer bytes", "tokenizer bpe (300 ids)"):
         assert words in apart
@@ -327,7 +358,7 @@ def test_two_runs_that_stopped_at_one_step_are_no_seeds_of_each_other(take, runs
         "bsbr(chunk_size=8) [stopped at 3 of 8 steps, seed=3]",
     ]
     assert all(row["seeds"].value == 1 for row in rows)
-    (unfinished,) = budgets.warnings(Findings(evaluation))
+    (unfinished,) = evaluation.warnings
     assert "stopped2" in unfinished
     assert "stopped3" in unfinished
 
@@ -341,7 +372,7 @@ def test_a_copy_without_its_record_is_not_known_to_be_finished(take, runs, resul
     evaluation = evaluate(results, runs)
     said = {"/".join(Path(c.name).parts[-3:]): c.run.status for c in evaluation.checkpoints}
     assert said["seed1/checkpoints/best.ckpt"] == "at 6 of 8 steps, not known whether its run finished"
-    _, unknown = budgets.warnings(Findings(evaluation))
+    _, unknown = evaluation.warnings
     assert unknown.startswith("These are averaged with no other: ")
     assert str(best) in unknown
 
@@ -379,9 +410,9 @@ def test_a_run_that_was_changed_is_marked_and_is_no_seed(take, runs, results):
     (rows,) = tables(evaluation)
     words = "learning_rate changed at step 5 (0.003 to 0.001)"
     assert sorted(row["architecture"] for row in rows) == ["bsbr(chunk_size=8)", f"bsbr(chunk_size=8) [{words}]"]
-    (changed,) = budgets.warnings(Findings(evaluation))
+    (changed,) = evaluation.warnings
     assert changed == f"Arguments were changed during these runs: {runs}/seed1/checkpoints/best.ckpt ({words})."
-    assert budgets.marks(Findings(evaluation)) == [(f"{runs}/seed1/checkpoints/best.ckpt", words)]
+    assert evaluation.marks == [(f"{runs}/seed1/checkpoints/best.ckpt", words)]
 
 
 def test_a_run_that_ended_early_has_the_budget_of_its_steps(take, runs, results):
@@ -393,9 +424,9 @@ def test_a_run_that_ended_early_has_the_budget_of_its_steps(take, runs, results)
     assert (full[0]["run"], full[0]["steps"]) == ("finished", 8)
     assert (early[0]["run"], early[0]["steps"]) == ("4 of 8 steps, ended by EarlyStopping", 4)
     assert early[0]["architecture"] == "linear(chunk_size=8) [4 of 8 steps, ended by EarlyStopping]"
-    (unequal,) = budgets.warnings(Findings(evaluation))
+    (unequal,) = evaluation.warnings
     assert unequal.endswith("bsbr(chunk_size=8) 8 steps, linear(chunk_size=8) 4 steps.")
-    said = [verdict.summary(study) for study in Findings(evaluation).studies]
+    said = evaluation.summaries
     assert "ended by EarlyStopping" in said[1]
 
 
@@ -415,7 +446,7 @@ def test_weights_to_start_from_are_a_part_of_the_budget(take, runs, results):
     torch.save(saved | {"initial_weights": "gpt2"}, runs / "linear/checkpoints/best.ckpt")
     evaluation = evaluate(results, runs)
     assert len(tables(evaluation)) == 2
-    (unequal,) = budgets.warnings(Findings(evaluation))
+    (unequal,) = evaluation.warnings
     assert "bsbr(chunk_size=8) 8 steps from its own start, linear(chunk_size=8) 8 steps from gpt2." in unequal
 
 
@@ -525,7 +556,7 @@ def test_a_hostile_description_in_a_checkpoint_harms_nothing(take, runs, results
     assert evaluation.problems == {}
     ((row,),) = tables(evaluation)
     assert "not known whether its run finished" in row["run"]
-    assert budgets.warnings(Findings(evaluation))
+    assert evaluation.warnings
 
 
 EVIL = '"><script>alert(1)</script>| $x$ $y **b** `c`\n# z'
@@ -558,7 +589,7 @@ def test_a_value_that_cannot_be_written_down_makes_a_problem(take, runs, results
     evaluation = evaluate(results, runs)
     assert bool(evaluation.problems) == endless
     assert len(tables(evaluation)) == (1 if endless else 2)
-    assert len(budgets.warnings(Findings(evaluation))) == (0 if endless else 2)
+    assert len(evaluation.warnings) == (0 if endless else 2)
 
 
 # The data.

@@ -10,7 +10,7 @@ from lightning import Trainer
 
 from bsbr_pl.attention import ARCHITECTURES, StandardAttention
 from bsbr_pl.data import InductionData, MQARData
-from bsbr_pl.evals import analyze_results, compare_models, comparison, scaling_analysis
+from bsbr_pl.evals import analyze_results, compare_models, comparison, evaluation, scaling_analysis
 from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
@@ -173,26 +173,26 @@ def test_scaling_analysis_counts_seconds_gigabytes_and_operations():
 
 
 def test_all_models_are_measured_together_at_each_length(monkeypatch):
-    calls, measure = [], comparison.measure_costs
+    calls, measure = [], evaluation.measure_costs
 
     def spy(models, length, *args):
         calls.append((list(models), length))
         return measure(models, length, *args)
 
-    monkeypatch.setattr(comparison, "measure_costs", spy)
+    monkeypatch.setattr(evaluation, "measure_costs", spy)
     scaling_analysis((8, 16), ("Standard", "BSBR"), ("time",), **SMALL)
     assert calls == [(["Standard", "BSBR"], 8), (["Standard", "BSBR"], 16)]
 
 
 def test_a_length_without_memory_for_it_has_no_figures_and_the_others_go_on(monkeypatch):
-    measure = comparison.measure_costs
+    measure = evaluation.measure_costs
 
     def scarce(models, length, *args):
         if length == 16:
             raise RuntimeError("out of memory")
         return measure(models, length, *args)
 
-    monkeypatch.setattr(comparison, "measure_costs", scarce)
+    monkeypatch.setattr(evaluation, "measure_costs", scarce)
     with pytest.warns(UserWarning, match="no costs at 16 tokens: out of memory"):
         results = scaling_analysis((8, 16, 32), ("Standard",), ("time", "flops"), **SMALL)
     for metric in ("time", "flops"):

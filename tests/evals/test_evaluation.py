@@ -1,5 +1,7 @@
 """evaluate.py on real checkpoints: trained ones, a leaky one, damaged and hostile ones."""
 
+import base64
+import io
 import json
 import os
 import pickle
@@ -9,22 +11,42 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch import Tensor
 
+from bsbr_pl.__main__ import main as command
 from bsbr_pl.attention import ARCHITECTURES, StandardAttention
 from bsbr_pl.data import InductionData
-from bsbr_pl.evals.__main__ import main
-from bsbr_pl.evals.checkpoints import find, labels, read, read_all
+from bsbr_pl.evals.checkpoints import find, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
+from bsbr_pl.evals.pictures import course, draw_map
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.results import Results
+from bsbr_pl.results import Results, open_problems
 from callbacks import RunRecorder
 
 ROOT = Path(__file__).parents[2]
+
+
+def main(arguments: list[str]) -> int:
+    return command(["evaluate", *arguments])
+
+
+def evaluate(runs: Path, results: Results, **options) -> tuple[Evaluation, list[dict]]:
+    """An evaluation, and its rows."""
+    chosen = {name: options.pop(name) for name in ("multiples", "lengths") if name in options}
+    evaluation = Evaluation(results, **options)
+    subjects = [checkpoint.subject() for checkpoint in read_all([runs])]
+    evaluation.run(subjects, **chosen)
+    return evaluation, evaluation.rows(subjects)
+
+
+def said(evaluation: Evaluation) -> list[str]:
+    return [row["values"]["problem"] for row in evaluation.problems]
 
 
 class UpperTriangle(StandardAttention):
@@ -103,26 +125,33 @@ def rows(output: Path, kind: str) -> list[dict]:
     return [row for row in map(json.loads, lines) if row["identity"]["kind"] == kind]
 
 
+def by_name(output: Path, kind: str, **facts: int) -> dict[str, dict]:
+    found = [row for row in rows(output, kind) if facts.items() <= row["identity"].items()]
+    return {row["about"]["checkpoint"]["name"]: row for row in found}
+
+
 def test_everything_is_measured_once(runs, evaluated):
-    certificates = {row["about"]["checkpoint"]: row["values"]["passed"] for row in rows(evaluated, "certificate")}
+    certificates = {
+        row["about"]["checkpoint"]["name"]: row["values"]["passed"] for row in rows(evaluated, "certificate")
+    }
     assert len(certificates) == len({c.digest for c in read_all([runs]) if c.module})
     assert not any(passed for name, passed in certificates.items() if "leaky" in name)
     assert all(passed for name, passed in certificates.items() if "leaky" not in name)
     texts = rows(evaluated, "text")
-    assert {(row["about"]["label"], row["identity"]["length"]) for row in texts} >= {
+    assert {(row["about"]["architecture"], row["identity"]["length"]) for row in texts} >= {
         ("bsbr(chunk_size=8)", 32),
         ("bsbr(chunk_size=8)", 64),
         ("linear(chunk_size=8)", 64),
     }
-    assert {row["about"]["seed"] for row in texts if "bsbr" in row["about"]["label"]} == {0, 1}
+    assert {row["about"]["seed"] for row in texts if "bsbr" in row["about"]["architecture"]} == {0, 1}
     (recall,) = rows(evaluated, "recall")
-    assert recall["about"]["label"] == "bsbr(chunk_size=4)"
+    assert recall["about"]["architecture"] == "bsbr(chunk_size=4)"
     routed, (layer,) = recall["values"]["retrieval"], recall["values"]["retrieval"]["layers"]
     assert (routed["accuracy"], routed["questions"]) == (pytest.approx(recall["values"]["accuracy"]), 40)
     assert 0 < layer["questions"] < routed["questions"], "some answers stand in the chunk of their question"
     table = (evaluated / "report.html").read_text().split("The router and what it found", 1)[1].split("</table>")[0]
     assert f">{layer['questions']}<" in table
-    assert not any("UpperTriangle" in row["about"]["label"] for row in texts)
+    assert not any("UpperTriangle" in row["about"]["architecture"] for row in texts)
     costs = rows(evaluated, "cost")
     assert sorted((row["identity"]["length"], len(row["about"]["timed_with"])) for row in costs) == [
         (length, 3) for length in (16, 32, 64) for _ in range(3)
@@ -142,7 +171,9 @@ def test_a_second_call_measures_nothing_and_gives_the_same_report(runs, evaluate
 
 
 def test_the_validation_loss_is_that_of_training(runs, evaluated):
-    found = {row["about"]["checkpoint"]: row for row in rows(evaluated, "text") if row["identity"]["length"] == 32}
+    found = {
+        row["about"]["checkpoint"]["name"]: row for row in rows(evaluated, "text") if row["identity"]["length"] == 32
+    }
     assert len(found) >= 3
     for name, row in found.items():
         record = read(Path(name)).record["metrics"]["val/loss"]
@@ -165,12 +196,11 @@ def test_another_precision_is_another_row(runs, evaluated, tmp_path):
     shutil.copy(evaluated / "results.jsonl", tmp_path)
     results = Results(tmp_path / "results.jsonl")
     before = len(results.rows)
-    evaluation = Evaluation(read_all([runs / "linear"]), results, dtype="float64", multiples=[1], lengths=[])
-    evaluation.run()
+    evaluation, _ = evaluate(runs / "linear", results, dtype="float64", multiples=[1], lengths=[])
     assert not evaluation.problems
     new = results.rows[before:]
     assert {row["identity"]["environment"]["dtype"] for row in new} == {"float64"}
-    old = [r for r in rows(evaluated, "text") if r["about"]["label"] == "linear(chunk_size=8)"]
+    old = [r for r in rows(evaluated, "text") if r["about"]["architecture"] == "linear(chunk_size=8)"]
     assert new[1]["values"]["loss"] == pytest.approx(old[0]["values"]["loss"], rel=1e-4)
 
 
@@ -179,10 +209,10 @@ def test_data_that_cannot_be_had_does_not_stop_the_rest(runs, tmp_path, monkeypa
         raise ValueError("source='x' is gone")
 
     monkeypatch.setattr("bsbr_pl.evals.checkpoints.Checkpoint.open_data", gone)
-    evaluation = Evaluation(read_all([runs / "linear"]), Results(tmp_path / "r.jsonl"), lengths=[16, 32], rounds=1)
-    evaluation.run()
-    assert all("is gone" in problem for problem in evaluation.problems.values())
-    assert len([row for row in evaluation.results.rows if row["identity"]["kind"] == "cost"]) == 2
+    evaluation, rows = evaluate(runs / "linear", Results(tmp_path / "r.jsonl"), lengths=[16, 32], rounds=1)
+    assert {row["identity"]["of"]["kind"] for row in evaluation.problems} == {"data", "map"}
+    assert all("is gone" in words for words in said(evaluation))
+    assert len([row for row in rows if row["identity"]["kind"] == "cost"]) == 2
 
 
 def test_interrupting_keeps_what_was_measured(runs, tmp_path, monkeypatch):
@@ -191,7 +221,9 @@ def test_interrupting_keeps_what_was_measured(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("bsbr_pl.evals.evaluation.measure_costs", interrupt)
     assert main([str(runs / "linear"), f"--output_dir={tmp_path}", "--multiples=[1]", "--device=cpu"]) == 130
-    assert {row["identity"]["kind"] for row in Results(tmp_path / "results.jsonl").rows} == {"certificate", "text"}
+    assert {row["identity"]["kind"] for row in Results(tmp_path / "results.jsonl").rows} == {
+        *("training", "certificate", "text", "map")
+    }
     assert (tmp_path / "report.html").exists()
 
 
@@ -200,17 +232,29 @@ def test_running_out_of_memory_at_one_length_is_a_problem_of_that_length(runs, t
 
     measure = module.measure_costs
 
-    def scarce(models, length, rounds):
-        if length > 16:
+    def scarce(models, length, *args):
+        if length > 16 and not enough:
             raise RuntimeError("not enough memory: you tried to allocate 1 TB")
-        return measure(models, length, rounds)
+        return measure(models, length, *args)
+
+    enough: list[bool] = []
 
     monkeypatch.setattr(module, "measure_costs", scarce)
     results = Results(tmp_path / "r.jsonl")
-    found = Evaluation(read_all([runs / "linear"]), results, multiples=[1], lengths=[16, 32], rounds=1)
-    found.run()
-    assert [row["identity"]["length"] for row in found.results.rows if row["identity"]["kind"] == "cost"] == [16]
-    assert any("costs at 32 tokens" in problem for problem in found.problems.values())
+    options = {"multiples": [1], "lengths": [16, 32], "rounds": 1}
+    evaluation, rows = evaluate(runs / "linear", results, **options)
+    assert [row["identity"]["length"] for row in rows if row["identity"]["kind"] == "cost"] == [16]
+    (problem,) = evaluation.problems
+    assert "costs at 32 tokens: not enough memory" in problem["values"]["problem"]
+    assert problem["identity"]["of"] == {"kind": "cost", "length": 32}
+    assert open_problems(results.rows) == [problem]
+    before = results.path.read_text()
+    evaluate(runs / "linear", results, **options)
+    assert results.path.read_text() == before, "the same problem is written once"
+    enough.append(True)
+    evaluation, rows = evaluate(runs / "linear", results, **options)
+    assert [row["identity"]["length"] for row in rows if row["identity"]["kind"] == "cost"] == [16, 32]
+    assert evaluation.problems == open_problems(results.rows) == []
 
 
 def test_find_takes_folders_files_and_patterns_once_each(runs, tmp_path):
@@ -228,16 +272,86 @@ def test_find_takes_folders_files_and_patterns_once_each(runs, tmp_path):
     assert read(tmp_path / "folder.ckpt").problem
 
 
-def test_labels_tell_configurations_apart_and_not_seeds(runs, tmp_path, make_data):
-    train(tmp_path / "wide", partial(ARCHITECTURES["bsbr"], chunk_size=8), make_data(context_length=16))
-    checkpoints = read_all([runs / "bsbr0", runs / "bsbr1", runs / "linear", tmp_path / "wide"])
-    best = [c for c in checkpoints if c.name.endswith("best.ckpt")]
-    assert [labels(checkpoints)[c.digest] for c in best] == [
-        "bsbr(chunk_size=8) [context_length=32]",
-        "bsbr(chunk_size=8) [context_length=32]",
-        "linear(chunk_size=8) [context_length=32]",
-        "bsbr(chunk_size=8) [context_length=16]",
-    ]
+def test_configurations_differ_in_what_was_chosen_and_seeds_do_not(runs, tmp_path, make_data):
+    train(tmp_path / "narrow", partial(ARCHITECTURES["bsbr"], chunk_size=8), make_data(context_length=16))
+    first, second, narrow = (
+        read(folder / "best.ckpt").about for folder in (runs / "bsbr0", runs / "bsbr1", tmp_path / "narrow")
+    )
+    assert first["config"] == second["config"]
+    assert (first["seed"], second["seed"]) == (0, 1)
+    differing = {name for name in first["config"] if first["config"][name] != narrow["config"][name]}
+    assert differing == {"data.context_length"}
+    assert first["architecture"] == narrow["architecture"] == "bsbr(chunk_size=8)"
+
+
+def test_about_describes_model_data_and_run(runs, evaluated, make_data):
+    module = read(runs / "bsbr0" / "best.ckpt").module
+    (row,) = [row for row in rows(evaluated, "certificate") if "bsbr0/best" in row["about"]["checkpoint"]["name"]]
+    about, data = row["about"], make_data(seed=0)
+    data.prepare_data()
+    assert about["parameters"] == sum(parameter.numel() for parameter in module.parameters())
+    sizes = {"vocab_size": 257, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "ff_dim": None}
+    assert (about["attention"], about["sizes"], about["seed"], about["step"]) == (["bsbr"], sizes, 0, 8)
+    told = {name: about["data"][name] for name in ("class", "kind", "fingerprint", "tokenizer", "train_lengths")}
+    assert told == {"class": "TextData", "kind": "text", "fingerprint": data.fingerprint, "tokenizer": "bytes",
+                    "train_lengths": {"32": 1}}  # fmt: skip
+    assert (about["data"]["validation_length"], about["data"]["trained_length"]) == (32, 32)
+    assert about["run"]["budget"] == ["8 steps", 8 * 4 * 32, 4, None]
+    assert about["command"].startswith("python")
+    (recall,) = rows(evaluated, "recall")
+    assert recall["about"]["data"]["kind"] == "recall"
+    for name, told in recall["about"].items():
+        assert type(told) is type(about[name]), "rows of every checkpoint say the same"
+
+
+def test_the_course_of_a_training_is_a_row(runs, evaluated):
+    found = {row["identity"]["checkpoint"]: row for row in rows(evaluated, "training")}
+    for checkpoint in (one for one in read_all([runs]) if one.module):
+        values = found[checkpoint.digest]["values"]
+        recorded = {n: c for n, c in checkpoint.record["metrics"].items() if n.startswith("val/")}
+        assert values["metrics"] == recorded
+        assert values["seconds"] == checkpoint.record["seconds"]
+        assert (values["precision"], values["processes"]) == ("32-true", 1)
+        assert values["environment"]["cpu"] == checkpoint.record["environment"]["cpu"]
+
+
+def test_a_long_course_is_thinned_and_keeps_its_end():
+    steps = list(range(0, 25_000, 10))
+    columns = {"step": steps, "value": [1 / (1 + step) for step in steps], "seconds": [0.5 * step for step in steps]}
+    record = {"metrics": {"val/loss": columns, "train/loss": columns, "flops/step_flops": columns}, "seconds": 9.0}
+    found = course(record)["metrics"]
+    assert set(found) == {"val/loss", "flops/step_flops"}
+    assert len(found["val/loss"]["step"]) == 834, "every third of 2,500"
+    assert found["val/loss"]["step"][-1] == steps[-1]
+    for step, value in zip(found["val/loss"]["step"], found["val/loss"]["value"], strict=True):
+        assert value == 1 / (1 + step)
+
+
+def test_a_map_is_drawn_once_for_each_configuration_and_is_white_where_nothing_is_attended(runs, evaluated):
+    found = {row["about"]["checkpoint"]["name"]: row["values"] for row in rows(evaluated, "map")}
+    assert len(found) == 4, "seeds share theirs"
+    assert not any("bsbr1" in name for name in found)
+    for name, values in found.items():
+        png = base64.b64decode(values["png"])
+        assert len(png) <= 60_000
+        assert name in values["caption"]
+        assert values["caption"].endswith("White is exactly 0.")
+        with Image.open(io.BytesIO(png)) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        assert (pixels == 255).all(-1).mean() > 0.3, "the future is white"
+        assert (pixels != 255).any(-1).mean() > 0.05
+
+
+@pytest.mark.parametrize(("heads", "length"), [(4, 128), (8, 512)])
+def test_a_map_is_small_even_where_every_weight_differs(make_data, heads, length):
+    torch.manual_seed(0)
+    model = LanguageModule(StandardAttention, 257, hidden_dim=32, num_layers=6, num_heads=heads).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(3 * torch.randn_like(parameter))
+    values = draw_map(model, make_data(eval_context_length=length, eval_batch_size=1), "x")
+    assert len(base64.b64decode(values["png"])) <= 60_000
+    assert "Layers 0, 2, 3, 5; the first 4 heads." in values["caption"]
 
 
 @pytest.mark.parametrize(
@@ -260,13 +374,67 @@ def test_a_bad_argument_is_named(runs, arguments, message, capsys):
 
 
 def test_it_runs_as_a_module_outside_the_checkout(runs, tmp_path):
-    command = [sys.executable, "-W", "ignore", "-m", "bsbr_pl.evals", str(runs / "linear"), str(runs / "broken")]
+    command = [sys.executable, "-W", "ignore", "-m", "bsbr_pl", "evaluate", str(runs / "linear"), str(runs / "broken")]
     options = ["--lengths=[16,32]", "--rounds=1", "--multiples=[1]", "--device=cpu"]
     paths = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run([*command, *options], **paths, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "truncated.ckpt" in done.stderr
     assert (tmp_path / "evaluation" / "report.html").exists()
-    assert f"python -m bsbr_pl.evals {runs}" in (tmp_path / "evaluation" / "results.jsonl").read_text()
+    assert f"python -m bsbr_pl evaluate {runs}" in (tmp_path / "evaluation" / "results.jsonl").read_text()
     help_ = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--help"], capture_output=True, text=True)
     assert "samples of each time" in help_.stdout
+
+
+NO_TORCH = """
+import sys
+sys.modules["torch"] = None
+from bsbr_pl.__main__ import main, run
+sys.exit(main(sys.argv[1:]) if sys.argv[1] == "report" else run("evaluate", sys.argv[1:], "evaluate.py"))
+"""
+
+
+@pytest.mark.parametrize("command", [["report"], []])
+def test_rows_of_two_machines_make_one_report_without_torch(runs, evaluated, tmp_path, command):
+    """Rows of one file are divided into two: the report of both is that of the whole."""
+    lines = (evaluated / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text("".join(lines[::2]))
+    (tmp_path / "b.jsonl").write_text("".join(lines[1::2]))
+    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *command, *files, f"--output_dir={tmp_path / 'both'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "both" / "report.html").read_bytes() == (evaluated / "report.html").read_bytes()
+    assert not (tmp_path / ".lock").exists(), "nothing is written beside the rows"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["report", "x.ckpt"], "x.ckpt is no results.jsonl: give either results or checkpoints"),
+        (["evaluate", "x.jsonl", "x.ckpt"], "x.ckpt is no results.jsonl: give either results or checkpoints"),
+        (["report", "{empty}"], "hold no rows"),
+        (["report"], "paths"),
+        (["report", "{empty}", "--colour=red"], "colour"),
+        (["draw"], "there is no command draw; there are evaluate, report, match, retrieval"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        command([argument.format(empty=tmp_path / "empty.jsonl") for argument in arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[0]
+
+
+def test_the_commands_are_listed(capsys):
+    assert command(["--help"]) == command([]) == 0
+    printed = capsys.readouterr().out
+    for name in ("evaluate", "report", "match", "retrieval"):
+        assert printed.count(f"  {name} ") == 2
+        with pytest.raises(SystemExit) as stop:
+            command([name, "--help"])
+        assert stop.value.code == 0

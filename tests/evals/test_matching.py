@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 
+from bsbr_pl.__main__ import main
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, LinearAttention, StandardAttention
-from bsbr_pl.description import build
-from bsbr_pl.evals import compare_models, knobs, matching
-from bsbr_pl.evals.matching import budgets, main, match
+from bsbr_pl.evals import compare_models, matching
+from bsbr_pl.evals.matching import DEFAULTS, budgets, get_size, match, reach_option, set_size, size_values
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import AttentionSpec
 
 TOKENS = 64
 SIZES = {"vocab_size": 32, "hidden_dim": 32, "num_layers": 1, "num_heads": 2}
@@ -50,7 +51,7 @@ def test_what_is_solved_is_what_the_models_have(quantity):
     found = solved(quantity)
     assert list(found) == list(SMALL)
     target = counted(quantity, found["standard"].arguments)
-    assert not found["standard"].turned
+    assert not found["standard"].changed
     assert found["standard"].mismatch_percent == 0
     for name, one in found.items():
         value = counted(quantity, one.arguments)
@@ -59,21 +60,21 @@ def test_what_is_solved_is_what_the_models_have(quantity):
         assert one.mismatch_percent == pytest.approx(100 * (value - target) / target)
         given = budgets(SMALL[name], TOKENS)[quantity]
         assert abs(value - target) <= abs(given - target), "never further away than what was given"
-        assert abs(one.mismatch_percent) < (13 if name == "gau" else 5), "its width, in whole heads, is a coarse knob"
+        assert abs(one.mismatch_percent) < (13 if name == "gau" else 5), "its width, in whole heads, has coarse steps"
         assert one.problem is None
         changed = {key for key in one.arguments if key in SIZES and one.arguments[key] != SIZES[key]}
-        assert changed <= set(one.turned)
-        assert "attention" not in one.turned
+        assert changed <= set(one.changed)
+        assert "attention" not in one.changed
 
 
-def test_the_knob_follows_from_the_quantity_and_the_architecture():
-    turned = {name: set(one.turned) for name, one in solved("params").items()}
-    assert turned["bsbr"] == turned["delta_net"] == {"ff_dim"}, "the attention is left alone"
-    assert set(solved("flops")["gau"].turned) == {"hidden_dim"}, "it has no feed-forward networks"
-    turned = {name: set(one.turned) for name, one in solved("state_bytes").items()}
-    assert {name: turned[name] for name in OPTION} == {name: {option} for name, option in OPTION.items()}
-    assert turned["linear"] == {"num_heads", "hidden_dim"}
-    assert turned["hopfield"] == set(), "it has the same already"
+def test_the_size_follows_from_the_quantity_and_the_architecture():
+    changed = {name: set(one.changed) for name, one in solved("params").items()}
+    assert changed["bsbr"] == changed["delta_net"] == {"ff_dim"}, "the attention is left alone"
+    assert set(solved("flops")["gau"].changed) == {"hidden_dim"}, "it has no feed-forward networks"
+    changed = {name: set(one.changed) for name, one in solved("state_bytes").items()}
+    assert {name: changed[name] for name in OPTION} == {name: {option} for name, option in OPTION.items()}
+    assert changed["linear"] == {"num_heads", "hidden_dim"}
+    assert changed["hopfield"] == set(), "it has the same already"
 
 
 @pytest.mark.parametrize("name", OPTION)
@@ -82,16 +83,17 @@ def test_no_other_setting_of_the_option_is_nearer(name):
     reference = {"attention": LinearAttention, **SIZES, "hidden_dim": 64, "num_heads": 1}
     target = budgets(reference, tokens)["state_bytes"]
     found = match("state_bytes", {"r": reference, name: SMALL[name]}, tokens, "r")[name]
-    every = knobs.choices(knobs.DEFAULTS | SMALL[name], OPTION[name], tokens)
-    values = [budgets(knobs.turned(SMALL[name], OPTION[name], i), tokens)["state_bytes"] for i in every]
+    given = DEFAULTS | SMALL[name] | {"attention": AttentionSpec.of(SMALL[name]["attention"])}
+    every = size_values(given, OPTION[name], tokens)
+    values = [budgets(set_size(given, OPTION[name], i), tokens)["state_bytes"] for i in every]
     nearest = min(values, key=lambda value: abs(value - target))
-    assert set(found.turned) == {OPTION[name]}
+    assert set(found.changed) == {OPTION[name]}
     assert found.value == nearest
 
 
 def test_more_of_the_reference_asks_for_more():
-    """Along a growing reference, every knob rises."""
-    for quantity, name, knob, widths in (
+    """Along a growing reference, every size rises."""
+    for quantity, name, size, widths in (
         ("params", "bsbr", "ff_dim", (32, 40, 48)),
         ("flops", "gau", "hidden_dim", (32, 40, 48)),
         ("state_bytes", "sliding_window", "window_size", (16, 20, 24)),
@@ -100,7 +102,7 @@ def test_more_of_the_reference_asks_for_more():
         for width in widths:
             reference = {"attention": StandardAttention, **SIZES, "hidden_dim": width}
             one = match(quantity, {"r": reference, name: SMALL[name]}, 40, "r")[name]
-            settings.append(knobs.get(one.arguments, knob))
+            settings.append(get_size(one.arguments, size))
         assert settings == sorted(set(settings)), (quantity, name)
 
 
@@ -115,16 +117,16 @@ def test_the_most_that_a_state_holds_is_found_in_the_last_chunk():
                 assert budgets(arguments, tokens)["state_bytes"] == most, (name, chunk, tokens)
 
 
-def test_what_was_chosen_stays_unless_it_is_turned():
+def test_what_was_chosen_stays_unless_it_is_a_size():
     chosen = {"attention": partial(BSBRAttention, chunk_size=8, rope=False), **SIZES, "dropout": 0.1, "ff_dim": 100}
     models = {"standard": SMALL["standard"], "bsbr": chosen}
     found = match("params", models, TOKENS, "standard")["bsbr"]
-    assert found.arguments["attention"].keywords == {"chunk_size": 8, "rope": False}
+    assert AttentionSpec.of(found.arguments["attention"]).options == {"chunk_size": 8, "rope": False}
     assert found.arguments["dropout"] == 0.1
-    assert set(found.turned) == {"ff_dim"}
+    assert set(found.changed) == {"ff_dim"}
     assert chosen["ff_dim"] == 100, "the arguments given are not altered"
     found = match("state_bytes", models, TOKENS, "standard")["bsbr"]
-    assert found.arguments["attention"].keywords["rope"] is False
+    assert AttentionSpec.of(found.arguments["attention"]).options["rope"] is False
     assert found.arguments["ff_dim"] == 100
 
 
@@ -133,7 +135,7 @@ def test_what_cannot_be_matched_is_said_with_the_nearest():
     found = match("state_bytes", models, 4096, "linear")
     assert found["linear"].problem is None
     for name in ("standard", "hopfield"):
-        assert found[name].turned == {"hidden_dim": 8}, "a quarter of what it was"
+        assert found[name].changed == {"hidden_dim": 8}, "a quarter of what it was"
         assert found[name].value == 4 * 2 * 4096 * 8
         assert found[name].mismatch_percent > 1000
         assert found[name].problem.startswith(
@@ -151,7 +153,7 @@ def test_an_unknown_architecture_is_matched_by_widths(quantity):
     models = {"standard": SMALL["standard"], "new": {"attention": Unknown, **SIZES}}
     found = match(quantity, models, TOKENS, "standard")["new"]
     assert abs(found.mismatch_percent) < 5
-    assert set(found.turned) <= {"hidden_dim", "num_heads", "ff_dim"}
+    assert set(found.changed) <= {"hidden_dim", "num_heads", "ff_dim"}
     layers = {"standard": SMALL["standard"], "mixed": {"attention": [LinearAttention, BSBRAttention], **SIZES}}
     layers["mixed"]["num_layers"] = 2
     mixed = match("params", layers, TOKENS, "standard")["mixed"]
@@ -208,7 +210,7 @@ def test_impossible_requests_are_refused_in_a_sentence(arguments, message):
 def test_the_command_prints_and_writes_what_can_be_trained(tmp_path, capsys):
     sizes = ["--vocab_size=64", "--hidden_dim=32", "--num_heads=2", "--tokens=64", "--architectures=[gau, bsbr]"]
     options = ['--model_options={"bsbr": {"chunk_size": 16}}', f"--out={tmp_path}"]
-    assert main(["--match=params", *sizes, *options]) == 0
+    assert main(["match", "--match=params", *sizes, *options]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["bsbr", "gau", "standard"]
     target = None
@@ -216,7 +218,7 @@ def test_the_command_prints_and_writes_what_can_be_trained(tmp_path, capsys):
         text = (tmp_path / f"{name}.yaml").read_text()
         model = yaml.safe_load(text)["model"]
         assert "vocab_size" not in model
-        module = LanguageModule(**model | {"attention": build(model["attention"])}, vocab_size=64)
+        module = LanguageModule(**model, vocab_size=64)
         params = sum(parameter.numel() for parameter in module.model.parameters())
         target = target or params
         assert f"{params:,}" in lines[name]
@@ -225,7 +227,7 @@ def test_the_command_prints_and_writes_what_can_be_trained(tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "bsbr.yaml").read_text())["model"]["attention"]["init_args"] == {"chunk_size": 16}
     for wrong in (["--match=params", "--tokens=0"], ["--match=params", "--reference=x"]):
         with pytest.raises(SystemExit):
-            main([*wrong, "--hidden_dim=32"])
+            main(["match", *wrong, "--hidden_dim=32"])
         assert "error: " in capsys.readouterr().err.splitlines()[0]
 
 
@@ -236,7 +238,7 @@ def test_a_comparison_can_be_matched():
     assert list(matched) == ["Standard", "BSBR", "GAU"]
     for name, one in matched.items():
         arguments = one["arguments"]
-        model = LanguageModel(**{**arguments, "attention": build(arguments["attention"])})
+        model = LanguageModel(**{**arguments, "attention": AttentionSpec.of(arguments["attention"])})
         assert sum(parameter.numel() for parameter in model.parameters()) == one["value"]
         assert results[name]["flops"][1] == model.flops(64) - 2 * 64 * model.embedding.weight.numel(), (
             "what was measured"
@@ -246,3 +248,35 @@ def test_a_comparison_can_be_matched():
     assert "matched" not in compare_models((8,), ("Standard",), ("flops",), **sizes)
     with pytest.raises(ValueError, match="match must be one of params"):
         compare_models((8,), ("Standard",), ("flops",), match="x", **sizes)
+
+
+def test_the_option_that_sets_the_reach_is_found():
+    for name, cls in ARCHITECTURES.items():
+        arguments = DEFAULTS | SIZES | {"attention": AttentionSpec(cls)}
+        assert reach_option(arguments) == OPTION.get(name), name
+    mixed = DEFAULTS | SIZES | {"attention": (AttentionSpec(LinearAttention), AttentionSpec(BSBRAttention))}
+    assert reach_option(mixed) is None
+
+
+class Banded(StandardAttention):
+    """A window under a name of its own, of an even number of tokens."""
+
+    def __init__(self, hidden_dim, num_heads, band=8, repeats=1):
+        super().__init__(hidden_dim, num_heads)
+        if band % 2:
+            raise ValueError(f"band must be even, got {band}")
+        self.band = band
+
+    reach = property(lambda self: self.band)
+    period = 1
+
+    def state_size(self, num_tokens):
+        return 2 * self.hidden_dim * min(num_tokens, self.band)
+
+
+def test_an_option_of_a_new_architecture_is_matched_whatever_its_name():
+    models = {"r": {"attention": StandardAttention, **SIZES, "hidden_dim": 16}, "new": {"attention": Banded, **SIZES}}
+    assert reach_option(DEFAULTS | SIZES | {"attention": AttentionSpec(Banded)}) == "band"
+    found = match("state_bytes", models, 40, "r")["new"]
+    assert found.changed == {"band": 20}, "half the width, so half of 40 tokens"
+    assert found.mismatch_percent == 0

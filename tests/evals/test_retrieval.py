@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning import Trainer
 
+from bsbr_pl.__main__ import main
 from bsbr_pl.attention import BSBRAttention
 from bsbr_pl.data import InductionData, MQARData, SelectiveCopyData
 from bsbr_pl.evals.accuracy import recall_accuracy
-from bsbr_pl.evals.retrieval import as_text, ask, find_answers, main, retrieval
+from bsbr_pl.evals.retrieval import as_text, ask, find_answers, retrieval
 from bsbr_pl.metrics import IGNORED
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
@@ -21,6 +22,8 @@ ROUTED, ANSWERED = {1, 2, 3, 4, 5}, {1, 2, 3, 6}  # the keys whose chunk is foun
 
 class Questions:
     """Eight pairs in chunks of two tokens, each asked once, at the start of a chunk: a data set of two batches."""
+
+    kind = "recall"
 
     def loader(self, split):
         for seed in (0, 1):
@@ -179,17 +182,17 @@ def test_data_without_answers_in_the_context_is_refused(make_module, make_data):
 
 def test_the_command_reads_a_checkpoint_and_its_data(tmp_path, make_trainer, capsys):
     data = MQARData(64, [(16, 2, 32)], [(16, 2, 10)], batch_size=8)
-    module = LanguageModule(partial(BSBRAttention, chunk_size=4), 64, 16, 1, 2)
+    module = LanguageModule(partial(BSBRAttention, chunk_size=4), 64, hidden_dim=16, num_layers=1, num_heads=2)
     trainer: Trainer = make_trainer(max_steps=2, limit_val_batches=0)
     trainer.fit(module, datamodule=data)
     path, out = tmp_path / "run.ckpt", tmp_path / "found.json"
     trainer.save_checkpoint(path)
-    assert main([str(path), f"--out={out}"]) == 0
+    assert main(["retrieval", str(path), f"--out={out}"]) == 0
     kept = json.loads(out.read_text())
     assert kept["questions"] == 20
     assert {name: kept[name] for name in ("checkpoint", "split")} == {"checkpoint": str(path), "split": "test"}
     assert capsys.readouterr().out.strip() == as_text(kept)
     assert kept["accuracy"] == pytest.approx(recall_accuracy(module.eval().model, data)["accuracy"])
     with pytest.raises(SystemExit):
-        main([str(tmp_path / "none.ckpt")])
+        main(["retrieval", str(tmp_path / "none.ckpt")])
     assert "none.ckpt" in capsys.readouterr().err.splitlines()[-2]

@@ -1,6 +1,10 @@
 """ExperimentRunner: every cell once, resumed, timed, and none of them in the way of another."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,8 +185,47 @@ def test_what_must_be_defined_says_so(tmp_path):
         ExperimentRunner(tmp_path, rounds=-1)
 
 
-def test_a_damaged_file_is_named_and_kept(tmp_path):
-    (tmp_path / "records.json").write_text("{")
-    with pytest.raises(ValueError, match=r"records\.json holds no records"):
-        Experiment(tmp_path).run()
-    assert (tmp_path / "records.json").read_text() == "{"
+def test_damaged_lines_are_said_and_kept(tmp_path):
+    (tmp_path / "results.jsonl").write_text("{")
+    with pytest.warns(UserWarning, match=r"results\.jsonl: 1 lines .* are left out; they stay in the file"):
+        first = Experiment(tmp_path, rounds=0).run()
+    first_line, *rows = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert (first_line, len(rows)) == ("{", 4)
+    again = Experiment(tmp_path, rounds=0)
+    with pytest.warns(UserWarning, match="1 lines"):
+        second = again.run()
+    assert (second, again.calls) == (first, [])
+
+
+RUNNER = """
+import sys
+import time
+from bsbr_pl.utils.research import ExperimentRunner
+
+class Slow(ExperimentRunner):
+    def setup(self):
+        self.models, self.seq_lengths = {"a": 1, "b": 2}, [1, 2, 3]
+
+    def run_experiment(self, model, seq_length):
+        with open(sys.argv[2], "a") as log:
+            log.write(f"{model} {seq_length}\\n")
+        time.sleep(0.3)
+        return {"sum": model + seq_length}
+
+print([(r["model"], r["seq_length"], r["sum"]) for r in Slow(sys.argv[1], rounds=0).run()])
+"""
+
+
+def test_two_runners_divide_the_cells(tmp_path):
+    (tmp_path / "runner.py").write_text(RUNNER)
+    logs = [tmp_path / "log1", tmp_path / "log2"]
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "runner.py"), str(tmp_path / "results")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([*command, str(log)], env=environment, **pipes) for log in logs]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    expected = [(name, length, first + length) for name, first in (("a", 1), ("b", 2)) for length in (1, 2, 3)]
+    assert [output for output, _ in outputs] == [f"{expected}\n"] * 2, "each has all records"
+    cells = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
+    assert sorted(cells) == sorted(f"{first} {length}" for first in (1, 2) for length in (1, 2, 3))

@@ -1,0 +1,86 @@
+"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bsbr_pl.parsing import Parser
+from bsbr_pl.results import open_problems, read_rows
+from bsbr_pl.values import one_line
+
+COMMANDS = {
+    "evaluate": "certify checkpoints, measure their accuracy and their costs, and write a report",
+    "report": "write a report from the rows of results.jsonl files, without their checkpoints",
+    "match": "print the sizes at which architectures have the budget of a reference",
+    "retrieval": "print where a trained model loses the answers of its recall task",
+}
+#: The argument of each command that is not an option with a default.
+REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
+    "evaluate": ("paths", {"nargs": "+", "type": str, "help": "folders, files or patterns of checkpoints (*.ckpt)"}),
+    "report": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files"}),
+    "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
+    "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
+}
+
+
+def report(paths: Sequence[str], output_dir: str = "evaluation") -> int:
+    """Write a report from rows. Needs no checkpoint, no data and no torch.
+
+    Args:
+        paths: results.jsonl files, of any machines; of equal rows the last one counts
+        output_dir: where report.html, report.md, tables and plots go
+    """
+    from bsbr_pl.report import write_report
+
+    others = [path for path in paths if not path.endswith(".jsonl")]
+    if others:
+        raise ValueError(f"{others[0]} is no results.jsonl: give either results or checkpoints")
+    rows = read_rows(paths)
+    if not rows:
+        raise ValueError(f"{', '.join(paths)} hold no rows")
+    measured = [row for row in rows if row["identity"]["kind"] != "problem"]
+    print(write_report([*measured, *open_problems(rows)], Path(output_dir)))
+    return 0
+
+
+def main(args: Sequence[str] | None = None, program: str = "bsbr") -> int:
+    """Run the command that the first argument names; the exit code."""
+    name, *options = list(sys.argv[1:] if args is None else args) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"usage: {program} COMMAND ...\n")
+        print("\n".join(f"  {command:10} {text}" for command, text in COMMANDS.items()))
+        print(f"\n`{program} COMMAND --help` shows the options of a command")
+        return 0
+    if name not in COMMANDS:
+        print(f"{program}: error: there is no command {name}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    return run(name, options, f"{program} {name}")
+
+
+def run(name: str, args: Sequence[str], program: str) -> int:
+    """Run one command; the exit code. Files of results are never evaluated, but reported."""
+    if name == "evaluate" and any(a.endswith(".jsonl") for a in args if not a.startswith("-")):
+        name = "report"
+    command = _command(name)
+    parser = Parser(prog=program, description=(command.__doc__ or "").split("\n")[0])
+    argument, how = REQUIRED[name]
+    parser.add_argument(argument, **how)
+    parser.add_function_arguments(command, skip={argument.lstrip("-")}, as_group=False)
+    options = parser.parse_args(args)
+    try:
+        return command(**vars(parser.instantiate_classes(options)))
+    except (ValueError, TypeError, OSError) as error:
+        parser.error(one_line(error))
+
+
+def _command(name: str) -> Callable[..., int]:
+    if name == "report":
+        return report
+    from bsbr_pl.evals import commands  # imports torch
+
+    return getattr(commands, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(program="python -m bsbr_pl"))

@@ -1,0 +1,170 @@
+"""What the command line does with models: `evaluate`, `match` and `retrieval`, whose arguments are its options."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.models import model_class
+from bsbr_pl.results import Results
+from bsbr_pl.utils.allocator import keep_freed_memory
+from bsbr_pl.utils.files import write_json, write_whole
+from bsbr_pl.values import one_line
+
+from . import matching
+from .checkpoints import open_checkpoint, read_all
+from .evaluation import LENGTHS, MULTIPLES, Evaluation
+from .retrieval import as_text
+from .retrieval import retrieval as ask_all
+from .saved_data import HERE, DataLocation
+
+
+def evaluate(
+    paths: Sequence[str],
+    output_dir: str = "evaluation",
+    split: Literal["val", "test"] = "val",
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32",
+    multiples: list[int] = list(MULTIPLES),  # noqa: B006 - never changed; the command line shows it as the default
+    lengths: list[int] = list(LENGTHS),  # noqa: B006
+    rounds: int = 5,
+    data: DataLocation = HERE,
+) -> int:
+    """Certify checkpoints, measure their accuracy and their costs, and write a report. 0 if any could be evaluated.
+
+    Args:
+        paths: folders, files or patterns of checkpoints (*.ckpt) that train.py wrote
+        output_dir: where results.jsonl, report.html, report.md, tables and plots go; results already there are kept
+        split: of the data that each was trained on
+        device: cpu, cuda, ...; auto takes a GPU where there is one
+        dtype: of weights and computation
+        multiples: context lengths to predict text at, in lengths of training
+        lengths: tokens of the sequences that time, memory and FLOPs are measured on; an empty list for none
+        rounds: samples of each time; all models are timed in turn in each round
+        data: where the text that checkpoints were trained on is now, if it has moved
+
+    Raises:
+        ValueError: naming the argument, or a path that holds no checkpoint.
+        OSError: naming what cannot be read or written.
+    """
+    keep_freed_memory()
+    for name, values in (("multiples", multiples), ("lengths", lengths), ("rounds", [rounds])):
+        if any(value < 1 for value in values):
+            raise ValueError(f"{name} must be at least 1, got {values}")
+    device = _usable(device)
+    checkpoints = read_all(paths, data)
+    subjects = [checkpoint.subject(this_command()) for checkpoint in checkpoints if checkpoint.module is not None]
+    results = Results(Path(output_dir) / "results.jsonl")
+    evaluation = Evaluation(results, device=device, dtype=dtype, rounds=rounds)
+    for one in checkpoints:
+        evaluation.problem({"kind": "checkpoint"}, one.name, {"checkpoint": {"name": one.name}}, one.problem or "")
+    stopped = False
+    try:
+        evaluation.run(subjects, split, multiples, lengths)
+    except KeyboardInterrupt:
+        stopped = True
+        print("\nStopped: the report shows what was measured; the same command measures the rest.", file=sys.stderr)
+    from bsbr_pl.report import warnings, write_report  # what draws is imported once everything is measured
+
+    rows = evaluation.rows(subjects)
+    report = write_report(rows, Path(output_dir))
+    for problem in evaluation.problems:
+        print(f"{problem['about']['checkpoint']['name']}: {problem['values']['problem']}", file=sys.stderr)
+    for warning in warnings(rows):
+        print(f"Warning: {warning}", file=sys.stderr)
+    print(report)
+    return 130 if stopped else int(not subjects)
+
+
+def _usable(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
+        raise ValueError(f"device={device!r} cannot be used here: {one_line(error)}") from error
+    return device
+
+
+def this_command() -> str:
+    """The command line of this process."""
+    script = Path(sys.argv[0]).name
+    start = {"__main__.py": ["python", "-m", "bsbr_pl"], "bsbr": ["bsbr"]}.get(script, ["python", script])
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def match(
+    match: Literal["params", "flops", "state_bytes", "step_time"],
+    reference: str = "standard",
+    tokens: int = 512,
+    architectures: list[str] = list(ARCHITECTURES),  # noqa: B006 - never changed; the command line shows the default
+    vocab_size: int = 8192,
+    hidden_dim: int = 128,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    ff_dim: int | None = None,
+    model_options: dict[str, dict[str, Any]] | None = None,
+    batch_size: int = 1,
+    rounds: int = 5,
+    device: str = "cpu",
+    out: str | None = None,
+) -> int:
+    """Print the sizes at which architectures have the budget of a reference.
+
+    Args:
+        match: what is matched
+        reference: whose value the others are to have: a key of ARCHITECTURES
+        tokens: length of the sequence
+        architectures: which to match
+        vocab_size: token ids, as many as the data has that will be trained on
+        hidden_dim: width of the reference, and of the others before anything is changed
+        num_layers: number of layers
+        num_heads: heads of each attention
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim where null, 0 for none
+        model_options: "architecture -> its options: {bsbr: {chunk_size: 64}}"
+        batch_size: sequences of a training step, for step_time
+        rounds: samples of each time
+        device: where to take times
+        out: folder for one YAML an architecture, for train.py
+    """
+    sizes = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads, "ff_dim": ff_dim}
+    options = model_options or {}
+    models = {
+        name: {"attention": model_class(name).factory(**options.get(name, {})), "vocab_size": vocab_size, **sizes}
+        for name in dict.fromkeys([reference, *architectures, *options])
+    }
+    timing = {"batch_size": batch_size, "rounds": rounds, "device": device}
+    found = matching.match(match, models, tokens, reference, **timing)  # type: ignore[arg-type]
+    print(f"{match} to match: {reference} at {tokens} tokens; the other quantities as shares of the reference's\n")
+    print(matching.table(match, tokens, found, reference))
+    for name, one in found.items() if out else ():
+        comment = f"{match} at {tokens} tokens, {vocab_size} ids: {one.mismatch_percent:+.2f} % against {reference}"
+        model = {key: value for key, value in one.as_dict()["arguments"].items() if key != "vocab_size"}
+        content = f"# {comment}\n{yaml.safe_dump({'model': model}, sort_keys=False)}"
+        write_whole(Path(str(out)) / f"{name}.yaml", content.encode())
+    return 0
+
+
+def retrieval(
+    checkpoint: str, split: Literal["train", "val", "test"] = "test", device: str = "cpu", out: str | None = None
+) -> int:
+    """Print where a trained model loses the answers of its own recall task.
+
+    Args:
+        checkpoint: file (*.ckpt) that train.py wrote
+        split: of the data that it was trained on
+        device: cpu, cuda, ...
+        out: JSON file for all figures
+    """
+    opened = open_checkpoint(checkpoint)
+    assert opened.module is not None
+    found = ask_all(opened.module.model.to(device).eval(), opened.open_data(), split)
+    print(as_text(found))
+    if out:
+        write_json(Path(out), {"checkpoint": checkpoint, "split": split, **found})
+    return 0

@@ -1,0 +1,92 @@
+"""How the cost of models grows with the length of the sequence: time, memory, FLOPs, decode state.
+
+The cost is that of a model from the embedding to the last norm, for one sequence. The head is left out: it costs every
+architecture the same per token, and would hide what is compared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.utils.memory import measure_memory
+from bsbr_pl.utils.timing import measure
+
+#: What is timed: the forward pass, forward and backward, and one more token after T of them.
+PASSES = ("forward", "training", "decode")
+
+
+def measure_costs(
+    models: Mapping[str, LanguageModel],
+    length: int,
+    rounds: int = 5,
+    passes: Sequence[str] = PASSES,
+    memory: bool = True,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """The cost of every model at one length, batch size 1, all timed in the same interleaved rounds.
+
+    Args:
+        models: by name, on one device; they are put into evaluation mode, and their gradients stay as they were.
+        length: tokens T of the sequence.
+        rounds: samples of each time.
+        passes: which of `forward`, `training` and `decode` to time.
+        memory: also measure peak memory, by one more forward and training pass.
+        seed: of the random tokens.
+
+    Returns:
+        for each name: forward, training, decode -> {"seconds": median, "interval": [low, high], "samples"};
+        forward_bytes, training_bytes -> peak beyond what the model and its input hold; forward_flops (2 a
+        multiply-add, by the closed form); state_bytes of the decode state in the model's dtype.
+    """
+    device = next(iter(models.values())).embedding.weight.device
+    ids = {
+        name: torch.randint(model.eval().vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(seed)).to(
+            device
+        )
+        for name, model in models.items()
+    }
+    found: dict[str, dict[str, Any]] = {name: {} for name in models}
+    for one in passes:
+        calls = {name: call(model, ids[name], one) for name, model in models.items()}
+        shortest = 0.02 if one == "decode" else 0.0  # a decoded token is too quick for one reading of the clock
+        for name, timing in measure(calls, rounds, warmup=1, min_seconds=shortest, device=device).items():
+            found[name][one] = timing.as_dict()
+    for name, model in models.items():
+        weight = model.embedding.weight
+        if memory:
+            for one in ("forward", "training"):
+                used = measure_memory(call(model, ids[name], one), device, [model, ids[name]])
+                found[name][f"{one}_bytes"] = used["peak_bytes"] - used["held_bytes"]
+        found[name]["forward_flops"] = model.flops(length) - 2 * length * weight.numel()
+        found[name]["state_bytes"] = model.state_size(length) * weight.element_size()
+    return found
+
+
+def call(model: LanguageModel, ids: Tensor, one: str) -> Callable[[], object]:
+    """One of the `PASSES` over ids (1, T + 1): over the first T tokens, or over the last one after them."""
+
+    @torch.no_grad()
+    def forward() -> object:
+        return model.hidden(ids[:, :-1])
+
+    def training() -> object:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.autograd.grad(model.hidden(ids[:, :-1]).sum(), parameters, allow_unused=True)
+
+    if one == "forward":
+        return forward
+    if one == "training":
+        return training
+    if one != "decode":
+        raise ValueError(f"passes must be among {', '.join(PASSES)}, got {one!r}")
+    with torch.no_grad():
+        states = model.prefill(ids[:, :-1])[1]
+
+    @torch.no_grad()
+    def decode() -> object:
+        return model.step(ids[:, -1], states)
+
+    return decode

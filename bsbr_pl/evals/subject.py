@@ -1,0 +1,80 @@
+"""What is measured: a model, the data it was trained on, and what rows say about them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bsbr_pl.data import TokenData
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.models import SIZES
+from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
+from bsbr_pl.values import digest
+
+SIZE_NAMES = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure.
+
+    Args:
+        model: on any device; it is copied before it is measured.
+        about: `about` of its rows.
+        open_data: opens the data of its training, prepared, with some arguments changed; None where there is none.
+        trained: False for a model with random weights.
+        record: what RunRecorder kept of its training.
+    """
+
+    model: LanguageModel
+    about: dict[str, Any]
+    open_data: Callable[..., TokenData] | None = None
+    trained: bool = True
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.about["checkpoint"]["name"]
+
+    @property
+    def digest(self) -> str:
+        """Decides all that is measured on its weights."""
+        return self.about["checkpoint"]["digest"]
+
+    @property
+    def architecture_digest(self) -> str:
+        """Decides its costs: its architecture and sizes, but not its weights. Seeds share it."""
+        return self.about["checkpoint"]["body"]
+
+    def can_read(self, length: int) -> bool:
+        """Whether it has no learned positions, or at least this many."""
+        return self.model.max_length is None or length <= self.model.max_length
+
+
+def layer_names(attention: Any) -> list[str]:
+    """The architecture of each layer with the options that are not its defaults; one name if all layers are alike."""
+    return list(map(str, _layers(attention)))
+
+
+def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:
+    """What rows say about a model.
+
+    Args:
+        name: as a reader knows it.
+        weights: digest of its weights.
+        arguments: of `LanguageModel`, with any others.
+        model: what was built from them.
+    """
+    built = {size.name: arguments.get(size.name, size.default) for size in SIZES if size.name != "dropout"}
+    shape = digest([plain_specs(arguments["attention"]), built])
+    return {
+        "checkpoint": {"name": name, "digest": weights, "body": shape},
+        "architecture": " + ".join(dict.fromkeys(layer_names(arguments["attention"]))),
+        "attention": list(dict.fromkeys(spec.key for spec in _layers(arguments["attention"]))),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "sizes": {size: built[size] for size in SIZE_NAMES},
+    }
+
+
+def _layers(attention: Any) -> tuple[AttentionSpec, ...]:
+    specs = specs_of(attention)
+    return (specs,) if isinstance(specs, AttentionSpec) else specs

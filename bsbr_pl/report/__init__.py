@@ -1,0 +1,114 @@
+"""The report: one HTML file that needs nothing else, the same in Markdown, tables as CSV, plots as pictures.
+
+`write_report` is a function of rows alone (bsbr_pl.results describes them): no torch, no checkpoint, no data.
+"""
+
+import base64
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup, escape
+
+from bsbr_pl.utils.files import write_whole
+
+from . import clocks, costs, quality, sources, study, verdict
+from .budgets import warned, warnings
+from .figures import Row
+from .plots import Picture
+from .studies import Findings
+from .tables import WORDS, Table, markdown
+
+__all__ = ["warnings", "write_report"]
+
+
+class Words(NamedTuple):
+    """A `heading`, a `verdict` or a `paragraph`."""
+
+    kind: str
+    text: str
+
+
+Part = Words | Table | Picture
+
+
+def write_report(rows: Iterable[Row], folder: Path) -> Path:
+    """Write report.html, report.md, tables/ and plots/ into `folder`; the same rows give the same bytes.
+
+    Args:
+        rows: as `bsbr_pl.results` reads and checks them.
+
+    Returns:
+        the path of report.html.
+
+    Raises:
+        OSError: naming the file that cannot be written.
+    """
+    findings = Findings(rows)
+    sections = contents(findings)
+    for part in itertools.chain(*sections.values()):
+        if isinstance(part, Table):
+            write_whole(folder / "tables" / f"{part.name}.csv", part.to_csv().encode())
+        elif isinstance(part, Picture):
+            write_whole(folder / "plots" / part.file, part.content)
+    page = {"title": WORDS["title"], "lead": WORDS["lead"], "warnings": warned(findings), "sections": sections}
+    for name in ("report.md", "report.html"):
+        write_whole(folder / name, PAGES.get_template(name).render(page).encode())
+    return folder / "report.html"
+
+
+def contents(findings: Findings) -> dict[str, list[Part]]:
+    """Everything the report says, by title; a section without content is left out."""
+    found: dict[str, list[Any]] = {
+        "Verdict": [] if findings.studies else [WORDS["nothing"]],
+        "Problems": [sources.problems(findings) or WORDS["no_problems"]],
+        **{title: [] for title in ("Certificates", "Accuracy", "Length and position", "Recall hits in text")},
+        **{title: [] for title in ("Recall tasks", "Costs")},
+        "Four clocks": clocks.plots(findings),
+        "Pareto fronts": [],
+        "Attention maps": sources.maps(findings),
+        "Study": study.tables(findings.of("training").values()),
+        "Environments": [sources.environments(findings), sources.data_sets(findings), sources.commands(findings)],
+    }
+    for one in findings.studies:
+        found["Verdict"] += [Words("heading", one.title), Words("verdict", verdict.summary(one)), *verdict.tables(one)]
+        found["Accuracy"].append(quality.by_checkpoint(one, findings))
+        found["Pareto fronts"] += verdict.fronts(one)
+        if one.recall:
+            found["Recall tasks"] += quality.recall(one)
+        else:
+            found["Length and position"] += quality.by_length(one)
+            found["Recall hits in text"] += quality.by_distance(one)
+    for place in findings.environments:
+        found["Certificates"].append(sources.certificates(findings, place))
+        found["Costs"] += costs.of_place(findings, place)
+    return {title: present for title, parts in found.items() if (present := _present(parts))}
+
+
+def _present(parts: Iterable[Any]) -> list[Part]:
+    """The parts that there are; bare text becomes a paragraph."""
+    return [Words("paragraph", part) if isinstance(part, str) else part for part in parts if part is not None]
+
+
+def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
+    """Parts in their order: pictures that follow each other are shown side by side."""
+    return [(side, list(of)) for side, of in itertools.groupby(parts, lambda part: part.kind == "picture")]
+
+
+def _uri(content: bytes | str, kind: str) -> str:
+    """A picture or a file within the page."""
+    content = content.encode() if isinstance(content, str) else content
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _breakable(text: str) -> Markup:
+    """Text with places at which a long name may go on in the next line."""
+    return Markup(re.sub(r"(?<=\w)(?=[(\[])|(?<=[/,_=])(?=\w)", "<wbr>", str(escape(text))))
+
+
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=jinja2.select_autoescape(),
+                           trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
+PAGES.filters |= {"runs": _runs, "uri": _uri, "breakable": _breakable, "markdown": markdown}

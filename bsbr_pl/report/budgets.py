@@ -1,0 +1,111 @@
+"""What each was trained with: steps, tokens, FLOPs, batch, data; and the warnings if runs are not comparable."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from .rows import Checkpoint, Row
+from .studies import Findings, Group, Study
+
+NAMED = 5  # checkpoints that a warning names
+PLANNED = (None, "", "max_steps", "max_epochs")  # what ends a run as it was planned
+STOPPED = "These runs did not finish, and are averaged with no other"
+UNKNOWN = "These are averaged with no other"
+CHANGED = "Arguments were changed during these runs"
+UNEQUAL = "These have unequal budgets, so the ranking does not compare architectures"
+
+
+def warnings(rows: Iterable[Row]) -> list[str]:
+    """What a reader of these rows must know before the ranking, a sentence each."""
+    return warned(Findings(rows))
+
+
+def warned(findings: Findings) -> list[str]:
+    """Unequal budgets, other data, runs that did not finish or were changed."""
+    found = list(dict.fromkeys(map(unequal, findings.studies)))
+    data = dict.fromkeys(study.data for study in findings.studies if study.ranked)
+    if len(data) > 1:
+        found.append(f"Runs on different data, or with different tokenizers, are ranked apart: {'; '.join(data)}")
+    doubtful: dict[str, list[str]] = {STOPPED: [], UNKNOWN: [], CHANGED: []}
+    for c in findings.checkpoints.values():
+        if not c.finished:
+            doubtful[UNKNOWN if c.finished is None else STOPPED].append(f"{c.name} ({c.length})")
+        if changes := c.get("run.changes"):
+            doubtful[CHANGED].append(f"{c.name} ({', '.join(changes)})")
+    found += [f"{words}: {named(names, ': see Problems')}" for words, names in doubtful.items() if names]
+    return [f"{sentence}." for sentence in found if sentence]
+
+
+def named(names: Sequence[str], where: str = "") -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f", and {more} more{where}" if more > 0 else "")
+
+
+def sentence(study: Study) -> str:
+    """The budget that all runs of a study share."""
+    first = study.groups[0].checkpoint
+    batch, tokens, weights = first.get("run.batch"), first.get("run.tokens"), first.get("run.initial_weights")
+    steps = f"{first.steps:,} optimiser steps" if first.finished else first.length
+    words = [f"{steps} of {batch:,} windows" if batch else f"{steps}, batch not recorded"]
+    words.append("training tokens not recorded" if tokens is None else f"{tokens:,} training tokens")
+    words.append(_flops(study.groups))
+    words += [f"from the weights of {weights}"] if weights else []
+    for group in study.groups:
+        ended_by = group.checkpoint.get("run.ended_by")
+        if group.checkpoint.finished and ended_by not in PLANNED:
+            words.append(f"{group.label} ended by {ended_by}")
+    return f"{'Equal budgets' if len(study.groups) > 1 else 'Budget'}: {'; '.join([*words, study.data])}."
+
+
+def _flops(groups: Sequence[Group]) -> str:
+    """Training FLOPs from the least to the most, as they are counted."""
+    counted = pd.Series({group.label: group.checkpoint.get("run.flops") for group in groups}, dtype=float).dropna()
+    if counted.empty:
+        return "training FLOPs not counted"
+    least, most = counted.idxmin(), counted.idxmax()
+    shown = _power(counted[least])
+    if counted[most] > counted[least]:
+        shown += f" ({least}) to {_power(counted[most])} ({most})"
+    return f"{shown} training FLOPs, counted as 3 forward passes by the closed form"
+
+
+def _power(number: float) -> str:
+    """`2.44e9`."""
+    digits, exponent = f"{number:.2e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def unequal(study: Study) -> str:
+    """That runs with other budgets stand in other tables, and what each was given; empty if there are none."""
+    studies = [one for one in study.beside if one.ranked]
+    if len(studies) < 2 or study not in studies:
+        return ""
+    runs = pd.DataFrame([_given(one.ranked[0].checkpoint) for one in studies], dtype=object)
+    given = []
+    for group in itertools.chain(*(one.ranked for one in studies)):
+        given.append(f"{group.checkpoint.architecture} {_in_words(_given(group.checkpoint), runs)}")
+    return f"{UNEQUAL}: {', '.join(dict.fromkeys(given))}"
+
+
+def _given(c: Checkpoint) -> dict[str, Any]:
+    given = {name: c.get(f"run.{name}") for name in ("batch", "tokens")}
+    return {
+        "steps": c.steps,
+        "finished": c.finished,
+        "budget": c.budget,
+        "weights": c.get("run.initial_weights"),
+        **given,
+    }
+
+
+def _in_words(given: Mapping[str, Any], runs: pd.DataFrame) -> str:
+    """The length of a run, and whatever else of its budget is not the same in all runs."""
+    words, differ = given["budget"], runs.nunique(dropna=False) > 1
+    if differ["batch"]:
+        words += " of batches not recorded" if given["batch"] is None else f" of {given['batch']:,} windows"
+    elif differ["tokens"] and runs.duplicated(["steps", "finished"]).any():
+        words += " of tokens not recorded" if given["tokens"] is None else f" of {given['tokens']:,} tokens"
+    return words + (f" from {given['weights'] or 'its own start'}" if differ["weights"] else "")

@@ -1,0 +1,113 @@
+"""What each costs, by length: times, memory, FLOPs, decode state; how they grow, and where they cross."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from bsbr_pl.values import crossover
+
+from .figures import LONG, fitted_from, power, samples
+from .labels import kind
+from .plots import Picture, curves
+from .studies import Findings
+from .tables import SCALES, Column, Table, table
+
+SUBQUADRATIC = 1.1  # the largest exponent that is called so
+CROSSED = ("forward", "training", "decode", "training_bytes")
+TIME = "Median of the rounds, with its 95 % bootstrap interval. "
+PEAK = "Peak beyond the model and its input. "
+
+#: What costs are shown: the key in the values, its name, its unit, and how it was measured.
+COSTS = (
+    ("forward", "forward pass", "ms", TIME),
+    ("training", "training pass", "ms", TIME),
+    ("decode", "decoded token", "ms", TIME),
+    ("training_bytes", "training memory", "MB", PEAK),
+    ("forward_bytes", "forward memory", "MB", PEAK),
+    ("forward_flops", "forward FLOPs", "GFLOP", "2 a multiply-add, by the closed form. "),
+    ("state_bytes", "decode state", "MB", ""),
+)
+
+
+def of_place(findings: Findings, place: str) -> list[Table | Picture | str | None]:
+    """Everything about the costs in one environment."""
+    costs = findings.costs[findings.costs["place"] == place]
+    if costs.empty:
+        return []
+    return [exponents(findings, costs, place), *crossovers(findings, costs, place), *by_length(findings, costs, place)]
+
+
+def source(findings: Findings, costs: pd.DataFrame) -> str:
+    """Where costs are from, and whether all of a length were timed against each other."""
+    rows = list(costs["row"])
+    rounds = {(row["identity"]["length"], str(row["about"].get("timed_with"))) for row in rows}
+    apart = len(rounds) > costs["length"].nunique()
+    return "Not all of a length were timed in the same rounds. " * apart + findings.source(rows)
+
+
+def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | Picture | None]:
+    """A table and a plot of each cost: a row or a line for each body."""
+    made: list[Table | Picture | None] = []
+    facts: dict[str, Any]
+    for cost, name, unit, how in COSTS:
+        of = costs[costs["cost"] == cost]
+        frame = of.pivot(index="body", columns="length", values="figure")
+        columns = [Column(f"{length:,} tokens", unit, "low", key=length) for length in frame]
+        facts = {"cost": name[0].upper() + name[1:], "name": name, "place": place, "unit": unit, "how": how}
+        facts |= {"source": source(findings, of)}
+        above = frame.map(lambda figure: figure if getattr(figure, "value", 0) > 0 else None)
+        made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
+        made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
+    return made
+
+
+def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | None:
+    """How every cost grows with the length."""
+    shortest, found = fitted_from(costs["length"]), []
+    for body, of in costs.groupby("body"):
+        powers = {name: power(of, cost, shortest) for cost, name, *_ in COSTS}
+        training, words = powers["training pass"], None
+        if training:
+            below = "sub-quadratic: " * (training.value <= SUBQUADRATIC)
+            words = f"{below}grows as T^{training.value:.2f}"
+        found.append({"body": body, "words": words, **powers})
+    fitted = f"from {LONG:,} tokens on" if shortest else f"over all lengths, as fewer than two reach {LONG:,} tokens"
+    columns = [Column(name, best="low", decimals=2) for _, name, *_ in COSTS]
+    facts: dict[str, Any] = {
+        "place": place,
+        "fitted": fitted,
+        "subquadratic": SUBQUADRATIC,
+        "source": source(findings, costs),
+    }
+    return table("exponents", place, pd.DataFrame(found, dtype=object), columns, **facts)
+
+
+def crossovers(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | str | None]:
+    """From which length on one costs less than another: than `standard`, or every pair if there is none."""
+    by_body = dict(iter(costs.groupby("body")))
+    standard = [name for name in by_body if kind(name) == "standard"]
+    pairs = [(a, b) for b in standard or by_body for a in by_body if a not in standard and a != b]
+    found, words = [], []
+    for cost, name, *_ in COSTS:
+        for a, b in pairs if cost in CROSSED else []:
+            ours, theirs = samples(by_body[a], cost), samples(by_body[b], cost)
+            if common := ours.keys() & theirs.keys():
+                crossed = crossover(ours, theirs)
+                said = passes(a, b, name, crossed, min(common))
+                words += [said] if cost == "training" else []
+                found.append((a, b, name, crossed["length"], *crossed["interval"], said))
+    frame = pd.DataFrame(found, columns=["body", "against", "cost", "from", "low", "high", "in words"], dtype=object)
+    shown = table("crossovers", place, frame, place=place, source=source(findings, costs))
+    return [". ".join(words) + "." if words else None, shown]
+
+
+def passes(ours: str, theirs: str, what: str, found: Mapping[str, Any], shortest: int) -> str:
+    """A crossover in words."""
+    length, longest = found["length"], found["longest"]
+    if length is None:
+        return f"{ours} does not pass {theirs} in its {what}: not reached by {longest:,}"
+    if length <= shortest:
+        return f"{ours} is below {theirs} in its {what} from the shortest length ({shortest:,}) on"
+    low, high = (f"beyond {longest:,}" if bound is None else f"{bound:,}" for bound in found["interval"])
+    return f"{ours} passes {theirs} in its {what} at T = {length:,} [{low}, {high}]"

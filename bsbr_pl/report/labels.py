@@ -1,0 +1,104 @@
+"""Names and looks of what is compared. Both follow from the architecture's key: there is no list of architectures."""
+
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib import colors
+
+from .rows import Checkpoint, key
+
+UNSHOWN = ("model.attention", "length")  # the name's first part says the one, the run's own words the other
+COLOURS = ("#d55e00", "#222222", "#e69f00", "#56b4e9", "#0072b2", "#7a5fb5", "#cc79a7", "#009e73", "#8c6d46", "#a6a300",
+           "#b03a48", "#5f7d8c")  # fmt: skip
+MARKERS = "osD^v*PX<>hp"
+LINES = ("-", "--", ":", "-.")
+SALT = "110653"  # of the digests: with this one, today's architectures have different colours
+
+
+def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
+    """A short name for each checkpoint, by digest; only seeds of one configuration share it.
+
+    The architecture and its options, and in brackets what differs from others that were trained on the same data:
+    arguments of the model, if they differ between those of one architecture; anything else (windows, budget, precision,
+    ...) if it differs between any two; that a run did not finish, and what was changed in it. Runs that did not finish
+    share no name: they are not seeds of any other.
+    """
+    usable = sorted(checkpoints, key=lambda c: (c.name, c.digest))
+    values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for c in usable:
+        for name, value in c.config.items():
+            values[_among(c, name)].add(key(value))
+    names: dict[str, str] = {}
+    for c in usable:
+        varied = [name for name in c.config if len(values[_among(c, name)]) > 1]
+        words = [f"{name.rpartition('.')[2]}={c.config[name]}" for name in varied if name not in UNSHOWN]
+        words += [c.length] if "length" in varied and c.finished else []
+        names[c.digest] = _bracketed(c.architecture, words + c.marks)
+    return names | _told_apart([c for c in usable if not c.finished], names)
+
+
+def _among(c: Checkpoint, name: str) -> tuple[str, str, str]:
+    """Where the values of an argument are compared: among those of the architecture, or among all on the same data."""
+    return c.fingerprint, c.architecture if name.startswith("model.") else "", name
+
+
+def _bracketed(name: str, words: Sequence[str]) -> str:
+    return name + (f" [{', '.join(words)}]" if words else "")
+
+
+def _told_apart(unfinished: Sequence[Checkpoint], names: Mapping[str, str]) -> dict[str, str]:
+    """Names for runs that did not finish and would share one: with their seeds, and numbers if seeds are equal."""
+    found: dict[str, str] = {}
+    for c in unfinished:
+        name = names[c.digest]
+        if sum(names[other.digest] == name for other in unfinished) > 1:
+            name = f"{name.removesuffix(']')}, seed={c.seed}]"
+            number = sum(taken.startswith(name) for taken in found.values())
+            name += f" ({number + 1})" * (number > 0)
+        found[c.digest] = name
+    return found
+
+
+def body_names(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
+    """A name for each body, what costs are of: its architecture, and the sizes in which bodies of one differ."""
+    sizes: dict[str, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
+    first: dict[str, Checkpoint] = {}
+    for c in sorted(checkpoints, key=lambda c: (c.body, c.digest)):
+        first.setdefault(c.body, c)
+        for name, size in (c.get("sizes") or {}).items():
+            sizes[c.architecture][name].add(size)
+    names: dict[str, str] = {}
+    for body, c in first.items():
+        own = (c.get("sizes") or {}).items()
+        name = _bracketed(c.architecture, [f"{n}={size}" for n, size in own if len(sizes[c.architecture][n]) > 1])
+        names[body] = name if name not in names.values() else f"{name} ({len(names) + 1})"
+    return names
+
+
+def kind(label: str) -> str:
+    """The architecture's key of a label, without options: `bsbr` of `bsbr(chunk_size=64) [hidden_dim=128]`."""
+    return re.split(r"[( \[]", label)[0]
+
+
+def look(label: str) -> tuple[str, str]:
+    """The colour and the marker of a label's architecture, the same in every report."""
+    digest = zlib.crc32(f"{SALT}{kind(label)}".encode())
+    return COLOURS[digest % len(COLOURS)], MARKERS[digest // len(COLOURS) % len(MARKERS)]
+
+
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each label is drawn: labels of one colour differ in their lines."""
+    seen: dict[str, int] = {}
+    found = {}
+    for name in sorted(set(names)):
+        color, marker = look(name)
+        number = seen[color] = seen.get(color, -1) + 1
+        paler = 0.7 ** (number // len(LINES))
+        red, green, blue = colors.to_rgb(color)
+        mixed = colors.to_hex((1 - paler * (1 - red), 1 - paler * (1 - green), 1 - paler * (1 - blue)))
+        fill = "none" if number % 2 else "full"
+        found[name] = {"color": mixed, "marker": marker, "linestyle": LINES[number % len(LINES)], "fillstyle": fill}
+    return found

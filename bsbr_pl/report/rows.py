@@ -1,0 +1,164 @@
+"""Rows of results.jsonl, as the report reads them: of which checkpoint, environment, data and command each is.
+
+bsbr_pl.results describes a row and checks it. What a row does not say stays absent.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from .figures import Row
+
+MEASURED = ("certificate", "text", "recall", "cost")  # kinds that were measured in an environment
+
+
+class Checkpoint:
+    """What rows say of one checkpoint.
+
+    Args:
+        digest: of its weights.
+        about: `about` of its rows.
+    """
+
+    def __init__(self, digest: str, about: Mapping[str, Any]) -> None:
+        self.digest, self.about = digest, about
+        self.name: str = self.get("checkpoint.name") or digest
+        self.body: str = self.get("checkpoint.body") or ""  # that its costs are of
+        self.architecture: str = self.get("architecture") or "unknown"
+        self.fingerprint: str = self.get("data.fingerprint") or ""  # of the data that it was trained on
+        self.seed: int | None = self.get("seed")
+        self.finished: bool | None = self.get("run.finished")
+        self.steps: int = self.get("run.steps") or 0
+        self.length: str = self.get("run.length") or "not known whether its run finished"  # of the run, in words
+        self.budget: str = f"{self.steps:,} steps" if self.finished else self.length  # whatever ended it
+        self.marks: list[str] = self.get("run.marks") or []  # what must be said wherever the run is named
+        stem = PurePosixPath(self.name).stem  # best and last of one run are no seeds
+        #: All that was chosen for the run but its seed; runs that agree in it are seeds.
+        self.config = {"checkpoint": stem} | (self.get("config") or {}) | {"length": self.length}
+
+    def get(self, path: str) -> Any:
+        """A fact by its path in `about`, as `run.steps`; None if the rows do not say."""
+        found: Any = self.about
+        for name in path.split("."):
+            found = (found or {}).get(name)
+        return found
+
+
+class Rows:
+    """The rows that count, and the checkpoints they are of. The same for every order of the rows.
+
+    Left out: rows of an older version of a measurement, and accuracies on other data than that of the training.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.by_kind = _by_kind(rows)
+        abouts: dict[str, Mapping[str, Any]] = {}
+        for row in sorted(itertools.chain(*self.by_kind.values()), key=_told):
+            if digest := _digest(row):
+                abouts[digest] = row["about"]
+        self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
+        self.measured: list[Row] = []
+        for kind in MEASURED:
+            self.by_kind[kind] = list(filter(self._counts, self.by_kind.get(kind, [])))
+            self.measured += self.by_kind[kind]
+        self._places = numbered("E", map(environment, self.measured))
+        self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._places.items()}
+        self.commands = numbered("C", map(command, self.measured))
+        measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
+        self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
+
+    def _counts(self, row: Row) -> bool:
+        """Whether a row is of a known checkpoint, and no accuracy on other data than that of the training."""
+        checkpoint = self.checkpoints.get(_digest(row) or "")
+        if checkpoint is None or row["identity"]["kind"] not in ("text", "recall"):
+            return checkpoint is not None
+        return checkpoint.fingerprint in ("", row["identity"].get("data"))
+
+    def of(self, kind: str, place: str = "") -> dict[str, Row]:
+        """The row of a kind for each checkpoint that has one; of those measured in a place (E1), if one is given."""
+        rows = self.by_kind.get(kind, [])
+        return {row["identity"]["checkpoint"]: row for row in rows if not place or self.place(row) == place}
+
+    def place(self, row: Row) -> str:
+        """E1, E2, ... that a row was measured in."""
+        return self._places[environment(row)]
+
+    def problems(self, of_maps: bool) -> list[tuple[str, str]]:
+        """Checkpoint and what went wrong with it; or, by themselves, which map could not be had."""
+        found = []
+        for row in self.by_kind.get("problem", []):
+            is_map = (row["identity"].get("of") or {}).get("kind") == "map"
+            if row["values"]["problem"] and is_map == of_maps:
+                found.append((Checkpoint(row["identity"]["checkpoint"], row["about"]).name, row["values"]["problem"]))
+        return sorted(found)
+
+    def source(self, rows: Iterable[Row]) -> str:
+        """Where numbers are from, for a caption."""
+        rows = list(rows)
+        places, commands = listed(map(self.place, rows)), listed(map(self.commands.__getitem__, map(command, rows)))
+        return f"Environment {places}; command{'s' * (',' in commands)} {commands}." if rows else ""
+
+    def data_name(self, fingerprint: str) -> str:
+        """For a heading: class, source, D1."""
+        kind, source = "data", ""
+        for c in reversed(self.checkpoints.values()):
+            if c.fingerprint == fingerprint and c.get("data.class"):
+                kind, source = c.get("data.class"), str(c.get("data.arguments.source") or "")
+        name = source.rstrip("/").split("/")[-1] if source.startswith((".", "/")) else source
+        return " ".join(filter(None, (kind, name, self.data[fingerprint])))
+
+
+def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of the newest version of each kind, each identity once, in the order of their identities."""
+    found: dict[str, list[Row]] = {}
+    for _, row in sorted({key(row["identity"]): row for row in rows}.items()):
+        of = found.setdefault(row["identity"]["kind"], [])
+        if of and _version(of[0]) < _version(row):
+            of.clear()
+        if not of or _version(of[0]) == _version(row):
+            of.append(row)
+    return found
+
+
+def _version(row: Row) -> int:
+    return row["identity"].get("version") or 0
+
+
+def _digest(row: Row) -> str | None:
+    """The checkpoint that a row is of; None for a file that could not be read, and for a run of a study by itself."""
+    by_itself = row["identity"]["kind"] == "training" and "study" in row["about"]
+    known = "architecture" in row["about"] and not by_itself
+    return (row["about"].get("checkpoint") or {}).get("digest") if known else None
+
+
+def _told(row: Row) -> tuple[int, bool, str]:
+    """Of several descriptions of a checkpoint the last counts: its run went on longest, or is known to be finished."""
+    run = row["about"].get("run") or {}
+    return run.get("steps") or 0, bool(run.get("finished")), key(row["about"])
+
+
+def environment(row: Row) -> str:
+    """What a row was measured in, as text."""
+    return key(row["identity"].get("environment") or {})
+
+
+def command(row: Row) -> str:
+    """What made a row."""
+    return row["about"].get("command") or "not recorded"
+
+
+def key(value: Any) -> str:
+    """Plain values as text, the same whatever the order of their keys."""
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def numbered(letter: str, texts: Iterable[str]) -> dict[str, str]:
+    """E1, E2, ... for different texts in their order."""
+    return {text: f"{letter}{i}" for i, text in enumerate(sorted(set(texts)), 1)}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Different names, E2 before E10."""
+    return ", ".join(sorted(set(names), key=lambda name: (len(name), name)))

@@ -1,0 +1,105 @@
+"""What the numbers rest on: certificates, environments, data, commands, maps; and what could not be measured."""
+
+import base64
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+
+from .figures import failed
+from .plots import Picture
+from .rows import Checkpoint, command, listed
+from .studies import Findings
+from .tables import Cell, Column, Table, table
+
+CHECKS = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
+HIDDEN = ("batch_size", "eval_batch_size", "num_workers", "cache_dir", "seed", "context_length")  # of data
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def problems(findings: Findings) -> Table | None:
+    """What went wrong with which checkpoint; and runs that did not finish or were changed."""
+    found = [*findings.problems(of_maps=False), *marks(findings)]
+    return table("problems", "", pd.DataFrame(found, columns=["checkpoint", "what went wrong"]))
+
+
+def marks(findings: Findings) -> list[tuple[str, str]]:
+    """Checkpoints whose run did not finish, or was changed, and the words for it."""
+    return [(c.name, "; ".join(c.marks)) for c in findings.checkpoints.values() if c.marks]
+
+
+def certificates(findings: Findings, place: str) -> Table | None:
+    """What each checkpoint was certified by in one environment; of the suffix checks, the largest."""
+    certified = findings.of("certificate", place)
+    found: list[dict[str, Any]] = []
+    limits: dict[str, float] = {}
+    for digest, checkpoint in findings.checkpoints.items():
+        if row := certified.get(digest):
+            checks = pd.DataFrame(row["values"]["checks"], columns=["name", "measured", "limit"], dtype=object)
+            by_kind = checks.groupby(checks["name"].map(_kind))
+            limits |= by_kind["limit"].last().to_dict()
+            outcome = "passed" if row["values"]["passed"] else f"failed: {failed(row)}"
+            facts = {"architecture": findings.labels[digest], "checkpoint": checkpoint.name, "outcome": outcome}
+            found.append({**facts, **by_kind["measured"].apply(_worst).to_dict()})
+    columns = [Column(f"{kind} (at most {limits[kind]:g})", key=kind) for kind in CHECKS if kind in limits]
+    frame = pd.DataFrame(found, dtype=object)
+    return table("certificates", place, frame, columns, place=place, source=findings.source(certified.values()))
+
+
+def _kind(check: str) -> str:
+    """`suffix` of `suffix_63`."""
+    return next((kind for kind in CHECKS if f"{check}_".startswith(f"{kind}_")), check)
+
+
+def _worst(measured: pd.Series) -> Cell:
+    return measured.max() if measured.notna().all() else "not finite"
+
+
+def environments(findings: Findings) -> Table | None:
+    """What E1, E2, ... stand for."""
+    found = [{"id": place, **facts} for place, facts in findings.environments.items()]
+    frame = pd.DataFrame(found, dtype=object).map(_plain)
+    return table("environments", "", frame, map(Column, frame))
+
+
+def _plain(value: Any) -> Cell:
+    if isinstance(value, Mapping) and "commit" in value:
+        return f"{str(value['commit'])[:10]}{' with changes' * bool(value.get('changed'))}"
+    return None if value is None or value != value else str(value)
+
+
+def data_sets(findings: Findings) -> Table | None:
+    """What D1, D2, ... stand for."""
+    seen = {c.fingerprint: c for c in reversed(findings.checkpoints.values())}
+    found = []
+    for fingerprint, number in findings.data.items():
+        checkpoint = seen.get(fingerprint, Checkpoint("", {}))
+        given = (checkpoint.get("data.arguments") or {}).items()
+        chosen = ", ".join(f"{name}={value}" for name, value in given if name not in HIDDEN and value is not None)
+        found.append((number, checkpoint.get("data.class"), chosen, fingerprint or "unknown"))
+    return table("data", "", pd.DataFrame(found, columns=["id", "class", "arguments", "fingerprint"]))
+
+
+def commands(findings: Findings) -> Table | None:
+    """What C1, C2, ... stand for, and how much each measured."""
+    made = zip(map(command, findings.measured), map(findings.place, findings.measured), strict=True)
+    rows = pd.DataFrame(made, columns=["command", "environment"])
+    found = rows.groupby("command")["environment"].agg(environment=listed, rows="size").reset_index()
+    return table("commands", "", found.assign(id=found["command"].map(findings.commands)))
+
+
+def maps(findings: Findings) -> list[Picture | str]:
+    """The attention map of one checkpoint of each label and data set; and in words, which have none."""
+    rows, found = findings.of("map"), dict[tuple[str, str], Picture]()
+    for digest, checkpoint in findings.checkpoints.items():
+        label = findings.labels[digest]
+        png = b""
+        with suppress(ValueError, KeyError):
+            png = base64.b64decode(rows[digest]["values"]["png"])
+        if png.startswith(PNG):
+            caption = f"{checkpoint.name}. {rows[digest]['values']['caption']}"
+            shown = Picture(f"attention_{len(found) + 1}", f"Attention of {label}", caption, "png", png)
+            found.setdefault((checkpoint.fingerprint, label), shown)
+    missing = [f"Without a map: {name}: {problem}" for name, problem in findings.problems(of_maps=True)]
+    return [*found.values(), *missing]

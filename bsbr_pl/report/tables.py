@@ -1,0 +1,202 @@
+"""Tables: a frame of cells under columns with units, written as CSV, Markdown and HTML. words.toml describes them."""
+
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+SCALES = {"ms": 1e3, "%": 100.0, "MB": 1e-6, "GFLOP": 1e-9}  # of units in headers; cells hold s, shares, bytes, FLOP
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number, the interval around it if there is one, and a word to add."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    def times(self, scale: float) -> "Measured":
+        low, high = self.bounds
+        return Measured(scale * self.value, scale * low, scale * high, self.note)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The ends of the interval; the value again if there is none."""
+        return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
+
+
+Cell = str | int | float | Measured | None  # None: not measured
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table, as words.toml describes it."""
+
+    name: str
+    unit: str = ""
+    best: str = ""
+    signed: bool = False
+    decimals: int | None = None
+    key: Any = None
+
+    @property
+    def header(self) -> str:
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def scaled(self, value: Any) -> Any:
+        """A number in the column's unit; anything else as it is."""
+        return value * SCALES.get(self.unit, 1) if isinstance(value, Real) else value
+
+    def number(self, value: float, like: float | None = None) -> str:
+        """Four digits, or all before the decimal point; with the decimals of another number if one is given."""
+        value, like = self.scaled(value), self.scaled(value if like is None else like)
+        like = float(f"{like:.4g}")  # so that 0.99999 is 1.000
+        decimals, sign = self.decimals, "+" if self.signed else ""
+        if decimals is None:
+            decimals = 0 if like == 0 or isinstance(value, Integral) else max(0, 3 - math.floor(math.log10(abs(like))))
+        if decimals > 8:
+            return f"{value:{sign}.2e}"
+        return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}" if value else "0"  # + 0.0: never -0
+
+    def parts(self, cell: Cell) -> tuple[str, str, str]:
+        """A cell as it is shown: value, interval, note."""
+        if cell is None or isinstance(cell, str):
+            return cell or "", "", ""
+        if not isinstance(cell, Measured):
+            return self.number(cell), "", ""
+        low, high = cell.bounds
+        interval = f"[{self.number(low, cell.value)}, {self.number(high, cell.value)}]" if low != high else ""
+        return self.number(cell.value), interval, cell.note
+
+
+class Shown(NamedTuple):
+    """A cell of a page."""
+
+    value: str
+    interval: str
+    note: str
+    best: bool
+    text: bool  # no number
+    key: str  # that rows are sorted by
+
+
+@dataclass
+class Table:
+    """A table and all that is needed to write it down.
+
+    Args:
+        name: of its file; letters, digits, `_` and `-`.
+        title: what it shows.
+        caption: how to read it, and where its numbers are from.
+        columns: the first names the row.
+        frame: a column of cells for each of `columns`, by its header.
+        ranked: rows, from the first, among which the best are marked.
+        folded: whether the page shows it only when asked to.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: Sequence[Column]
+    frame: pd.DataFrame
+    ranked: int
+    folded: bool = False
+    kind = "table"
+
+    def to_csv(self) -> str:
+        """Every digit, intervals and notes in columns of their own, in the units of the headers."""
+        written = {}
+        for column in self.columns:
+            cells = self.frame[column.header]
+            written[column.header] = list(map(column.scaled, map(_value, cells)))
+            for part in ("low", "high", "note"):
+                found = [column.scaled(getattr(cell, part, None)) for cell in cells]
+                if any(value not in (None, "") for value in found):
+                    written[f"{column.header}, {part}"] = found
+        return pd.DataFrame(written, dtype=object).to_csv(index=False, lineterminator="\n")
+
+    @cached_property
+    def grid(self) -> list[list[Shown]]:
+        """Every row as it is shown."""
+        shown = map(self._shown, self.columns, map(self.frame.get, self.frame))
+        return list(map(list, zip(*shown, strict=True)))
+
+    def _shown(self, column: Column, cells: pd.Series) -> list[Shown]:
+        known = [value for value in map(_value, cells[: self.ranked]) if isinstance(value, Real)]
+        best = None
+        if column.best and len(set(known)) > 1:
+            best = min(known) if column.best == "low" else max(known)
+        shown = []
+        for i, cell in enumerate(cells):
+            parts, value = column.parts(cell), _value(cell)
+            key = repr(float(value)) if isinstance(value, Real) else parts[0]
+            shown.append(Shown(*parts, i < self.ranked and value == best is not None, isinstance(cell, str), key))
+        return shown
+
+    def to_markdown(self) -> str:
+        frame = pd.DataFrame(self.grid, columns=self.frame.columns, dtype=object).map(_marked)
+        return pipes(frame.set_axis(frame.columns.map(markdown), axis=1))
+
+
+def _value(cell: Cell) -> Any:
+    return cell.value if isinstance(cell, Measured) else cell
+
+
+def _marked(cell: Shown) -> str:
+    value = f"**{markdown(cell.value)}**" if cell.best else markdown(cell.value)
+    return f"{value} {markdown(f'{cell.interval} {cell.note}')}".strip()
+
+
+def pipes(frame: pd.DataFrame) -> str:
+    """A frame of text as a Markdown table."""
+    header, *rows = map(" | ".join, (frame.columns, *frame.itertuples(index=False, name=None)))
+    return "\n".join([f"| {header} |", "|---" * len(frame.columns) + "|", *(f"| {row} |" for row in rows)]) + "\n"
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", " ".join(text.split()))
+
+
+def table(
+    key: str, place: str, frame: pd.DataFrame, /, more: Iterable[Column] = (), ranked: int | None = None, **facts: Any
+) -> Table | None:
+    """A table of words.toml, without empty columns, and without rows that hold nothing but their name.
+
+    Args:
+        key: of the table in words.toml.
+        place: the end of the file's name: which environment, data, split.
+        frame: cells; its columns have the keys or names of the table's columns.
+        more: the columns that "*" stands for.
+        ranked: rows, from the first, that are ranked; all if None.
+        facts: what {names} in the title, the caption and the columns stand for.
+    """
+    words = WORDS["tables"][key]
+    columns: list[Column] = []
+    for column in words["columns"]:
+        columns += more if column == "*" else [Column(**column | {"name": column["name"].format(**facts)})]
+    cells = {}
+    for column in columns:
+        if (source := column.name if column.key is None else column.key) in frame:
+            found = frame[source].astype(object)
+            cells[column.header] = found.where(found.notna(), None)
+    shown = pd.DataFrame(cells, dtype=object)
+    full = shown.iloc[:, 1:].notna().any(axis=1)
+    kept = shown[full].replace("", None).notna().any()
+    if not full.any():
+        return None
+    columns = [column for column in columns if kept.get(column.header)]
+    cells_kept = shown.loc[full, kept].reset_index(drop=True)
+    name, title, caption = f"{key}_{place}" if place else key, words["title"], words["caption"]
+    number = int(full[:ranked].sum())
+    return Table(name, title.format(**facts), caption.format(**facts), columns, cells_kept, number)

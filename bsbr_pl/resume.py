@@ -1,0 +1,114 @@
+"""ResumableModule: what a checkpoint keeps of its run, and how the run is resumed from it."""
+
+import os
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+
+from . import steps
+from .run import Arguments, applied_differences, check_resumable, recorded_arguments, run_arguments, run_of
+
+
+class ResumableModule(LightningModule):
+    """A LightningModule whose checkpoints keep the run: its arguments, its progress, its dropout seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.initial_weights: str | None = None  # the file that they were read from
+        self.dropout_seed: int | None = None
+        self.seen = {"tokens": 0, "samples": 0}  # trained on, over all processes
+        self.changes: list[dict[str, Any]] = []  # of arguments, by resumes
+        self.validated: int | None = None  # the step of the last validation
+        self._fitting = False
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 has divided the weights among the processes."""
+        return any(isinstance(part, FSDPModule) for part in self.modules())
+
+    def setup(self, stage: str) -> None:
+        self._fitting = stage == "fit"
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What the run was asked to do and what it has done, as its checkpoints and its record.json hold it.
+
+        `arguments` are those of bsbr_pl.run; `changes` what resumes changed, with the step; `planned_steps` when the
+        run ends, None where no number of steps or epochs says so; `step` and the `tokens` and `samples` trained on so
+        far; `validated` the step of the last validation.
+        """
+        return {
+            "arguments": self._arguments(),
+            "changes": self.changes,
+            "planned_steps": steps.planned_steps(self.trainer),
+            "epoch_steps": steps.steps_per_epoch(self.trainer),
+            "step": self.trainer.global_step,
+            "validated": self.validated,
+            **self.seen,
+        }
+
+    def _arguments(self) -> Arguments:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        of_data = {} if data is None else dict(data.hparams)
+        if "batch_size" in of_data:
+            of_data["batch_size"] = data.batch_size  # a BatchSizeFinder changes it
+        data_class = None if data is None else type(data).__name__
+        found = run_arguments(
+            self.hparams, data_class, of_data, steps.arguments(self.trainer), seed(), self.initial_weights
+        )
+        return found | {"data.fingerprint": getattr(data, "fingerprint", None)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the run, and name the parameters that the optimiser's state belongs to.
+
+        Lightning numbers them by their place in the optimiser's groups, but FSDP2 by their place in the model.
+        """
+        checkpoint |= {"dropout_seed": self.dropout_seed, "initial_weights": self.initial_weights, "run": self.run}
+        if not self.is_sharded:
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
+            for optimizer, saved in zip(self.trainer.optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+                _name_parameters(optimizer, saved, names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the progress, the changes and the dropout seed.
+
+        Raises:
+            ValueError: naming the fixed arguments that differ, or those that explain why the weights do not fit.
+        """
+        if self._fitting:
+            before, now = recorded_arguments(checkpoint), self._arguments()
+            check_resumable(before, now)
+            run = run_of(checkpoint)
+            self.seen = {name: run.get(name, 0) for name in self.seen}
+            self.validated = run.get("validated")
+            self.changes = [*run.get("changes", []), *applied_differences(before, now, checkpoint["global_step"])]
+        self._check_fit(checkpoint)
+        self.dropout_seed = checkpoint.get("dropout_seed")
+        self.initial_weights = checkpoint.get("initial_weights")
+
+    def _check_fit(self, checkpoint: dict[str, Any]) -> None:
+        own = self.state_dict()
+        weights = checkpoint.get("state_dict", own)  # fsdp2 has loaded them already
+        if weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own):
+            return
+        with torch.device("meta"):
+            saved = type(self)(**checkpoint["hyper_parameters"]).hparams  # with the defaults of later arguments
+        other = [f"{name}={value!r}" for name, value in saved.items() if self.hparams.get(name, value) != value]
+        raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
+
+
+def seed() -> int | None:
+    """The seed of Lightning's seed_everything; None if nothing was seeded."""
+    value = os.environ.get("PL_GLOBAL_SEED")
+    return int(value) if value else None
+
+
+def _name_parameters(optimizer: Optimizer, saved: dict[str, Any], names: dict[int, str]) -> None:
+    """Replace the numbers of parameters in an optimiser's saved state by their names."""
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    saved["state"] = {order[i]: state for i, state in saved["state"].items()}
+    for group in saved["param_groups"]:
+        group["params"] = [order[i] for i in group["params"]]

@@ -1,0 +1,122 @@
+"""AttentionSpec: an attention class with its options, in one form from YAML to checkpoint and back."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Union
+
+import numpy as np
+
+from .attention import ARCHITECTURES, Attention
+
+#: What a model's `attention` may be: a class, a partial of one, a key, a dict with `class_path`, a spec, or a list.
+AttentionArgument = Union["AttentionSpec", Callable[[int, int], Attention], Mapping[str, Any], str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Builds the attention of one layer from (hidden_dim, num_heads): an Attention class and its options.
+
+    Args:
+        cls: the architecture.
+        options: its arguments besides hidden_dim and num_heads; those left out keep their defaults.
+    """
+
+    cls: type[Attention]
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", {name: plain(value) for name, value in self.options.items()})
+
+    @staticmethod
+    def of(value: Any) -> "AttentionSpec":
+        """The spec of an Attention class, a `functools.partial` of one, a key of ARCHITECTURES, or what `plain` gives.
+
+        A `class_path` names a registered class or one whose module is imported: a checkpoint never imports code.
+
+        Raises:
+            ValueError: naming the value, if it is none of these.
+        """
+        if isinstance(value, AttentionSpec):
+            return value
+        if isinstance(value, str):
+            return AttentionSpec(_find(value))
+        if isinstance(value, Mapping) and "class_path" in value:
+            return AttentionSpec(_find(value["class_path"]), value.get("init_args") or {})
+        candidates, options = [value], {}
+        if isinstance(value, partial):  # jsonargparse binds the class as the first argument of its own function
+            candidates, options = [value.func, *value.args], value.keywords
+        for cls in candidates:
+            if isinstance(cls, type) and issubclass(cls, Attention):
+                return AttentionSpec(cls, options)
+        raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {value!r}")
+
+    def __call__(self, hidden_dim: int, num_heads: int) -> Attention:
+        return self.cls(hidden_dim, num_heads, **self.options)
+
+    def __str__(self) -> str:
+        """The key with the options that differ from their defaults: `bsbr(chunk_size=64)`."""
+        defaults = AttentionSpec(self.cls).settings
+        chosen = [f"{name}={value}" for name, value in self.options.items() if defaults.get(name) != value]
+        return f"{self.key.rpartition('.')[2]}({', '.join(chosen)})" if chosen else self.key.rpartition(".")[2]
+
+    @property
+    def key(self) -> str:
+        """The key in ARCHITECTURES; the import path of a class that is not registered."""
+        return next((key for key, cls in ARCHITECTURES.items() if cls is self.cls), _path(self.cls))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options, with the defaults of those that are not given."""
+        return {name: option.default for name, option in options_of(self.cls).items()} | dict(self.options)
+
+    def plain(self) -> dict[str, Any]:
+        """`{"class_path": ..., "init_args": {...}}`, as checkpoints and YAML hold it."""
+        return {"class_path": _path(self.cls), "init_args": dict(self.options)}
+
+
+def specs_of(attention: AttentionArgument) -> AttentionSpec | tuple[AttentionSpec, ...]:
+    """The spec of all layers, or a tuple with one for each layer.
+
+    Raises:
+        ValueError: naming the value that is not an attention.
+    """
+    return (
+        tuple(map(AttentionSpec.of, attention)) if isinstance(attention, list | tuple) else AttentionSpec.of(attention)
+    )
+
+
+def plain_specs(attention: AttentionArgument) -> dict[str, Any] | list[dict[str, Any]]:
+    """`AttentionSpec.plain` of all layers, or a list with one for each layer."""
+    specs = specs_of(attention)
+    return specs.plain() if isinstance(specs, AttentionSpec) else [spec.plain() for spec in specs]
+
+
+def options_of(cls: type[Attention]) -> dict[str, inspect.Parameter]:
+    """The options of an architecture by name: its parameters besides hidden_dim and num_heads."""
+    named = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {option.name: option for option in named[2:]}
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as Python's own, which a checkpoint can hold; any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _find(name: str) -> type[Attention]:
+    """The class by its key or import path."""
+    registered = {_path(cls): cls for cls in ARCHITECTURES.values()} | ARCHITECTURES
+    module, _, attribute = str(name).rpartition(".")
+    found = registered.get(name) or getattr(sys.modules.get(module), attribute, None)
+    if isinstance(found, type) and issubclass(found, Attention):
+        return found
+    raise ValueError(
+        f"attention must be one of {', '.join(ARCHITECTURES)}, or an Attention class whose module is imported, "
+        f"got {name!r}"
+    )

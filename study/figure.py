@@ -1,0 +1,31 @@
+"""Draw the published study, a dot for each run that counts: text on the left, recall on the right.
+
+python study/figure.py            # rows of results/longer and results/mqar -> results/study.png
+"""
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from trainings import ROOT
+
+from bsbr_pl.report.study import figure
+from bsbr_pl.results import Results
+from bsbr_pl.utils.files import write_whole
+
+PANELS = {  # what is measured -> its task
+    "bits per byte of text (less is better)": "longer",
+    "recall from beyond the window, accuracy": "mqar",
+}
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of TASK/results.jsonl")
+    folder = parser.parse_args().results
+    rows = {label: Results(folder / task / "results.jsonl").rows for label, task in PANELS.items()}
+    write_whole(folder / "study.png", figure(rows))
+    print(folder / "study.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The study: every model on every task, with equal budgets, each at its own best learning rate, with several seeds.
+
+    python study/run.py runs/study                               # all tasks and models in study/configs/
+    python study/run.py runs/study --tasks text --models standard bsbr --seeds 0 1 2
+    python evaluate.py runs/study/text/final --output_dir=results/text --lengths=[]
+
+`study/configs/models/MODEL.yaml` describes a model, `study/configs/TASK.yaml` a task, and
+`study/configs/TASK/MODEL.yaml` what a task changes in a model, such as its window. These files and base.yaml are the
+configuration of train.py. Models that have feed-forward networks get as many parameters as `standard`: the width of
+the networks changes, and the remaining difference is printed. Each model is first trained at every rate for a quarter
+of the steps, with seed 0. The rate with the least validation loss is used for the runs that count. All models get the
+same data, order, schedule and steps.
+
+OUTPUT/TASK/results.jsonl holds a row for each run. A run that finished or diverged is not repeated, and an interrupted
+run is resumed. A run that failed for another reason is tried again by the next call. The last lines say which runs are
+missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies may share one
+output folder. Arguments after `--` go to train.py.
+
+`--configs` and `--train` give tasks, models and architectures of your own. The script of `--train` registers them, and
+calls train.command_line() under `if __name__ == "__main__"`; the study runs the script too, without that call.
+"""
+
+import argparse
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from rows import Run, best_rates, keep, results, runs_in
+from trainings import ROOT, Training, diverged, parse_with_rest, train_all
+
+from bsbr_pl.evals.matching import match, table
+from bsbr_pl.report.study import as_markdown, runs
+from bsbr_pl.spec import specs_of
+
+CONFIGS, TRAIN = ROOT / "study" / "configs", ROOT / "train.py"
+#: Task -> the task whose changes of the models it uses too.
+CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
+SWEEP_SHARE = 4  # a run of the sweep has 1 / SWEEP_SHARE of the steps of a run that counts
+
+
+class Study(NamedTuple):
+    """Where a study reads and writes, and how it trains."""
+
+    output: Path
+    options: list[str]  # of train.py, for every run
+    configs: Path = CONFIGS
+    script: Path = TRAIN
+    workers: int = 1
+
+    def files(self, task: str, model: str) -> list[Path]:
+        """The configuration of a model on a task; later files override earlier ones."""
+        changes = self.configs / CHANGES_OF.get(task, task) / f"{model}.yaml"
+        found = [self.configs / "models" / f"{model}.yaml", self.configs / f"{task}.yaml"]
+        return [*found, changes] if changes.exists() else found
+
+    def settings(self, task: str) -> dict[str, Any]:
+        return yaml.safe_load((self.configs / f"{task}.yaml").read_text())
+
+    def matched_arguments(self, task: str, models: list[str]) -> dict[str, dict[str, Any]]:
+        """Model -> the arguments that give it as many parameters as `standard`; none if the task fixes `ff_dim`."""
+        settings = self.settings(task)
+        if "ff_dim" in settings["model"]:
+            return {name: {} for name in models}
+        sizes = {name: settings["model"][name] for name in ("hidden_dim", "num_layers", "num_heads")}
+        sizes["vocab_size"] = settings["data"]["init_args"]["bpe_vocab_size"]
+        given = {}
+        for name in dict.fromkeys(["standard", *models]):
+            described = yaml.safe_load((self.configs / "models" / f"{name}.yaml").read_text())["model"]["attention"]
+            given[name] = {"attention": specs_of(described), **sizes}
+        length = settings["data"]["init_args"]["context_length"]
+        found = match("params", given, length, "standard")
+        print(table("params", length, found, "standard") + "\n", flush=True)
+        return {name: found[name].changed for name in models}
+
+    def train(self, wanted: list[Run], arguments: dict[str, dict[str, Any]]) -> dict[str, str]:
+        """Train the runs that are not there, each with the arguments of its model. Returns run -> why it is missing."""
+        trainings = []
+        for run in wanted:
+            chosen = [
+                *(f"--model.{name}={value}" for name, value in arguments[run.model].items()),
+                f"--model.learning_rate={run.rate}",
+                *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}", *self.options),
+            ]
+            files = self.files(run.task, run.model)
+            trainings.append(Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script))
+        return train_all(trainings, self.workers)
+
+    def run(self, task: str, models: list[str], seeds: list[int], rates: list[float], steps: int) -> dict[str, str]:
+        """Make the runs of a task and write their rows. Returns run -> why it is missing."""
+        arguments, kept = self.matched_arguments(task, models), results(self.output, task)
+        command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
+        best, missing = dict.fromkeys(models, rates[0]), {}
+        if len(rates) > 1:
+            short = max(1, steps // SWEEP_SHARE)
+            sweep = [Run(task, model, rate, 0, short, "sweep") for model in models for rate in rates]
+            missing = self.train(sweep, arguments)
+            missing |= keep(sweep, self.output, kept, command, self.options)
+            best = best_rates(sweep, runs_in(kept.rows))
+        for model in set(models) - set(best):
+            missing[f"final {task} {model}"] = "not started, because its sweep has no best rate"
+        final = [Run(task, model, best[model], seed, steps, "final") for seed in seeds for model in best]
+        missing |= self.train(final, arguments)
+        missing |= keep(final, self.output, kept, command, self.options)
+        for run in final:
+            if failed := diverged(run.folder(self.output)):
+                missing[str(run)] = failed
+        kept.read()  # rows of other studies in this folder
+        if len(runs(kept.rows)):
+            print("\n" + as_markdown(kept.rows), flush=True)
+        return missing
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def choose() -> tuple[argparse.Namespace, list[str]]:
+    """The command line, checked, and the arguments for train.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder for the runs")
+    parser.add_argument("--tasks", nargs="+", help=f"default all: {', '.join(names(CONFIGS))}")
+    parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(names(CONFIGS / 'models'))}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
+    parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
+    parser.add_argument(
+        "--train", type=Path, default=TRAIN, help="script to train with, which may register your architectures"
+    )
+    chosen, options = parse_with_rest(parser)
+    for name, folder in (("tasks", chosen.configs), ("models", chosen.configs / "models")):
+        known = names(folder)
+        given = getattr(chosen, name) or known
+        if unknown := [one for one in given if one not in known]:
+            parser.error(f"--{name}: {', '.join(unknown)} not in {folder}: choose from {', '.join(known)}")
+        setattr(chosen, name, given)
+    for name in ("steps", "workers"):
+        if (value := getattr(chosen, name)) is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    return chosen, options
+
+
+def main() -> int:
+    chosen, options = choose()
+    if chosen.train != TRAIN:
+        runpy.run_path(str(chosen.train))
+    study = Study(chosen.output, options, chosen.configs, chosen.train, chosen.workers)
+    missing: dict[str, str] = {}
+    for task in chosen.tasks:
+        settings = study.settings(task)
+        rate = settings["model"]["learning_rate"]
+        rates = chosen.rates or [rate / 2, rate, rate * 2]
+        missing |= study.run(task, chosen.models, chosen.seeds, rates, chosen.steps or settings["trainer"]["max_steps"])
+    for name, reason in missing.items():
+        print(f"missing: {name}: {reason}", file=sys.stderr)
+    return int(bool(missing))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except OSError as error:  # no space for the rows
+        sys.exit(f"study/run.py: error: {error}")

@@ -1,0 +1,188 @@
+"""Runs many trainings: several at once, none twice. Interrupted trainings are resumed.
+
+Several scripts may train in the same folders at once: a script waits for a run that another process trains. A run
+diverged if its loss was no finite number; failed.txt in its folder says so, and the run is not repeated. After any
+other failure (a full disk, a kill, no memory, a refused argument) the next call tries the run again.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Generator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from children import Children
+from filelock import FileLock, Timeout
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for the scripts of this folder, which import this file
+
+SECONDS_BETWEEN_LOOKS = 0.2
+DIVERGED = re.compile(r"error: (the loss is (?:nan|-?inf) .*|\S+ is not finite after .*)")  # what FiniteLoss says
+
+
+class Training(NamedTuple):
+    """One call of `train.py fit`."""
+
+    name: str  # for the user; each has its own
+    folder: Path  # of the run
+    seed: int
+    configs: list[Path]
+    arguments: list[str]
+    script: Path = ROOT / "train.py"
+
+    def command(self) -> list[str]:
+        resumed = ["--ckpt_path=last"] if last_checkpoint(self.folder).exists() else []
+        return [
+            *(sys.executable, str(self.script), "fit", *(f"--config={path}" for path in self.configs)),
+            *(f"--seed_everything={self.seed}", f"--data.seed={self.seed}"),  # after the configurations, to win
+            f"--trainer.logger.init_args.save_dir={self.folder.parent}",
+            *("--trainer.logger.init_args.name=", f"--trainer.logger.init_args.version={self.folder.name}"),
+            *("--trainer.enable_progress_bar=false", *self.arguments, *resumed),
+        ]
+
+
+def train_all(trainings: list[Training], workers: int = 1) -> dict[str, str]:
+    """Train every run that has neither finished nor diverged, `workers` at once, and print how each run ended.
+
+    The output of train.py goes to output.txt in the run's folder.
+
+    Returns:
+        Name -> reason, of every training without a result.
+    """
+    missing: dict[str, str] = {}
+    with Children() as children:
+        running: set[Path] = set()
+        unfinished = {one.name: _train(one, children, running, workers) for one in trainings}
+        while unfinished:
+            for name, steps in list(unfinished.items()):
+                try:
+                    next(steps)
+                    continue
+                except StopIteration as end:
+                    reason = end.value
+                except OSError as error:  # a full disk, no permission
+                    reason = str(error)
+                del unfinished[name]
+                if reason:
+                    missing[name] = reason
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    return {one.name: missing[one.name] for one in trainings if one.name in missing}
+
+
+def _train(
+    training: Training, children: Children, running: set[Path], workers: int
+) -> Generator[None, None, str | None]:
+    """One training, which yields while it waits. Returns why it has no result, or None."""
+    folder, output = training.folder, training.folder / "output.txt"
+    announced = False
+    while len(running) >= workers or (claim := _claim(folder)) is None:
+        if len(running) < workers and not announced:
+            print(f"{training.name}: another process trains in {folder}: waiting for it", flush=True)
+            announced = True
+        yield
+    with claim:
+        if is_settled(folder):
+            return None
+        print(f"{training.name}: started, with its output in {output}", flush=True)
+        with output.open("w") as stream:
+            process = children.start(training.command(), env=_environment(workers), stdout=stream, stderr=stream)
+        running.add(folder)
+        while (code := children.poll(process)) is None:
+            yield
+        running.remove(folder)
+        return _outcome(training, code, output.read_text(errors="replace"))
+
+
+def _environment(workers: int) -> dict[str, str]:
+    """The environment of a child process: the workers divide the cores."""
+    if workers == 1:
+        return dict(os.environ)
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    return os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _claim(folder: Path) -> AbstractContextManager | None:
+    """Lock this run against other scripts. Returns None while another process trains it.
+
+    Files of an earlier attempt that saved no last.ckpt are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        claim = lock.acquire(blocking=False)
+        with FileLock(folder / ".training.lock").acquire(blocking=False):  # train.py's own
+            if not (is_settled(folder) or last_checkpoint(folder).exists()):
+                for path in folder.iterdir():
+                    if path.name != ".training.lock":  # or two processes could hold it
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except Timeout:
+        lock.release()
+        return None
+    return claim
+
+
+def _outcome(training: Training, code: int, output: str) -> str | None:
+    """Print how an attempt ended, and write failed.txt if it diverged. Returns why the run has no result, or None."""
+    folder, reason = training.folder, None
+    if record := finished_record(folder):
+        value = validation_loss(record)
+        ending = "finished, " + ("without a validation loss" if value is None else f"val/loss {value:.4f}")
+    elif found := DIVERGED.search(output):
+        (folder / "failed.txt").write_text(output)
+        ending = found[1]
+    else:
+        ending = reason = _last_words(code, output)
+    print(f"{training.name}: {ending}", flush=True)
+    return reason
+
+
+def _last_words(code: int, output: str) -> str:
+    """Why train.py ended: the signal, its error message, or the last line of its output."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("train.py: error: ")]
+    return (errors or lines or [f"train.py ended with {code} and printed nothing"])[-1]
+
+
+def is_settled(folder: Path) -> bool:
+    """Whether the run has finished or diverged: it is not tried again."""
+    return finished_record(folder) is not None or diverged(folder) is not None
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def finished_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a run that has finished, or None."""
+    path = folder / "record.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("status") == "finished" else None
+
+
+def diverged(folder: Path) -> str | None:
+    """The message of a run that diverged, or None."""
+    path = folder / "failed.txt"
+    found = DIVERGED.search(path.read_text(errors="replace")) if path.exists() else None
+    return found[1] if found else None
+
+
+def validation_loss(record: dict[str, Any]) -> float | None:
+    """The last validation loss of a record; None where it is not a number, or there was no validation."""
+    values = record["metrics"].get("val/loss", {"value": [None]})["value"]
+    return values[-1]
+
+
+def parse_with_rest(options: ArgumentParser) -> tuple[Namespace, list[str]]:
+    """The parsed arguments, and the arguments after `--`, which go to train.py."""
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    return options.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]

@@ -1,0 +1,112 @@
+"""Costs: what is measured, and what exponents and crossovers make of it."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.evals.costs import call, measure_costs
+from bsbr_pl.utils.memory import LiveTensors
+from bsbr_pl.values import crossover, exponent
+
+LENGTHS = [256, 512, 1024, 2048, 4096]
+
+
+def quadratic(length: int) -> list[float]:
+    return [1e-6 * length**2 * (1 + 0.01 * i) for i in range(-2, 3)]
+
+
+def linear(length: int) -> list[float]:
+    return [1e-3 * length * (1 + 0.01 * i) for i in range(-2, 3)]
+
+
+def test_exponents_are_those_of_the_curve():
+    found = exponent({length: quadratic(length) for length in LENGTHS})
+    assert found is not None
+    assert found["exponent"] == pytest.approx(2)
+    assert found["interval"][0] < 2 < found["interval"][1]
+    assert found["interval"][1] - found["interval"][0] < 0.1
+    assert found["lengths"] == [256, 4096]
+    mixed = {length: [max(1e6, float(length) ** 2)] for length in LENGTHS}
+    late = exponent(mixed, shortest=1024)
+    assert late is not None
+    assert late["exponent"] == pytest.approx(2)
+    assert late["interval"] == pytest.approx([2, 2]), "one value a length has no spread"
+    assert exponent({256: [1.0]}) is None
+    assert exponent({256: [0.0], 512: [0.0]}) is None, "nothing has no exponent"
+
+
+def test_a_crossover_is_where_the_curves_meet():
+    found = crossover({n: linear(n) for n in LENGTHS}, {n: quadratic(n) for n in LENGTHS})
+    assert found["length"] == pytest.approx(1000, abs=1)
+    low, high = found["interval"]
+    assert 950 < low <= found["length"] <= high < 1050
+    assert found["longest"] == 4096
+
+
+def test_a_crossover_that_is_not_reached_or_was_there_all_along():
+    fast, slow = {n: [0.1 * n] for n in LENGTHS}, {n: [0.2 * n] for n in LENGTHS}
+    assert crossover(slow, fast) == {"length": None, "interval": [None, None], "longest": 4096}
+    assert crossover(fast, slow) == {"length": 256, "interval": [256, 256], "longest": 4096}
+    assert crossover({256: [1.0]}, {512: [1.0]})["length"] is None, "no length in common"
+    back = crossover(dict(zip(LENGTHS, [[1.0], [3.0], [1.0], [3.0], [1.0]], strict=True)), {n: [2.0] for n in LENGTHS})
+    assert 2048 < back["length"] < 4096, "it passed before, and fell behind again"
+
+
+def test_a_length_without_cost_is_left_out():
+    free = {256: [0.1], 512: [0.0], 1024: [0.0]}
+    assert crossover(free, {n: [1.0] for n in free}) == {"length": 256, "interval": [256, 256], "longest": 256}
+    assert crossover({256: [0.0]}, {256: [1.0]}) == {"length": None, "interval": None, "longest": None}
+
+
+@pytest.mark.parametrize("samples", [{256: [1.0, math.nan], 512: [1.0]}, {256: [math.inf], 512: [1.0]}, {0: [1.0]}])
+def test_what_is_no_measurement_is_refused(samples):
+    for ask in (exponent, partial(crossover, {256: [1.0]})):
+        with pytest.raises(
+            ValueError, match=r"samples must map lengths of at least 1 to finite numbers, got (256|0): "
+        ):
+            ask(samples)
+
+
+def test_an_uncertain_crossover_says_so():
+    noisy = {n: [0.2 * n, 0.09 * n, 0.09 * n] for n in LENGTHS}
+    found = crossover(noisy, {n: [0.1 * n] for n in LENGTHS})
+    assert found["length"] == 256
+    assert found["interval"][0] == 256
+    assert found["interval"][1] is None, "some resamples never pass"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_costs_are_those_of_the_body(name, make_module):
+    model = make_module(name).model
+    (found,) = measure_costs({"m": model}, 20, rounds=3).values()
+    for one in ("forward", "training", "decode"):
+        low, high = found[one]["interval"]
+        assert 0 < low <= found[one]["seconds"] <= high
+        assert len(found[one]["samples"]) == 3
+    assert found["forward_flops"] == model.flops(20) - 2 * 20 * 16 * 257
+    assert found["state_bytes"] == 4 * model.state_size(20)
+    ids = torch.zeros(1, 20, dtype=torch.long)
+    with LiveTensors(model, ids) as live, torch.no_grad():
+        live.reset()
+        before = live.current
+        model.hidden(ids)
+    assert found["forward_bytes"] == pytest.approx(live.peak - before, rel=0.05)
+    assert found["training_bytes"] > found["forward_bytes"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_decoding_one_token_repeats_the_same_token(make_module):
+    """A timed call must not grow the state it starts from."""
+    for name in ARCHITECTURES:
+        model = make_module(name).model.eval()
+        decode = call(model, torch.randint(257, (1, 21), generator=torch.Generator().manual_seed(0)), "decode")
+        first, second = decode(), decode()
+        assert torch.equal(first[0], second[0]), name
+
+
+def test_an_unknown_pass_is_named(make_module):
+    with pytest.raises(ValueError, match="forward, training, decode, got 'backward'"):
+        measure_costs({"m": make_module("linear").model}, 8, passes=["backward"])

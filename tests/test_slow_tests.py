@@ -1,0 +1,60 @@
+"""Slow tests are left out, counted in the last lines, and run when they are asked for; tests/slow.txt names tests."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import slow_tests
+
+ROOT = Path(__file__).parents[1]
+TESTS = """
+import pytest
+
+@pytest.mark.parametrize("seconds", [1, 2, 100, 200])
+def test_waits(seconds):
+    assert seconds != 200, "a slow test that fails"
+"""
+
+CONFTEST = """
+from pathlib import Path
+pytest_plugins = ["slow_tests"]
+
+def pytest_configure(config):
+    import slow_tests
+    slow_tests.LIST = Path(__file__).with_name("slow.txt")
+"""
+
+
+def pytest_(folder: Path, *options: str) -> str:
+    """The output of pytest with the options of pyproject.toml, on four tests of which two are listed as slow."""
+    (folder / "test_waiting.py").write_text(TESTS)
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "slow.txt").write_text("# a list\n.*test_waits.[12]00.  # seconds\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", folder, folder]
+    command += options
+    path = {"PYTHONPATH": str(ROOT / "tests")}
+    return subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_slow_tests_are_left_out(processes, tmp_path):
+    """In one process and in two."""
+    printed = pytest_(tmp_path, "-n", processes)
+    assert "2 slow tests left out; run them with: python -m pytest -q -m slow" in printed.splitlines()
+    assert re.search(r"^2 passed", printed, re.M), printed
+    printed = pytest_(tmp_path, "-n", processes, "-m", "slow")
+    assert "left out" not in printed
+    assert re.search(r"^1 failed, 1 passed", printed, re.M), printed
+    assert re.search(r"^1 failed, 3 passed", pytest_(tmp_path, "-n", processes, "-m", ""), re.M)
+
+
+def test_the_list_names_tests():
+    """Every line is the id of a test, or a pattern of several, in a file that exists."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "slow", "--collect-only", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ids = [line for line in done.stdout.splitlines() if "::" in line]
+    for pattern in slow_tests.patterns():
+        assert any(pattern.fullmatch(one) for one in ids), f"{pattern.pattern} names no test: take it out of slow.txt"
+    assert re.search(r"^\d+/\d+ tests collected", done.stdout, re.M), done.stdout[-500:]

@@ -1,0 +1,134 @@
+"""AttentionSpec: the same attention from a class, a partial, a key, a dict or a spec, and back from what is stored."""
+
+import copy
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, HopfieldAttention, StandardAttention
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
+
+BSBR = "bsbr_pl.attention.bsbr.BSBRAttention"
+
+
+class Outside(StandardAttention):
+    """An architecture of somebody else's, in a module of theirs."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        BSBRAttention,
+        partial(BSBRAttention, chunk_size=128),
+        "bsbr",
+        BSBR,
+        {"class_path": BSBR, "init_args": {"chunk_size": 128}},
+        {"class_path": "bsbr_pl.attention.BSBRAttention", "init_args": {}},
+        {"class_path": "bsbr", "init_args": None},
+        {"class_path": BSBR},
+        AttentionSpec(BSBRAttention),
+        partial(copy.deepcopy, BSBRAttention),  # as jsonargparse binds the class to a function of its own
+    ],
+    ids=str,
+)
+def test_every_way_to_name_an_attention_gives_the_same_spec(value):
+    spec = AttentionSpec.of(value)
+    assert spec.cls is BSBRAttention
+    assert spec.settings == AttentionSpec(BSBRAttention).settings
+    assert str(spec) == spec.key == "bsbr"
+
+
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_a_spec_survives_the_way_to_a_checkpoint_and_back(key, tmp_path):
+    spec = AttentionSpec(ARCHITECTURES[key], {"rope": False} if "rope" in AttentionSpec.of(key).settings else {})
+    cls = ARCHITECTURES[key]
+    assert spec.plain() == {
+        "class_path": f"bsbr_pl.attention.{key}.{cls.__name__}",
+        "init_args": dict(spec.options),
+    }
+    torch.save(spec.plain(), tmp_path / "spec.pt")
+    assert AttentionSpec.of(torch.load(tmp_path / "spec.pt", weights_only=True)) == spec
+    assert pickle.loads(pickle.dumps(spec)) == copy.deepcopy(spec) == spec
+    assert hash(AttentionSpec.of(spec.plain())) == hash(spec)
+    built = spec(16, 2)
+    assert type(built) is cls
+    assert {p.shape for p in built.parameters()} == {p.shape for p in cls(16, 2, **spec.options).parameters()}
+
+
+def test_the_words_of_a_spec_are_the_key_and_what_is_not_the_default():
+    assert str(AttentionSpec(BSBRAttention, {"chunk_size": 64, "retrieval_top_k": None})) == "bsbr(chunk_size=64)"
+    assert str(AttentionSpec(HopfieldAttention, {"beta": 0.5, "num_updates": 3})) == "hopfield(beta=0.5, num_updates=3)"
+    assert str(AttentionSpec(Outside, {"rope": False})) == "Outside(rope=False)"
+
+
+def test_settings_are_all_options_with_their_defaults():
+    settings = AttentionSpec(StandardAttention, {"bias": True}).settings
+    assert settings == {"rope": True, "bias": True, "conv_size": 1}
+    assert AttentionSpec(BSBRAttention, {"chunk_size": 7}).settings["chunk_size"] == 7
+
+
+def test_a_list_has_one_spec_a_layer():
+    value = [partial(BSBRAttention, chunk_size=4), "standard"]
+    assert specs_of(value) == (AttentionSpec(BSBRAttention, {"chunk_size": 4}), AttentionSpec(StandardAttention))
+    assert plain_specs(value) == [
+        {"class_path": BSBR, "init_args": {"chunk_size": 4}},
+        {"class_path": "bsbr_pl.attention.standard.StandardAttention", "init_args": {}},
+    ]
+    assert specs_of(plain_specs(value)) == specs_of(value) == specs_of(specs_of(value))
+    model = LanguageModel(specs_of(value), 17, hidden_dim=16, num_layers=2, num_heads=2)
+    assert [type(attention) for attention in model.attentions] == [BSBRAttention, StandardAttention]
+
+
+def test_a_spec_does_not_change_with_what_it_was_made_of():
+    options = {"chunk_size": 4}
+    spec = AttentionSpec(BSBRAttention, options)
+    options["chunk_size"] = 8
+    spec.plain()["init_args"]["chunk_size"] = 16
+    spec.settings["chunk_size"] = 32
+    assert spec == AttentionSpec(BSBRAttention, {"chunk_size": 4})
+
+
+def test_numbers_of_numpy_become_plain(tmp_path):
+    spec = AttentionSpec.of(partial(HopfieldAttention, beta=np.float64(0.5), num_updates=np.int64(2)))
+    assert [type(value) for value in spec.options.values()] == [float, int]
+    torch.save(spec.plain(), tmp_path / "spec.pt")
+    assert torch.load(tmp_path / "spec.pt", weights_only=True)["init_args"] == {"beta": 0.5, "num_updates": 2}
+
+
+def test_an_attention_from_elsewhere_is_found_where_its_module_is_imported():
+    spec = AttentionSpec(Outside, {"rope": False})
+    assert spec.key == spec.plain()["class_path"] == f"{__name__}.Outside"
+    rebuilt = AttentionSpec.of(spec.plain())(16, 2)
+    assert type(rebuilt) is Outside
+    assert rebuilt.rope is False
+
+
+def test_a_registered_class_is_found_wherever_it_was_defined(monkeypatch):
+    class Mine(StandardAttention):
+        pass
+
+    spec = AttentionSpec(Mine)
+    with pytest.raises(ValueError, match=r"<locals>\.Mine'$"):
+        AttentionSpec.of(spec.plain())
+    monkeypatch.setitem(ARCHITECTURES, "mine", Mine)
+    assert AttentionSpec.of(spec.plain()) == spec == AttentionSpec.of("mine")
+    assert str(spec) == "mine"
+
+
+@pytest.mark.parametrize(
+    "class_path", ["torch.nn.Linear", "os.system", "antigravity.fly", "Nowhere", "bsbr_pl.nothing.X", "bsrb", "", 3]
+)
+def test_a_name_of_no_attention_is_refused_and_not_imported(class_path):
+    words = "attention must be one of standard, .*, bsbr, or an Attention class whose module is imported, got "
+    with pytest.raises(ValueError, match=words):
+        AttentionSpec.of({"class_path": class_path, "init_args": {}})
+
+
+@pytest.mark.parametrize("value", [lambda d, h: StandardAttention(d, h), torch.nn.Linear, 3, None, {}, partial(print)])
+def test_what_is_no_attention_is_refused(value):
+    with pytest.raises(ValueError, match=r"^attention must be an Attention class or a functools.partial of one, got "):
+        AttentionSpec.of(value)
