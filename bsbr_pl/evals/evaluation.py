@@ -140,7 +140,7 @@ class Evaluation:
             before = known.get(digest(job.identity), {})
             about = before | job.about  # keeps what others have added, such as the study that it belongs to
             if about | {"command": None} != before | {"command": None}:
-                self._run(job._replace(about=about))
+                self._run(Job(job.identity, about, job.measure))
 
     def rows(self, subjects: Sequence[Subject]) -> list[Row]:
         """The rows of these subjects, in all environments, and the problems that this evaluation met.
