@@ -69,7 +69,7 @@ def run(name: str, args: Sequence[str], program: str) -> int:
     parser.add_function_arguments(command, skip={argument.lstrip("-")}, as_group=False)
     options = parser.parse_args(args)
     try:
-        return command(**vars(parser.instantiate_classes(options)))
+        return command(**vars(parser.instantiate(options)))
     except (ValueError, TypeError, OSError) as error:
         parser.error(one_line(error))
 
