@@ -66,6 +66,7 @@ ELSEWHERE = {
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
     "make docs": ("Makefile", "docs:"),
+    "make results": ("Makefile", "results:"),
     "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),
 }
 

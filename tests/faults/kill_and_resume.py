@@ -291,7 +291,8 @@ def main() -> int:
     parser.add_argument("--what", nargs="+", choices=list(KINDS), default=list(KINDS))
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["train", "bsbr_pl.evals.commands", "bsbr_pl.report"])
+    modules = ["train", "bsbr_pl.evals.commands", "bsbr_pl.report"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     with tempfile.TemporaryDirectory() as folder:
         draw = random.Random(options.seed)
         failed = sum(kill_again(what, options.kills, draw, Path(folder)) for what in options.what)
