@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": "certify checkpoints, measure their accuracy and their costs, and write a report",
     "report": "write a report from the rows of results.jsonl files, without their checkpoints",
     "match": "print the sizes at which architectures have the budget of a reference",
-    "retrieval": "print where a trained model loses the answers of its recall task",
+    "retrieval": "print where a trained model fails on its own recall task",
 }
 #: The argument of each command that is not an option with a default.
 REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
