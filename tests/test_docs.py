@@ -58,7 +58,7 @@ ELSEWHERE = {
         "tests/test_convert.py",
         'f"--initial_weights={FOLDER}"',
     ),
-    "benchmarks/convert_and_heal.py": ("tests/test_benchmarks.py", '"convert_and_heal"'),
+    "study/convert_and_heal.py": ("tests/test_benchmarks.py", '"study/convert_and_heal"'),
     "-m bsbr_pl.evals.matching --match params --reference standard --tokens 512 --hidden_dim 128 "
     "--out configs/matched": (
         "tests/evals/test_matching.py",

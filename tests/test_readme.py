@@ -31,7 +31,7 @@ HERE = {
     "train.py fit --help": [],
     "evaluate.py runs/": EVALUATE,
     "-m bsbr_pl.evals runs/": EVALUATE,
-    "benchmarks/train_all.py runs/all": ["--architectures=linear", "--seeds=0", "--", *TRAIN],
+    "study/train_all.py runs/all": ["--architectures=linear", "--seeds=0", "--", *TRAIN],
     "evaluate.py runs/all": EVALUATE,
 }
 #: Where the others are run, and how that file says so.
@@ -42,7 +42,7 @@ ELSEWHERE = {
     "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "-c constraints.txt -e '.[docs]'"),
     "train.py fit --config configs/bsbr.yaml --model.compile=true": ("tests/test_module.py", "compile=compiled"),
     "make docs": ("Makefile", "docs:"),
-    "benchmarks/study.py runs/study --tasks text": ("tests/test_study.py", "benchmarks/study.py"),
+    "study/run.py runs/study --tasks text": ("tests/test_study.py", "study/run.py"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": ("constraints.txt", "torch==2.13.0"),
     "tensorboard --logdir runs": ("tests/callbacks/test_tensorboard.py", '"tensorboard.main", "--logdir"'),
@@ -90,7 +90,7 @@ def run(command: str, more: list[str]) -> int | str | None:
 def test_the_commands_run(tmp_path, monkeypatch, one_thread, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # a script finds what lies beside it
+    monkeypatch.syspath_prepend(ROOT / "study")  # a script finds what lies beside it
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "text.txt").write_text(
         "\n".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(200))
