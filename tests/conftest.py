@@ -1,5 +1,6 @@
 """A small real text, a small real model, and a Trainer around them."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -84,11 +85,8 @@ def make_data(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 def make_module(name: str = "bsbr", dropout: float = 0.0, seed: int = 0, **options: Any) -> LanguageModule:
     torch.manual_seed(seed)
-    if name in ("bsbr", "linear", "delta_net", "gated_delta_net", "gau"):
-        options = {"chunk_size": 8} | options
-    if name == "sliding_window":
-        options = {"window_size": 8} | options
-    attention = partial(ARCHITECTURES[name], **options)
+    sizes = {"chunk_size", "window_size"} & inspect.signature(ARCHITECTURES[name]).parameters.keys()
+    attention = partial(ARCHITECTURES[name], **dict.fromkeys(sizes, 8) | options)
     return LanguageModule(attention, 257, hidden_dim=16, num_layers=2, num_heads=2, dropout=dropout, warmup_steps=2)
 
 

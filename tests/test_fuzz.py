@@ -37,6 +37,24 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "linear": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "gated_delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
+    "gla": {
+        "chunk_size": SIZES,
+        "conv_size": st.integers(1, 6),
+        "expand_k": st.sampled_from([1, 1.0, 2.0]),
+        "gate_rank": st.integers(1, 9),
+        "tied_keys": st.booleans(),
+    },
+    "mamba2": {
+        "chunk_size": SIZES,
+        "conv_size": st.integers(1, 6),
+        "expansion_factor": st.integers(1, 3),
+        "key_dim": st.integers(1, 9),
+    },
+    "kda": {"chunk_size": SIZES, "conv_size": st.integers(1, 6), "allow_neg_eigval": st.booleans()},
+    "fox": {
+        "chunk_size": SIZES,
+        **dict.fromkeys(("rope", "qk_norm", "kv_shift", "output_gate"), st.booleans()),
+    },
     "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2) | st.just(1), **ROPE},
     "gau": {"chunk_size": SIZES, "expansion_factor": st.integers(1, 3), "key_dim": st.integers(1, 9), **ROPE},
     "bsbr": {
@@ -150,7 +168,8 @@ def test_costs_are_those_of_the_closed_forms(data, attention):
 
 @given(st.data(), st.sampled_from(list(ARCHITECTURES)), NO_SIZE)
 def test_an_option_that_is_no_size_is_named(data, name, value):
-    counts = set(OPTIONS[name]) - {"rope", "bias", "normalize", "overlap", "beta", "initial_gain"}
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters
+    counts = [option for option in OPTIONS[name] if parameters[option].annotation in (int, int | None)]
     option = data.draw(st.sampled_from(["hidden_dim", "num_heads", *sorted(counts)]))
     assume((option, value) not in [("retrieval_top_k", None), ("router_dim", None), ("num_updates", 0)])
     with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more), got"):

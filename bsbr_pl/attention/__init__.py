@@ -3,10 +3,14 @@
 from .base import Attention
 from .bsbr import BSBRAttention
 from .delta_net import DeltaNetAttention
+from .fox import FoXAttention
 from .gated_delta_net import GatedDeltaNetAttention
 from .gau import GAUAttention
+from .gla import GLAAttention
 from .hopfield import HopfieldAttention
+from .kda import KDAAttention
 from .linear import LinearAttention
+from .mamba2 import Mamba2Attention
 from .sliding_window import SlidingWindowAttention
 from .standard import StandardAttention
 
@@ -17,6 +21,10 @@ ARCHITECTURES: dict[str, type[Attention]] = {
     "linear": LinearAttention,
     "delta_net": DeltaNetAttention,
     "gated_delta_net": GatedDeltaNetAttention,
+    "gla": GLAAttention,
+    "mamba2": Mamba2Attention,
+    "kda": KDAAttention,
+    "fox": FoXAttention,
     "hopfield": HopfieldAttention,
     "gau": GAUAttention,
     "bsbr": BSBRAttention,
@@ -27,10 +35,14 @@ __all__ = [
     "Attention",
     "BSBRAttention",
     "DeltaNetAttention",
+    "FoXAttention",
     "GAUAttention",
+    "GLAAttention",
     "GatedDeltaNetAttention",
     "HopfieldAttention",
+    "KDAAttention",
     "LinearAttention",
+    "Mamba2Attention",
     "SlidingWindowAttention",
     "StandardAttention",
 ]

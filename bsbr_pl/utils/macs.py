@@ -92,6 +92,12 @@ def _attention(inputs: list[Any], out: Shape) -> int:
     return attention_macs(q, k, v, is_causal=bool(inputs[5].toIValue()))
 
 
+def _decayed_products(inputs: list[Any], out: Shape) -> int:
+    """The pairs of query and key below the diagonal, for q (..., C, R, K)."""
+    q = _shape(inputs[0])
+    return prod(q) * (q[-3] - 1) // 2
+
+
 def _embedding_bag(inputs: list[Any], out: Shape) -> int:
     weighted = _shape(inputs[6]) is not None
     return prod(_shape(inputs[1])) * _shape(inputs[0])[1] if weighted else 0
@@ -105,6 +111,7 @@ _PRODUCTS = {
         name: _product("conv", lambda inputs, out: prod(out) * prod(_shape(inputs[1])[1:]))
         for name in ("aten::_convolution", "prim::PythonOp.DepthwiseConvolution")
     },
+    "prim::PythonOp.DecayedProducts": _product("decayed_products", _decayed_products),
     "aten::scaled_dot_product_attention": _product("attention", _attention),
     "aten::linalg_solve_triangular": _product("solve", lambda inputs, out: int(solve_macs(_shape(inputs[0]), out))),
     "aten::embedding_bag": _product("embedding_bag", _embedding_bag),

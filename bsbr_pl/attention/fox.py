@@ -1,0 +1,146 @@
+"""Forgetting Transformer (FoX): softmax attention in which the weight of a token decays with every later token.
+
+    o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K) + log f_{s+1} + ... + log f_t) v_s
+
+The forget gate f_t = sigmoid(x_t w_f + b) is one number per head and token. It also shows the order of past tokens, so
+there are no rotary positions. The fast form, per block of C queries: a term that is the same for all keys of a query
+cancels in its softmax, so the scores need only age_s, the sum of log f after token s up to the start of the block, and
+minus the sum from the start to s for s in the block. The age is one more channel of the keys, beside a channel of ones
+in the queries. Ages are counted from the start of each block, so fp32 is precise enough for any T.
+
+Source: Lin et al. 2025, arXiv 2503.02130, section 3. The layer of the published Pro form is qk_norm, kv_shift and
+output_gate together. Difference: the heads share the scale of each RMSNorm.
+Cost: O(T^2 D).
+Decode state: the keys, values and ages of all tokens, T (2 D + H) numbers, and with kv_shift 2 D more.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention
+from .parts import at_least_fp32, causal_attention, causal_softmax, check_positive, merge_heads, rotary, split_heads
+
+
+class AgingCache(NamedTuple):
+    k: Tensor  # (B, H, T, K)
+    v: Tensor  # (B, H, T, V)
+    age: Tensor  # (B, H, T, 1), the sum of log f after each token
+    kv: Tensor  # (B, 1, 2D), the last key and value before their shift; (B, 0, 2D) without kv_shift
+
+
+class FoXAttention(Attention[AgingCache]):
+    """Causal softmax attention with a forget gate.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: queries C computed at once; changes the speed, not the result.
+        rope: rotate queries and keys by their position.
+        qk_norm: RMSNorm of queries and keys.
+        kv_shift: mix each key and value with those of the token before, in learned shares per head.
+        output_gate: the output is RMSNorm(o_t) * sigmoid(x_t W_g).
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        chunk_size: int = 512,
+        rope: bool = False,
+        qk_norm: bool = False,
+        kv_shift: bool = False,
+        output_gate: bool = False,
+    ) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size)
+        self.chunk_size = chunk_size
+        self.rope = rope
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.forget = nn.Linear(hidden_dim, num_heads)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
+        self.shift = nn.Linear(hidden_dim, 2 * num_heads, bias=False) if kv_shift else None
+        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5) if output_gate else nn.Identity()
+        self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False) if output_gate else None
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    def project(self, x: Tensor, state: AgingCache | None = None) -> tuple[Tensor, ...]:
+        """q, k, v (B, H, T, K), log f (B, H, T, 1), and the last key and value before their shift."""
+        state = self.init_state(len(x)) if state is None else state
+        q, kv = self.qkv(x).split([self.hidden_dim, 2 * self.hidden_dim], -1)
+        last_kv = kv[:, :0]
+        if self.shift is not None:
+            before, last_kv = torch.cat((state.kv, kv[:, :-1]), 1), kv[:, -1:]
+            before, kv = (part.unflatten(-1, (2 * self.num_heads, -1)) for part in (before, kv))
+            share = self.shift(x).sigmoid()[..., None]
+            kv = (share * before + (1 - share) * kv).flatten(2)
+        q, k, v = (split_heads(part, self.num_heads) for part in (q, *kv.chunk(2, -1)))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope:
+            q, k = (rotary(part, start=state.k.shape[2]) for part in (q, k))
+        log_f = -F.softplus(-at_least_fp32(self.forget(x)))  # (B, T, H)
+        return q, k, v, log_f.mT[..., None], last_kv
+
+    def values(self, x: Tensor) -> Tensor:
+        return at_least_fp32(self.project(x)[2])
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        mixed = merge_heads(self.norm(mixed.to(x.dtype)))
+        return self.out(mixed if self.gate is None else mixed * self.gate(x).sigmoid())
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, log_f, _ = self.project(x)
+        c = log_f.cumsum(2)
+        return causal_softmax(at_least_fp32(q) @ at_least_fp32(k).mT / self.head_dim**0.5 + c - c.mT)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, age: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q (B, H, T, K) and log f (B, H, T, 1) of the last T tokens of k, v; age of the tokens before them, none if
+        None -> mixed values (B, H, T, V); age of all tokens."""
+        V = v.shape[3]
+        q = F.pad(at_least_fp32(q) * self.head_dim**-0.5, (0, 1), value=1.0)  # with the channel of ones
+        k, v = at_least_fp32(k), F.pad(at_least_fp32(v), (0, 1))  # the kernels want equal widths
+        age = log_f[:, :, :0] if age is None else age
+        mixed = []
+        for q_n, log_f_n in zip(*(part.split(self.chunk_size, 2) for part in (q, log_f)), strict=True):
+            g = log_f_n.cumsum(2)
+            age = torch.cat((age, -g), 2)
+            seen = age.shape[2]
+            keys = torch.cat((k[:, :, :seen], age), 3)
+            mixed.append(causal_attention(q_n, keys, v[:, :, :seen], scale=1.0))
+            age = age + g[:, :, -1:]
+        return torch.cat(mixed, 2)[..., :V], age
+
+    def prefill(self, x: Tensor, state: AgingCache | None = None) -> tuple[Tensor, AgingCache]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, log_f, last_kv = self.project(x, state)
+        if state is not None:
+            k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
+        mixed, age = self.mix(q, k, v, log_f, None if state is None else state.age)
+        return self.emit(mixed, x), AgingCache(k, v, age, last_kv)
+
+    def init_state(self, batch_size: int) -> AgingCache:
+        empty = self._zeros(batch_size, self.num_heads, 0, self.head_dim)
+        kv = self._zeros(batch_size, int(self.shift is not None), 2 * self.hidden_dim)
+        return AgingCache(empty, empty, at_least_fp32(empty[..., :1]), kv)
+
+    def step(self, x: Tensor, state: AgingCache) -> tuple[Tensor, AgingCache]:
+        output, state = self.prefill(x[:, None], state)
+        return output[:, 0], state
+
+    def state_size(self, num_tokens: int) -> int:
+        return num_tokens * (2 * self.hidden_dim + self.num_heads) + self.init_state(1).kv.numel()
+
+    def flops(self, num_tokens: int) -> int:
+        T, D, H, C = num_tokens, self.hidden_dim, self.num_heads, min(self.chunk_size, num_tokens)
+        maps = (self.qkv, self.forget, self.shift, self.gate, self.out)
+        projections = T * sum(part.weight.numel() for part in maps if part is not None)
+        pairs = C * (C + 1) // 2 + sum((min(start + C, T) - start) * min(start + C, T) for start in range(C, T, C))
+        return 2 * (projections + pairs * 2 * (D + H))  # one more channel per head

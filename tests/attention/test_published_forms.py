@@ -1,0 +1,292 @@
+"""GLA, HGRN2, Mamba-2, KDA and FoX against loops over tokens, written from the papers, and the decays behind them.
+
+The loops are in fp64. They use the parameters of an attention and nothing of its methods.
+"""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_law import build, sequence
+from torch import Tensor
+
+from bsbr_pl.attention import Attention
+from bsbr_pl.attention.decays import decay_map, decayed_products, decayed_sum, decays, power_of_two
+
+T = 21
+
+
+def convolved(attention: Attention, x: Tensor) -> Tensor:
+    """The projections of x (T, D), each the sum over the last taps."""
+    projected, taps = x @ attention.qkv.weight.T, attention.conv.weight[:, 0]
+    if not taps.numel():
+        return projected
+    size = taps.shape[1]
+    return torch.stack(
+        [sum(taps[:, size - 1 - age] * projected[t - age] for age in range(min(size, t + 1))) for t in range(len(x))]
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+
+def heads(x: Tensor, number: int) -> Tensor:
+    """(T, H K) -> (T, H, K)."""
+    return x.view(len(x), number, -1)
+
+
+def gla_by_tokens(gla: Attention, x: Tensor) -> Tensor:
+    H, D = 2, x.shape[1]
+    HK = H * gla.key_dim
+    q, *k, v = convolved(gla, x).split([HK, D] if gla.tied_keys else [HK, HK, D], -1)
+    if gla.tied_keys:  # HGRN2
+        alpha = torch.sigmoid(x @ gla.decay.weight.T + gla.decay.bias)
+        q, k = q * torch.sigmoid(q), [1 - alpha]
+    else:
+        low = x @ gla.decay[0].weight.T
+        alpha = torch.sigmoid(low @ gla.decay[1].weight.T + gla.decay[1].bias) ** (1 / 16)
+    q, k, v, alpha = (heads(part, H) for part in (q, *k, v, alpha))
+    S, outputs = torch.zeros(H, gla.key_dim, D // H, dtype=x.dtype), []
+    for t in range(len(x)):
+        S = alpha[t, :, :, None] * S + torch.einsum("hk,hv->hkv", k[t], v[t])
+        o = torch.einsum("hk,hkv->hv", q[t] / gla.key_dim**0.5, S)
+        gate = x[t] @ gla.gate.weight.T
+        outputs.append(rms_norm(o, gla.norm.weight).flatten() * gate * torch.sigmoid(gate) @ gla.out.weight.T)
+    return torch.stack(outputs)
+
+
+def mamba2_by_tokens(mamba2: Attention, x: Tensor) -> Tensor:
+    """In the letters of the paper: C, B and X, h the state, dt and A."""
+    H, N = 2, mamba2.key_dim
+    CBX = convolved(mamba2, x) + mamba2.conv_bias
+    CBX = CBX * torch.sigmoid(CBX)
+    C, B, X = CBX[:, :N], CBX[:, N : 2 * N], heads(CBX[:, 2 * N :], H)
+    dt = F.softplus(x @ mamba2.dt.weight.T + mamba2.dt.bias)
+    A = -mamba2.log_rate.exp()
+    h, outputs = torch.zeros(H, N, X.shape[2], dtype=x.dtype), []
+    for t in range(len(x)):
+        write = torch.einsum("n,hp->hnp", B[t], dt[t, :, None] * X[t])
+        h = torch.exp(A * dt[t])[:, None, None] * h + write
+        y = torch.einsum("n,hnp->hp", C[t], h) + mamba2.skip[:, None] * X[t]
+        z = x[t] @ mamba2.gate.weight.T
+        outputs.append(rms_norm(y.flatten() * z * torch.sigmoid(z), mamba2.norm.weight) @ mamba2.out.weight.T)
+    return torch.stack(outputs)
+
+
+def kda_by_tokens(kda: Attention, x: Tensor) -> Tensor:
+    H, D = 2, x.shape[1]
+    qkv = convolved(kda, x)
+    q, k, v = (heads(part, H) for part in (qkv * torch.sigmoid(qkv)).split(D, -1))
+    q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
+    beta = torch.sigmoid(x @ kda.beta.weight.T) * (2 if kda.allow_neg_eigval else 1)
+    dt = F.softplus(x @ kda.decay[0].weight.T @ kda.decay[1].weight.T + kda.decay[1].bias)
+    alpha = torch.exp(-kda.log_rate.exp() * heads(dt, H))
+    K = D // H
+    identity = torch.eye(K, dtype=x.dtype)
+    S, outputs = [torch.zeros(K, K, dtype=x.dtype)] * H, []
+    for t in range(len(x)):
+        for h in range(H):
+            erase = identity - beta[t, h] * torch.outer(k[t, h], k[t, h])
+            write = beta[t, h] * torch.outer(k[t, h], v[t, h])
+            S = [*S[:h], erase @ torch.diag(alpha[t, h]) @ S[h] + write, *S[h + 1 :]]
+        o = torch.stack([q[t, h] @ S[h] for h in range(H)])
+        gate = torch.sigmoid(x[t] @ kda.gate[0].weight.T @ kda.gate[1].weight.T + kda.gate[1].bias)
+        outputs.append(rms_norm(o, kda.norm.weight).flatten() * gate @ kda.out.weight.T)
+    return torch.stack(outputs)
+
+
+def fox_by_tokens(fox: Attention, x: Tensor) -> Tensor:
+    H, D = 2, x.shape[1]
+    q, k, v = (heads(part, H) for part in (x @ fox.qkv.weight.T).split(D, -1))
+    f = torch.sigmoid(x @ fox.forget.weight.T + fox.forget.bias)
+    if fox.shift is not None:
+        share_k, share_v = torch.sigmoid(x @ fox.shift.weight.T)[..., None].split(H, 1)
+        k, v = (
+            share * torch.cat((torch.zeros_like(part[:1]), part[:-1])) + (1 - share) * part
+            for part, share in ((k, share_k), (v, share_v))
+        )
+    if not isinstance(fox.q_norm, torch.nn.Identity):
+        q, k = rms_norm(q, fox.q_norm.weight), rms_norm(k, fox.k_norm.weight)
+    outputs = []
+    for t in range(len(x)):
+        o = []
+        for h in range(H):
+            weights = torch.stack(
+                [torch.exp(q[t, h] @ k[s, h] / (D // H) ** 0.5) * f[s + 1 : t + 1, h].prod() for s in range(t + 1)]
+            )
+            o.append(weights / weights.sum() @ v[: t + 1, h])
+        o = torch.stack(o)
+        if fox.gate is not None:
+            o = rms_norm(o, fox.norm.weight) * heads(torch.sigmoid(x @ fox.gate.weight.T), H)[t]
+        outputs.append(o.flatten() @ fox.out.weight.T)
+    return torch.stack(outputs)
+
+
+BY_TOKENS = {"gla": gla_by_tokens, "mamba2": mamba2_by_tokens, "kda": kda_by_tokens, "fox": fox_by_tokens}
+PUBLISHED = [
+    ("gla", {"conv_size": 1, "expand_k": 0.5}),
+    ("gla", {}),
+    ("gla", {"conv_size": 1, "tied_keys": True}),  # HGRN2
+    ("mamba2", {}),
+    ("mamba2", {"key_dim": 5, "expansion_factor": 1, "conv_size": 1}),
+    ("kda", {}),
+    ("kda", {"allow_neg_eigval": True}),
+    ("fox", {}),
+    ("fox", {"qk_norm": True, "kv_shift": True, "output_gate": True}),  # Pro
+]
+
+
+@pytest.mark.parametrize("chunk_size", [4, 64])
+@pytest.mark.parametrize(("name", "options"), PUBLISHED, ids=[f"{name}{options or ''}" for name, options in PUBLISHED])
+def test_it_is_the_loop_over_tokens(name, options, chunk_size):
+    attention, x = build(name, {**options, "chunk_size": chunk_size}), sequence(T, batch=2)
+    expected = torch.stack([BY_TOKENS[name](attention, row) for row in x])
+    torch.testing.assert_close(attention(x), expected, rtol=1e-10, atol=1e-10)
+    own, truth = (torch.autograd.grad(y.square().sum(), list(attention.parameters())) for y in (attention(x), expected))
+    for found, right in zip(own, truth, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-8)
+
+
+def test_kda_with_one_decay_per_head_is_gated_delta_net():
+    kda, gated = build("kda", {"chunk_size": 8}), build("gated_delta_net", {"chunk_size": 8})
+    shape = 2, 2, T, 8
+    q, k, v = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    beta, alpha = torch.rand(2, *shape[:3], 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mixed, S = kda.mix(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, alpha.log().expand(shape))
+    expected, expected_S = gated.mix(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, alpha.log())
+    torch.testing.assert_close((mixed, S), (expected, expected_S), rtol=1e-12, atol=1e-12)
+
+
+def test_gla_without_decay_is_linear_attention():
+    gla = build("gla", {"chunk_size": 8})
+    q, k, v = torch.randn(3, 2, 2, T, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mixed, S = gla.mix(q, k, torch.zeros_like(k), v)
+    torch.testing.assert_close((mixed, S), ((q @ k.mT).tril() @ v, k.mT @ v), rtol=1e-12, atol=1e-12)
+
+
+def test_fox_that_forgets_nothing_is_standard_without_rotary_positions():
+    fox, standard = build("fox", {"chunk_size": 8}), build("standard", {"rope": False})
+    fox.load_state_dict(standard.state_dict(), strict=False)
+    torch.nn.init.zeros_(fox.forget.weight)
+    torch.nn.init.constant_(fox.forget.bias, 100)  # f = 1
+    x = sequence(T)
+    torch.testing.assert_close(fox(x), standard(x), rtol=1e-12, atol=1e-12)
+
+
+def random_parts(C: int, K: int, R: int = 1, rate: float = 1.0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """q (2, C, R, K), k and log alpha (2, C, K)."""
+    random = torch.Generator().manual_seed(C)
+    q, k = (torch.randn(2, C, *shape, generator=random, dtype=torch.float64) for shape in ((R, K), (K,)))
+    log_alpha = rate * torch.rand(2, C, K, generator=random, dtype=torch.float64).log()
+    return [part.to(dtype).requires_grad_() for part in (q, k, log_alpha)]
+
+
+def products_by_definition(q: Tensor, k: Tensor, log_alpha: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """`decayed_products`, pair by pair."""
+    B, C, R, _ = q.shape
+    alpha = log_alpha.exp()
+    A = torch.zeros(R, B, C, C, dtype=q.dtype)
+    for t, s in itertools.product(range(C), range(C)):
+        if s <= t:
+            decay = alpha[:, s + 1 : t + 1].prod(1)
+            A = A.clone()
+            A[:, :, t, s] = torch.einsum("brk,bk,bk->rb", q[:, t], k[:, s], decay)
+    from_start = torch.stack([alpha[:, : t + 1].prod(1) for t in range(C)], 1)
+    to_end = torch.stack([alpha[:, t + 1 :].prod(1) for t in range(C)], 1)
+    return list(A), from_start, to_end
+
+
+@pytest.mark.parametrize("R", [1, 2])
+@pytest.mark.parametrize("C", [1, 2, 4, 8])
+def test_decayed_products_are_their_definition(C, R):
+    """All results, and the gradients of a random function of all of them."""
+    parts = random_parts(C, K=3, R=R)
+    found = []
+    for A, from_start, to_end in (decayed_products(*parts), products_by_definition(*parts)):
+        results = [*A, from_start, to_end]
+        random = torch.Generator().manual_seed(7)
+        loss = sum((y * torch.randn(y.shape, generator=random, dtype=y.dtype)).sum() for y in results)
+        found.append([*results, *torch.autograd.grad(loss, parts)])
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_decayed_products_are_those_of_finite_differences():
+    assert torch.autograd.gradcheck(lambda *parts: decayed_products(*parts)[0], random_parts(4, K=2, R=2))
+
+
+@pytest.mark.parametrize("C", [1, 4, 16])
+def test_decays_are_their_map(C):
+    (log_alpha,) = random_parts(C, K=1)[2:]
+    G, from_start, to_end = decays(log_alpha)
+    expected = decay_map(log_alpha)
+    torch.testing.assert_close(G, expected[..., 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(from_start, log_alpha.cumsum(1).exp(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(to_end, expected[:, -1], rtol=1e-12, atol=1e-12)
+
+
+def test_decayed_sum_is_its_recurrence():
+    random = torch.Generator().manual_seed(0)
+    x, start = torch.randn(2, 3, 5, 4, 2, generator=random), torch.randn(2, 3, 4, 2, generator=random)
+    decay = torch.rand(2, 3, 5, 4, 1, generator=random)
+    before, last = decayed_sum(x, decay, start)
+    for n in range(5):
+        following = before[:, :, n + 1] if n < 4 else last
+        torch.testing.assert_close(following, decay[:, :, n] * before[:, :, n] + x[:, :, n])
+    torch.testing.assert_close(before[:, :, 0], start)
+    assert torch.equal(decayed_sum(x, decay)[0][:, :, 0], torch.zeros(2, 3, 4, 2))
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1.0, 30.0, 1e4])
+def test_fp32_holds_every_decay(rate):
+    """Decays from 1 - 1e-6 to exp(-10,000) in a chunk of 64: all is finite and near fp64."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        parts = [part.detach().float().to(dtype).requires_grad_() for part in random_parts(64, K=8, rate=rate)]
+        (A,), from_start, to_end = decayed_products(*parts)
+        loss = (A * A.detach().cos()).sum() + from_start.sum() + to_end.sum()
+        found.append([A, from_start, to_end, *torch.autograd.grad(loss, parts)])
+    for low, exact in zip(*found, strict=True):
+        assert low.isfinite().all()
+        error = (low.double() - exact).square().mean().sqrt() / (exact.square().mean().sqrt() + 1e-30)
+        assert error <= 2e-6, f"relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba2", "kda"])
+def test_one_fast_decay_costs_the_slow_ones_no_precision(name):
+    """A token at which everything is forgotten, then tokens at which nearly nothing is: fp32 near fp64."""
+    attention = build(name, {"chunk_size": 64}, torch.float32)
+    log_decay = torch.full((1, 2, 64, 8 if name in ("gla", "kda") else 1), -1e-3)
+    log_decay[:, :, 20] = -3e4
+    q, k, v = torch.randn(3, 1, 2, 64, 8, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1, 2, 64, 1) / 2
+    parts = {
+        "gla": (q, k, log_decay, v),
+        "mamba2": (q[:, :1], k[:, :1], v, one, log_decay),
+        "kda": (q, F.normalize(k, dim=-1), v, one, log_decay),
+    }[name]
+    mixed, exact = attention.mix(*parts)[0], attention.double().mix(*(part.double() for part in parts))[0]
+    error = (mixed.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error <= 1e-6, f"relative error {error:.1e}"
+
+
+def test_fox_is_precise_however_much_was_forgotten():
+    """Ages of -10,000 and more: in fp32 a sum of log f over the whole text would have an error of 1e-3."""
+    fox = build("fox", {"chunk_size": 64}, torch.float32)
+    q, k, v = torch.randn(3, 1, 2, 2000, 8, generator=torch.Generator().manual_seed(0))
+    log_f = -10 * torch.rand(1, 2, 2000, 1, generator=torch.Generator().manual_seed(1))
+    mixed, exact = fox.mix(q, k, v, log_f)[0], fox.double().mix(*(part.double() for part in (q, k, v, log_f)))[0]
+    error = (mixed.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error <= 3e-6, f"relative error {error:.1e}"
+
+
+@pytest.mark.parametrize(("expand_k", "found"), [(0.3, "0.3"), (0, "0"), (-1.0, "-1.0"), (True, "True")])
+def test_keys_of_a_broken_width_are_refused(expand_k, found):
+    with pytest.raises(ValueError, match=rf"expand_k must be above 0, with .* whole number, got {found}"):
+        build("gla", {"expand_k": expand_k})
+
+
+def test_power_of_two():
+    assert [power_of_two(number) for number in (1, 2, 3, 4, 5, 64, 65)] == [1, 2, 4, 4, 8, 64, 128]
