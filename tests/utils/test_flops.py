@@ -35,8 +35,7 @@ class Calls(nn.Module):
         return self.function(x, self.weight)
 
 
-@pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("length", [160, 256, 515])
+@pytest.mark.parametrize(("length", "width"), [(160, 64), (256, 128), (515, 64)])
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=[f"{n}{o or ''}" for n, o in OPTIONS])
 def test_both_counters_equal_the_closed_form(name, options, length, width):
     model = LanguageModel(partial(ARCHITECTURES[name], **options), 128, width, num_layers=1, num_heads=2)
