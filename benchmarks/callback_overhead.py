@@ -1,13 +1,13 @@
-"""What the callbacks cost: `fit` with all five against a bare PyTorch loop of the same model, data and validation.
+"""The cost of the callbacks: `fit` with all five against a bare PyTorch loop of the same model, data and validation.
 
     python benchmarks/callback_overhead.py                      # the README's configuration, all its steps
     python benchmarks/callback_overhead.py --config configs/gau.yaml --steps 200 --validate-every 100
 
 Three processes do the same training: the bare loop, `fit` without the five callbacks, and `fit` with them. Only one
-runs at a time: each is let go on for a slice of two seconds in turn, in an order that changes, and its slices are
-summed, so that what slows the machine for a while slows all three. Counted is the time from the first batch to the
+runs at a time: each continues for a slice of two seconds in turn, in an order that changes, and its slices are
+summed, so that a slow phase of the machine slows all three. The result is the time from the first batch to the
 end of the training, with everything that is set up, validated, logged, drawn and saved in between; reading the data
-and building the model come before. All three must end at the same validation loss. `RunSummary` is left out: it
+and building the model come before. All three must end at the same validation loss. `RunSummary` is excluded: it
 compresses the validation text and writes a sample, once, whatever the length of the run.
 """
 
@@ -38,7 +38,7 @@ LOOP, FIT, WATCHED = "bare loop", "fit", "fit with callbacks"
 
 
 def bare_loop(cli: CLI) -> float:
-    """Train and validate as the configuration says, without Lightning; the last validation loss."""
+    """Train and validate as configured, without Lightning; the last validation loss."""
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     module.trainer = trainer  # configure_optimizers asks for the number of steps; nothing else is used
     configured = module.configure_optimizers()
@@ -77,7 +77,7 @@ def validate(model: torch.nn.Module, batches: object, device: torch.device) -> f
 
 
 def train(what: str, options: argparse.Namespace, folder: str) -> None:
-    """One of the three, in a process of its own; it stops when it is ready, and prints its last validation loss."""
+    """One of the three, in its own process; it stops when it is ready, and prints its last validation loss."""
     keep_freed_memory()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -102,7 +102,7 @@ def train(what: str, options: argparse.Namespace, folder: str) -> None:
 
 
 def take_turns(processes: dict[str, subprocess.Popen], slice_seconds: float) -> dict[str, float]:
-    """Let one stopped process go on at a time until all have ended: the seconds that each was given."""
+    """Continue one stopped process at a time until all have ended. Returns the seconds of each."""
     given, order, shuffle = dict.fromkeys(processes, 0.0), list(processes), random.Random(0).shuffle
     while order:
         shuffle(order)
@@ -142,10 +142,10 @@ def main() -> None:
             seconds = take_turns(processes, chosen.slice)
             losses = {}
             for what, process in processes.items():
-                said = (Path(folder) / f"{what}.log").read_text()
+                output = (Path(folder) / f"{what}.log").read_text()
                 if process.returncode:
-                    sys.exit(f"{what} failed:\n{said[-2000:]}")
-                losses[what] = said.split()[-1]
+                    sys.exit(f"{what} failed:\n{output[-2000:]}")
+                losses[what] = output.split()[-1]
         if len({*losses.values()}) > 1:
             sys.exit(f"the runs did not do the same work: validation losses {losses}")
         rows += [

@@ -95,7 +95,7 @@ def compile_keys(keys: list[str]) -> None:
 
 
 def clean() -> None:
-    """Free what a row left behind."""
+    """Free the memory of the previous row."""
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():

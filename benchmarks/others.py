@@ -1,4 +1,4 @@
-"""Against what one might use instead: the published predecessor and two well-known packages, in their own environment.
+"""Compares with alternatives: the published predecessor and two well-known packages, in a separate environment.
 
     python -m venv others && others/bin/pip install -c constraints.txt -e . local-attention
     others/bin/pip install --no-build-isolation git+https://github.com/idiap/fast-transformers    # compiles
@@ -10,7 +10,7 @@
 - operation: without projections, as in operation.py, against the causal linear attention of fast-transformers (C++)
   and the window of local-attention.
 
-Speed-up: their time over ours, round by round. Nothing of theirs is a dependency; what is not installed is left out.
+Speed-up: their time over ours, round by round. They are not dependencies; what is not installed is skipped.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""How long it takes to start: imports, help, and one training step on a data set that is prepared.
+"""Start-up times: imports, `--help`, and one training step on a prepared data set.
 
     python benchmarks/start_up.py
 
-Each is a process of its own, from its start to its end, in interleaved rounds.
+Each is a separate process, timed from start to end, in interleaved rounds.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""How many warps the delta rule's Triton kernels are to have on the card at hand: the constants of triton_kernels.py.
+"""Finds the best number of warps of the delta rule's Triton kernels on this card: constants of triton_kernels.py.
 
     python benchmarks/tune_delta_rule.py [--write]        # about 40 s, most of it compiling in parallel
 

@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": "certify checkpoints, measure their accuracy and their costs, and write a report",
     "report": "write a report from the rows of results.jsonl files, without their checkpoints",
     "match": "print the sizes at which architectures have the budget of a reference",
-    "retrieval": "print where a trained model loses the answers of its recall task",
+    "retrieval": "print where a trained model fails on its own recall task",
 }
 #: The argument of each command that is not an option with a default.
 REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,7 +69,7 @@ def run(name: str, args: Sequence[str], program: str) -> int:
     parser.add_function_arguments(command, skip={argument.lstrip("-")}, as_group=False)
     options = parser.parse_args(args)
     try:
-        return command(**vars(parser.instantiate_classes(options)))
+        return command(**vars(parser.instantiate(options)))
     except (ValueError, TypeError, OSError) as error:
         parser.error(one_line(error))
 

@@ -19,7 +19,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """The content of a checkpoint, after a check of its integrity.
 
     Raises:
-        ValueError: naming the file, if it is missing, damaged, no checkpoint, or holds anything but plain values.
+        ValueError: naming the file, if it is missing, damaged, not a checkpoint, or has anything but tensors and
+            plain values.
     """
     try:
         with open(path, "rb") as stream:
@@ -41,12 +42,12 @@ def _check(stream: IO[bytes]) -> None:
         # Attributes are 0. A bit of them marks a folder; torch would take its content from uninitialised memory.
         marked = [part.filename for part in archive.infolist() if part.external_attr]
     if damaged or marked:
-        raise zipfile.BadZipFile(f"{damaged or marked[0]} is not what was written")
+        raise zipfile.BadZipFile(f"{damaged or marked[0]} was changed after it was written")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch's message recommends to load the file nevertheless
-        return "it holds more than tensors and plain values, and code in a checkpoint is never run"
+        return "it contains more than tensors and plain values; code in a checkpoint is never executed"
     if isinstance(error, OSError):
         return error.strerror or one_line(error)
     return f"it is damaged, or was not written by train.py ({one_line(error)})"

@@ -1,4 +1,4 @@
-"""Refuses models and numbers of processes that are too large for this machine, before they use its memory."""
+"""Rejects models and numbers of processes that are too large for this machine, before they use its memory."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from .spec import AttentionArgument, AttentionSpec, specs_of
 SIZES = ("vocab_size", "hidden_dim", "num_layers", "ff_dim", "positions")
 LARGEST_SIZE = 2**40  # torch cannot represent the shapes of larger ones
 BEYOND = 2**61  # parameters, reported for shapes that torch cannot represent
-#: Options of the Trainer that Lightning does not check, and their least meaningful value.
+#: Trainer options that Lightning does not check, with their minimum.
 LEAST = {
     "accumulate_grad_batches": 1,
     "val_check_interval": 1,
@@ -26,7 +26,7 @@ LEAST = {
 
 
 def check_weights(attention: AttentionArgument, sizes: Mapping[str, Any]) -> None:
-    """Refuse a model whose weights in fp32 need more than half the memory: a checkpoint is read beside them.
+    """Reject a model whose weights in fp32 need more than half the memory: a checkpoint is loaded next to them.
 
     Args:
         attention: of the model, as `LanguageModule` takes it.
@@ -46,13 +46,13 @@ def check_weights(attention: AttentionArgument, sizes: Mapping[str, Any]) -> Non
         suspects = {name: value for layer in layers for name, value in layer.options.items()}
     name = max(suspects, key=lambda name: suspects[name] if isinstance(suspects[name], int) else 0)
     raise ValueError(
-        f"{name}={suspects[name]} is too large: the weights need at least {in_gib(needed)} of memory and as much to "
-        f"read a checkpoint, and this machine has {in_gib(memory())}"
+        f"{name}={suspects[name]} is too large: the weights need at least {in_gib(needed)} of memory, and loading "
+        f"a checkpoint needs the same again; this machine has {in_gib(memory())}"
     )
 
 
 def check_training(model: LanguageModel) -> None:
-    """Refuse a model whose weights, gradients and both moments of AdamW need more memory in fp32 than the machine has.
+    """Reject a model whose weights, gradients and both moments of AdamW need more memory in fp32 than the machine has.
 
     Raises:
         ValueError: naming the number of parameters and the memory.
@@ -62,12 +62,12 @@ def check_training(model: LanguageModel) -> None:
     if needed > memory():
         raise ValueError(
             f"{parameters:,} parameters are too many: with gradients and both moments of AdamW they need "
-            f"{in_gib(needed)} of memory, and this machine has {in_gib(memory())}: lower hidden_dim or num_layers"
+            f"{in_gib(needed)} of memory, and this machine has {in_gib(memory())}. Lower hidden_dim or num_layers"
         )
 
 
 def check_processes(**numbers: Any) -> None:
-    """Refuse numbers of processes that would occupy the whole machine; `auto` and lists of devices are not checked.
+    """Reject numbers of processes that exceed the machine; `auto` and lists of devices are not checked.
 
     Raises:
         ValueError: naming the argument.
@@ -78,13 +78,13 @@ def check_processes(**numbers: Any) -> None:
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuse values that Lightning would divide by or misread.
+    """Reject Trainer options that Lightning would divide by or misinterpret.
 
     Args:
         options: of the Trainer.
 
     Raises:
-        ValueError: naming the option and its least value.
+        ValueError: naming the option and its minimum.
     """
     for name, least in LEAST.items():
         value = options.get(name)
@@ -93,7 +93,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={value} is too small: at least {least}")
     on_cpu = options.get("accelerator") == "cpu" or not torch.accelerator.is_available()
     if on_cpu and str(options.get("devices")).startswith("-"):
-        raise ValueError(f"devices={options['devices']} is not for a CPU: give the number of processes, such as 1")
+        raise ValueError(f"devices={options['devices']} does not work on a CPU: set the number of processes, such as 1")
 
 
 def most_processes() -> int:

@@ -1,4 +1,4 @@
-"""Loss, accuracy and bits per byte of predicted tokens. Every reported number is a ratio of sums computed here."""
+"""Loss, accuracy and bits per byte of predicted tokens. Every reported value is a ratio of sums computed here."""
 
 import math
 
@@ -19,13 +19,13 @@ def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     return nats.double().view_as(targets)
 
 
-def token_figures(nats: Tensor, tokens: Tensor, correct: Tensor, num_bytes: Tensor) -> dict[str, Tensor]:
+def token_metrics(nats: Tensor, tokens: Tensor, correct: Tensor, num_bytes: Tensor) -> dict[str, Tensor]:
     """The metrics from sums over counted tokens; see `TokenMetrics`."""
     loss = nats / tokens
-    figures = {"loss": loss, "perplexity": loss.exp(), "accuracy": correct / tokens}
+    metrics = {"loss": loss, "perplexity": loss.exp(), "accuracy": correct / tokens}
     if num_bytes > 0:
-        figures["bits_per_byte"] = nats / math.log(2) / num_bytes
-    return figures
+        metrics["bits_per_byte"] = nats / math.log(2) / num_bytes
+    return metrics
 
 
 class StepLoss:
@@ -88,4 +88,4 @@ class TokenMetrics(Metric):
             self.bytes += num_bytes.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        return token_figures(self.nats, self.tokens, self.correct, self.bytes)
+        return token_metrics(self.nats, self.tokens, self.correct, self.bytes)

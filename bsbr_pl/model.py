@@ -71,7 +71,7 @@ class LanguageModel(nn.Module):
     """Predicts the next token: ids (B, T) -> logits (B, T, vocab_size), for any T.
 
     A layer is an attention and a feed-forward network, or two attentions if the architecture
-    `replaces_feed_forward` (GAU). Each attention encodes positions itself; the model can also learn embeddings of them.
+    `replaces_feed_forward` (GAU). Each attention encodes positions itself; `positions` adds learned embeddings.
 
     Args:
         attention: builds the attention of every layer, or a list with one builder per layer.
@@ -163,7 +163,7 @@ class LanguageModel(nn.Module):
         except IndexError:
             low, high = int(input_ids.min()), int(input_ids.max())
             raise ValueError(
-                f"input_ids must lie in 0 ... {self.vocab_size - 1} (vocab_size), got {low} ... {high}"
+                f"input_ids must be in 0 ... {self.vocab_size - 1} (vocab_size), got {low} ... {high}"
             ) from None
         if self.positions is not None:
             end = start + (input_ids.shape[1] if input_ids.dim() == 2 else 1)
@@ -279,7 +279,7 @@ class LanguageModel(nn.Module):
                 maps.append(branch.inner.attention_map(branch.norm(x)))
             x = branch(x)
         if len({map_.shape for map_ in maps}) > 1:
-            raise ValueError("the attentions have different numbers of heads: ask each for its own attention_map")
+            raise ValueError("the attentions have different numbers of heads: call attention_map of each")
         return torch.stack(maps)
 
     # Costs, in closed form.

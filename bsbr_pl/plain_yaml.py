@@ -1,4 +1,4 @@
-"""YAML within limits that no configuration exceeds, checked before aliases are expanded or anything is built."""
+"""YAML with limits on size and depth, checked before aliases are expanded or anything is built."""
 
 import re
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ from jsonargparse import get_loader
 
 LONGEST = 100_000  # characters of a text
 DEEPEST = 24  # collections within collections, and parts of a key with dots
-MOST = 2_000  # values and keys, with aliases written out
+MOST = 2_000  # values and keys, with aliases expanded
 LONG_NUMBER = re.compile(r"[-+]?(0[xb][0-9a-fA-F_]{30,}|[0-9_:]{30,})")  # in any notation of YAML 1.1
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class LimitError(Exception):
-    """A text exceeds a limit. Not a ValueError: a parser would then try another type for the value."""
+    """A text exceeds a limit. Not a ValueError: jsonargparse would try another type for the value."""
 
 
 @dataclass
@@ -35,9 +35,9 @@ class _Open:
         if is_key and isinstance(event, yaml.ScalarEvent):
             key = event.value
             if key.count(".") >= DEEPEST:
-                raise LimitError(f"a key of {key.count('.') + 1} parts is nested more than {DEEPEST} deep")
+                raise LimitError(f"a key with {key.count('.') + 1} parts is nested more than {DEEPEST} levels deep")
             if key in self.keys:
-                raise LimitError(f"the key {key!r} stands twice in one section: leave one out")
+                raise LimitError(f"duplicate key {key!r}: remove one of the two")
             self.keys.add(key)
 
 
@@ -45,12 +45,12 @@ def load(text: str) -> Any:
     """The plain values of a YAML text, as jsonargparse reads it.
 
     Raises:
-        LimitError: if the text is too long or too deep, holds too many values, or a key twice.
-        yaml.YAMLError: if the text is no YAML.
+        LimitError: if the text is too long or too deep, or has too many values or a duplicate key.
+        yaml.YAMLError: if the text is not YAML.
     """
     try:
         if len(text) > LONGEST:
-            raise LimitError(f"more than {LONGEST:,} characters, as no configuration has")
+            raise LimitError(f"more than {LONGEST:,} characters, the limit for a configuration")
         _check(yaml.parse(text, Loader=PARSER))
     except LimitError as error:
         line = " ".join(text[:200].split())
@@ -75,20 +75,21 @@ def _check(events: Iterable[yaml.Event]) -> None:
                 within.append(_Open(event.anchor, values, isinstance(event, yaml.MappingStartEvent)))
             values += _size(event, sizes, within)
             if len(within) > DEEPEST:
-                raise LimitError(f"nested more than {DEEPEST} deep, as no option is")
+                raise LimitError(f"nested more than {DEEPEST} levels deep, the limit for a configuration")
             if values > MOST:
-                raise LimitError(f"more than {MOST:,} values and keys, aliases written out, as no configuration has")
+                raise LimitError(f"more than {MOST:,} values and keys (aliases expanded), the limit here")
 
 
 def _size(event: yaml.NodeEvent, sizes: dict[str | None, int], within: list[_Open]) -> int:
-    """How many values an event adds, with an alias written out."""
+    """How many values an event adds, with aliases expanded."""
     if isinstance(event, yaml.AliasEvent):
         if event.anchor in [collection.anchor for collection in within]:
-            raise LimitError(f"*{event.anchor} stands within &{event.anchor}, which has no end: write it out")
+            name = event.anchor
+            raise LimitError(f"the alias *{name} is inside &{name}, to which it refers: write its values instead")
         return sizes.get(event.anchor, 1)
     if isinstance(event, yaml.ScalarEvent):
         sizes[event.anchor] = 1
         if event.implicit[0] and LONG_NUMBER.fullmatch(event.value):
             digits = len(event.value)
-            raise LimitError(f"a whole number of {digits} digits is too long: put quotes around it if it is text")
+            raise LimitError(f"an integer of {digits} digits is too long: put it in quotes if it is text")
     return 1

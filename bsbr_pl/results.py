@@ -88,7 +88,7 @@ ABOUT = {
         {
             "length?": str,  # in words: 600 steps
             "status?": str,  # finished, or how it ended
-            "marks?": [str],  # what must be said wherever it is named
+            "marks?": [str],  # warnings shown with its name
             "finished?": (bool, NoneType),
             "steps?": int,
             "planned_steps?": (int, NoneType),
@@ -148,7 +148,7 @@ class NotKeptError(OSError):
 
 
 class Job(NamedTuple):
-    """A row that is wanted: what decides it, and what is said about it."""
+    """A row to be measured: its identity, and its `about`."""
 
     identity: dict[str, Any]
     about: dict[str, Any]
@@ -225,7 +225,7 @@ def _check_names(value: Mapping[str, Any], form: Mapping[str, Any], where: str) 
 class Results:
     """The rows of one results.jsonl, shared by all processes that open it.
 
-    Locks are the system's own and end with the process that holds them. Their empty files lie in `.lock/` beside the
+    The system releases locks when a process ends. Their empty files are in `.lock/` next to the
     results.
 
     Args:
@@ -361,7 +361,7 @@ def open_problems(rows: Sequence[Row]) -> list[Row]:
 
 
 def _parse(stream: BinaryIO, path: Path) -> dict[str, Row]:
-    """The rows of the lines from here on, by digest of their identity. How many lines are left out is said."""
+    """The rows of the lines from here on, by digest of their identity. Prints how many lines are left out."""
     rows: dict[str, Row] = {}
     older = damaged = 0
     for line in _lines(stream):

@@ -1,7 +1,7 @@
 """Optimiser steps as the unit of a run: when it ends, when it validates, which training data it has read.
 
-A run has no epochs unless it is told to (`max_epochs`, `limit_train_batches` or `overfit_batches`): the training data
-is an endless stream, and every optimiser step takes batch_size * accumulate_grad_batches samples of it.
+A run has epochs only if `max_epochs`, `limit_train_batches` or `overfit_batches` is set. Otherwise the training data is
+an endless stream, and every optimiser step takes batch_size * accumulate_grad_batches samples of it.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging, Timer
 
-#: Callbacks that a run cannot have: what they change, and what to use instead.
+#: Callbacks that a run must not have: what they change, and what to use instead.
 REFUSED = {
     GradientAccumulationScheduler: "changes the size of a step: use accumulate_grad_batches",
     StochasticWeightAveraging: "changes the weights after the last validation and checkpoint: use EMAWeightAveraging",
@@ -33,7 +33,7 @@ def steps_per_epoch(trainer: Trainer) -> int | None:
 
 
 def planned(max_steps: int, max_epochs: int | None, epoch_steps: int | None) -> int | None:
-    """Optimiser steps of a run; None where neither steps nor epochs bound it, or an epoch's length is not known yet."""
+    """Optimiser steps of a run; None if neither steps nor epochs bound it, or an epoch's length is not known yet."""
     bounds = [max_steps] if max_steps > 0 else []
     if (max_epochs or -1) > 0 and epoch_steps:
         bounds.append(max_epochs * epoch_steps)  # type: ignore[operator]
@@ -120,7 +120,7 @@ def validation_interval(trainer: Trainer) -> int | float | None:
 
 
 def check(trainer: Trainer) -> None:
-    """Refuse options that change the number of samples of a step, or the weights after the last validation.
+    """Reject options that change the number of samples of a step, or the weights after the last validation.
 
     Raises:
         ValueError: naming the argument of the Trainer, its value and what to do.
@@ -136,12 +136,12 @@ def check(trainer: Trainer) -> None:
         limit = getattr(trainer, name)
         if isinstance(limit, int) and limit % accumulate and (trainer.max_epochs or -1) < 0:
             raise ValueError(
-                f"{name}={limit} must be a multiple of accumulate_grad_batches={accumulate}: a step takes as many "
-                "batches; or set max_epochs, which allows a short step at the end of each epoch"
+                f"{name}={limit} must be a multiple of accumulate_grad_batches={accumulate}: the batches of "
+                "one step; or set max_epochs, which allows a short step at the end of each epoch"
             )
     interval = validation_interval(trainer)
     if isinstance(interval, float) and interval < 1 and not ends:
         raise ValueError(
-            f"val_check_interval={interval:g} is a share of an epoch, and this run has no epochs: give a number of "
-            "optimiser steps, or set max_epochs"
+            f"val_check_interval={interval:g} is a share of an epoch, but this run has no epochs: set a number of "
+            "optimiser steps, or max_epochs"
         )

@@ -4,7 +4,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from bsbr_pl.data import TextData, TokenData
+from bsbr_pl.data import TokenData
 from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 
@@ -47,13 +47,12 @@ class RunSummary(Callback):
         print(f"\nAfter {run['step']:,} steps and {run['tokens']:,} tokens:")
         for name, value in _validation(trainer, data):
             print(f"  {name:<28} {value}")
-        if isinstance(data, TextData) and self.num_tokens:
-            start = torch.tensor(
-                [[data.tokenizer.eos_id, *data.tokenizer.encode(self.prompt)]], device=pl_module.device
-            )
+        if data.kind == "text" and self.num_tokens:
+            tokenizer = data.tokenizer
+            start = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(self.prompt)]], device=pl_module.device)
             room = self.num_tokens if model.max_length is None else max(0, model.max_length + 1 - start.shape[1])
             ids = model.generate(start, min(self.num_tokens, room), self.temperature, self.top_k)
-            print(f"\nGenerated:\n{data.tokenizer.decode(ids[0, 1:].tolist())}\n")
+            print(f"\nGenerated:\n{tokenizer.decode(ids[0, 1:].tolist())}\n")
 
 
 def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
@@ -63,14 +62,14 @@ def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
         return [("validation", "none: limit_val_batches=0")]
     rows = [(key.removeprefix("val/").replace("_", " "), f"{value:.4f}") for key, value in sorted(metrics.items())]
     batches, read = len(data.val_dataloader()), int(trainer.num_val_batches[0])
-    if isinstance(data, TextData):
-        text, tokens = data.text("val"), len(data.corpus.tokens("val")) - 1
+    if data.kind == "text" and (text_data := data.text_data):
+        text, tokens = text_data.text("val"), len(text_data.corpus.tokens("val")) - 1
         amount = f"{tokens:,} tokens, {len(text):,} bytes"
         if read >= batches:  # compressors read the whole text, which is not comparable with a part of it
             compressed = compressed_bits_per_byte(text).items()
             rows += [(f"bits per byte of {name}", f"{bits:.4f}") for name, bits in compressed]
         else:
-            amount = f"the first {read * data.eval_batch_size * data.eval_context_length:,} of {amount}"
+            amount = f"the first {read * data.eval_batch_size * data.validation_length:,} of {amount}"
         rows.append(("validation text", amount))
     elif read < batches:
         rows.append(("validation", f"the first {read:,} of {batches:,} batches"))

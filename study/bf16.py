@@ -3,8 +3,8 @@
     python study/bf16.py                              # small models on bytes of the standard library, 200 steps
     python study/bf16.py --architectures bsbr --seeds 0 1 2 --source text.txt --steps 1000
 
-Chunks and windows are a quarter of the context, so that what lies beyond them is trained too. Two losses are printed
-for each precision, in nats a byte: the mean of training over the last 20 steps, and that of the validation text (its
+Chunks and windows are a quarter of the context, so that retrieval is trained too. Two losses are printed for each
+precision, in nats per byte: the mean of training over the last 20 steps, and that of the validation text (its
 first 512 windows) at the end, predicted in the run's own precision. A loss that is not finite ends the script.
 """
 

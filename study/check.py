@@ -5,7 +5,7 @@
 
 Each run has the arguments, rate, seed and steps of the published one. Its validation loss must agree within the
 tolerance: another machine adds numbers in another order, and training enlarges the difference. If the text is not the
-published one (another release of Python has another standard library), the script says so and does not compare.
+published one (another release of Python has another standard library), the script prints this and does not compare.
 """
 
 import math
@@ -60,8 +60,8 @@ def main() -> int:
         parser.error(f"--models: {', '.join(sorted(unknown))} is not in {chosen.published}")
     failed = False
     for model in chosen.models:
-        disagrees, said = compare(*shortest(model, published), chosen.output, chosen.tolerance)
-        print(f"{model}: {said}")
+        disagrees, sentence = compare(*shortest(model, published), chosen.output, chosen.tolerance)
+        print(f"{model}: {sentence}")
         failed |= disagrees
     return int(failed)
 

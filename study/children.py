@@ -47,7 +47,7 @@ class Children:
     def start(self, command: list[str], **options: Any) -> subprocess.Popen:
         """Start a child; `options` are those of `subprocess.Popen`.
 
-        The child leads a process group of its own: Ctrl-C in a terminal reaches this process alone, which passes it on.
+        The child leads its own process group: Ctrl-C in a terminal reaches this process alone, which passes it on.
         """
         parent = os.getpid()
         child = subprocess.Popen(

@@ -1,7 +1,7 @@
 """Runs many trainings: several at once, none twice. Interrupted trainings are resumed.
 
 Several scripts may train in the same folders at once: a script waits for a run that another process trains. A run
-diverged if its loss was no finite number; failed.txt in its folder says so, and the run is not repeated. After any
+diverged if its loss was not finite; failed.txt in its folder records this, and the run is not repeated. After any
 other failure (a full disk, a kill, no memory, a refused argument) the next call tries the run again.
 """
 

@@ -88,7 +88,7 @@ def test_code_in_a_checkpoint_is_not_run(way, made, tmp_path):
 def test_what_is_not_trusted_is_said(made, tmp_path):
     whole, _ = made
     torch.save(load_checkpoint(whole) | {"callbacks": Hostile(tmp_path)}, tmp_path / "hostile.ckpt")
-    with pytest.raises(ValueError, match=r"hostile.ckpt is not a readable checkpoint: .* is never run"):
+    with pytest.raises(ValueError, match=r"hostile.ckpt is not a readable checkpoint: .* is never executed"):
         load_checkpoint(tmp_path / "hostile.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match=r"foreign.ckpt is not a readable checkpoint: .*no hyper_parameters"):

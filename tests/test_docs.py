@@ -59,14 +59,14 @@ ELSEWHERE = {
         'f"--initial_weights={FOLDER}"',
     ),
     "study/convert_and_heal.py": ("tests/test_benchmarks.py", '"study/convert_and_heal"'),
-    "-m bsbr_pl.evals.matching --match params --reference standard --tokens 512 --hidden_dim 128 "
-    "--out configs/matched": (
+    "-m bsbr_pl match --match params --reference standard --tokens 512 --hidden_dim 128 --out configs/matched": (
         "tests/evals/test_matching.py",
         'f"--out={tmp_path}"',
     ),
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
     "make docs": ("Makefile", "docs:"),
+    "make results": ("Makefile", "results:"),
     "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),
 }
 

@@ -116,7 +116,6 @@ KNOWN: dict[str, dict[str, str]] = {
         "bsbr_pl.utils.macs": "an operator of torch",
     },
     "a data set is named in its own room alone": {
-        "callbacks.run_summary": "a text has a tokenizer and raw bytes",
         "bsbr_pl.evals.accuracy": "the type of an argument",
         "bsbr_pl.evals.training": "the default task of compare_models",
     },

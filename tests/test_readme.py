@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,7 +31,9 @@ HERE = {
     "train.py fit --config configs/bsbr.yaml --ckpt_path last": [*TRAIN, "--trainer.max_steps=4"],
     "train.py fit --help": [],
     "evaluate.py runs/": EVALUATE,
-    "-m bsbr_pl.evals runs/": EVALUATE,
+    "-m bsbr_pl evaluate runs/": EVALUATE,
+    "-m bsbr_pl report a/results.jsonl b/results.jsonl": ["--output_dir=merged"],
+    "-m bsbr_pl match --match=params": ["--hidden_dim=16", "--architectures=[linear]", "--tokens=32"],
     "study/train_all.py runs/all": ["--architectures=linear", "--seeds=0", "--", *TRAIN],
     "evaluate.py runs/all": EVALUATE,
 }
@@ -42,8 +45,14 @@ ELSEWHERE = {
     "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "-c constraints.txt -e '.[docs]'"),
     "train.py fit --config configs/bsbr.yaml --model.compile=true": ("tests/test_module.py", "compile=compiled"),
     "make docs": ("Makefile", "docs:"),
+    "-m bsbr_pl retrieval runs/version_1/checkpoints/best.ckpt": (
+        "tests/evals/test_retrieval.py",
+        'main(["retrieval", str(path)',
+    ),
     "study/run.py runs/study --tasks text": ("tests/test_study.py", "study/run.py"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),
+    '-m pytest -q -m ""': ("Makefile", 'python -m pytest -q -m ""'),
+    "-m pytest -q -m slow": ("tests/test_slow_tests.py", '"-m", "slow"'),
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": ("constraints.txt", "torch==2.13.0"),
     "tensorboard --logdir runs": ("tests/callbacks/test_tensorboard.py", '"tensorboard.main", "--logdir"'),
     "--config configs/bsbr.yaml --config configs/data/mqar.yaml": (
@@ -86,25 +95,31 @@ def run(command: str, more: list[str]) -> int | str | None:
     return None
 
 
-@pytest.mark.filterwarnings("ignore:'bsbr_pl.evals.__main__' found in sys.modules")  # evaluate.py was before it
+@pytest.mark.filterwarnings("ignore:'bsbr_pl.__main__' found in sys.modules")  # evaluate.py was before it
 def test_the_commands_run(tmp_path, monkeypatch, one_thread, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.syspath_prepend(ROOT / "study")  # a script finds what lies beside it
+    monkeypatch.syspath_prepend(ROOT / "study")  # a script finds the modules of its folder
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "text.txt").write_text(
         "\n".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(200))
     )
     printed = {}
     for command, more in HERE.items():
+        if " report " in command:
+            for machine in ("a", "b"):
+                shutil.copytree("evaluation", machine)
         assert not run(command, more), command
         printed[command] = capfd.readouterr().out
-    fit, validate, help_, evaluate = (list(HERE)[i] for i in (0, 4, 6, 7))
+    fit, validate, help_, evaluate, _, report, match = (list(HERE)[i] for i in (0, 4, 6, 7, 8, 9, 10))
     for words in ("bits per byte", "xz -9", "gzip -9", "accuracy", "Generated:"):
         assert words in printed[fit]
     assert "val/loss" in printed[validate]
     assert "--model.attention" in printed[help_]
     assert printed[evaluate].endswith("evaluation/report.html\n")
+    assert printed[report] == "merged/report.html\n"
+    assert (tmp_path / "merged/report.html").read_bytes() == (tmp_path / "a/report.html").read_bytes(), "equal rows"
+    assert re.search(r"^linear .* \+0\.\d\d %", printed[match], re.M)
     for left in ("config.yaml", "record.json", "checkpoints/best.ckpt"):
         assert (tmp_path / "runs" / "version_0" / left).exists()
     for left in ("results.jsonl", "report.html"):

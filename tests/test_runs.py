@@ -382,7 +382,7 @@ def test_options_that_would_change_the_size_of_a_step_are_refused(folder):
     for option, words in {
         "--trainer.limit_train_batches=3": "limit_train_batches=3 must be a multiple of accumulate_grad_batches=2",
         "--trainer.overfit_batches=3": "overfit_batches=3 must be a multiple of accumulate_grad_batches=2",
-        "--trainer.val_check_interval=0.5": "val_check_interval=0.5 is a share of an epoch, and this run has no epochs",
+        "--trainer.val_check_interval=0.5": "val_check_interval=0.5 is a share of an epoch, but this run has no epochs",
         "--trainer.min_epochs=1": "min_epochs=1, and this run has no epochs",
         "--trainer.max_epochs=0": "max_epochs=0 trains nothing",
         "--trainer.max_time=00:00:00:00": "max_time=00:00:00:00 trains nothing",

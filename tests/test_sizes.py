@@ -65,7 +65,7 @@ def test_the_help_shows_every_size_with_its_words_type_and_default(capsys):
     for name in NAMES[1:]:
         assert f"--model.{name} " in said
     assert "--model.num_layers NUM_LAYERS number of layers. (type: int, default: 2)" in said
-    assert "4 * hidden_dim where None, 0 for none. (type: int | null, default: null)" in said
+    assert "4 * hidden_dim if None, 0 for none. (type: int | null, default: null)" in said
     assert "(type: bool, default: False)" in said
     assert "--model.vocab_size" not in said, "the data gives it"
     assert "--model.sizes" not in said

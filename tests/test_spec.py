@@ -33,7 +33,7 @@ class Outside(StandardAttention):
         AttentionSpec(BSBRAttention),
         partial(copy.deepcopy, BSBRAttention),  # as jsonargparse binds the class to a function of its own
     ],
-    ids=str,
+    ids=lambda value: "a function bound to the class" if getattr(value, "func", None) is copy.deepcopy else str(value),
 )
 def test_every_way_to_name_an_attention_gives_the_same_spec(value):
     spec = AttentionSpec.of(value)

@@ -1,4 +1,4 @@
-"""How well a trained model predicts: over a whole text, with intervals over its documents, and on recall tasks."""
+"""Accuracy of trained models: on a whole text with intervals over documents, and on recall tasks."""
 
 import math
 from collections import defaultdict
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bsbr_pl.data import TextData, TokenData, associative_recall_hits
-from bsbr_pl.metrics import IGNORED, TokenMetrics, token_figures, token_nats
+from bsbr_pl.metrics import IGNORED, TokenMetrics, token_metrics, token_nats
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.values import bootstrap_interval, ratio_interval
 
@@ -56,7 +56,7 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
         positions.add(position[counted], nats[counted], right[counted])
         distance = associative_recall_hits(batch["input_ids"], targets)
         hits.add(distance[counted], nats[counted], right[counted])
-    figures = token_figures(*torch.from_numpy(sums.sum(0)))
+    figures = token_metrics(*torch.from_numpy(sums.sum(0)))
     ratios = {"loss": (0, 1, 1.0), "accuracy": (2, 1, 1.0), "bits_per_byte": (0, 3, math.log(2))}
     return {
         **{name: float(value) for name, value in figures.items()},
@@ -73,7 +73,7 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
 
 
 def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
-    """The share of questions of a recall task that are answered right.
+    """The share of questions of a recall task that are answered correctly.
 
     Returns:
         loss (nats a question), accuracy, samples; interval: accuracy -> [low, high], 95 %, by bootstrap over samples;

@@ -1,4 +1,4 @@
-"""What a comparison says: growth exponents, crossover lengths and rankings, with intervals, and as a table."""
+"""Analysis of a comparison: growth exponents, crossover lengths and rankings, with intervals, and as a table."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from bsbr_pl.values import crossover, exponent, number, ranks
 
 @dataclass(frozen=True)
 class Analysis:
-    """What results say; `print` shows it as a table, `analysis["rankings"]` is `analysis.rankings`.
+    """The analysis of results; `print` shows it as a table, `analysis["rankings"]` is `analysis.rankings`.
 
     exponents: cost -> model -> {"exponent", "interval", "lengths"} of cost ~ length^exponent, see `values.exponent`.
     crossovers: cost -> model -> other model -> {"length", "interval", "longest"}: from which length on the model costs

@@ -1,4 +1,4 @@
-"""Trained checkpoints on disk: found, opened without running any code of theirs, and described."""
+"""Finds, opens and describes trained checkpoints, without executing code in them."""
 
 import glob
 import hashlib
@@ -148,7 +148,7 @@ class Checkpoint:
             ValueError: the checkpoint does not name its data, or the data is not there.
         """
         if self.data_class is None:
-            raise ValueError("the checkpoint names no data set of bsbr_pl.data")
+            raise ValueError("the checkpoint has no data set of bsbr_pl.data")
         return open_saved(self.data_class, self.data_arguments, self.data_fingerprint, self.location, changes)
 
 
@@ -163,7 +163,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
         names = [path] if Path(path).exists() else sorted(glob.glob(str(path), recursive=True))
         files = [file for name in names for file in _files(Path(name))]
         if not files:
-            raise ValueError(f"{path} holds no checkpoint (*.ckpt): a folder, file or pattern with one is needed")
+            raise ValueError(f"{path} has no checkpoint (*.ckpt): give a folder, file or pattern with checkpoints")
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())

@@ -35,18 +35,20 @@ def evaluate(
     rounds: int = 5,
     data: DataLocation = HERE,
 ) -> int:
-    """Certify checkpoints, measure their accuracy and their costs, and write a report. 0 if any could be evaluated.
+    """Certify checkpoints, measure their accuracy and their costs, and write a report.
+
+    Returns 0 if at least one checkpoint was evaluated.
 
     Args:
         paths: folders, files or patterns of checkpoints (*.ckpt) that train.py wrote
-        output_dir: where results.jsonl, report.html, report.md, tables and plots go; results already there are kept
-        split: of the data that each was trained on
+        output_dir: where results.jsonl, report.html, report.md, tables and plots go; existing results are reused
+        split: split of each checkpoint's own data
         device: cpu, cuda, ...; auto takes a GPU where there is one
         dtype: of weights and computation
-        multiples: context lengths to predict text at, in lengths of training
+        multiples: context lengths for text, as multiples of the training length
         lengths: tokens of the sequences that time, memory and FLOPs are measured on; an empty list for none
-        rounds: samples of each time; all models are timed in turn in each round
-        data: where the text that checkpoints were trained on is now, if it has moved
+        rounds: timing rounds; every round times all models
+        data: present location of the training text, if it has moved
 
     Raises:
         ValueError: naming the argument, or a path that holds no checkpoint.
@@ -68,7 +70,7 @@ def evaluate(
         evaluation.run(subjects, split, multiples, lengths)
     except KeyboardInterrupt:
         stopped = True
-        print("\nStopped: the report shows what was measured; the same command measures the rest.", file=sys.stderr)
+        print("\nStopped. The report has the results so far. Run the same command to continue.", file=sys.stderr)
     from bsbr_pl.report import warnings, write_report  # what draws is imported once everything is measured
 
     rows = evaluation.rows(subjects)
@@ -117,20 +119,20 @@ def match(
     """Print the sizes at which architectures have the budget of a reference.
 
     Args:
-        match: what is matched
-        reference: whose value the others are to have: a key of ARCHITECTURES
+        match: the quantity that becomes equal
+        reference: reference architecture, a key of ARCHITECTURES
         tokens: length of the sequence
-        architectures: which to match
-        vocab_size: token ids, as many as the data has that will be trained on
-        hidden_dim: width of the reference, and of the others before anything is changed
+        architectures: the architectures to match
+        vocab_size: vocabulary size of the training data
+        hidden_dim: width of the reference, and initial width of the others
         num_layers: number of layers
         num_heads: heads of each attention
-        ff_dim: width of the feed-forward networks; 4 * hidden_dim where null, 0 for none
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim if null, 0 for none
         model_options: "architecture -> its options: {bsbr: {chunk_size: 64}}"
         batch_size: sequences of a training step, for step_time
         rounds: samples of each time
         device: where to take times
-        out: folder for one YAML an architecture, for train.py
+        out: folder for one YAML per architecture, for train.py
     """
     sizes = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads, "ff_dim": ff_dim}
     options = model_options or {}
@@ -153,13 +155,13 @@ def match(
 def retrieval(
     checkpoint: str, split: Literal["train", "val", "test"] = "test", device: str = "cpu", out: str | None = None
 ) -> int:
-    """Print where a trained model loses the answers of its own recall task.
+    """Print where a trained model fails on its own recall task.
 
     Args:
         checkpoint: file (*.ckpt) that train.py wrote
         split: of the data that it was trained on
         device: cpu, cuda, ...
-        out: JSON file for all figures
+        out: JSON file for all numbers
     """
     opened = open_checkpoint(checkpoint)
     assert opened.module is not None

@@ -1,4 +1,4 @@
-"""Models compared by name: what they cost at every length, how well they recall, and what follows from it.
+"""Compares models by name: costs and recall accuracy at every length, with rankings.
 
 Costs are those of `costs.measure_costs`: embedding to last norm, for one sequence, all models timed in the same rounds.
 Accuracy is that of trained weights: of checkpoints, or of a short training that the results describe. A model that
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     divisor: float = 1.0
 
 
-#: The metrics of `compare_models` beside `accuracy`, and those of `scaling_analysis`.
+#: The metrics of `compare_models` except `accuracy`, and those of `scaling_analysis`.
 COSTS = {
     "inference_time": Cost("s", "forward"),
     "training_time": Cost("s", "training"),
@@ -89,7 +89,7 @@ def compare_models(
         num_layers: layers of the models.
         num_heads: heads of each attention.
         ff_dim: width of the feed-forward networks; 4 * hidden_dim where None, 0 for none.
-        reach: tokens of a chunk of BSBR and GAU, and of SlidingWindow's window, unless `model_options` says otherwise.
+        reach: tokens of a chunk of BSBR and GAU, and of SlidingWindow's window, unless `model_options` sets it.
         model_options: name -> options of its architecture: {"BSBR": {"chunk_size": 32}}, in tokens.
         match: params, flops, state_bytes or step_time: change the sizes of the models until they match the first that
             is no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`.
@@ -228,12 +228,12 @@ def _certified(subjects: Mapping[str, Subject], evaluation: Evaluation, results:
             continue
         found = evaluation.results.get(evaluation.identity(subject, "certificate"))
         failed = [check["name"] for check in found["checks"] if not check["passed"]] if found else ["certificate"]
-        warnings.warn(f"{name} is left out of the comparison: it fails {', '.join(failed)}", stacklevel=3)
+        warnings.warn(f"{name} is excluded from the comparison: it fails {', '.join(failed)}", stacklevel=3)
         results["disqualified"][name] = failed
         results["models"].remove(name)
         del results[name]
     if not passed:
-        raise ValueError(f"models: none is left, all fail their certificate: {results['disqualified']}")
+        raise ValueError(f"models: all fail their certificate: {results['disqualified']}")
     return {name: subject for name, subject in subjects.items() if subject in passed}
 
 

@@ -1,7 +1,7 @@
 """How the cost of models grows with the length of the sequence: time, memory, FLOPs, decode state.
 
-The cost is that of a model from the embedding to the last norm, for one sequence. The head is left out: it costs every
-architecture the same per token, and would hide what is compared.
+The cost is that of a model from the embedding to the last norm, for one sequence. The head is excluded: its cost per
+token is equal for all architectures and would hide the differences.
 """
 
 from collections.abc import Callable, Mapping, Sequence

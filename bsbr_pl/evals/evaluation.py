@@ -1,4 +1,4 @@
-"""The one engine: certify, measure accuracy and costs, draw maps, and keep each result as a row."""
+"""Certifies models, measures accuracy and costs, draws attention maps, and saves each result as a row."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from .retrieval import retrieval
 from .saved_data import DataChangedError
 from .subject import Subject
 
-#: Of each kind of row; changes whenever the measurement changes its meaning.
+#: Of each kind of row; increase it when the measurement changes its meaning.
 VERSIONS: dict[str, int] = {"certificate": 3, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -35,10 +35,10 @@ ENVIRONMENT = ("cpu", "instructions", "threads", "device", "gpu", "cuda")  # wha
 
 @dataclass
 class Evaluation:
-    """Measures subjects on one device in one precision. Results that exist are not measured again.
+    """Measures subjects on one device in one precision. Existing results are reused.
 
-    Processes that are given the same results at once divide the work, and all of them end with every row. What goes
-    wrong with one subject becomes a row of kind `problem`, and the others go on.
+    Processes with the same results file divide the work; each ends with all rows. An error of one subject becomes a
+    row of kind `problem`, and the others continue.
 
     Args:
         results: where rows are kept, as soon as they are measured.
@@ -140,7 +140,7 @@ class Evaluation:
             before = known.get(digest(job.identity), {})
             about = before | job.about  # keeps what others have added, such as the study that it belongs to
             if about | {"command": None} != before | {"command": None}:
-                self._run(job._replace(about=about))
+                self._run(Job(job.identity, about, job.measure))
 
     def rows(self, subjects: Sequence[Subject]) -> list[Row]:
         """The rows of these subjects, in all environments, and the problems that this evaluation met.
@@ -208,7 +208,7 @@ class Evaluation:
 
     @contextmanager
     def _attempt(self, of: Mapping[str, Any], checkpoint: str, about: Mapping[str, Any]) -> Iterator[None]:
-        """What goes wrong with one subject becomes its problem, and the others go on while rows can be kept."""
+        """Record an error as the subject's problem and continue with the others; an error of the results file stops."""
         words = ""
         try:
             yield
@@ -281,7 +281,7 @@ class Evaluation:
             found, words = {}, ""
             try:
                 found = measure_costs(models, length, self.rounds, passes, memory, self.seed) if models else {}
-            except Exception as error:  # out of memory, most likely: the other lengths go on
+            except Exception as error:  # probably out of memory: continue with the other lengths
                 words = f"costs at {length} tokens: {one_line(error, 300)}"
             for subject in subjects:
                 if subject.name in found:

@@ -1,4 +1,4 @@
-"""Fair budgets: sizes at which architectures have equally many parameters, FLOPs, bytes of state or seconds a step."""
+"""Fair budgets: sizes at which architectures have equal parameters, FLOPs, state bytes or step times."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,10 +19,10 @@ from .analysis import aligned
 Arguments = dict[str, Any]  # of LanguageModel
 DEFAULTS = {size.name: size.default for size in SIZES if size.default is not size.empty}
 
-REACH = "reach"  # stands for the option that sets how many tokens an architecture sees exactly: chunk_size, window_size
-#: Quantity -> ways to match it. A way is a list of sizes that are set one after another. A size that an architecture
-#: does not have, or that changes nothing, is skipped. The first way that reaches past the reference and to within
-#: `TOLERANCE` of it is taken, else the nearest.
+REACH = "reach"  # replaced by the option that sets how many tokens are seen exactly: chunk_size, window_size
+#: Quantity -> ways to match it. A way is a list of sizes that are changed one after another. A size that an
+#: architecture does not have, or that has no effect, is skipped. The first way that passes the reference and comes
+#: within `TOLERANCE` of it is used, otherwise the nearest.
 #:
 #: Parameters are matched by the feed-forward networks, which leaves the attention alone. FLOPs and time are matched by
 #: the width, `ff_dim` in proportion: a cheaper attention buys a larger model of the same shape, and `ff_dim` makes up
@@ -34,7 +34,7 @@ WAYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "step_time": (("hidden_dim", "ff_dim"),),
 }
 TOLERANCE = 0.05  # share of the reference: chunks, heads and widths have coarse steps
-NOISE = 0.02  # the same of a time: a smaller difference cannot be measured
+NOISE = 0.02  # the same for times: a smaller difference cannot be measured
 FACTOR = 4  # sizes go down to a quarter and up to four times
 
 
@@ -76,13 +76,13 @@ def match(
             training step, timed in the same rounds as the reference's).
         models: name -> arguments of `LanguageModel`; those that do not decide the quantity stay as they are.
         num_tokens: tokens T of a sequence.
-        reference: whose value the others are to have, a name in `models`.
+        reference: the name of the reference model in `models`.
         batch_size: sequences of a training step, for `step_time`.
         rounds: samples of each time.
-        device: where to take times.
+        device: where to measure times.
 
     Returns:
-        name -> what was found; the reference among them, as it was given.
+        name -> what was found; the reference is included, unchanged.
 
     Raises:
         ValueError: an unknown quantity or reference, or an argument out of range.

@@ -1,4 +1,4 @@
-"""What a report shows of a checkpoint beside measurements: its attention map and the course of its training."""
+"""The attention map of a checkpoint as a small picture, and the curve of its training."""
 
 import base64
 import io

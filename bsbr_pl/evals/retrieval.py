@@ -1,12 +1,12 @@
-"""Where recall fails: in the router, which gave more weight to another chunk than the answer's, or behind it.
+"""Finds where recall fails: the router chose a wrong chunk, or the state of the right chunk lost the answer.
 
     bsbr retrieval runs/version_0/checkpoints/best.ckpt
 
-A question of a recall task stands at the position of its key. Its answer is the token behind the last earlier
-occurrence of that key that is followed by the target. An attention that routes chunks (BSBR) reads exactly what
-`sees_exactly` says, and older tokens only through the weights P of its `chunk_map`. If the router gives its largest
-weight to a wrong chunk, the router missed. If it hit the answer's chunk and the answer is still wrong, the state of
-that chunk or its reading failed.
+A question of a recall task is at the position of its key. Its answer is the token after the last earlier occurrence
+of that key with the target value. An attention that routes chunks (BSBR) reads the tokens of `sees_exactly` exactly,
+and older tokens only through the weights P of its `chunk_map`. If the router gives its largest weight to a wrong chunk,
+the router failed. If it chose the answer's chunk and the answer is still wrong, the state of that chunk or its read
+failed.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from bsbr_pl.values import number
 
 from .analysis import aligned
 
-Columns = dict[str, Tensor]  # one value a question
+Columns = dict[str, Tensor]  # one value per question
 _three = partial(number, form=".3f")
 
 
@@ -33,7 +33,7 @@ def find_answers(input_ids: Tensor, targets: Tensor) -> Columns:
     """The questions of a batch, input_ids and targets (B, T) -> columns of equal length.
 
     Returns:
-        row, asked: where the question stands; answered: the position of its answer, -1 where it stands nowhere.
+        row, asked: the position of the question; answered: the position of its answer, -1 if it has none.
     """
     row, asked = (targets != IGNORED).nonzero(as_tuple=True)
     key, value = input_ids[row, asked], targets[row, asked]
@@ -82,18 +82,18 @@ def _route(attention: Attention, x: Tensor, found: Columns) -> Columns:
 
 
 def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
-    """Ask every question of a split, and separate errors of the router from errors behind it.
+    """Evaluate every question of a split, and separate errors of the router from errors of the state.
 
     Args:
         model: in evaluation mode, on any device; any architecture.
-        data: a recall task whose answers stand in the context behind their key (MQAR, induction, needle).
+        data: a recall task whose answers are in the context, after their keys (MQAR, induction, needle).
         split: `train`, `val` or `test`.
 
     Returns:
         questions (number), accuracy (share answered right);
         chunk_size (tokens, of the last layer that routes; None without one: positions are then those in the sequence);
         layers: of every layer that routes, over the questions whose answer is far, beyond what it sees exactly: layer
-        (of those, from 0), chunk_size, questions, chance (hit@1 of a blind guess), best_head (by hit) and, for each
+        (of those, from 0), chunk_size, questions, chance (hit@1 of a random choice), best_head (by hit) and, for each
         of the heads and as the mean over them: hit (share of questions whose chunk gives the answer's chunk most
         weight), rank (mean, of the answer's chunk among the earlier ones; 1 is best), weight (mean, of the answer's
         chunk) and null (mean, of the slot that retrieves nothing);
@@ -102,13 +102,13 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
         by_distance (tokens from the answer to the question), by_answer and by_question (their positions in the chunk):
         rows of start <= number < stop. Each accuracy comes with its number of questions and, if a layer routes, with
         hit: the share of the far answers that the best head of the last layer hits.
-        A figure without questions is None. Questions whose answer is not in the context are in no class.
+        A value without questions is None. Questions whose answer is not in the context are in no class.
 
     Raises:
         ValueError: the data is text, or a task without answers in the context.
     """
     if data.kind == "text":
-        raise ValueError("retrieval needs a recall task whose answers stand in the context, not text")
+        raise ValueError("retrieval needs a recall task whose answers are in the context, not text")
     device = next(model.parameters()).device
     batches: list[Columns] = []
     routes: list[list[Columns]] = []
@@ -120,7 +120,7 @@ def retrieval(model: LanguageModel, data: TokenData, split: str = "test") -> dic
         seen += len(columns["row"])
     found = _join(batches)
     if (found["answered"] < 0).all():
-        raise ValueError(f"no answer of {type(data).__name__} stands in the context behind its key: use MQARData")
+        raise ValueError(f"{type(data).__name__} has no answers in the context after their keys: use MQARData")
     layers = [_join(one) for one in zip(*routes, strict=True)]
     routers = [attention for attention in model.attentions if attention.routes_chunks]
     described = [_describe(i, one.period, layer) for i, (one, layer) in enumerate(zip(routers, layers, strict=True))]
@@ -208,7 +208,7 @@ def as_text(found: dict[str, Any]) -> str:
         for name, head in (*((f"head {i}", head) for i, head in heads), ("mean", layer["mean"])):
             best = " (best)" if name == f"head {layer['best_head']}" else ""
             rows.append([name + best, *(_three(head[column]) for column in ("hit", "rank", "weight", "null"))])
-        chance = f"{layer['questions']:,} far questions; a blind guess hits {number(layer['chance'], '.3f')}"
+        chance = f"{layer['questions']:,} far questions; chance is {number(layer['chance'], '.3f')}"
         parts.append(f"{aligned(rows)}\n{chance}")
     for key, title in (("routed", "router (best head of the last layer)"), ("reach", "answer in")):
         if key in found:

@@ -1,6 +1,6 @@
-"""How a checkpoint was trained: what its run was asked for, what it did, and whether it finished.
+"""How a checkpoint was trained: planned and completed steps, and whether the run finished.
 
-Only this file reads what a run records: `run` in a checkpoint and in record.json, or the facts of older versions. Files
+Only this file reads run records: `run` in a checkpoint and in record.json, or the facts of older versions. Files
 may be damaged or hostile: every value is checked, and a value that is not valid counts as not recorded.
 """
 
@@ -25,7 +25,7 @@ class Run:
     """A run, as far as it is recorded; None where it is not.
 
     Steps and tokens are those of the whole run if its record.json is known, else those up to the checkpoint: best.ckpt
-    of a finished run stands for the whole run, which it was chosen from.
+    of a finished run represents the whole run, from which it was chosen.
     """
 
     arguments: dict[str, Any]  # what was asked: `model.hidden_dim`, `data.source`, `trainer.precision`, `seed`, ...
@@ -37,7 +37,7 @@ class Run:
     changes: tuple[str, ...]  # in words, the arguments that a resume changed
     finished: bool | None
     ended_by: str = ""  # what ended a finished run
-    running: bool = False  # the record was not closed: the run was killed, or goes on
+    running: bool = False  # the record is incomplete: the run was killed or is still running
 
     @property
     def length(self) -> str:
@@ -153,7 +153,7 @@ def _ending(record: Mapping[str, Any], recorded: int | None, step: int, planned:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What a checkpoint or a record.json says of its run; None for a value that is missing or not valid."""
+    """What a checkpoint or a record.json records of its run; None for a value that is missing or not valid."""
 
     arguments: dict[str, Any]
     planned_steps: int | None

@@ -1,4 +1,4 @@
-"""The data that a checkpoint was trained on, found wherever it is now, and compared with what it was."""
+"""Opens the data of a checkpoint at its present location, and compares its fingerprint."""
 
 import platform
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ def open_saved(
 
     Raises:
         DataChangedError: the data is not that of the training.
-        ValueError: the data is not there; the message names the option that says where it is.
+        ValueError: the data does not exist; the message names the option that sets its location.
     """
     moved = {name: value for name, value in vars(location).items() if value and name in arguments}
     data = DATA_SETS[data_class](**{**arguments, **moved})
@@ -59,11 +59,11 @@ def open_saved(
         _prepare(data, "source" in moved)
     if fingerprint and data.fingerprint != fingerprint:
         source = data.arguments.get("source")
-        remedy = ("cache_dir", "its prepared tokens are") if source == "stdlib" else ("source", "the unchanged text is")
+        remedy = ("cache_dir", "its prepared tokens") if source == "stdlib" else ("source", "the unchanged text")
         raise DataChangedError(
             f"the data changed since training: {_in_words(data_class, source)} has the fingerprint "
             f"{data.fingerprint}, the checkpoint was trained on {fingerprint}. No accuracy is measured on it"
-            + (f"; --data.{remedy[0]}=PATH says where {remedy[1]}" if source else "")
+            + (f"; set --data.{remedy[0]}=PATH to the location of {remedy[1]}" if source else "")
         )
     if not changes:
         return data
@@ -91,10 +91,10 @@ def _prepare(data: TokenData, moved: bool) -> None:
         if not missing:
             raise
         gone = " and ".join(f"{name}={data.arguments[name]!r}" for name in missing)
-        where = "--data.source=PATH says where the text is now, " * ("source" in missing)
+        where = "set --data.source=PATH to the present location of the text, or " * ("source" in missing)
         raise ValueError(
-            f"{gone} is not there (looked in {Path.cwd()}), nor are its prepared tokens: {where}--data.cache_dir=PATH "
-            f"says where its prepared tokens are ({one_line(error)})"
+            f"{gone} does not exist (looked in {Path.cwd()}), and its prepared tokens were not found: {where}set "
+            f"--data.cache_dir=PATH to the location of its prepared tokens ({one_line(error)})"
         ) from error
 
 

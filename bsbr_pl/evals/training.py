@@ -1,4 +1,4 @@
-"""Models of a comparison: with random weights, from checkpoints, or trained for a short time, once."""
+"""Models of a comparison: with random weights, from checkpoints, or from a short training that is cached."""
 
 import inspect
 import logging
@@ -77,7 +77,7 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_checkpoint(name: str, path: str | Path) -> Subject:
-    """A trained model under a name of its own."""
+    """A trained model with its name."""
     subject = open_checkpoint(path).subject()
     return replace(subject, about=subject.about | {"checkpoint": subject.about["checkpoint"] | {"name": name}})
 

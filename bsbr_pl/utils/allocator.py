@@ -1,4 +1,4 @@
-"""The C allocator returns freed memory to the system; this can be switched off."""
+"""Keeps freed memory in the process: by default the C allocator returns it to the system."""
 
 import ctypes
 import sys

@@ -15,10 +15,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, even if the disk is full or power is lost.
+    """Write a temporary file, then rename it: a reader sees the old file or the new one, also after a full disk or a
+    power cut.
 
     Raises:
-        OSError: naming the file, which then is as it was before.
+        OSError: naming the file; the old file is unchanged.
     """
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

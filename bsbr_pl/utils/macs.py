@@ -82,7 +82,7 @@ def _einsum(inputs: list[Any], out: Shape) -> int:
     sizes: dict[str, int] = {}
     for letters, value in zip(equation.split("->")[0].split(","), inputs[1].node().inputs(), strict=True):
         if "." in letters:
-            raise NotImplementedError(f"einsum {equation!r} cannot be counted: write its letters out")
+            raise NotImplementedError(f"einsum {equation!r} cannot be counted: write it without an ellipsis")
         sizes |= dict(zip(letters, _shape(value), strict=True))
     return prod(sizes.values())
 

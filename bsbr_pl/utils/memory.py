@@ -51,7 +51,7 @@ class LiveTensors(TorchDispatchMode):
         self.hold(held)
 
     def hold(self, thing: Any) -> None:
-        """Count what is alive already."""
+        """Count the storages that are already alive."""
         if isinstance(thing, list | tuple):
             for one in thing:
                 self.hold(one)
@@ -62,7 +62,7 @@ class LiveTensors(TorchDispatchMode):
             self._count(thing.state if isinstance(thing, torch.optim.Optimizer) else thing, before=True)
 
     def reset(self) -> None:
-        """Let the peak start again from the current bytes."""
+        """Restart the peak from the current bytes."""
         self.peak = self.current
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -155,7 +155,7 @@ class PhasePeaks:
 
 
 def peak_resident_bytes() -> int | None:
-    """The most physical memory of the process since it started; None on a system that does not say (Windows)."""
+    """The most physical memory of the process since it started; None on a system that does not report it (Windows)."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a number depends on (versions, machine, commit), and how it is kept on disk."""
+"""The environment of a measurement: versions, machine, commit."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "versions": {name: str(value) for name, value in versions.items()},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),  # AVX2, AVX512: what a name leaves open
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # AVX2, AVX512: not always clear from the name
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(torch.device(device)),
@@ -38,7 +38,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """The processor's own name where the system tells it (Linux), else its architecture."""
+    """The name of the processor if the system reports it (Linux), otherwise its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -54,7 +54,7 @@ def git_commit() -> dict[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", str(PACKAGE))  # an environment's folder may lie in somebody's repository
+        git("ls-files", "--error-unmatch", str(PACKAGE))  # a virtual environment may be inside another repository
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

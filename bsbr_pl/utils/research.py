@@ -1,4 +1,4 @@
-"""ExperimentRunner: an experiment of one's own over models and lengths, timed, kept cell by cell, and resumed."""
+"""ExperimentRunner: runs your own experiment over models and lengths, with timing, saved cell by cell, and resumed."""
 
 import copy
 import inspect
@@ -25,19 +25,18 @@ class ExperimentRunner:
     """Runs `run_experiment` once for every model and length: `records = MyExperiment("folder").run()`.
 
     A subclass sets `models`, `seq_lengths` and `metrics` in `setup` and defines `run_experiment`. Each cell (a model at
-    a length) is a row of `output_dir/results.jsonl` as soon as it is measured, and is not measured again unless
-    anything that it depends on has changed: the config, the model's structure or weights, the class's own code, the
-    machine. Several processes with the same folder divide the cells. A cell that fails is recorded with its error; the
-    others go on, and the next `run` tries it again. Each cell has its own copy of the model and starts from the same
-    random state.
+    a length) is a row of `output_dir/results.jsonl` as soon as it is measured. It is reused until something that it
+    depends on changes: the config, the model's structure or weights, the code of the class, the machine. Several
+    processes with the same folder divide the cells. A cell that fails has a record with its error; the others continue,
+    and the next `run` tries it again. Each cell has its own copy of the model and starts from the same random state.
 
     Args:
-        output_dir: folder of the results; runs/<name of the class> where None.
+        output_dir: folder of the results; runs/<name of the class> if None.
         config: what the experiment depends on; `self.config` in its methods. Models that are given by name only are
             built from it: vocab_size, hidden_dim, ...
-        device: where models are put; `self.device` in the methods; CUDA where there is one, else the CPU.
-        rounds: how often a cell is run to be timed, after once to warm up. 0 runs it once, untimed: for experiments
-            that change their model.
+        device: device of the models; `self.device` in the methods; CUDA if available, otherwise the CPU.
+        rounds: timed runs of each cell, after one warm-up run. 0: one run without timing, for experiments that change
+            the model.
         seed: the random state that `setup` and every cell start from.
     """
 
@@ -74,19 +73,19 @@ class ExperimentRunner:
         raise NotImplementedError(f"{type(self).__name__} must define run_experiment(model, seq_length)")
 
     def calculate_accuracy(self, outputs: Any) -> float:
-        """For `run_experiment` to call, where it measures accuracy: the share of `outputs` that are right."""
+        """The share of correct `outputs`; for `run_experiment` to call if it measures accuracy."""
         raise NotImplementedError(f"{type(self).__name__} must define calculate_accuracy(outputs), or not call it")
 
     def analyze_results(self, results: list[dict[str, Any]]) -> Any:
-        """What the records of `run` say; themselves where a subclass does not define it."""
+        """Analyse the records of `run`; returns them unchanged unless a subclass overrides it."""
         return results
 
     def run(self) -> list[dict[str, Any]]:
-        """Run every cell that is not done yet, with a progress bar; Ctrl-C loses the unfinished cell only.
+        """Run every cell that is not done yet, with a progress bar; Ctrl-C loses only the current cell.
 
         Returns:
             a flat dict for each cell: model, seq_length, what `run_experiment` returned, and seconds, the median time
-            of one call, in seconds_low ... seconds_high (95 %); model, seq_length, error where it failed.
+            of one call, in seconds_low ... seconds_high (95 %); model, seq_length, error if it failed.
             `pandas.DataFrame(records)` makes a table of them.
 
         Raises:
@@ -106,7 +105,7 @@ class ExperimentRunner:
                     results.add(job.identity, job.measure(), job.about)
                 except NotKeptError:
                     raise
-                except Exception as error:  # the other cells go on
+                except Exception as error:  # the other cells continue
                     errors[digest(job.identity)] = f"{type(error).__name__}: {error}"
                 bar.update()
 
@@ -146,7 +145,7 @@ class ExperimentRunner:
                 once()
         missing = [metric for metric in self.metrics if metric not in values]
         if missing:
-            raise ValueError(f"run_experiment returned no {', '.join(missing)} (metrics), only {', '.join(values)}")
+            raise ValueError(f"run_experiment must return {', '.join(missing)} (metrics), got only {', '.join(values)}")
         times = {"seconds": timing.median, "seconds_low": timing.low, "seconds_high": timing.high} if timing else {}
         return {**times, **finite({name: _plain(value) for name, value in values.items()})}
 
@@ -158,10 +157,10 @@ class ExperimentRunner:
         return model_class(name)(**self.config)
 
     def _digest(self, name: str, model: Any) -> str:
-        """Of everything that the model's cells depend on beside their length."""
+        """Digest of everything that the model's cells depend on, except their length."""
         try:
             code = inspect.getsource(type(self))
-        except (OSError, TypeError):  # typed in, rather than in a file
+        except (OSError, TypeError):  # typed in, not in a file
             code = type(self).__qualname__
         facts = [code, self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
         content = sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())

@@ -20,13 +20,13 @@ Clock = Callable[[], float]  # seconds from any start, never going back
 
 
 def synchronize(device: str | torch.device) -> None:
-    """Wait until `device` has finished what it was given; a CPU always has."""
+    """Wait until `device` has finished its work; a CPU always has."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timing_lock() -> FileLock:
-    """A lock on this machine to hold while times are measured: no two processes of a user measure at once."""
+    """Lock for measuring times: only one process of this user on this machine holds it at a time."""
     user = os.getuid() if hasattr(os, "getuid") else ""
     return FileLock(Path(tempfile.gettempdir()) / f"bsbr_pl-times-{user}.lock")
 
@@ -53,7 +53,7 @@ def measure(
     device: str | torch.device = "cpu",
     clock: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time several callables against each other: in every round each is called, so that the machine's drift cancels.
+    """Time several callables in interleaved rounds, so that a drift of the machine's speed affects all of them equally.
 
     The order within a round is shuffled (the same way every time), and the device is synchronised before and after
     each sample.
@@ -100,7 +100,7 @@ def summarize(samples: Sequence[float]) -> Timing:
 
 @dataclass
 class Step:
-    """One optimiser step in seconds: its work, and the wait for its data (None where something else came between)."""
+    """One optimiser step in seconds: its work, and the wait for its data (None if the wait was interrupted)."""
 
     seconds: float
     wait: float | None
@@ -119,19 +119,19 @@ class StepClock:
     def __init__(self, device: str | torch.device = "cpu", clock: Clock = time.perf_counter) -> None:
         self.device = torch.device(device)
         self.clock = clock
-        self._start: Any = None  # mark of the batch under way
-        self._end: Any = None  # mark of the last batch's end; None where the wait since then is not to be counted
-        self._spans: list[tuple[Any, Any]] = []  # the batches of the step under way
+        self._start: Any = None  # mark of the current batch
+        self._end: Any = None  # mark of the last batch's end; None if the wait since then does not count
+        self._spans: list[tuple[Any, Any]] = []  # the batches of the current step
         self._waits: list[tuple[Any, Any] | None] = []
         self._steps: list[tuple[list[tuple[Any, Any]], list[tuple[Any, Any] | None]]] = []
 
     def begin(self) -> None:
-        """A batch is there, its work begins."""
+        """Mark the start of a batch."""
         self._start = self._mark()
         self._waits.append(None if self._end is None else (self._end, self._start))
 
     def end(self, stepped: bool = True) -> None:
-        """The batch's work has ended, with an optimiser step or without one (accumulation)."""
+        """Mark the end of a batch, with an optimiser step or without one (accumulation)."""
         self._end = self._mark()
         self._spans.append((self._start, self._end))
         if stepped:
@@ -139,7 +139,7 @@ class StepClock:
             self._spans, self._waits = [], []
 
     def interrupt(self) -> None:
-        """What happens from the last end to the next begin is no wait for data (validation, a checkpoint)."""
+        """Do not count the time until the next `begin` as a wait for data (a validation or a checkpoint)."""
         self._end = None
 
     def read(self) -> list[Step]:

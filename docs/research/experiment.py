@@ -1,4 +1,4 @@
-"""An experiment of one's own: how fast does each architecture learn to say which token stood three places before?"""
+"""An experiment: how fast does each architecture learn to repeat the token of three positions earlier?"""
 
 import copy
 from pathlib import Path
@@ -24,7 +24,7 @@ class Delay(ExperimentRunner):
         self.metrics = ["loss", "accuracy"]
 
     def run_experiment(self, model, seq_length):
-        model = copy.deepcopy(model)  # it is timed several times: every time from the same weights
+        model = copy.deepcopy(model)  # this function is timed several times, each time from the same weights
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for _ in range(self.config["steps"]):
             input_ids = torch.randint(0, 16, (8, seq_length), device=self.device)
@@ -42,7 +42,7 @@ class Delay(ExperimentRunner):
         return outputs.float().mean()
 
     def analyze_results(self, results):
-        """A line a cell; records are flat, so pandas.DataFrame(results) works too."""
+        """One line per cell. Records are flat, so pandas.DataFrame(results) works too."""
         return "\n".join(
             f"{r['model']:8} {r['seq_length']:4} tokens: accuracy {r['accuracy']:.3f}, "
             f"trained in {r['seconds']:.2f} s [{r['seconds_low']:.2f}, {r['seconds_high']:.2f}]"

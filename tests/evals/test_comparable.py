@@ -642,7 +642,7 @@ def test_a_source_that_cannot_be_found_names_the_folder_and_the_options(cache, r
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     elsewhere(runs / "seed0/checkpoints/best.ckpt", source="small.txt", cache_dir=None)
     one = read(runs / "seed0/checkpoints/best.ckpt")
-    with pytest.raises(ValueError, match=r"source='small\.txt' is not there") as error:
+    with pytest.raises(ValueError, match=r"source='small\.txt' does not exist") as error:
         one.open_data()
     for words in (f"looked in {tmp_path}", "--data.source=PATH", "--data.cache_dir=PATH"):
         assert words in str(error.value)
@@ -739,7 +739,7 @@ def test_a_tokenizer_that_has_gone_is_named(cache, runs, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     path = runs / "seed0/checkpoints/best.ckpt"
     elsewhere(path, tokenizer="gone.json", cache_dir=str(tmp_path / "own"))
-    with pytest.raises(ValueError, match=r"tokenizer='gone\.json' is not there .* --data\.cache_dir=PATH") as error:
+    with pytest.raises(ValueError, match=r"tokenizer='gone\.json' does not exist .* --data\.cache_dir=PATH") as error:
         read(path).open_data()
     assert "--data.source" not in str(error.value)
     assert read(path, DataLocation(cache_dir=str(cache))).open_data().corpus.fingerprint == read(path).data_fingerprint

@@ -207,13 +207,13 @@ def test_a_length_without_memory_for_it_has_no_figures_and_the_others_go_on(monk
 
 def test_a_model_that_sees_the_future_is_left_out(monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "leaky", Leaky)
-    with pytest.warns(UserWarning, match="leaky is left out of the comparison: it fails suffix_0"):
+    with pytest.warns(UserWarning, match="leaky is excluded from the comparison: it fails suffix_0"):
         results = scaling_analysis((8,), ("leaky", "Standard"), ("flops",), **SMALL)
     assert results["models"] == ["Standard"]
     assert "leaky" not in results
     assert "suffix_1" in results["disqualified"]["leaky"]
     assert "leaky is disqualified" in str(analyze_results(results))
-    with pytest.warns(UserWarning, match="leaky is left out"), pytest.raises(ValueError, match="none is left"):
+    with pytest.warns(UserWarning, match="leaky is excluded"), pytest.raises(ValueError, match="models: all fail"):
         scaling_analysis((8,), ("leaky",), ("flops",), **SMALL)
 
 

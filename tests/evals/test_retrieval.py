@@ -176,7 +176,7 @@ def test_data_without_answers_in_the_context_is_refused(make_module, make_data):
     model = make_module("bsbr").eval().model
     with pytest.raises(ValueError, match=r"retrieval needs a recall task .* not text"):
         retrieval(model, make_data())
-    with pytest.raises(ValueError, match="no answer of SelectiveCopyData stands in the context behind its key"):
+    with pytest.raises(ValueError, match="SelectiveCopyData has no answers in the context after their keys"):
         retrieval(model, SelectiveCopyData(16, 32, 4, num_train=8, num_test=8, batch_size=8))
 
 

@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from bsbr_pl.__main__ import main as bsbr  # noqa: E402
 from bsbr_pl.data import TextData  # noqa: E402
-from bsbr_pl.evals.__main__ import main as evaluate  # noqa: E402
 
 TEXT = "\n".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(150))
 CONFIG = """
@@ -99,7 +99,7 @@ def tokenize() -> None:
 
 
 def measure() -> None:
-    evaluate(["runs", "--multiples=[1,2]", "--lengths=[64,128]", "--rounds=2", "--device=cpu"])
+    bsbr(["evaluate", "runs", "--multiples=[1,2]", "--lengths=[64,128]", "--rounds=2", "--device=cpu"])
 
 
 def in_folder(folder: Path, job: Callable[..., None], options: Sequence[str]) -> None:
@@ -291,7 +291,8 @@ def main() -> int:
     parser.add_argument("--what", nargs="+", choices=list(KINDS), default=list(KINDS))
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["train", "bsbr_pl.evals.__main__"])
+    modules = ["train", "bsbr_pl.evals.commands", "bsbr_pl.report"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     with tempfile.TemporaryDirectory() as folder:
         draw = random.Random(options.seed)
         failed = sum(kill_again(what, options.kills, draw, Path(folder)) for what in options.what)

@@ -137,7 +137,7 @@ def test_a_metric_that_is_promised_must_be_there(tmp_path):
             return {"loss": 1.0}
 
     record = Forgetful(tmp_path, rounds=0).run()[0]
-    assert record["error"] == "ValueError: run_experiment returned no accuracy (metrics), only loss"
+    assert record["error"] == "ValueError: run_experiment must return accuracy (metrics), got only loss"
 
 
 def test_cells_do_not_train_each_others_models(tmp_path):
