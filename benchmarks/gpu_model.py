@@ -11,7 +11,7 @@ from gpu_rows import Row, Setting
 from torch import Tensor
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.compiled import compile_hidden
+from bsbr_pl.compiled import CompiledHidden
 from bsbr_pl.model import LanguageModel
 
 
@@ -70,7 +70,7 @@ def hidden_of(model: LanguageModel, form: str) -> Callable[[Tensor], Tensor]:
     """The model up to its head: eager, compiled layer by layer, or compiled whole."""
     if form == "eager":
         return model.hidden
-    return torch.compile(model.hidden) if form == "compiled whole" else compile_hidden(model)
+    return torch.compile(model.hidden) if form == "compiled whole" else CompiledHidden(model)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from gpu_rows import Row, Setting
 from torch import Tensor
 
 from bsbr_pl.attention import ARCHITECTURES, kernels
-from bsbr_pl.attention.base import at_least_fp32
+from bsbr_pl.attention.parts import at_least_fp32
 
 Operation = tuple[Callable[..., Tensor], list[Tensor]]  # the forward pass, its inputs
 
