@@ -50,7 +50,7 @@ def train(name: str, precision: str, data: TextData, steps: int, seed: int = 0) 
     quarter = dict.fromkeys(("chunk_size", "window_size"), data.context_length // 4)
     known = inspect.signature(ARCHITECTURES[name]).parameters
     attention = partial(ARCHITECTURES[name], **{option: size for option, size in quarter.items() if option in known})
-    module = LanguageModule(attention, data.vocab_size, 32, num_layers=2, num_heads=2, **optimizer)
+    module = LanguageModule(attention, data.vocab_size, hidden_dim=32, num_layers=2, num_heads=2, **optimizer)
     losses = Losses()
     trainer = Trainer(
         precision=precision,
