@@ -236,8 +236,10 @@ WRONG = {
     "learning_rate": BELOW_0 | st.sampled_from([None, 0]),
     **{name: NO_SHARE | st.none() for name in ("min_learning_rate", "beta1", "beta2", "dropout")},
     "beta": BELOW_0 | st.just(0),
-    "attention": st.sampled_from([None, 3, "bsbr", torch.nn.Linear, {}, [None], []]),
+    "attention": st.sampled_from([None, 3, "bsbr", "nothing", torch.nn.Linear, {}, [None], []]),
 }
+#: (class, attention) that are not wrong: one builds a module, of another kind; the other names an architecture.
+RIGHT = ((LanguageModel, torch.nn.Linear), (LanguageModule, "bsbr"))
 
 
 @given(st.data(), st.sampled_from(list(WRONG)))
@@ -249,9 +251,10 @@ def test_a_wrong_argument_is_named(data, name):
         with pytest.raises(ValueError, match=f"{name} must be"):
             model.generate(torch.zeros(1, 1, dtype=torch.long), **{"max_new_tokens": 1} | {name: value})
         return
+    sizes = inspect.signature(LanguageModel).parameters
     for cls in (LanguageModel, LanguageModule, partial(ARCHITECTURES["hopfield"], 4, 2)):
-        takes = name in inspect.signature(cls).parameters
-        if takes and (cls, value) != (LanguageModel, torch.nn.Linear):  # that builds a module, of another kind
+        takes = name in {*inspect.signature(cls).parameters, *(sizes if cls is LanguageModule else ())}
+        if takes and (cls, value) not in RIGHT:
             with pytest.raises(ValueError, match=f"{name} must"):
                 cls(**({} if name == "beta" else right) | {name: value})
 
@@ -293,7 +296,8 @@ def test_a_module_comes_back_as_it_was_saved(chosen, numbers, counts, kind):
 
     def build() -> LanguageModule:
         factories = [partial(ARCHITECTURES[name], **given_as(options)) for name, options in chosen]
-        module = LanguageModule(factories, 7, 16, len(chosen), 2, **given_as(numbers), **counts)
+        sizes = {"hidden_dim": 16, "num_layers": len(chosen), "num_heads": 2}
+        module = LanguageModule(factories, 7, **sizes, **given_as(numbers), **counts)
         module(ids)
         return module.eval()
 
