@@ -122,7 +122,7 @@ HOSTILE = {
     "merged": ("\n".join(NINE_MERGED), TOO_MANY),
     "many values": ("model: {attention: [" + 2000 * "bsbr," + "]}", TOO_MANY),
     "itself": ("model: &a [*a]", "the alias *a is inside &a, to which it refers: write its values instead"),
-    "itself merged": ("model: &a\n  <<: *a", "*a stands within &a"),
+    "itself merged": ("model: &a\n  <<: *a", "the alias *a is inside &a"),
     "brackets": ("model: " + 3000 * "[" + 3000 * "]", TOO_DEEP),
     "brackets left open": (99_000 * "[", TOO_DEEP),
     "braces": ("model: " + 3000 * "{a: " + "1" + 3000 * "}", TOO_DEEP),
