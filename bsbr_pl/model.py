@@ -163,7 +163,7 @@ class LanguageModel(nn.Module):
         except IndexError:
             low, high = int(input_ids.min()), int(input_ids.max())
             raise ValueError(
-                f"input_ids must be in 0 ... {self.vocab_size - 1} (vocab_size), got {low} ... {high}"
+                f"input_ids must lie in 0 ... {self.vocab_size - 1} (vocab_size), got {low} ... {high}"
             ) from None
         if self.positions is not None:
             end = start + (input_ids.shape[1] if input_ids.dim() == 2 else 1)

@@ -91,5 +91,5 @@ def _size(event: yaml.NodeEvent, sizes: dict[str | None, int], within: list[_Ope
         sizes[event.anchor] = 1
         if event.implicit[0] and LONG_NUMBER.fullmatch(event.value):
             digits = len(event.value)
-            raise LimitError(f"an integer of {digits} digits is too long: put it in quotes if it is text")
+            raise LimitError(f"a whole number of {digits} digits is too long: put it in quotes if it is text")
     return 1

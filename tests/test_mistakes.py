@@ -112,7 +112,7 @@ MISTAKES = {
     "--data.tokenizer=bpe --data.bpe_vocab_size=1000000000": "bpe_vocab_size=1000000000 is too large: at most 1000000",
     "--ckpt_path=nowhere.ckpt": "nowhere.ckpt is not a readable checkpoint: No such file or directory",
 }
-TOO_DEEP, TOO_MANY = "nested more than 24 deep", "more than 2,000 values and keys, aliases written out"
+TOO_DEEP, TOO_MANY = "nested more than 24 levels deep", "more than 2,000 values and keys (aliases expanded)"
 NINE = [f"a{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}' if i else 'x'])}]" for i in range(9)]  # 9^9 values
 NINE_MERGED = ["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join(9 * [f'*a{i - 1}'])}]}}" for i in range(1, 9))]
 #: Configurations that would take the machine, or are mistaken in ways that YAML allows, and words of the answer.
@@ -122,7 +122,7 @@ HOSTILE = {
     "merged": ("\n".join(NINE_MERGED), TOO_MANY),
     "many values": ("model: {attention: [" + 2000 * "bsbr," + "]}", TOO_MANY),
     "itself": ("model: &a [*a]", "the alias *a is inside &a, to which it refers: write its values instead"),
-    "itself merged": ("model: &a\n  <<: *a", "*a stands within &a"),
+    "itself merged": ("model: &a\n  <<: *a", "the alias *a is inside &a"),
     "brackets": ("model: " + 3000 * "[" + 3000 * "]", TOO_DEEP),
     "brackets left open": (99_000 * "[", TOO_DEEP),
     "braces": ("model: " + 3000 * "{a: " + "1" + 3000 * "}", TOO_DEEP),
