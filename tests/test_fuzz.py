@@ -306,6 +306,7 @@ def test_a_module_comes_back_as_it_was_saved(chosen, numbers, counts, kind):
     assume(module is not None)
     assert {name: module.hparams[name] for name in {**numbers, **counts}} == {**numbers, **counts}
     with TemporaryDirectory() as folder:
+        module.trainer = trainer()
         trainer().strategy.connect(module)
         trainer().save_checkpoint(Path(folder) / "a.ckpt")
         again = LanguageModule.load(Path(folder) / "a.ckpt")
