@@ -315,7 +315,7 @@ def test_training_leaves_the_random_state_alone(tmp_path):
 
 def test_a_trained_model_that_leaks_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "leaky", Leaky)
-    with pytest.warns(UserWarning, match="leaky is left out"):
+    with pytest.warns(UserWarning, match="leaky is excluded from the comparison: it fails suffix_0"):
         results = compare_accuracy(tmp_path, ("leaky", "BSBR"))
     assert results["models"] == ["BSBR"]
 

@@ -383,7 +383,7 @@ def test_it_runs_as_a_module_outside_the_checkout(runs, tmp_path):
     assert (tmp_path / "evaluation" / "report.html").exists()
     assert f"python -m bsbr_pl evaluate {runs}" in (tmp_path / "evaluation" / "results.jsonl").read_text()
     help_ = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--help"], capture_output=True, text=True)
-    assert "samples of each time" in help_.stdout
+    assert "timing rounds; every round times all models" in " ".join(help_.stdout.split())
 
 
 NO_TORCH = """

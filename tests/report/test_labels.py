@@ -1,6 +1,5 @@
 """What is compared under which name and in which colour; what a reader is warned of."""
 
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -132,10 +131,9 @@ def test_a_budget_in_words():
     assert "training FLOPs not counted; linear(chunk_size=8) ended by EarlyStopping; data" in sentence(study)
 
 
-def test_every_architecture_has_a_look_of_its_own_and_any_key_gets_one():
-    looks = Counter(map(look, ARCHITECTURES))
-    assert set(looks.values()) == {1}
-    assert len({look(key)[0] for key in ARCHITECTURES}) == len(ARCHITECTURES), "and a colour of its own"
+def test_architectures_drawn_together_look_different_and_any_key_gets_a_look():
+    drawn = styles(ARCHITECTURES)
+    assert len({(look["color"], look["linestyle"]) for look in drawn.values()}) == len(ARCHITECTURES)
     assert look("mine") == look("mine(width=3) [seed=1]")
     assert kind("delta_net + sliding_window(window_size=64)") == "delta_net"
 
