@@ -17,6 +17,7 @@ docs: # into site/, warnings are errors
 
 results: # every published report and figure again, from their rows
 	python results/draw.py
+	python study/figure.py
 
 study-check: # a small part of the published study again, compared
 	python study/check.py

@@ -225,8 +225,7 @@ def _check_names(value: Mapping[str, Any], form: Mapping[str, Any], where: str) 
 class Results:
     """The rows of one results.jsonl, shared by all processes that open it.
 
-    The system releases locks when a process ends. Their empty files are in `.lock/` next to the
-    results.
+    The system releases locks when a process ends. Their empty files are in `.lock/` next to the results.
 
     Args:
         path: the file, made with the first row; None to keep rows in memory alone.
@@ -361,7 +360,7 @@ def open_problems(rows: Sequence[Row]) -> list[Row]:
 
 
 def _parse(stream: BinaryIO, path: Path) -> dict[str, Row]:
-    """The rows of the lines from here on, by digest of their identity. Prints how many lines are left out."""
+    """The rows of the lines from here on, by digest of their identity. Warns of lines that are left out."""
     rows: dict[str, Row] = {}
     older = damaged = 0
     for line in _lines(stream):

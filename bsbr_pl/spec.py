@@ -60,7 +60,8 @@ class AttentionSpec:
         """The key with the options that differ from their defaults: `bsbr(chunk_size=64)`."""
         defaults = AttentionSpec(self.cls).settings
         chosen = [f"{name}={value}" for name, value in self.options.items() if defaults.get(name) != value]
-        return f"{self.key.rpartition('.')[2]}({', '.join(chosen)})" if chosen else self.key.rpartition(".")[2]
+        name = self.key.rpartition(".")[2]
+        return f"{name}({', '.join(chosen)})" if chosen else name
 
     @property
     def key(self) -> str:

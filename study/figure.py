@@ -6,12 +6,11 @@ python study/figure.py            # rows of results/longer and results/mqar -> r
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from trainings import ROOT
-
 from bsbr_pl.report.study import figure
-from bsbr_pl.results import Results
+from bsbr_pl.results import read_rows
 from bsbr_pl.utils.files import write_whole
 
+ROOT = Path(__file__).resolve().parents[1]
 PANELS = {  # what is measured -> its task
     "bits per byte of text (less is better)": "longer",
     "recall from beyond the window, accuracy": "mqar",
@@ -22,7 +21,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of TASK/results.jsonl")
     folder = parser.parse_args().results
-    rows = {label: Results(folder / task / "results.jsonl").rows for label, task in PANELS.items()}
+    rows = {label: read_rows([folder / task / "results.jsonl"]) for label, task in PANELS.items()}
     write_whole(folder / "study.png", figure(rows))
     print(folder / "study.png")
 
