@@ -34,7 +34,8 @@ class SaveConfig(SaveConfigCallback):
                 self.lock.acquire(blocking=False)
             except Timeout as error:
                 raise ValueError(f"another process trains in {folder}: start again, or choose another one") from error
-        super().setup(trainer, pl_module, stage)
+            path = str(folder / self.config_filename)  # not in trainer.log_dir, which MLflow with a database lacks
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.lock is not None:

@@ -1,10 +1,11 @@
 """Write the site's pages into build/docs: `python docs/generate.py`. `make docs` builds the site from build/docs.
 
-The script copies the pages of this folder and the pages in PAGES. It generates a page for each architecture in
-ARCHITECTURES, the reference of every public module, and the notebook with its outputs. So no page lists architectures
-or modules by hand.
+The script copies the pages of this folder, the pages in PAGES and the published reports. It generates a page for each
+architecture in ARCHITECTURES, with its formulas set (`formulas.py`), the reference of every public module, and the
+notebook with its outputs. So no page lists architectures or modules by hand.
 """
 
+import inspect
 import os
 import pkgutil
 import re
@@ -15,11 +16,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(DOCS)]
+
+import formulas  # noqa: E402
 
 import bsbr_pl  # noqa: E402
 import callbacks  # noqa: E402
-from bsbr_pl.attention import ARCHITECTURES, Attention  # noqa: E402
+from bsbr_pl.attention import ARCHITECTURES, Attention, base  # noqa: E402
 
 #: Pages outside docs/ -> their path in the site.
 PAGES = {
@@ -31,21 +34,23 @@ PAGES = {
 }
 LENGTHS = (256, 1024, 4096, 16384, 65536)  # tokens, for the tables of costs
 HIDDEN_DIM, NUM_HEADS = 256, 4
-IMAGE = re.compile(r"!\[[^\]\n]*\]\(([^):\s]+)\)")  # in a page of PAGES
+REPORTS = sorted(ROOT.glob("results/*/report.html"))
+STUDY = "<!-- the table of the study -->"  # in index.md
+IMAGE = re.compile(r"(!\[[^\]\n]*\]\()([^):\s]+)\)")
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
 def main(out: Path = ROOT / "build" / "docs") -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(DOCS, out, ignore=shutil.ignore_patterns("*.py", "*.ipynb", "__pycache__"))
-    for path in out.rglob("*.md"):
-        source = path.relative_to(out).as_posix()
-        path.write_text(with_links(path.read_text(), DOCS / source, source))
-    for source, page in PAGES.items():
-        text = with_links((ROOT / source).read_text(), ROOT / source, page)
-        for picture in IMAGE.findall(text):
-            shutil.copy((ROOT / source).parent / picture, out / Path(picture).name)
-        write(out / page, IMAGE.sub(lambda match: match[0].replace(match[1], Path(match[1]).name), text))
+    pages = {path: path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    for source, page in (pages | {ROOT / name: page for name, page in PAGES.items()}).items():
+        text = with_links(source.read_text(), source, page)
+        write(out / page, IMAGE.sub(lambda match, source=source: with_picture(match, source, out), text))
+    home = out / "index.md"
+    home.write_text(home.read_text().replace(STUDY, first_table(ROOT / "results" / "README.md")))
+    for report in REPORTS:
+        shutil.copy(report, out / f"report_{report.parent.name}.html")
     write(out / "architectures" / "index.md", overview())
     for key, architecture in ARCHITECTURES.items():
         write(out / "architectures" / f"{key}.md", architecture_page(key, architecture))
@@ -63,6 +68,7 @@ def write(path: Path, text: str) -> None:
 def with_links(text: str, source: Path, page: str) -> str:
     """The text with links that work in the site. A link to a file outside the site becomes its label."""
     places = PAGES | {f"bsbr_pl/attention/{key}.py": f"architectures/{key}.md" for key in ARCHITECTURES}
+    places |= {f"results/{path.parent.name}/report.html": f"report_{path.parent.name}.html" for path in REPORTS}
 
     def place(match: re.Match[str]) -> str:
         label, target, anchor = match.groups()
@@ -76,14 +82,40 @@ def with_links(text: str, source: Path, page: str) -> str:
     return LINK.sub(place, text)
 
 
+def with_picture(match: re.Match[str], source: Path, out: Path) -> str:
+    """A picture of docs/ keeps its place. Other pictures are copied next to the pages that are not in folders."""
+    label, target = match.groups()
+    file = (source.parent / target).resolve()
+    if file.is_relative_to(DOCS):
+        return match[0]
+    shutil.copy(file, out / file.name)
+    return f"{label}{file.name})"
+
+
+def first_table(page: Path) -> str:
+    """The first table of a page that begins with the column `model`."""
+    return re.findall(r"^\| model .*\n(?:\|.*\n)+", page.read_text(), re.M)[0]
+
+
 # -- architectures -----------------------------------------------------------------------------------------------------
 
 
 def documentation(architecture: type[Attention]) -> tuple[str, str, str]:
-    """Split the docstring of an architecture's module: its name, the summary sentence, the rest."""
+    """Split the docstring of an architecture's module: its name, the summary sentence, the rest as HTML."""
     summary, _, body = (sys.modules[architecture.__module__].__doc__ or "").partition("\n\n")
-    body = re.sub(r"\n(?=(Source|Cost|Decode state): )", "\n\n", body)  # one paragraph each
-    return re.split("[:,.]", summary)[0], " ".join(summary.split()), body.strip("\n")
+    body = re.sub(r"\n(?=(Source|Differences?|Cost|Decode state): )", "\n\n", body)  # one paragraph each
+    options = [name for name in inspect.signature(architecture).parameters if "_" in name]
+    return re.split("[:,.]", summary)[0], " ".join(summary.split()), formulas.set_text(body, options)
+
+
+def legend() -> str:
+    """The letters of `base.py`, as HTML."""
+    lines = re.findall(r"\b([A-Z])  (.+?)(?=  |$)", base.__doc__ or "", re.M)
+    letters = (
+        f"{formulas.Formula(letter).math()} {meaning.replace('`hidden_dim`', '<code>hidden_dim</code>')}"
+        for letter, meaning in lines
+    )
+    return f"<p>Letters: {', '.join(letters)}.</p>"
 
 
 def amount(value: float) -> str:
@@ -143,9 +175,10 @@ python train.py fit --config configs/{key}.yaml
 
 ## Definition
 
-[`bsbr_pl.attention.base`](../api/bsbr_pl.attention.md) defines the letters.
-
+<div class="definition">
 {body}
+{legend()}
+</div>
 
 ## Options
 

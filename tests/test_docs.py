@@ -5,8 +5,10 @@ import itertools
 import re
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import test_answers
 import test_readme
 from PIL import Image
 from test_readme import EVALUATE, ROOT, TRAIN, commands, run
@@ -81,7 +83,8 @@ def load(name: str):
 def test_every_command_is_known():
     found = {command for page in PAGES.values() for command in commands(page)}
     assert set(HERE) | set(ELSEWHERE) <= found
-    assert found <= set(HERE) | set(ELSEWHERE) | set(test_readme.HERE) | set(test_readme.ELSEWHERE)
+    known = set(HERE) | set(ELSEWHERE) | set(test_readme.HERE) | set(test_readme.ELSEWHERE) | set(test_answers.HERE)
+    assert found <= known
     tutorial = commands(PAGES["tutorial.md"])
     assert [command for command in HERE if command in tutorial] == [c for c in tutorial if c in HERE]
     for place, words in ELSEWHERE.values():
@@ -142,7 +145,7 @@ def test_the_pages_follow_the_registry(tmp_path, monkeypatch, capsys):
     for key, architecture in ARCHITECTURES.items():
         page = (tmp_path / "architectures" / f"{key}.md").read_text()
         assert f"::: {architecture.__module__}.{architecture.__qualname__}\n" in page
-        assert key == "another" or re.search(r"^    \S.* = ", page, re.M), "a formula"
+        assert key == "another" or '<div class="formulas"><div><span' in page
         assert f"]({key}.md)" in overview
         attention = architecture(generate.HIDDEN_DIM, generate.NUM_HEADS)
         assert f"| 1,024 | {attention.flops(1024) // 1024:,} | {attention.state_size(1024):,} |" in page
@@ -150,6 +153,9 @@ def test_the_pages_follow_the_registry(tmp_path, monkeypatch, capsys):
     for module in ("bsbr_pl.model", "bsbr_pl.module", "callbacks"):
         assert f"::: {module}\n" in (tmp_path / "api" / f"{module}.md").read_text()
     assert "::: bsbr_pl.utils.flops\n" in (tmp_path / "api" / "bsbr_pl.utils.md").read_text()
+    home = (tmp_path / "index.md").read_text()
+    assert home.index("](study.png)") < home.index("\n| model | steps |") < home.index("\n## ")
+    assert (tmp_path / "report_longer.html").read_bytes() == (ROOT / "results/longer/report.html").read_bytes()
     links = 0
     for path in tmp_path.rglob("*.md"):
         text = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(), flags=re.S)
@@ -157,6 +163,50 @@ def test_the_pages_follow_the_registry(tmp_path, monkeypatch, capsys):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
             links += 1
     assert links > 40
+
+
+NAMES = {"α": "alpha", "β": "beta", "φ": "phi", "ξ": "xi", "∑": "sum", "∈": "in", "×": "x"}  # noqa: RUF001
+
+
+def letters_of(math: str) -> str:
+    """The letters and digits of formulas in MathML, in order."""
+    text = "".join(ElementTree.fromstring(f"<p>{math}</p>").itertext())
+    return re.sub(r"\W|_", "", "".join(NAMES.get(sign, sign) for sign in text))
+
+
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_every_formula_is_set_with_all_its_letters(key):
+    formulas = load("formulas")
+    doc = sys.modules[ARCHITECTURES[key].__module__].__doc__
+    lines = [line.strip() for line in doc.splitlines() if line.startswith("    ")]
+    assert lines
+    for line in lines:
+        html = formulas.set_line(line)
+        assert "<math" in html
+        source = re.sub("sqrt|`", "", line.replace("1e-6", "10-6"))
+        assert letters_of(html) == re.sub(r"\W|_", "", source), line
+
+
+def test_formulas():
+    formulas = load("formulas")
+
+    def math(text):
+        return re.sub("</?math[^>]*>", "", formulas.Formula(text).math(display=True))
+
+    assert math("S_{t-1}") == "<msub><mi>S</mi><mrow><mi>t</mi><mo>\u2212</mo><mn>1</mn></mrow></msub>"
+    assert math("q_tk") == "<msub><mi>q</mi><mrow><mi>t</mi><mi>k</mi></mrow></msub>"
+    assert math("sqrt(K)") == "<msqrt><mi>K</mi></msqrt>"
+    assert math("k^") == '<mover accent="true"><mi>k</mi><mo>^</mo></mover>'
+    assert math("x_j^T") == "<msubsup><mi>x</mi><mrow><mi>j</mi></mrow><mrow><mi>T</mi></mrow></msubsup>"
+    assert "<munder><mo>∑</mo><mrow><mi>j</mi><mo>≤</mo><mi>t</mi></mrow></munder>" in math("sum_{j <= t} v_j")
+    for wrong in ("exp(x", "x)", "a & b", "S_{t", "q_", "x^-"):
+        with pytest.raises(ValueError, match=re.escape(f"formula {wrong!r}")):
+            math(wrong)
+
+    prose = formulas.set_prose("A block of C tokens, a `code` (see arXiv 2004.05150): O(T^2), so no T x T matrix.")
+    assert prose.startswith("A block of <math")
+    assert ', a <code>code</code> (see <a href="https://arxiv.org/abs/2004.05150">arXiv 2004.05150</a>): <math' in prose
+    assert letters_of(" ".join(re.findall("<math.*?</math>", prose))) == "COT2TxT"
 
 
 def test_a_map_is_drawn(tmp_path, one_thread, monkeypatch):

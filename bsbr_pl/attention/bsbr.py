@@ -6,9 +6,9 @@ The sequence is cut into chunks of C tokens. Per head, with k^ the keys centred 
     state of a chunk   F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
     key of a chunk     h_c = mean_{j in c} x_j W_h                        (R numbers: K, or router_dim)
     query of a chunk   r_c = x_{first of c} W_r
-    routing            P_cj = softmax_{j < c}(r_c . h_j / sqrt(R)), with a null slot of score 0 that retrieves nothing
+    routing            P_cj = softmax_{j < c}(r_c . h_j / sqrt(R))  with a null slot of score 0 that retrieves nothing
     retrieval          m_t = q_t sum_{j < c} P_cj F_j
-    o_t = local_t + gain * m_t / sqrt(1 + mean(m_t^2))
+    o_t = local_t + gain m_t / sqrt(1 + mean(m_t^2))
 
 The query of a chunk depends only on its first token, and only finished chunks are retrieved, so the layer is causal.
 The gain is learned per head and starts at 0: retrieval is off at initialisation; training turns it on. (Recall tasks

@@ -1,0 +1,131 @@
+"""Every command and every example of docs/howto/answers.md runs here, on less text for fewer steps."""
+
+import importlib.util
+import math
+import re
+import shlex
+import shutil
+import sys
+
+import matplotlib
+import pytest
+import torch
+from PIL import Image
+from test_readme import EVALUATE, ROOT, TRAIN, commands, run
+
+import train
+
+PAGE = (ROOT / "docs" / "howto" / "answers.md").read_text()
+TEXTS = [option for option in TRAIN if not option.startswith("--data.source")]
+TASK = [option for option in TRAIN if not option.startswith("--data")]
+TASK += ["--data.train_segments=[[16,2,64]]", "--data.test_segments=[[16,2,8]]", "--data.batch_size=4"]
+FIT = "train.py fit --config configs/bsbr.yaml"
+OWN = "train.py fit --model.attention=my_package.MyAttention"
+
+#: What is appended to the commands, in the order of the page.
+HERE = {
+    f"{FIT} --data.source=mytexts/": TEXTS,
+    OWN: TRAIN,
+    f"{FIT} --ckpt_path last": [*TEXTS, "--data.source=mytexts/", "--trainer.max_steps=3"],
+    f"{FIT} --trainer.logger=CSVLogger --trainer.logger.save_dir=runs": TRAIN,
+    f"{FIT} --trainer.logger=WandbLogger --trainer.logger.project=attention": [*TRAIN, "--trainer.logger.offline=true"],
+    f"{FIT} --trainer.logger=MLFlowLogger --trainer.logger.tracking_uri=sqlite:///mlflow.db": TRAIN,
+    f"{FIT} --config configs/scale/10m.yaml": TRAIN,
+    "train.py fit --config runs/version_0/config.yaml": [],
+    "evaluate.py runs/": EVALUATE,
+    "-m bsbr_pl report a/results.jsonl b/results.jsonl": ["--output_dir=merged"],
+    "evaluate.py runs/ '--multiples=[1]' '--lengths=[256,1024]'": EVALUATE,
+    f"{FIT} --trainer.precision=bf16-mixed": TRAIN,
+    f"{FIT} --config configs/data/mqar.yaml": TASK,
+}
+TWO_DEVICES = f"{FIT} --trainer.devices=2 --trainer.strategy=ddp"  # tests/two_processes.py
+NEEDS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+MY_PACKAGE = """
+from bsbr_pl.attention import StandardAttention
+
+
+class MyAttention(StandardAttention):
+    pass
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, one_thread):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(train, "TRUSTED", [*train.TRUSTED, "my_package", "my_logger"])
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_package.py").write_text(MY_PACKAGE)
+    texts = ["\n".join(f"def add_{i}(a, b):\n    return a + b + {i * j}\n" for i in range(20)) for j in range(60)]
+    (tmp_path / "text.txt").write_text("\n".join(texts))
+    (tmp_path / "mytexts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "mytexts" / f"{number}.txt").write_text(text)
+    return tmp_path
+
+
+def test_every_command_is_known():
+    assert [command for command in commands(PAGE) if command != TWO_DEVICES] == list(HERE)
+    assert TWO_DEVICES in commands(PAGE)
+    assert len(re.findall(r"^## \.\.\. .*\?$", PAGE, re.M)) == 13
+
+
+def test_the_commands_and_examples_run(folder, capsys):
+    for command, more in HERE.items():
+        words = shlex.split(command)
+        logger = next((name for name in NEEDS if f"--trainer.logger={name}" in words), None)
+        if logger and not importlib.util.find_spec(NEEDS[logger]):
+            with pytest.raises((ValueError, SystemExit, ModuleNotFoundError)):
+                train.main([*words[1:], *more])
+            continue
+        if " report " in command:
+            for machine in ("a", "b"):
+                shutil.copytree("evaluation", machine)
+        if words[0] == "train.py":
+            cli = train.main([*words[1:], *more])
+            assert cli.trainer.global_step == (3 if "last" in words else 2), command
+        else:
+            assert not run(command, more), command
+        if command == OWN:
+            assert type(cli.model.model.attentions[0]).__name__ == "MyAttention"
+    assert (folder / "runs" / "version_0" / "checkpoints" / "last.ckpt").exists()
+    assert len(list(folder.glob("runs/*/metrics.csv"))) == 1
+    capsys.readouterr()
+
+    matplotlib.use("Agg")
+    _, loop, table, checkpoint, picture, costs = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    names: dict = {}
+    for example in (loop, table, checkpoint, picture, costs.replace("1024", "128")):
+        exec(example, names)
+    printed = capsys.readouterr().out
+    assert float(names["loss"]) < math.log(256)
+    assert "values.bits_per_byte" in printed
+    assert "def add(a, b):" in printed
+    length = names["ids"].shape[1]
+    assert names["weights"].shape == (1, 1, 2, length, length)
+    torch.testing.assert_close(names["weights"], names["weights"].tril())
+    assert "flops (operations)" in printed
+    with Image.open("map.png") as image:
+        assert min(image.size) > 200
+
+
+def test_the_logger_of_the_page(folder, monkeypatch):
+    """trackio is not a dependency: its three functions are recorded here."""
+    calls = []
+    (folder / "trackio.py").write_text("init = log = finish = None\n")
+    (folder / "my_logger.py").write_text(re.findall(r"```python\n(.*?)```", PAGE, re.S)[0])
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    import trackio
+
+    for name in ("init", "log", "finish"):
+        monkeypatch.setattr(trackio, name, lambda *args, name=name, **options: calls.append((name, args, options)))
+    train.main(["fit", "--config=configs/bsbr.yaml", *TRAIN, "--trainer.logger=my_logger.TrackioLogger"])
+    assert calls[0][0] == "init"
+    assert calls[0][2]["project"] == "attention"
+    assert calls[0][2]["config"]["hidden_dim"] == "16"
+    assert calls[-1][0] == "finish"
+    logged = {name: value for call, args, _ in calls if call == "log" for name, value in args[0].items()}
+    assert {"train/loss", "val/bits_per_byte"} <= set(logged)
+    for name in ("trackio", "my_logger"):
+        sys.modules.pop(name)
