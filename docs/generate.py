@@ -109,13 +109,11 @@ def documentation(architecture: type[Attention]) -> tuple[str, str, str]:
 
 
 def legend() -> str:
-    """The letters of `base.py`, as HTML."""
-    lines = re.findall(r"\b([A-Z])  (.+?)(?=  |$)", base.__doc__ or "", re.M)
-    letters = (
-        f"{formulas.Formula(letter).math()} {meaning.replace('`hidden_dim`', '<code>hidden_dim</code>')}"
-        for letter, meaning in lines
-    )
-    return f"<p>Letters: {', '.join(letters)}.</p>"
+    """The letters and signs that `base.py` defines, as HTML."""
+    letters = re.findall(r"\b([A-Z])  (.+?)(?=  |$)", base.__doc__ or "", re.M)
+    signs = (base.__doc__ or "").rpartition("\n\n")[2]
+    text = f"Letters: {', '.join(f'{letter}: {meaning}' for letter, meaning in letters)}. {signs}"
+    return f"<p>{formulas.set_prose(text, letters='A')}</p>"
 
 
 def amount(value: float) -> str:

@@ -1,8 +1,8 @@
-"""Sums and products of what decays on the way, for the architectures whose memory forgets.
+"""Decays over several tokens, for the architectures whose state decays.
 
-A decay over several tokens is the product of their decays alpha, each at most 1. No decay is divided by another one,
-so nothing overflows, and what underflows is too small to matter. No sum of logs is subtracted from another one either:
-in fp32, one fast decay would then cost the precision of all slow decays after it.
+A decay over several tokens is the product of their decays alpha, each at most 1. No decay is divided by another one, so
+nothing overflows, and a factor that underflows is too small to matter. No sum of logs is subtracted from another one
+either: in fp32, one fast decay would then cost the precision of all slow decays after it.
 """
 
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ The inverses and O are computed for all chunks at once; only U and S go from chu
 
 Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form is Yang et al. 2024, arXiv 2406.06484, section 3.2.
 Cost: O(T (C + K + C^2 / K) D).
-Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
+Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple

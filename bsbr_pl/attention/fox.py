@@ -2,11 +2,12 @@
 
     o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K) + log f_{s+1} + ... + log f_t) v_s
 
-The forget gate f_t = sigmoid(x_t w_f + b) is one number per head and token. It also shows the order of past tokens, so
-there are no rotary positions. The fast form, per block of C queries: a term that is the same for all keys of a query
-cancels in its softmax, so the scores need only age_s, the sum of log f after token s up to the start of the block, and
-minus the sum from the start to s for s in the block. The age is one more channel of the keys, beside a channel of ones
-in the queries. Ages are counted from the start of each block, so fp32 is precise enough for any T.
+The forget gate f_t = sigmoid(x_t w_f + b) is one number per head and token. It also encodes the order of past tokens,
+so there are no rotary positions by default. The fast form computes blocks of C queries. Softmax ignores a term that is
+equal for all keys of a query, so the sum of log f may end at the start of the block instead of at t. This sum is age_s.
+For a key s before the block, it is the sum of log f after s up to the block; for a key s in the block, it is minus the
+sum from the start of the block to s. The age is one more channel of the keys, and this channel of the queries is 1.
+Ages are counted from each block, so fp32 is precise enough for any T.
 
 Source: Lin et al. 2025, arXiv 2503.02130, section 3. The layer of the published Pro form is qk_norm, kv_shift and
 output_gate together. Difference: the heads share the scale of each RMSNorm.

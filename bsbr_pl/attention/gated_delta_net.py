@@ -10,12 +10,13 @@ chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_
     U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)          (the updates, C x V)
     O = exp(g) Q S + (Q K^T * G) U ;   S <- exp(g_C) S + (exp(g_C - g) K)^T U
 
-The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. No exponent is positive.
+The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. All exponents are at most
+0, so nothing overflows.
 
 Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
 arXiv 2405.21060.
 Cost: O(T (C + K + C^2 / K) D).
-Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
+Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Gated attention unit in its mixed-chunk form (FLASH): one head, one shared projection, no feed-forward network.
 
     u, v = SiLU(x W_u), SiLU(x W_v)        (E = expansion_factor D wide)        z = SiLU(x W_z)        (S wide)
-    q, k, q', k' = scale_i * z + offset_i                                       (four cheap views of z)
+    q, k, q', k' = scale_i * z + offset_i                                       (i = 1 to 4)
     inside a chunk of C:  A_tj = relu(q_t . k_j / C)^2                          (j <= t; q, k rotated)
     earlier chunks:       A_tj = q'_t . k'_j / (number of tokens in them)
     o_t = (u_t * sum_j A_tj v_j) W_o
@@ -11,7 +11,8 @@ Two such layers replace one attention and one feed-forward layer.
 Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks). Difference: the linear part is
 an average, so its size does not grow with T.
 Cost: O(T (C + S) E).
-Decode state: k'^T v of the finished chunks, S E numbers, and z and v of the current chunk, (T mod C) (S + E) numbers.
+Decode state: the sum of k'^T v of the finished chunks (S E numbers); z and v of the current chunk, (T mod C) (S + E)
+numbers.
 """
 
 from functools import partial
@@ -38,7 +39,7 @@ class GAUAttention(Attention[Chunk]):
 
     Args:
         hidden_dim: width D.
-        num_heads: accepted so that one configuration serves every architecture; the unit has a single head.
+        num_heads: not used, because the unit has one head; every architecture takes it.
         chunk_size: tokens C in a chunk.
         expansion_factor: E / D.
         key_dim: width S of the shared representation z.

@@ -1,4 +1,4 @@
-"""Modern Hopfield attention: the query first moves towards the stored keys, then reads the values.
+"""Modern Hopfield attention: updates move the query towards keys that are similar to it; then it reads the values.
 
     xi^0 = q_t ;   xi^{i+1} = sum_{j <= t} softmax_j(beta xi^i . k_j) k_j   for i < n = num_updates
     o_t  = sum_{j <= t} softmax_j(beta xi^n . k_j) v_j

@@ -14,9 +14,9 @@ exp(g_ti - g_si) for s <= t, else 0 (`decayed_products`):
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
 Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; W_1 W_2 and W_3 W_4 have rank V, the width of a head.
-Differences: the convolution starts as the identity; q is not divided by sqrt(K), which RMSNorm makes invisible.
+Differences: the convolution starts as the identity; q is not divided by sqrt(K), a factor that RMSNorm cancels.
 Cost: O(T (C + K + C^2 / K) D).
-Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
+Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 import math
@@ -52,7 +52,7 @@ class KDAAttention(Attention[Memory]):
         num_heads: heads H.
         chunk_size: tokens C computed at once, rounded up to a power of two; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
-        allow_neg_eigval: beta is in (0, 2) and not in (0, 1), so that a write may flip the sign of what it finds.
+        allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
     """
 
     def __init__(

@@ -5,13 +5,13 @@
     z_t = z_{t-1} + phi(k_t)
     o_t = phi(q_t) S_t / (phi(q_t) . z_t + 1e-6)
 
-The fast form computes chunks of C tokens at once: tril(phi(Q) phi(K)^T) V within a chunk, phi(Q) S for what is before
-it, with S at the start of the chunk.
+The fast form computes chunks of C tokens at once: tril(phi(Q) phi(K)^T) V for the tokens of the chunk, plus phi(Q) S
+for the tokens before it, with S at the start of the chunk. The denominator is computed in the same way.
 
 Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9-12 and 16-20. Difference: the past is a sum without order, so
 q, k and v pass a short causal convolution first (arXiv 2402.18668); conv_size = 1 is the published form.
 Cost: O(T (C + K) D).
-Decode state: S and z, D (K + 1) numbers, and conv_size - 1 inputs of the convolution.
+Decode state: S and z (D (K + 1) numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple

@@ -13,7 +13,7 @@ sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s
 Source: Dao and Gu 2024, arXiv 2405.21060, eq. 6 and 16 (the map), section 6 (the fast form), section 7.1 (the layer).
 Differences: the convolution starts as the identity.
 Cost: O(T (C + K) E).
-Decode state: S, K E numbers, and conv_size - 1 inputs of the convolution.
+Decode state: S (K E numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 import math

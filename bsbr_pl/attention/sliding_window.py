@@ -1,14 +1,14 @@
 """Sliding-window attention: every token attends to itself and to the w - 1 tokens before it.
 
-    o_t = sum_{t - w < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (w = window_size keys, its own included)
+    o_t = sum_{t - w < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (w = window_size, the token itself included)
 
-The fast form processes queries in blocks of C <= w. A block meets its own keys and those of the earlier blocks that its
-window touches, so no T x T matrix is formed.
+The fast form processes blocks of C <= w queries. A block attends to its own keys and to those of the earlier blocks
+that overlap its windows, so no T x T matrix is formed.
 
 Source: Beltagy et al. 2020, arXiv 2004.05150, section 3.1. Differences: the window is one-sided, positions are rotary
 (arXiv 2104.09864, eq. 34), and there is an optional short causal convolution on q, k and v.
 Cost: O(T w D).
-Decode state: the keys and values of a window, 2 w D numbers, and conv_size - 1 inputs of the convolution.
+Decode state: the keys and values of a window (2 w D numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class SlidingWindowAttention(Attention[Window]):
     Args:
         hidden_dim: width D.
         num_heads: heads H.
-        window_size: keys that a query sees, its own included.
+        window_size: keys that a query sees, that of its own token included.
         rope: rotate queries and keys by their position. Without it, the order within the window is invisible.
         bias: give the linear maps a bias.
         conv_size: taps of the short convolution on q, k and v; 1 for none.

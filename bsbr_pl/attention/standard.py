@@ -5,7 +5,7 @@
 Source: Vaswani et al. 2017, arXiv 1706.03762, eq. 1. Differences: positions are rotary (arXiv 2104.09864, eq. 34), and
 an optional short causal convolution on q, k and v, as in So et al. 2021, arXiv 2109.08668, section 4.
 Cost: O(T^2 D).
-Decode state: the keys and values of all tokens (KV cache), 2 T D numbers, and conv_size - 1 inputs of the convolution.
+Decode state: the KV cache (2 T D numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
