@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import test_answers
 import test_readme
+import yaml
 from PIL import Image
 from test_readme import EVALUATE, ROOT, TRAIN, commands, run
 
@@ -207,6 +208,13 @@ def test_formulas():
     assert prose.startswith("A block of <math")
     assert ', a <code>code</code> (see <a href="https://arxiv.org/abs/2004.05150">arXiv 2004.05150</a>): <math' in prose
     assert letters_of(" ".join(re.findall("<math.*?</math>", prose))) == "COT2TxT"
+
+
+def test_the_workflow_runs_what_ci_runs():
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert job["steps"][-1] == {"run": "bash .ci/run"}
+    (python,) = (step["with"]["python-version"] for step in job["steps"] if "python-version" in step.get("with", {}))
+    assert f"python{python} -m venv" in (ROOT / ".ci/run").read_text()
 
 
 def test_a_map_is_drawn(tmp_path, one_thread, monkeypatch):
