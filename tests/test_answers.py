@@ -128,5 +128,7 @@ def test_the_logger_of_the_page(folder, monkeypatch):
     assert calls[-1][0] == "finish"
     logged = {name: value for call, args, _ in calls if call == "log" for name, value in args[0].items()}
     assert {"train/loss", "val/bits_per_byte"} <= set(logged)
+    for name in ("config.yaml", "record.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (folder / "runs" / "version_0" / name).exists(), "though the logger has no folder"
     for name in ("trackio", "my_logger"):
         sys.modules.pop(name)
