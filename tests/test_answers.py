@@ -122,7 +122,8 @@ def test_the_logger_of_the_page(folder, monkeypatch):
 
     for name in ("init", "log", "finish"):
         monkeypatch.setattr(trackio, name, lambda *args, name=name, **options: calls.append((name, args, options)))
-    train.main(["fit", "--config=configs/bsbr.yaml", *TRAIN, "--trainer.logger=my_logger.TrackioLogger"])
+    own = ["--trainer.logger=my_logger.TrackioLogger", "--trainer.log_every_n_steps=1"]
+    train.main(["fit", "--config=configs/bsbr.yaml", *TRAIN, *own])
     assert calls[0][0] == "init"
     assert calls[0][2]["project"] == "attention"
     assert calls[0][2]["config"]["hidden_dim"] == "16"
