@@ -46,7 +46,7 @@ def main(out: Path = ROOT / "build" / "docs") -> None:
     pages = {path: path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     for source, page in (pages | {ROOT / name: page for name, page in PAGES.items()}).items():
         text = with_links(source.read_text(), source, page)
-        write(out / page, IMAGE.sub(lambda match, source=source: with_picture(match, source, out), text))
+        write(out / page, with_pictures(text, source, page, out))
     home = out / "index.md"
     home.write_text(home.read_text().replace(STUDY, first_table(ROOT / "results" / "README.md")))
     for report in REPORTS:
@@ -82,14 +82,18 @@ def with_links(text: str, source: Path, page: str) -> str:
     return LINK.sub(place, text)
 
 
-def with_picture(match: re.Match[str], source: Path, out: Path) -> str:
-    """A picture of docs/ keeps its place. Other pictures are copied next to the pages that are not in folders."""
-    label, target = match.groups()
-    file = (source.parent / target).resolve()
-    if file.is_relative_to(DOCS):
-        return match[0]
-    shutil.copy(file, out / file.name)
-    return f"{label}{file.name})"
+def with_pictures(text: str, source: Path, page: str, out: Path) -> str:
+    """The text with pictures that exist in the site. Pictures outside docs/ are copied to the top of the site."""
+
+    def place(match: re.Match[str]) -> str:
+        label, target = match.groups()
+        file = (source.parent / target).resolve()
+        to = file.relative_to(DOCS).as_posix() if file.is_relative_to(DOCS) else file.name
+        if not file.is_relative_to(DOCS):
+            shutil.copy(file, out / to)
+        return f"{label}{os.path.relpath(to, Path(page).parent)})"
+
+    return IMAGE.sub(place, text)
 
 
 def first_table(page: Path) -> str:
