@@ -68,7 +68,7 @@ def fast_transformers(length: int) -> Callable[[], object]:
 def local_attention(length: int) -> Callable[[], object]:
     from local_attention import LocalAttention
 
-    attention = LocalAttention(CHUNK, causal=True, exact_windowsize=True, use_rotary_pos_emb=False)
+    attention = LocalAttention(CHUNK, causal=True, exact_windowsize=True, use_rotary_pos_emb=False, autopad=True)
     return both_passes(attention, operation("sliding_window", length)[1])
 
 
