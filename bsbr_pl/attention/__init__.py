@@ -11,6 +11,8 @@ from .hopfield import HopfieldAttention
 from .kda import KDAAttention
 from .linear import LinearAttention
 from .mamba2 import Mamba2Attention
+from .moba import MoBAAttention
+from .rwkv7 import RWKV7Attention
 from .sliding_window import SlidingWindowAttention
 from .standard import StandardAttention
 
@@ -24,9 +26,11 @@ ARCHITECTURES: dict[str, type[Attention]] = {
     "gla": GLAAttention,
     "mamba2": Mamba2Attention,
     "kda": KDAAttention,
+    "rwkv7": RWKV7Attention,
     "fox": FoXAttention,
     "hopfield": HopfieldAttention,
     "gau": GAUAttention,
+    "moba": MoBAAttention,
     "bsbr": BSBRAttention,
 }
 
@@ -43,6 +47,8 @@ __all__ = [
     "KDAAttention",
     "LinearAttention",
     "Mamba2Attention",
+    "MoBAAttention",
+    "RWKV7Attention",
     "SlidingWindowAttention",
     "StandardAttention",
 ]

@@ -46,6 +46,8 @@ VARIANTS = [
     ("kda", {"chunk_size": C}),
     ("kda", {"chunk_size": 3}),
     ("kda", {"chunk_size": C, "conv_size": 1, "allow_neg_eigval": True}),
+    ("rwkv7", {"chunk_size": C}),
+    ("rwkv7", {"chunk_size": 3, "rank": 3}),
     ("fox", {"chunk_size": C}),
     ("fox", {"chunk_size": 3, "rope": True}),
     ("fox", {"chunk_size": C, "qk_norm": True}),
@@ -61,6 +63,9 @@ VARIANTS = [
     ("gau", {"chunk_size": 3, "key_dim": 16}),
     ("gau", {"chunk_size": C, "key_dim": 8, "expansion_factor": 1}),
     ("gau", {"chunk_size": C, "key_dim": 16, "rope": False}),
+    ("moba", {"chunk_size": C}),
+    ("moba", {"chunk_size": 3, "top_k": 2, "conv_size": 4}),
+    ("moba", {"chunk_size": C, "top_k": 1, "rope": False}),
     ("bsbr", {"chunk_size": C}),
     ("bsbr", {"chunk_size": 3}),
     ("bsbr", {"chunk_size": 1}),
@@ -341,7 +346,16 @@ def test_the_contract_says_what_is_seen_exactly(name, options):
         assert exact.diagonal().all()
         assert not (exact & ((j > t) | (t - j >= attention.reach))).any()
     size = options.get("window_size", options.get("chunk_size"))
-    known = {"sliding_window": t - j < size, "gau": t // size == j // size, "bsbr": t - j < size} if size else {}
+    known = (
+        {
+            "sliding_window": t - j < size,
+            "gau": t // size == j // size,
+            "moba": t // size == j // size,
+            "bsbr": t - j < size,
+        }
+        if size
+        else {}
+    )
     if name in known:
         assert attention.reach == size
         within = known[name] if options.get("overlap", True) else known["gau"]
@@ -408,6 +422,11 @@ def test_what_is_seen_of_the_past(name, options):
     if name == "sliding_window":
         reach = options["window_size"] + options.get("conv_size", 1) - 1
         assert seen.tolist() == [t > 4 * C - reach for t in range(4 * C + 1)]
+    elif name == "moba":
+        mapped = (attention.attention_map(x)[0, :, -1] != 0).any(0)
+        assert (seen[mapped]).all()
+        assert torch.equal(seen, mapped) or options.get("conv_size", 1) > 1
+        assert mapped.view(-1)[: 4 * C].any() == (options.get("top_k", 3) > 1)
     elif "retrieval_top_k" in options:
         assert seen[: -2 * options["chunk_size"]].any()
     else:
