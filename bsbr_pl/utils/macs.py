@@ -153,5 +153,6 @@ _ELEMENTWISE = _handles(
 #: Operators without arithmetic on activations that fvcore does not ignore by itself.
 _MOVES = (
     "clone embedding empty_like expand_as eye index_copy index_select le lt mT ne numel ones_like pad repeat "
-    "repeat_interleave scatter scatter_ scatter_add_ searchsorted tril triu unflatten view_as_complex view_as_real where"
+    "repeat_interleave scatter scatter_ scatter_add_ searchsorted tril triu unflatten "
+    "view_as_complex view_as_real where"
 )

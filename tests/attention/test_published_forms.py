@@ -1,4 +1,4 @@
-"""GLA, HGRN2, Mamba-2, KDA, RWKV-7, FoX and MoBA against loops over tokens, written from the papers, and the decays behind them.
+"""The architectures against loops over tokens, written from the papers, and the decays behind them.
 
 The loops are in fp64. They use the parameters of an attention and nothing of its methods.
 """
@@ -149,7 +149,61 @@ def rwkv7_by_tokens(rwkv7: Attention, x: Tensor) -> Tensor:
     return torch.stack(outputs)
 
 
+def retnet_by_tokens(retnet: Attention, x: Tensor) -> Tensor:
+    """The parallel form of eq. 5 for each query, with complex rotations."""
+    H, D, E = 2, x.shape[1], retnet.value_dim
+    K = D // H
+    q, k, v = (heads(part, H) for part in convolved(retnet, x).split([D, D, E], -1))
+    theta = 10_000 ** (-torch.arange(0, K, 2, dtype=x.dtype) / K)
+    outputs = []
+    for t in range(len(x)):
+        o = []
+        for h in range(H):
+            gamma = 1 - 2.0 ** (-5 - 4 * h / (H - 1))
+            mixed = torch.zeros(E // H, dtype=x.dtype)
+            for s in range(t + 1):
+                a, b = (torch.view_as_complex(part.view(-1, 2)) for part in (q[t, h], k[s, h]))
+                score = (a * torch.polar(torch.ones_like(theta), (t - s) * theta) * b.conj()).sum().real / K**0.5
+                mixed = mixed + gamma ** (t - s) * score * v[s, h]
+            o.append(rms_norm(mixed, retnet.norm.weight))
+        gate = x[t] @ retnet.gate.weight.T
+        outputs.append(torch.cat(o) * gate * torch.sigmoid(gate) @ retnet.out.weight.T)
+    return torch.stack(outputs)
+
+
+def gated_delta_product_by_tokens(product: Attention, x: Tensor) -> Tensor:
+    """The transition of a token as a product of generalised Householder matrices."""
+    H, D, n = 2, x.shape[1], product.num_steps
+    qkv = convolved(product, x)
+    qkv = qkv * torch.sigmoid(qkv)
+    K = D // H
+    q, k, v = qkv[:, :D].view(-1, H, K), qkv[:, D : (n + 1) * D], qkv[:, (n + 1) * D :]
+    k, v = k.view(-1, H, n, K), v.view(-1, H, n, K)
+    q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
+    beta = product.beta_scale * torch.sigmoid(x @ product.beta.weight.T + product.beta.bias).view(-1, H, n)
+    alpha = torch.ones(len(x), H, dtype=x.dtype)
+    if product.decay is not None:
+        dt = F.softplus(x @ product.decay.weight.T + product.decay.bias)
+        alpha = torch.exp(-product.log_rate.exp() * dt)
+    identity = torch.eye(K, dtype=x.dtype)
+    S, outputs = [torch.zeros(K, K, dtype=x.dtype)] * H, []
+    for t in range(len(x)):
+        o = []
+        for h in range(H):
+            S_h = alpha[t, h] * S[h]
+            for i in range(n):
+                householder = identity - beta[t, h, i] * torch.outer(k[t, h, i], k[t, h, i])
+                S_h = householder @ S_h + beta[t, h, i] * torch.outer(k[t, h, i], v[t, h, i])
+            S = [*S[:h], S_h, *S[h + 1 :]]
+            o.append(rms_norm(q[t, h] @ S_h, product.norm.weight))
+        gate = x[t] @ product.gate.weight.T
+        outputs.append(torch.cat(o) * gate * torch.sigmoid(gate) @ product.out.weight.T)
+    return torch.stack(outputs)
+
+
 BY_TOKENS = {
+    "retnet": retnet_by_tokens,
+    "gated_delta_product": gated_delta_product_by_tokens,
     "gla": gla_by_tokens,
     "mamba2": mamba2_by_tokens,
     "kda": kda_by_tokens,
@@ -157,6 +211,10 @@ BY_TOKENS = {
     "fox": fox_by_tokens,
 }
 PUBLISHED = [
+    ("retnet", {}),
+    ("retnet", {"conv_size": 4, "expand_v": 0.5}),
+    ("gated_delta_product", {}),
+    ("gated_delta_product", {"num_steps": 3, "forget_gate": False, "allow_neg_eigval": False}),
     ("gla", {"conv_size": 1, "expand_k": 0.5}),
     ("gla", {}),
     ("gla", {"conv_size": 1, "tied_keys": True}),  # HGRN2
@@ -394,3 +452,23 @@ def test_moba_prefers_the_earlier_of_equal_chunks():
         expected[t, [0, 1] if t > 1 else []] = True
         expected[t, t - t % 2 : t + 1] = True
     assert torch.equal(A != 0, expected.expand(3, 2, 9, 9))
+
+
+def test_gated_delta_product_of_one_step_is_gated_delta_net():
+    product = build("gated_delta_product", {"chunk_size": 8, "num_steps": 1, "allow_neg_eigval": False})
+    gated = build("gated_delta_net", {"chunk_size": 8})
+    gated.load_state_dict(product.state_dict())
+    x = sequence(T)
+    torch.testing.assert_close(product(x), gated(x), rtol=1e-12, atol=1e-12)
+
+
+def test_one_step_with_beta_of_two_is_a_reflection():
+    """Two reflections give back what was there; two erasures (beta = 1) do not."""
+    product = build("gated_delta_product", {"chunk_size": 8, "num_steps": 2, "forget_gate": False})
+    S = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    key = F.normalize(torch.randn(1, 2, 1, 1, 8, dtype=torch.float64), dim=-1).expand(1, 2, 1, 2, 8)
+    q, no_value, beta = key[:, :, :, 0], torch.zeros_like(key), torch.full((1, 2, 1, 2, 1), 2.0, dtype=torch.float64)
+    log_alpha = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(product.mix(q, key, no_value, beta, log_alpha, S)[1], S, rtol=1e-12, atol=1e-12)
+    erased = product.mix(q, key, no_value, beta / 2, log_alpha, S)
+    torch.testing.assert_close(erased[0], torch.zeros_like(erased[0]), rtol=0, atol=1e-12)
