@@ -126,23 +126,23 @@ class MoBAAttention(Attention[BlockCache]):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
         """q (B, H, T, K), the last T tokens of k and v; h (B, H, N, K) of the finished chunks -> mixed values."""
         T, C = q.shape[2], min(self.chunk_size, k.shape[2])
-        q, k, v = (at_least_fp32(part) for part in (q * self.head_dim**-0.5, k, v))
+        q, k, v = (at_least_fp32(part) for part in (q, k, v))
         past = k.shape[2] - T
         begun = past % C  # tokens before the queries in the chunk of the first query
-        own_q = to_chunks(F.pad(q, (0, 0, begun, 0)), C)  # (B, H, n, C, K)
+        scaled = q * self.head_dim**-0.5
+        own_q = to_chunks(F.pad(scaled, (0, 0, begun, 0)), C)  # (B, H, n, C, K)
         k, v = to_chunks(k, C), to_chunks(v, C)  # (B, H, N, C, K)
         n = own_q.shape[2]
         future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
         own = (own_q @ k[:, :, -n:].mT).masked_fill(future, -torch.inf).flatten(2, 3)[:, :, begun : begun + T]
-        chunk = torch.arange(past, past + T, device=q.device) // C
-        chosen, exists = self.choose(q, h, chunk)
+        chosen, exists = self.choose(q, h, torch.arange(past, past + T, device=q.device) // C)
         S = chosen.shape[3]
         if not S:
             return self.read_own(own.softmax(-1), v, n, begun)
 
         tiles = Tiles(chosen.flatten(2), exists.flatten(2), h.shape[2], size=C)
         blocks_k, blocks_v = (part[:, :, : h.shape[2]].flatten(0, 2) for part in (k, v))  # (B H N, C, K)
-        queries = q.repeat_interleave(S, 2).flatten(0, 2)  # one of each pair
+        queries = scaled.repeat_interleave(S, 2).flatten(0, 2)  # one of each pair
         scores = tiles.gather(tiles.scatter(queries) @ blocks_k[tiles.block].mT)
         scores = scores.view(*chosen.shape, C).masked_fill(~exists[..., None], -torch.inf)
         weights = torch.cat((own, scores.flatten(3)), 3).softmax(-1)

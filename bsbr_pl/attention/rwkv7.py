@@ -74,8 +74,8 @@ class RWKV7Attention(Attention[Memory]):
 
     def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 64, rank: int = 32) -> None:
         super().__init__(hidden_dim, num_heads)
-        check_number("from 1 to 128", lambda tokens: 1 <= tokens <= 128, whole=True, chunk_size=chunk_size)
-        check_positive(rank=rank)
+        check_positive(chunk_size=chunk_size, rank=rank)
+        check_number("at most 128", lambda tokens: tokens <= 128, chunk_size=chunk_size)
         self.chunk_size = chunk_size
         channel = torch.arange(hidden_dim) / hidden_dim
         self.mu = nn.Parameter(torch.stack([1 - channel**power for power in SHIFTS.values()]))
