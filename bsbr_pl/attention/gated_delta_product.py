@@ -143,7 +143,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
         causal = torch.ones(C, C, dtype=g.dtype, device=g.device).tril().repeat_interleave(n, 1)
         G = (g - rows.mT).clamp(max=0).exp() * causal  # from the rows of a token to each token
         k_beta, v_beta = beta * k, beta * v
-        inverses = unit_triangle_inverse(k_beta @ k.mT * G.repeat_interleave(n, 3))
+        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT * G.repeat_interleave(n, 3)))
         from_start, to_end = rows.exp(), (g[..., -1:, :] - rows).exp()
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
         S_before, U = [], []

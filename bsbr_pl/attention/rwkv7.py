@@ -153,7 +153,7 @@ class RWKV7Attention(Attention[Memory]):
         r_k, r_a, k_k = r_k.tril(), r_a.tril(), k_k.tril(-1)
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
         to_end = (end - g).exp()
-        steps = (kappa * g_before.exp(), k_k @ v, unit_triangle_inverse(k_a), removed * to_end)
+        steps = (kappa * g_before.exp(), k_k @ v, unit_triangle_inverse(at_least_fp32(k_a)), removed * to_end)
         added = (k * to_end).mT @ v, end.exp().mT
         S_before, U = [], []
         for kappa_n, found_n, inverse_n, removed_n, added_n, decay_n in zip(
