@@ -74,7 +74,10 @@ class CLI(KeepArguments, LightningCLI):
         actions = actions_of(parser)
         attention = actions["model.attention"]
         keys = ", ".join(ARCHITECTURES)
-        attention.help = f"one of {keys}, or a class with `class_path` and `init_args`; or a list with one a layer."
+        attention.help = (
+            f"one of {keys}, or a class with `class_path` and `init_args`; a list for the layers; or a hybrid, "
+            "'3x gated_delta_net + standard'."
+        )
         wrap_check(attention, lambda check, value: check(by_key(value)))
         for name in LIMITS:
             wrap_check(actions[f"trainer.{name}"], _whole_number)

@@ -9,12 +9,14 @@ from typing import Any
 from jsonargparse import Namespace
 
 from .attention import ARCHITECTURES
+from .spec import hybrid
 
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks: paths below another folder
 
 
 def by_key(value: Any) -> Any:
-    """A choice of attention with import paths in place of keys of `ARCHITECTURES`: `bsbr`, or a list of them."""
+    """A choice of attention with import paths in place of keys of `ARCHITECTURES`: `bsbr`, a list, or a hybrid."""
+    value = hybrid(value)
     if isinstance(value, str) and value in ARCHITECTURES:
         cls = ARCHITECTURES[value]
         return f"{cls.__module__}.{cls.__name__}"

@@ -105,18 +105,17 @@ def count_parameters(attention: AttentionArgument, sizes: Mapping[str, Any]) -> 
     specs, num_layers = specs_of(attention), sizes["num_layers"]
     if any(isinstance(sizes[name], int) and sizes[name] > LARGEST_SIZE for name in SIZES):
         return BEYOND
-    equal_layers = isinstance(specs, AttentionSpec) and isinstance(num_layers, int) and num_layers > 1
+    pattern = 1 if isinstance(specs, AttentionSpec) else max(1, len(specs))
+    repeats = num_layers // pattern if isinstance(num_layers, int) and num_layers % pattern == 0 else 1
     try:
         with torch.device("meta"):
-            model = LanguageModel(specs, **{**sizes, "num_layers": 1} if equal_layers else sizes)
+            model = LanguageModel(specs, **{**sizes, "num_layers": pattern} if repeats > 1 else sizes)
     except (RuntimeError, TypeError, OverflowError) as error:
         if "overflow" not in str(error).lower():
             raise
         return BEYOND
     total = sum(p.numel() for p in model.parameters())
-    if not equal_layers:
-        return total
-    return total + (num_layers - 1) * sum(p.numel() for branch in model.branches for p in branch.parameters())
+    return total + (max(1, repeats) - 1) * sum(p.numel() for branch in model.branches for p in branch.parameters())
 
 
 def memory() -> int:

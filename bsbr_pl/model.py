@@ -74,7 +74,8 @@ class LanguageModel(nn.Module):
     `replaces_feed_forward` (GAU). Each attention encodes positions itself; `positions` adds learned embeddings.
 
     Args:
-        attention: builds the attention of every layer, or a list with one builder per layer.
+        attention: builds the attention of every layer, or a list with one builder per layer; a list shorter than
+            `num_layers` is repeated, and must divide it.
         vocab_size: number of token ids.
         hidden_dim: width D.
         num_layers: number of layers.
@@ -110,11 +111,13 @@ class LanguageModel(nn.Module):
         check_number("0 (no feed-forward networks) or more", lambda width: width >= 0, whole=True, ff_dim=ff_dim)
         check_number("at least 0 and below 1", lambda share: 0 <= share < 1, dropout=dropout)
         check_number("0 (none) or more", lambda number: number >= 0, whole=True, positions=positions)
-        factories = list(attention) if isinstance(attention, Sequence) else [attention] * num_layers
-        if len(factories) != num_layers:
+        factories = list(attention) if isinstance(attention, Sequence) else [attention]
+        if not factories or num_layers % len(factories):
             raise ValueError(
-                f"attention must list one architecture per layer, got {len(factories)} for {num_layers} layers"
+                f"attention must list one architecture per layer, or a pattern whose length divides num_layers, got "
+                f"{len(factories)} for {num_layers} layers"
             )
+        factories *= num_layers // len(factories)
         if not all(map(callable, factories)):
             raise ValueError(f"attention must be an Attention class or another builder of one, got {attention!r}")
         self.vocab_size = vocab_size

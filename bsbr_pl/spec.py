@@ -1,6 +1,7 @@
 """AttentionSpec: an attention class with its options, in one form from YAML to checkpoint and back."""
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import numpy as np
 
 from .attention import ARCHITECTURES, Attention
 
-#: What a model's `attention` may be: a class, a partial of one, a key, a dict with `class_path`, a spec, or a list.
+#: What a model's `attention` may be: a class, a partial of one, a key, a dict with `class_path`, a spec, a list, or a
+#: hybrid in one line, `3x gated_delta_net + standard`.
 AttentionArgument = Union["AttentionSpec", Callable[[int, int], Attention], Mapping[str, Any], str, Sequence[Any]]
 
 
@@ -78,12 +80,32 @@ class AttentionSpec:
         return {"class_path": _path(self.cls), "init_args": dict(self.options)}
 
 
+def hybrid(attention: Any) -> Any:
+    """`3x gated_delta_net + standard` as the list of its four names, in order of depth; any other value as it is.
+
+    Raises:
+        ValueError: naming the part that is not a name or `N x name`, or the number of layers above 1024.
+    """
+    if not isinstance(attention, str) or not re.search(r"\+|^\s*\d+x\s", attention):
+        return attention
+    names: list[str] = []
+    for part in attention.split("+"):
+        found = re.fullmatch(r"\s*(?:(\d{1,4})x\s+)?(\w[\w.]*)\s*", part)
+        if found is None:
+            raise ValueError(f"attention: write a hybrid as '3x gated_delta_net + standard', got {part.strip()!r}")
+        names += [found[2]] * int(found[1] or 1)
+    if not 1 <= len(names) <= 1024:
+        raise ValueError(f"attention: a hybrid has 1 to 1024 layers, got {len(names)} in {attention!r}")
+    return names
+
+
 def specs_of(attention: AttentionArgument) -> AttentionSpec | tuple[AttentionSpec, ...]:
-    """The spec of all layers, or a tuple with one for each layer.
+    """The spec of all layers, or a tuple with one for each layer; a shorter tuple is repeated.
 
     Raises:
         ValueError: naming the value that is not an attention.
     """
+    attention = hybrid(attention)
     return (
         tuple(map(AttentionSpec.of, attention)) if isinstance(attention, list | tuple) else AttentionSpec.of(attention)
     )

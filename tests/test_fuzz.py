@@ -37,6 +37,14 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "linear": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
     "gated_delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
+    "gated_delta_product": {
+        "chunk_size": SIZES,
+        "conv_size": st.integers(1, 6),
+        "num_steps": st.integers(1, 4),
+        "forget_gate": st.booleans(),
+        "allow_neg_eigval": st.booleans(),
+    },
+    "retnet": {"chunk_size": SIZES, "conv_size": st.integers(1, 6), "expand_v": st.sampled_from([1, 1.0, 2.0])},
     "gla": {
         "chunk_size": SIZES,
         "conv_size": st.integers(1, 6),
@@ -51,12 +59,14 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "key_dim": st.integers(1, 9),
     },
     "kda": {"chunk_size": SIZES, "conv_size": st.integers(1, 6), "allow_neg_eigval": st.booleans()},
+    "rwkv7": {"chunk_size": st.integers(1, 128), "rank": st.integers(1, 9)},
     "fox": {
         "chunk_size": SIZES,
         **dict.fromkeys(("rope", "qk_norm", "kv_shift", "output_gate"), st.booleans()),
     },
     "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2) | st.just(1), **ROPE},
     "gau": {"chunk_size": SIZES, "expansion_factor": st.integers(1, 3), "key_dim": st.integers(1, 9), **ROPE},
+    "moba": {"chunk_size": SIZES, "top_k": SIZES, "conv_size": st.integers(1, 5), **ROPE},
     "bsbr": {
         "chunk_size": SIZES,
         "retrieval_top_k": st.none() | SIZES,
@@ -108,7 +118,7 @@ def attentions(choose: st.DrawFn) -> Attention:
     """Any that can be built; where its options do not go together, that is what the error says."""
     name, options = choose(architectures())
     heads, width = choose(st.integers(1, 4)), choose(st.integers(1, 8))
-    odd = (options.get("key_dim", 128) if name == "gau" else width) % 2 and options.get("rope", "rope" in OPTIONS[name])
+    odd = (options.get("key_dim", 128) if name == "gau" else width) % 2 and options.get("rope", name == "retnet")
     undivided = width % options.get("compression_factor", 1)
     words = (*([UNDIVIDED] if undivided else []), *(ODD if odd else []))
 

@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
     "bsbr_pl.run_folder": {"bsbr_pl.run", "bsbr_pl.utils.files"},
     "bsbr_pl.save_config": {"bsbr_pl.run_folder"},
-    "bsbr_pl.configuration": {"bsbr_pl.attention"},
+    "bsbr_pl.configuration": {"bsbr_pl.attention", "bsbr_pl.spec"},
     "bsbr_pl.cli": {
         "bsbr_pl.configuration",
         *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.limits", "bsbr_pl.parsing"),

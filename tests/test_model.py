@@ -132,7 +132,7 @@ def test_generation_leaves_the_mode_as_it_was():
 def test_attention_weights_are_those_of_every_layer(name):
     model, text = model_of(name), ids(2, 9)
     A = model.get_attention_weights(text)
-    heads = 1 if name == "gau" else 2
+    heads = {"gau": 1, "gated_delta_product": 4}.get(name, 2)  # Gated DeltaProduct has a map for each of two steps
     assert A.shape == (4 if name == "gau" else 2, 2, heads, 9, 9)
     assert torch.equal(A.triu(1), torch.zeros_like(A))
     x = model.branches[0].norm(model.embed(text))
@@ -212,7 +212,8 @@ def test_longer_than_anything_seen_is_no_error():
         ({"positions": 3}, r"a text must have at most 3 tokens \(positions\), got 4"),
         ({"ff_activation": "relu"}, "ff_activation must be one of relu2, gelu, got 'relu'"),
         ({"attention": None}, "attention must be an Attention class or another builder of one, got None"),
-        ({"attention": [StandardAttention]}, "attention must list one architecture per layer, got 1 for 2 layers"),
+        ({"attention": [StandardAttention] * 3}, "attention must list one architecture per layer, .* got 3 for 2"),
+        ({"attention": []}, "attention must list one architecture per layer, .* got 0 for 2 layers"),
         ({"attention": partial(BSBRAttention, chunk_size=0)}, "chunk_size must be a positive integer, got 0"),
         ({"attention": partial(BSBRAttention, chunk_size=2.5)}, "chunk_size must be a positive integer, got 2.5"),
         ({"attention": partial(BSBRAttention, retrieval_top_k=0)}, "retrieval_top_k must be a positive integer, got 0"),

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, HopfieldAttention, StandardAttention
+from bsbr_pl.limits import count_parameters
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.models import all_sizes
+from bsbr_pl.module import LanguageModule
 from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
 
 BSBR = "bsbr_pl.attention.bsbr.BSBRAttention"
@@ -132,3 +135,40 @@ def test_a_name_of_no_attention_is_refused_and_not_imported(class_path):
 def test_what_is_no_attention_is_refused(value):
     with pytest.raises(ValueError, match=r"^attention must be an Attention class or a functools.partial of one, got "):
         AttentionSpec.of(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("3x gated_delta_net + standard", ["gated_delta_net"] * 3 + ["standard"]),
+        ("bsbr+standard", ["bsbr", "standard"]),
+        ("2x kda", ["kda", "kda"]),
+        (" sliding_window + 2x fox ", ["sliding_window", "fox", "fox"]),
+    ],
+)
+def test_a_hybrid_in_one_line(words, names):
+    assert [spec.key for spec in specs_of(words)] == names
+    module = LanguageModule(words, vocab_size=11, hidden_dim=8, num_heads=2, num_layers=2 * len(names))
+    layers = [type(attention) for attention in module.model.attentions]
+    assert layers == [ARCHITECTURES[name] for name in names] * 2
+    again = LanguageModule(**module.hparams)
+    assert [type(attention) for attention in again.model.attentions] == layers
+    sizes = all_sizes("test", vocab_size=11, hidden_dim=8, num_heads=2, num_layers=2 * len(names))
+    assert count_parameters(words, sizes) == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("3x gated_delta_net + mamba", "attention must be one of .* got 'mamba'"),
+        ("3x + standard", "attention must be one of .* got '3x'"),
+        ("3 x bsbr + standard", "write a hybrid as '3x gated_delta_net \\+ standard', got '3 x bsbr'"),
+        ("bsbr + ", "write a hybrid as .* got ''"),
+        ("0x bsbr + 0x bsbr", "a hybrid has 1 to 1024 layers, got 0"),
+        ("9999x bsbr", "a hybrid has 1 to 1024 layers, got 9999"),
+        ("99999x bsbr", "write a hybrid as"),
+    ],
+)
+def test_a_hybrid_that_is_none(words, message):
+    with pytest.raises(ValueError, match=message):
+        specs_of(words)

@@ -52,6 +52,15 @@ def test_every_architecture_trains_from_its_yaml(name, arguments, capsys, tmp_pa
     assert validation.value == pytest.approx(float(cli.trainer.callback_metrics["val/bits_per_byte"]))
 
 
+def test_a_hybrid_in_one_line_trains_and_resumes(arguments):
+    command = ["fit", *arguments, "--model.attention=bsbr + standard", "--model.num_layers=4"]
+    cli = train.main(command)
+    names = [type(attention).__name__ for attention in cli.model.model.attentions]
+    assert names == ["BSBRAttention", "StandardAttention"] * 2
+    resumed = train.main([*command, "--ckpt_path=last", "--trainer.max_steps=5"])
+    assert resumed.trainer.global_step == 5
+
+
 def test_a_recall_task_reports_every_slice(arguments):
     segments = ["--data.train_segments=[[16,2,64],[32,4,64]]", "--data.test_segments=[[16,2,8],[32,4,8]]"]
     kept = [argument for argument in arguments if not argument.startswith("--data")]

@@ -5,12 +5,16 @@ from .bsbr import BSBRAttention
 from .delta_net import DeltaNetAttention
 from .fox import FoXAttention
 from .gated_delta_net import GatedDeltaNetAttention
+from .gated_delta_product import GatedDeltaProductAttention
 from .gau import GAUAttention
 from .gla import GLAAttention
 from .hopfield import HopfieldAttention
 from .kda import KDAAttention
 from .linear import LinearAttention
 from .mamba2 import Mamba2Attention
+from .moba import MoBAAttention
+from .retnet import RetNetAttention
+from .rwkv7 import RWKV7Attention
 from .sliding_window import SlidingWindowAttention
 from .standard import StandardAttention
 
@@ -21,12 +25,16 @@ ARCHITECTURES: dict[str, type[Attention]] = {
     "linear": LinearAttention,
     "delta_net": DeltaNetAttention,
     "gated_delta_net": GatedDeltaNetAttention,
+    "gated_delta_product": GatedDeltaProductAttention,
+    "retnet": RetNetAttention,
     "gla": GLAAttention,
     "mamba2": Mamba2Attention,
     "kda": KDAAttention,
+    "rwkv7": RWKV7Attention,
     "fox": FoXAttention,
     "hopfield": HopfieldAttention,
     "gau": GAUAttention,
+    "moba": MoBAAttention,
     "bsbr": BSBRAttention,
 }
 
@@ -39,10 +47,14 @@ __all__ = [
     "GAUAttention",
     "GLAAttention",
     "GatedDeltaNetAttention",
+    "GatedDeltaProductAttention",
     "HopfieldAttention",
     "KDAAttention",
     "LinearAttention",
     "Mamba2Attention",
+    "MoBAAttention",
+    "RWKV7Attention",
+    "RetNetAttention",
     "SlidingWindowAttention",
     "StandardAttention",
 ]

@@ -36,6 +36,12 @@ VARIANTS = [
     ("gated_delta_net", {"chunk_size": C}),
     ("gated_delta_net", {"chunk_size": 3}),
     ("gated_delta_net", {"chunk_size": C, "conv_size": 1}),
+    ("gated_delta_product", {"chunk_size": C}),
+    ("gated_delta_product", {"chunk_size": 3, "num_steps": 3, "forget_gate": False}),
+    ("gated_delta_product", {"chunk_size": C, "conv_size": 1, "num_steps": 1, "allow_neg_eigval": False}),
+    ("retnet", {"chunk_size": C}),
+    ("retnet", {"chunk_size": 3, "expand_v": 0.5}),
+    ("retnet", {"chunk_size": C, "conv_size": 4, "expand_v": 1.0}),
     ("gla", {"chunk_size": C}),
     ("gla", {"chunk_size": 3}),
     ("gla", {"chunk_size": C, "conv_size": 1, "expand_k": 0.5, "gate_rank": 3}),
@@ -46,6 +52,8 @@ VARIANTS = [
     ("kda", {"chunk_size": C}),
     ("kda", {"chunk_size": 3}),
     ("kda", {"chunk_size": C, "conv_size": 1, "allow_neg_eigval": True}),
+    ("rwkv7", {"chunk_size": C}),
+    ("rwkv7", {"chunk_size": 3, "rank": 3}),
     ("fox", {"chunk_size": C}),
     ("fox", {"chunk_size": 3, "rope": True}),
     ("fox", {"chunk_size": C, "qk_norm": True}),
@@ -61,6 +69,9 @@ VARIANTS = [
     ("gau", {"chunk_size": 3, "key_dim": 16}),
     ("gau", {"chunk_size": C, "key_dim": 8, "expansion_factor": 1}),
     ("gau", {"chunk_size": C, "key_dim": 16, "rope": False}),
+    ("moba", {"chunk_size": C}),
+    ("moba", {"chunk_size": 3, "top_k": 2, "conv_size": 4}),
+    ("moba", {"chunk_size": C, "top_k": 1, "rope": False}),
     ("bsbr", {"chunk_size": C}),
     ("bsbr", {"chunk_size": 3}),
     ("bsbr", {"chunk_size": 1}),
@@ -341,10 +352,11 @@ def test_the_contract_says_what_is_seen_exactly(name, options):
         assert exact.diagonal().all()
         assert not (exact & ((j > t) | (t - j >= attention.reach))).any()
     size = options.get("window_size", options.get("chunk_size"))
-    known = {"sliding_window": t - j < size, "gau": t // size == j // size, "bsbr": t - j < size} if size else {}
+    chunks, window = (t // size == j // size, t - j < size) if size else (None, None)
+    known = {"sliding_window": window, "gau": chunks, "moba": chunks, "bsbr": window} if size else {}
     if name in known:
         assert attention.reach == size
-        within = known[name] if options.get("overlap", True) else known["gau"]
+        within = known[name] if options.get("overlap", True) else chunks
         assert torch.equal(exact, (j <= t) & within)
 
 
@@ -394,7 +406,8 @@ def test_map_is_causal_and_complete(name, options):
         pytest.skip("no map exists with state compression")
     attention = build(name, options)
     A = attention.attention_map(sequence(4 * C + 3))
-    assert A.shape == (3, attention.num_heads, 4 * C + 3, 4 * C + 3)
+    heads = attention.num_heads * getattr(attention, "num_steps", 1)
+    assert A.shape == (3, heads, 4 * C + 3, 4 * C + 3)
     assert torch.equal(A.triu(1), torch.zeros_like(A))
 
 
@@ -408,6 +421,11 @@ def test_what_is_seen_of_the_past(name, options):
     if name == "sliding_window":
         reach = options["window_size"] + options.get("conv_size", 1) - 1
         assert seen.tolist() == [t > 4 * C - reach for t in range(4 * C + 1)]
+    elif name == "moba":
+        mapped = (attention.attention_map(x)[0, :, -1] != 0).any(0)
+        assert (seen[mapped]).all()
+        assert torch.equal(seen, mapped) or options.get("conv_size", 1) > 1
+        assert mapped.view(-1)[: 4 * C].any() == (options.get("top_k", 3) > 1)
     elif "retrieval_top_k" in options:
         assert seen[: -2 * options["chunk_size"]].any()
     else:

@@ -1,4 +1,4 @@
-"""GLA, HGRN2, Mamba-2, KDA and FoX against loops over tokens, written from the papers, and the decays behind them.
+"""The architectures against loops over tokens, written from the papers, and the decays behind them.
 
 The loops are in fp64. They use the parameters of an attention and nothing of its methods.
 """
@@ -124,8 +124,97 @@ def fox_by_tokens(fox: Attention, x: Tensor) -> Tensor:
     return torch.stack(outputs)
 
 
-BY_TOKENS = {"gla": gla_by_tokens, "mamba2": mamba2_by_tokens, "kda": kda_by_tokens, "fox": fox_by_tokens}
+def rwkv7_by_tokens(rwkv7: Attention, x: Tensor) -> Tensor:
+    """In the letters of the paper, wkv (V, K) the state, tensors (H, K) per token."""
+    H, K = 2, x.shape[1] // 2
+    wkv, outputs, before = torch.zeros(H, K, K, dtype=x.dtype), [], torch.zeros_like(x[0])
+    for x_t in x:
+        x_r, x_d, x_k, x_v, x_a, x_g = (x_t + mu * (before - x_t) for mu in rwkv7.mu)
+        r, k, v = (x_r @ rwkv7.r.weight.T, x_k @ rwkv7.k.weight.T, x_v @ rwkv7.v.weight.T)
+        d = torch.tanh(x_d @ rwkv7.decay[0].weight.T) @ rwkv7.decay[2].weight.T + rwkv7.decay[2].bias
+        w = torch.exp(-(torch.e**-0.5) * torch.sigmoid(d))
+        a = torch.sigmoid(x_a @ rwkv7.rate[0].weight.T @ rwkv7.rate[1].weight.T + rwkv7.rate[1].bias)
+        g = torch.sigmoid(x_g @ rwkv7.gate[0].weight.T) @ rwkv7.gate[2].weight.T
+        kappa, k = k * rwkv7.xi, k * (1 + (a - 1) * rwkv7.zeta)
+        r, w, k, v, a, kappa = (part.view(H, K) for part in (r, w, k, v, a, kappa))
+        kappa = kappa / kappa.norm(dim=-1, keepdim=True)
+        transition = torch.stack([torch.diag(w[h]) - torch.outer(kappa[h], a[h] * kappa[h]) for h in range(H)])
+        wkv = wkv @ transition + torch.einsum("hv,hk->hvk", v, k)
+        p = torch.einsum("hvk,hk->hv", wkv, r)
+        p = (p - p.mean(-1, keepdim=True)) / (p.var(-1, keepdim=True, unbiased=False) + 1e-5 * K).sqrt()
+        p = p.flatten() * rwkv7.scale + rwkv7.shift
+        bonus = (r * rwkv7.rho[:, 0] * k).sum(-1, keepdim=True) * v
+        outputs.append((p + bonus.flatten()) * g @ rwkv7.out.weight.T)
+        before = x_t
+    return torch.stack(outputs)
+
+
+def retnet_by_tokens(retnet: Attention, x: Tensor) -> Tensor:
+    """The parallel form of eq. 5 for each query, with complex rotations."""
+    H, D, E = 2, x.shape[1], retnet.value_dim
+    K = D // H
+    q, k, v = (heads(part, H) for part in convolved(retnet, x).split([D, D, E], -1))
+    theta = 10_000 ** (-torch.arange(0, K, 2, dtype=x.dtype) / K)
+    outputs = []
+    for t in range(len(x)):
+        o = []
+        for h in range(H):
+            gamma = 1 - 2.0 ** (-5 - 4 * h / (H - 1))
+            mixed = torch.zeros(E // H, dtype=x.dtype)
+            for s in range(t + 1):
+                a, b = (torch.view_as_complex(part.view(-1, 2)) for part in (q[t, h], k[s, h]))
+                score = (a * torch.polar(torch.ones_like(theta), (t - s) * theta) * b.conj()).sum().real / K**0.5
+                mixed = mixed + gamma ** (t - s) * score * v[s, h]
+            o.append(rms_norm(mixed, retnet.norm.weight))
+        gate = x[t] @ retnet.gate.weight.T
+        outputs.append(torch.cat(o) * gate * torch.sigmoid(gate) @ retnet.out.weight.T)
+    return torch.stack(outputs)
+
+
+def gated_delta_product_by_tokens(product: Attention, x: Tensor) -> Tensor:
+    """The transition of a token as a product of generalised Householder matrices."""
+    H, D, n = 2, x.shape[1], product.num_steps
+    qkv = convolved(product, x)
+    qkv = qkv * torch.sigmoid(qkv)
+    K = D // H
+    q, k, v = qkv[:, :D].view(-1, H, K), qkv[:, D : (n + 1) * D], qkv[:, (n + 1) * D :]
+    k, v = k.view(-1, H, n, K), v.view(-1, H, n, K)
+    q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
+    beta = product.beta_scale * torch.sigmoid(x @ product.beta.weight.T + product.beta.bias).view(-1, H, n)
+    alpha = torch.ones(len(x), H, dtype=x.dtype)
+    if product.decay is not None:
+        dt = F.softplus(x @ product.decay.weight.T + product.decay.bias)
+        alpha = torch.exp(-product.log_rate.exp() * dt)
+    identity = torch.eye(K, dtype=x.dtype)
+    S, outputs = [torch.zeros(K, K, dtype=x.dtype)] * H, []
+    for t in range(len(x)):
+        o = []
+        for h in range(H):
+            S_h = alpha[t, h] * S[h]
+            for i in range(n):
+                householder = identity - beta[t, h, i] * torch.outer(k[t, h, i], k[t, h, i])
+                S_h = householder @ S_h + beta[t, h, i] * torch.outer(k[t, h, i], v[t, h, i])
+            S = [*S[:h], S_h, *S[h + 1 :]]
+            o.append(rms_norm(q[t, h] @ S_h, product.norm.weight))
+        gate = x[t] @ product.gate.weight.T
+        outputs.append(torch.cat(o) * gate * torch.sigmoid(gate) @ product.out.weight.T)
+    return torch.stack(outputs)
+
+
+BY_TOKENS = {
+    "retnet": retnet_by_tokens,
+    "gated_delta_product": gated_delta_product_by_tokens,
+    "gla": gla_by_tokens,
+    "mamba2": mamba2_by_tokens,
+    "kda": kda_by_tokens,
+    "rwkv7": rwkv7_by_tokens,
+    "fox": fox_by_tokens,
+}
 PUBLISHED = [
+    ("retnet", {}),
+    ("retnet", {"conv_size": 4, "expand_v": 0.5}),
+    ("gated_delta_product", {}),
+    ("gated_delta_product", {"num_steps": 3, "forget_gate": False, "allow_neg_eigval": False}),
     ("gla", {"conv_size": 1, "expand_k": 0.5}),
     ("gla", {}),
     ("gla", {"conv_size": 1, "tied_keys": True}),  # HGRN2
@@ -133,6 +222,8 @@ PUBLISHED = [
     ("mamba2", {"key_dim": 5, "expansion_factor": 1, "conv_size": 1}),
     ("kda", {}),
     ("kda", {"allow_neg_eigval": True}),
+    ("rwkv7", {}),
+    ("rwkv7", {"rank": 3}),
     ("fox", {}),
     ("fox", {"qk_norm": True, "kv_shift": True, "output_gate": True}),  # Pro
 ]
@@ -290,3 +381,94 @@ def test_keys_of_a_broken_width_are_refused(expand_k, found):
 
 def test_power_of_two():
     assert [power_of_two(number) for number in (1, 2, 3, 4, 5, 64, 65)] == [1, 2, 4, 4, 8, 64, 128]
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.6])
+def test_rwkv7_is_precise_in_its_longest_chunk(rate):
+    """Factors up to e^39 in a chunk of 128 tokens: fp32 near fp64, outputs and gradients."""
+    rwkv7 = build("rwkv7", {"chunk_size": 128})
+    random = torch.Generator().manual_seed(0)
+    r, k, v, kappa = torch.randn(4, 1, 2, 300, 8, generator=random)
+    kappa, a, share = F.normalize(kappa, dim=-1), *torch.rand(2, 1, 2, 300, 8, generator=random)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        parts = [part.to(dtype).requires_grad_() for part in (r, -rate * share, kappa, a * kappa, k, v)]
+        mixed = rwkv7.mix(*parts)[0]
+        found.append([mixed, *torch.autograd.grad(mixed.square().sum(), parts)])
+    for low, exact in zip(*found, strict=True):
+        error = (low.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert error <= 5e-6, f"relative error {error:.1e}"
+
+
+def test_rwkv7_refuses_a_chunk_whose_factors_would_overflow():
+    with pytest.raises(ValueError, match="chunk_size must be at most 128, got 129"):
+        build("rwkv7", {"chunk_size": 129})
+
+
+def moba_by_tokens(moba: Attention, x: Tensor) -> Tensor:
+    """Eq. 2 to 6 of the paper, token by token; keys and queries are not rotated."""
+    H, D = 2, x.shape[1]
+    C, K = moba.chunk_size, D // H
+    q, k, v = (heads(part, H) for part in convolved(moba, x).split(D, -1))
+    outputs = []
+    for t in range(len(x)):
+        o = []
+        for h in range(H):
+            own, allowed = t // C, []
+            gates = {i: q[t, h] @ k[i * C : (i + 1) * C, h].mean(0) for i in range(own)}
+            best = sorted(gates, key=lambda i: -gates[i])[: moba.top_k - 1]
+            for i in sorted([*best, own]):
+                allowed += [s for s in range(i * C, (i + 1) * C) if s <= t]
+            scores = torch.stack([q[t, h] @ k[s, h] / K**0.5 for s in allowed])
+            o.append(scores.softmax(0) @ v[allowed, h])
+        outputs.append(torch.cat(o) @ moba.out.weight.T)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 9])
+@pytest.mark.parametrize("chunk_size", [1, 4, 64])
+def test_moba_is_the_loop_over_tokens(chunk_size, top_k):
+    moba = build("moba", {"chunk_size": chunk_size, "top_k": top_k, "rope": False, "conv_size": 4})
+    x = sequence(T, batch=2)
+    expected = torch.stack([moba_by_tokens(moba, row) for row in x])
+    torch.testing.assert_close(moba(x), expected, rtol=1e-10, atol=1e-10)
+    own, truth = (torch.autograd.grad(y.square().sum(), list(moba.parameters())) for y in (moba(x), expected))
+    for found, right in zip(own, truth, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-8)
+
+
+def test_moba_that_chooses_all_chunks_is_standard():
+    moba, standard = build("moba", {"chunk_size": 4, "top_k": 9}), build("standard", {})
+    standard.load_state_dict(moba.state_dict())
+    x = sequence(T)
+    torch.testing.assert_close(moba(x), standard(x), rtol=1e-10, atol=1e-10)
+
+
+def test_moba_prefers_the_earlier_of_equal_chunks():
+    moba = build("moba", {"chunk_size": 2, "top_k": 2, "rope": False})
+    A = moba.attention_map(sequence(1).expand(-1, 9, -1))
+    expected = torch.zeros(9, 9, dtype=torch.bool)
+    for t in range(9):
+        expected[t, [0, 1] if t > 1 else []] = True
+        expected[t, t - t % 2 : t + 1] = True
+    assert torch.equal(A != 0, expected.expand(3, 2, 9, 9))
+
+
+def test_gated_delta_product_of_one_step_is_gated_delta_net():
+    product = build("gated_delta_product", {"chunk_size": 8, "num_steps": 1, "allow_neg_eigval": False})
+    gated = build("gated_delta_net", {"chunk_size": 8})
+    gated.load_state_dict(product.state_dict())
+    x = sequence(T)
+    torch.testing.assert_close(product(x), gated(x), rtol=1e-12, atol=1e-12)
+
+
+def test_one_step_with_beta_of_two_is_a_reflection():
+    """Two reflections give back what was there; two erasures (beta = 1) do not."""
+    product = build("gated_delta_product", {"chunk_size": 8, "num_steps": 2, "forget_gate": False})
+    S = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    key = F.normalize(torch.randn(1, 2, 1, 1, 8, dtype=torch.float64), dim=-1).expand(1, 2, 1, 2, 8)
+    q, no_value, beta = key[:, :, :, 0], torch.zeros_like(key), torch.full((1, 2, 1, 2, 1), 2.0, dtype=torch.float64)
+    log_alpha = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(product.mix(q, key, no_value, beta, log_alpha, S)[1], S, rtol=1e-12, atol=1e-12)
+    erased = product.mix(q, key, no_value, beta / 2, log_alpha, S)
+    torch.testing.assert_close(erased[0], torch.zeros_like(erased[0]), rtol=0, atol=1e-12)

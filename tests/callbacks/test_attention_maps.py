@@ -31,9 +31,10 @@ def test_pictures_and_numbers_of_every_architecture(name, make_data, make_module
     ids = next(iter(data.val_dataloader()))["input_ids"][:1]
     weights = module.model.eval().get_attention_weights(ids)[1, 0]
     t, j = torch.arange(32)[:, None], torch.arange(32)
-    exact = {"sliding_window": t - j < 8, "bsbr": t - j < 8, "gau": t // 8 == j // 8}.get(name)
+    chunks, window = t // 8 == j // 8, t - j < 8
+    exact = {"sliding_window": window, "bsbr": window, "gau": chunks, "moba": chunks}.get(name)
     expected = map_statistics(weights, ids[0], exact)
-    assert ("outside_share" in expected) == (name in ("sliding_window", "bsbr", "gau"))
+    assert ("outside_share" in expected) == (exact is not None)
     for statistic, value in expected.items():
         assert found.Scalars(f"attention/{statistic}/layer1")[-1].value == pytest.approx(value, rel=1e-5)
     logged = {tag.split("/")[1] for tag in found.Tags()["scalars"] if tag.startswith("attention/")}

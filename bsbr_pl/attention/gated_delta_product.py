@@ -1,0 +1,192 @@
+"""Gated DeltaProduct: several steps of the delta rule per token, in a memory that decays.
+
+    S_t,0 = alpha_t S_{t-1}
+    S_t,i = (I - beta_t,i k_t,i^T k_t,i) S_t,i-1 + beta_t,i k_t,i^T v_t,i        i = 1, ..., n;  S_t = S_t,n
+    o_t = q_t S_t
+
+beta_t,i = 2 sigmoid(x_t w_i), so that a step may flip the sign of what it finds; a product of n such steps can rotate,
+which one step cannot. alpha_t = exp(-A softplus(x_t w_a + b)). q, the n keys and the n values are the SiLU of a short
+causal convolution of the projections; q and k have unit length; the output is RMSNorm(o_t) * SiLU(x_t W_g).
+
+The fast form is that of Gated DeltaNet, on n rows per token: of each chunk of C tokens K and V have n C rows, beta too;
+g_t is the sum of log alpha from the start of the chunk to t, and the decay G_ts = exp(g_t - g_s) for s <= t:
+
+    U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)        (the updates, n C x V)
+    O = exp(g) Q S + (Q K^T * G) U ;   S <- exp(g_C) S + (exp(g_C - g) K)^T U
+
+The map has one T x T matrix per head and step, which mixes the values of that step.
+
+Source: Siems et al. 2025, arXiv 2502.10297, eq. 3 to 5; with decay section 4. Published: num_steps 2 to 4 at the same
+number of parameters.
+Cost: O(T (n C + K + n^2 C^2 / K) n D).
+Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution, (2n + 1) D numbers each.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention
+from .parts import (
+    ShortConvolution,
+    at_least_fp32,
+    check_positive,
+    merge_heads,
+    split_heads,
+    to_chunks,
+    unit_triangle_inverse,
+)
+
+
+class Memory(NamedTuple):
+    S: Tensor  # (B, H, K, V)
+    conv_state: Tensor  # (B, conv_size - 1, (2n + 1) D), the last inputs of the convolution
+
+
+class GatedDeltaProductAttention(Attention[Memory]):
+    """Causal linear attention with several steps of the delta rule per token and a learned decay.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: tokens C computed at once; changes the speed, not the result.
+        conv_size: taps of the short convolution on q, k and v; 1 for none.
+        num_steps: steps n per token, each with a key and a value of its own.
+        forget_gate: decay the memory; without it, this is DeltaProduct.
+        allow_neg_eigval: beta is in (0, 2); False for (0, 1).
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        chunk_size: int = 32,
+        conv_size: int = 4,
+        num_steps: int = 2,
+        forget_gate: bool = True,
+        allow_neg_eigval: bool = True,
+    ) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, conv_size=conv_size, num_steps=num_steps)
+        self.chunk_size = chunk_size
+        self.num_steps = num_steps
+        self.beta_scale = 2 if allow_neg_eigval else 1
+        width = (2 * num_steps + 1) * hidden_dim
+        self.qkv = nn.Linear(hidden_dim, width, bias=False)  # q, the keys of all steps, the values of all steps
+        self.conv = ShortConvolution(width, conv_size)
+        self.beta = nn.Linear(hidden_dim, num_steps * num_heads)
+        self.decay = nn.Linear(hidden_dim, num_heads) if forget_gate else None
+        self.log_rate = nn.Parameter(torch.zeros(num_heads)) if forget_gate else None  # log A
+        self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        if self.decay is not None:
+            with torch.no_grad():  # the heads start with memories of 10 to 1000 tokens
+                self.decay.bias.copy_(torch.logspace(-1, -3, num_heads).expm1().log())
+
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
+        """q (B, H, T, K); k, v (B, H, T, n, K) and beta (B, H, T, n, 1) of each step; log alpha (B, H, T, 1); the state
+        of the convolution."""
+        D, n = self.hidden_dim, self.num_steps
+        qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
+        q, k, v = F.silu(at_least_fp32(qkv)).split([D, n * D, n * D], -1)
+        q = split_heads(q, self.num_heads)
+        k, v, beta = (
+            split_heads(part, n * self.num_heads).unflatten(1, (-1, n)).transpose(2, 3)
+            for part in (k, v, self.beta_scale * at_least_fp32(self.beta(x)).sigmoid())
+        )
+        log_alpha = q.new_zeros(*q.shape[:3], 1)
+        if self.decay is not None and self.log_rate is not None:
+            rate = at_least_fp32(self.log_rate).exp()
+            log_alpha = -(rate * F.softplus(at_least_fp32(self.decay(x)))).mT[..., None]
+        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, conv_state
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, n H, T, V): of each head, the values of its n steps."""
+        return self.project(x)[2].transpose(2, 3).flatten(1, 2)
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        mixed = mixed.unflatten(1, (self.num_heads, -1)).sum(2)  # what the steps add up to
+        return self.out(merge_heads(self.norm(mixed.to(x.dtype))) * F.silu(self.gate(x)))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """(B, n H, T, T)."""
+        q, k, _, beta, log_alpha, _ = self.project(x)
+        n, T = self.num_steps, x.shape[1]
+        k, beta = k.flatten(2, 3), beta.flatten(2, 3)  # (B, H, T n, .)
+        g = log_alpha.cumsum(2)
+        g_rows = g.repeat_interleave(n, 2)
+        causal = torch.ones(T, T, dtype=torch.bool, device=x.device).tril().repeat_interleave(n, 1)
+        identity = torch.eye(T * n, dtype=q.dtype, device=x.device)
+        lower = (beta * k @ k.mT * (g_rows - g_rows.mT).tril().exp()).tril(-1)
+        scores = q @ k.mT * (g - g_rows.mT).masked_fill(~causal, -torch.inf).exp()
+        steps = (scores @ (torch.linalg.inv(identity + lower).tril() * beta.mT)).unflatten(3, (T, n))
+        return steps.movedim(4, 2).flatten(1, 2)
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor, S: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """q (B, H, T, K), k, v (B, H, T, n, K), beta (B, H, T, n, 1), log alpha (B, H, T, 1); S before them, zeros if
+        None -> mixed values (B, H, T, V); S after."""
+        T, n = q.shape[2], k.shape[3]
+        C = min(self.chunk_size, T)
+        q, log_alpha = to_chunks(q, C), to_chunks(log_alpha, C)  # (B, H, N, C, .)
+        k, v, beta = (to_chunks(part.flatten(2, 3), n * C) for part in (k, v, beta))  # (B, H, N, n C, .)
+        g = log_alpha.cumsum(3)
+        rows = g.repeat_interleave(n, 3)
+        causal = torch.ones(C, C, dtype=g.dtype, device=g.device).tril().repeat_interleave(n, 1)
+        G = (g - rows.mT).clamp(max=0).exp() * causal  # from the rows of a token to each token
+        k_beta, v_beta = beta * k, beta * v
+        inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT * G.repeat_interleave(n, 3)))
+        from_start, to_end = rows.exp(), (g[..., -1:, :] - rows).exp()
+        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        S_before, U = [], []
+        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(
+            *(part.unbind(2) for part in (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1:, :])),
+            strict=True,
+        ):
+            S_before.append(S)
+            U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
+            S = decay_n * S + k_n.mT @ U[-1]
+        mixed = (q * g.exp()) @ torch.stack(S_before, 2) + (q @ k.mT * G) @ torch.stack(U, 2)
+        return mixed.flatten(2, 3)[:, :, :T], S
+
+    def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, beta, log_alpha, conv_state = self.project(x, state)
+        mixed, S = self.mix(q, k, v, beta, log_alpha, None if state is None else state.S)
+        return self.emit(mixed, x), Memory(S, conv_state)
+
+    def init_state(self, batch_size: int) -> Memory:
+        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.head_dim))
+        return Memory(S, self.conv.init_state(batch_size))
+
+    def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        x = x[:, None]
+        q, k, v, beta, log_alpha, conv_state = self.project(x, state)
+        S = log_alpha.exp() * state.S
+        for k_i, v_i, beta_i in zip(*(part.unbind(3) for part in (k, v, beta)), strict=True):  # (B, H, 1, .)
+            S = S + beta_i * k_i.mT @ (v_i - k_i @ S)
+        return self.emit(q @ S, x)[:, 0], Memory(S, conv_state)
+
+    def state_size(self, num_tokens: int) -> int:
+        return self.hidden_dim * self.head_dim + self.conv.state_size
+
+    def flops(self, num_tokens: int) -> int:
+        D, K, n, C = self.hidden_dim, self.head_dim, self.num_steps, min(self.chunk_size, num_tokens)
+        padded = -(-num_tokens // C) * C
+        decay = 0 if self.decay is None else self.decay.weight.numel()
+        maps = self.qkv.weight.numel() + self.beta.weight.numel() + decay + 2 * D * D
+        projections = num_tokens * (maps + self.conv.weight.numel())
+        products = (n + 1) * n * C * D  # K K^T and Q K^T
+        inverse = padded // C * self.num_heads * (n * C) ** 3 // 2  # half of (n C)^2 for each of n C columns
+        loop = n * n * C * D + 2 * n * K * D  # (...)^-1 (...) ; K S, K^T U
+        outputs = K * D + n * C * D  # Q S, scores U
+        return 2 * (projections + inverse + padded * (products + loop + outputs))

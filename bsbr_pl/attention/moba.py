@@ -1,0 +1,233 @@
+"""Mixture of block attention (MoBA): each query attends to its own chunk and to the few earlier chunks it chooses.
+
+    h_c = mean_{j in c} k_j                                                        (key of chunk c, C tokens)
+    chosen_t = the chunk of t, and the top_k - 1 finished chunks c with the greatest q_t . h_c
+    o_t = sum_{j <= t, chunk of j in chosen_t} softmax_j(q_t . k_j / sqrt(K)) v_j
+
+q and k are rotated by their positions. The choice has no parameters and no gradient. The fast form sorts the pairs
+(query, chosen chunk) by chunk, in tiles of C queries that share a chunk. One product per tile gives its scores, one
+softmax runs over the scores of the own chunk and of the chosen chunks, one product per tile reads the values.
+
+Source: Lu et al. 2025, arXiv 2502.13189, eq. 2 to 6. Differences: scores that differ by less than 1e-4 count as equal,
+and the earlier chunk wins, so that rounding does not choose among repetitions; an optional short convolution.
+Cost: O(T (top_k C + T / C) D): the choice is quadratic, with a constant 1 / 2C as large as that of softmax attention.
+Decode state: the keys and values of all tokens and the keys of finished chunks, 2 T D + (T / C) D numbers, and
+conv_size - 1 inputs of the convolution.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention
+from .parts import (
+    ShortConvolution,
+    at_least_fp32,
+    causal_softmax,
+    check_positive,
+    chunk_mask,
+    merge_heads,
+    rotary,
+    split_heads,
+    to_chunks,
+)
+
+EQUAL = 1e-4  # scores this close count as equal
+
+
+class BlockCache(NamedTuple):
+    k: Tensor  # (B, H, T, K), rotated
+    v: Tensor  # (B, H, T, V)
+    h: Tensor  # (B, H, N, K), keys of the finished chunks
+    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
+
+
+class MoBAAttention(Attention[BlockCache]):
+    """Mixture of block attention.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: tokens C in a chunk.
+        top_k: chunks that a query attends to, its own included.
+        rope: rotate queries and keys by their position.
+        conv_size: taps of the short convolution on q, k and v; 1 for none.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        chunk_size: int = 64,
+        top_k: int = 3,
+        rope: bool = True,
+        conv_size: int = 1,
+    ) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, top_k=top_k)
+        self.chunk_size = chunk_size
+        self.top_k = top_k
+        self.rope = rope
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+
+    @property
+    def reach(self) -> int:
+        return self.chunk_size
+
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    def sees_exactly(self, num_tokens: int) -> Tensor:
+        return chunk_mask(num_tokens, self.chunk_size, self._device)
+
+    def project(self, x: Tensor, state: BlockCache | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K), q and k rotated, and the state of the convolution."""
+        start, conv_state = (0, None) if state is None else (state.k.shape[2], state.conv_state)
+        qkv, conv_state = self.conv(self.qkv(x), conv_state)
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
+        return (rotary(q, start), rotary(k, start), v, conv_state) if self.rope else (q, k, v, conv_state)
+
+    @torch.no_grad()
+    def choose(self, q: Tensor, h: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        """The best earlier chunks of queries in chunks `chunk` (T,): q (B, H, T, K), h (B, H, N, K) -> S = min(top_k -
+        1, N) numbers of chunks (B, H, T, S), and whether each exists, bool."""
+        N = h.shape[2]
+        number = torch.arange(N, device=q.device)
+        scores = (at_least_fp32(q) @ at_least_fp32(h).mT / EQUAL).round().double() * N - number  # never equal
+        scores = scores.masked_fill(number >= chunk[:, None], -torch.inf)
+        chosen = scores.topk(min(self.top_k - 1, N)).indices
+        return chosen, chosen < chunk[:, None]
+
+    def chunk_keys(self, k: Tensor) -> Tensor:
+        """h of the finished chunks: k (B, H, T, K) from the start of a chunk on -> (B, H, N, K)."""
+        finished = k.shape[2] // self.chunk_size
+        whole = at_least_fp32(k[:, :, : finished * self.chunk_size])
+        return whole.unflatten(2, (finished, self.chunk_size)).mean(3)
+
+    def values(self, x: Tensor) -> Tensor:
+        return at_least_fp32(self.project(x)[2])
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(merge_heads(mixed).to(x.dtype))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, _ = self.project(x)
+        chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
+        chosen, exists = self.choose(q, self.chunk_keys(k), chunk)
+        seen = ((chosen[..., None] == chunk) & exists[..., None]).any(3) | (chunk[:, None] == chunk)
+        scores = at_least_fp32(q) @ at_least_fp32(k).mT / self.head_dim**0.5
+        return causal_softmax(scores.masked_fill(~seen, -torch.inf))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
+        """q (B, H, T, K), the last T tokens of k and v; h (B, H, N, K) of the finished chunks -> mixed values."""
+        T, C = q.shape[2], min(self.chunk_size, k.shape[2])
+        q, k, v = (at_least_fp32(part) for part in (q, k, v))
+        past = k.shape[2] - T
+        begun = past % C  # tokens before the queries in the chunk of the first query
+        scaled = q * self.head_dim**-0.5
+        own_q = to_chunks(F.pad(scaled, (0, 0, begun, 0)), C)  # (B, H, n, C, K)
+        k, v = to_chunks(k, C), to_chunks(v, C)  # (B, H, N, C, K)
+        n = own_q.shape[2]
+        future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
+        own = (own_q @ k[:, :, -n:].mT).masked_fill(future, -torch.inf).flatten(2, 3)[:, :, begun : begun + T]
+        chosen, exists = self.choose(q, h, torch.arange(past, past + T, device=q.device) // C)
+        S = chosen.shape[3]
+        if not S:
+            return self.read_own(own.softmax(-1), v, n, begun)
+
+        tiles = Tiles(chosen.flatten(2), exists.flatten(2), h.shape[2], size=C)
+        blocks_k, blocks_v = (part[:, :, : h.shape[2]].flatten(0, 2) for part in (k, v))  # (B H N, C, K)
+        queries = scaled.repeat_interleave(S, 2).flatten(0, 2)  # one of each pair
+        scores = tiles.gather(tiles.scatter(queries) @ blocks_k[tiles.block].mT)
+        scores = scores.view(*chosen.shape, C).masked_fill(~exists[..., None], -torch.inf)
+        weights = torch.cat((own, scores.flatten(3)), 3).softmax(-1)
+        reads = tiles.gather(tiles.scatter(weights[..., C:].reshape(-1, C)) @ blocks_v[tiles.block])
+        return self.read_own(weights[..., :C], v, n, begun) + reads.view(*chosen.shape, -1).sum(3)
+
+    def read_own(self, weights: Tensor, v: Tensor, n: int, begun: int) -> Tensor:
+        """weights (B, H, T, C) in the own chunk; v (B, H, N, C, V), of which the last n overlap the queries."""
+        T, C = weights.shape[2:]
+        weights = F.pad(weights, (0, 0, begun, n * C - begun - T)).unflatten(2, (n, C))
+        return (weights @ v[:, :, -n:]).flatten(2, 3)[:, :, begun : begun + T]
+
+    def prefill(self, x: Tensor, state: BlockCache | None = None) -> tuple[Tensor, BlockCache]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, conv_state = self.project(x, state)
+        h = at_least_fp32(k[:, :, :0])
+        if state is not None:
+            k, v, h = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2), state.h
+        h = torch.cat((h, self.chunk_keys(k[:, :, h.shape[2] * self.chunk_size :])), 2)
+        return self.emit(self.mix(q, k, v, h), x), BlockCache(k, v, h, conv_state)
+
+    def init_state(self, batch_size: int) -> BlockCache:
+        empty = self._zeros(batch_size, self.num_heads, 0, self.head_dim)
+        return BlockCache(empty, empty, at_least_fp32(empty), self.conv.init_state(batch_size))
+
+    def step(self, x: Tensor, state: BlockCache) -> tuple[Tensor, BlockCache]:
+        output, state = self.prefill(x[:, None], state)
+        return output[:, 0], state
+
+    def state_size(self, num_tokens: int) -> int:
+        return self.hidden_dim * (2 * num_tokens + num_tokens // self.chunk_size) + self.conv.state_size
+
+    def flops(self, num_tokens: int) -> int:
+        T, D, C = num_tokens, self.hidden_dim, min(self.chunk_size, num_tokens)
+        finished = T // self.chunk_size
+        S = min(self.top_k - 1, finished)
+        projections = T * (4 * D * D + self.conv.weight.numel())
+        own = 2 * -(-T // C) * C * C * D
+        chosen = 2 * Tiles.rows(T * S, finished, C) * C * D if S else 0
+        return 2 * (projections + own + chosen + T * finished * D)
+
+
+class Tiles:
+    """Pairs of a query and a block, sorted by block into tiles of `size` queries that share a block.
+
+    There is room for every way to choose, so that shapes do not depend on the choice; what is left over is zeros.
+
+    Args:
+        block: of each pair, (B, H, P), below N.
+        exists: bool (B, H, P); other pairs go to tiles of no block.
+        num_blocks: N.
+        size: M.
+    """
+
+    block: Tensor  # of each tile, counted over all heads, (B H tiles,)
+
+    def __init__(self, block: Tensor, exists: Tensor, num_blocks: int, size: int) -> None:
+        heads = block.shape[:2].numel()
+        block = block.masked_fill(~exists, num_blocks).flatten(0, 1)  # (B H, P)
+        order = block.argsort(dim=-1, stable=True)
+        count = torch.zeros(heads, num_blocks + 1, dtype=torch.long, device=block.device)
+        count.scatter_add_(1, block, torch.ones_like(block))
+        first_row = (-(-count // size) * size).cumsum(1)  # of the block after this one
+        pairs_before, rows_before = count.cumsum(1) - count, first_row - -(-count // size) * size
+        sorted_block = block.gather(1, order)
+        rank = torch.arange(block.shape[1], device=block.device) - pairs_before.gather(1, sorted_block)
+        self.size, self.total = size, self.rows(block.shape[1], num_blocks, size)
+        row = torch.empty_like(block).scatter_(1, order, rows_before.gather(1, sorted_block) + rank)
+        offset = torch.arange(heads, device=block.device)[:, None]
+        self.row = (row + offset * self.total).flatten()  # of each pair
+        starts = torch.arange(0, self.total, size, device=block.device).expand(heads, -1).contiguous()
+        own = torch.searchsorted(first_row, starts, right=True).clamp(max=num_blocks - 1)
+        self.block = (own + offset * num_blocks).flatten()
+
+    @staticmethod
+    def rows(pairs: int, num_blocks: int, size: int) -> int:
+        """Rows of the tiles of one head: the pairs, and less than one tile more for each block and for no block."""
+        return (-(-pairs // size) + num_blocks + 1) * size
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """x of each pair (B H P, K) -> (B H tiles, M, K)."""
+        rows = x.new_zeros(len(self.block) * self.size, x.shape[1]).index_copy(0, self.row, x)
+        return rows.unflatten(0, (-1, self.size))
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x (B H tiles, M, K) -> of each pair (B H P, K)."""
+        return x.flatten(0, 1).index_select(0, self.row)

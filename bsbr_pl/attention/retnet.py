@@ -1,0 +1,142 @@
+"""Retention (RetNet): linear attention in a memory in which each head decays at a fixed rate.
+
+    S_t = gamma S_{t-1} + k_t^T v_t          gamma of head h = 1 - 2^(-5 - 4 h / (H - 1))
+    o_t = q_t S_t                                                                       (q, k rotated, q / sqrt(K))
+
+v has E = expand_v D numbers; the output is RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S
+at the start of the chunk and G_ts = gamma^(t - s) for s <= t, else 0; t = 1, ..., C in a chunk:
+
+    O = gamma^t Q S + (Q K^T * G) V ;   S <- gamma^C S + (gamma^(C - t) K)^T V
+
+Source: Sun et al. 2023, arXiv 2307.08621, eq. 5 to 8; the rates are those of the public code, from 1 - 1/32 to
+1 - 1/512. Differences: RMSNorm without division by the sum of the weights in place of the group norm; an optional short
+convolution.
+Cost: O(T (C + K) E).
+Decode state: S, K E numbers, and conv_size - 1 inputs of the convolution.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attention
+from .parts import (
+    ShortConvolution,
+    at_least_fp32,
+    check_number,
+    check_positive,
+    merge_heads,
+    rotary,
+    split_heads,
+    to_chunks,
+)
+
+
+class Memory(NamedTuple):
+    S: Tensor  # (B, H, K, V)
+    conv_state: Tensor  # (B, conv_size - 1, 2D + E), the last inputs of the convolution
+    position: int  # tokens read
+
+
+class RetNetAttention(Attention[Memory]):
+    """Causal linear attention with one fixed decay per head.
+
+    Args:
+        hidden_dim: width D.
+        num_heads: heads H.
+        chunk_size: tokens C computed at once; changes the speed, not the result.
+        conv_size: taps of the short convolution on q, k and v; 1 for none.
+        expand_v: E / D; expand_v * D / H must be whole.
+    """
+
+    def __init__(
+        self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 1, expand_v: float = 2.0
+    ) -> None:
+        super().__init__(hidden_dim, num_heads)
+        check_positive(chunk_size=chunk_size, conv_size=conv_size)
+        whole = f"above 0, with expand_v * {self.head_dim} (the head width) a whole number"
+        check_number(whole, lambda factor: factor > 0 and factor * self.head_dim % 1 == 0, expand_v=expand_v)
+        self.chunk_size = chunk_size
+        self.value_dim = int(expand_v * hidden_dim)
+        self.log_gamma = [math.log1p(-(2 ** (-5 - 4 * h / max(1, num_heads - 1)))) for h in range(num_heads)]
+        self.qkv = nn.Linear(hidden_dim, 2 * hidden_dim + self.value_dim, bias=False)
+        self.conv = ShortConvolution(2 * hidden_dim + self.value_dim, conv_size)
+        self.gate = nn.Linear(hidden_dim, self.value_dim, bias=False)
+        self.norm = nn.RMSNorm(self.value_dim // num_heads, eps=1e-5)
+        self.out = nn.Linear(self.value_dim, hidden_dim, bias=False)
+
+    @property
+    def period(self) -> int:
+        return self.chunk_size
+
+    def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k (B, H, T, K), rotated, v (B, H, T, V) and the state of the convolution."""
+        start, conv_state = (0, None) if state is None else (state.position, state.conv_state)
+        qkv, conv_state = self.conv(self.qkv(x), conv_state)
+        widths = [self.hidden_dim, self.hidden_dim, self.value_dim]
+        q, k, v = (split_heads(part, self.num_heads) for part in at_least_fp32(qkv).split(widths, -1))
+        return rotary(q, start) * self.head_dim**-0.5, rotary(k, start), v, conv_state
+
+    def decay(self, steps: Tensor, like: Tensor) -> Tensor:
+        """gamma^steps of each head: steps (M, N) -> (H, M, N), in the precision of `like`."""
+        log_gamma = torch.tensor(self.log_gamma, dtype=torch.float64, device=steps.device)
+        return (log_gamma[:, None, None] * steps).exp().to(like.dtype)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self.project(x)[2]
+
+    def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(merge_heads(self.norm(mixed.to(x.dtype))) * F.silu(self.gate(x)))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        q, k, _, _ = self.project(x)
+        t = torch.arange(x.shape[1], device=x.device)
+        return (q @ k.mT * self.decay((t[:, None] - t).clamp(min=0), like=q)).tril()
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q, k (B, H, T, K), v (B, H, T, V); S before them, zeros if None -> mixed values (B, H, T, V); S after."""
+        T = q.shape[2]
+        C = min(self.chunk_size, T)
+        rest = T % C or C  # tokens in the last chunk
+        q, k, v = (to_chunks(part, C) for part in (q, k, v))  # (B, H, N, C, .)
+        t = torch.arange(1, C + 1, device=q.device)
+        G = self.decay((t[:, None] - t).clamp(min=0), like=q).tril()[:, None]  # (H, 1, C, C)
+        from_start, to_end = (self.decay(steps[:, None], like=q)[:, None] for steps in (t, C - t))  # (H, 1, C, 1)
+        added = (k * to_end)[:, :, :-1].mT @ v[:, :, :-1]  # (B, H, N - 1, K, V)
+        S_before = [v.new_zeros(*v.shape[:2], *added.shape[-2:]) if S is None else S]
+        whole = from_start[:, 0, -1:]  # (H, 1, 1)
+        for added_n in added.unbind(2):
+            S_before.append(whole * S_before[-1] + added_n)
+        last = (k[:, :, -1, :rest] * to_end[:, 0, C - rest :]).mT @ v[:, :, -1, :rest]  # padding must not decay it
+        S = from_start[:, 0, rest - 1, None] * S_before[-1] + last
+        mixed = (q * from_start) @ torch.stack(S_before, 2) + (q @ k.mT * G) @ v
+        return mixed.flatten(2, 3)[:, :, :T], S
+
+    def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:
+        if not x.shape[1]:
+            return x, state or self.init_state(len(x))
+        q, k, v, conv_state = self.project(x, state)
+        mixed, S = self.mix(q, k, v, None if state is None else state.S)
+        return self.emit(mixed, x), Memory(S, conv_state, (state.position if state else 0) + x.shape[1])
+
+    def init_state(self, batch_size: int) -> Memory:
+        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.value_dim // self.num_heads))
+        return Memory(S, self.conv.init_state(batch_size), 0)
+
+    def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+        x = x[:, None]
+        q, k, v, conv_state = self.project(x, state)
+        S = self.decay(torch.ones(1, 1, device=x.device), like=state.S) * state.S + k.mT @ v
+        return self.emit(q @ S, x)[:, 0], Memory(S, conv_state, state.position + 1)
+
+    def state_size(self, num_tokens: int) -> int:
+        return self.head_dim * self.value_dim + self.conv.state_size
+
+    def flops(self, num_tokens: int) -> int:
+        D, K, E, C = self.hidden_dim, self.head_dim, self.value_dim, min(self.chunk_size, num_tokens)
+        padded = -(-num_tokens // C) * C
+        projections = num_tokens * (2 * D * D + 3 * D * E + self.conv.weight.numel())
+        return 2 * (projections + padded * (C * D + C * E + K * E) + num_tokens * K * E)  # Q K^T, scores V, Q S; K^T V
