@@ -8,11 +8,12 @@ import re
 from collections.abc import Collection
 from html import escape
 
-GREEK = {"alpha": "α", "beta": "β", "phi": "φ", "xi": "ξ"}  # noqa: RUF001
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "kappa": "κ", "mu": "μ"}  # noqa: RUF001
+GREEK |= {"phi": "φ", "rho": "ρ", "xi": "ξ", "zeta": "ζ"}  # noqa: RUF001
 SIGNS = {"<-": "←", "<=": "≤", ">=": "≥", "...": "⋯", "-": "−", ".": "⋅", "*": "⊙"}  # noqa: RUF001
 SIGNS |= {sign: escape(sign) for sign in "+/=<>,×"}  # noqa: RUF001
 CLOSING = {"(": ")", "{": "}", "⟨": "⟩"}
-FUNCTION = re.compile("exp|log|sqrt|sigmoid|softplus|softmax|SiLU|relu|elu|RMSNorm|tril|diag|mean|mod")
+FUNCTION = re.compile("exp|log|sqrt|sigmoid|softplus|softmax|SiLU|relu|elu|RMSNorm|LayerNorm|tanh|tril|diag|mean|mod")
 TOKEN = r" +|\d+(?:e-\d+|\.\d+)?|[A-Za-z]+|<-|<=|>=|\.\.\.|."
 TIMES = re.compile(r"(?<=\b[A-Z]) x (?=[A-Z]\b)")  # the shape C x V, not the product x W_u
 ANGLES = re.compile(r"<(\w[^<>]*)>")

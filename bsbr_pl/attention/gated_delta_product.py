@@ -1,7 +1,8 @@
 """Gated DeltaProduct: several steps of the delta rule per token, in a memory that decays.
 
     S_t,0 = alpha_t S_{t-1}
-    S_t,i = (I - beta_t,i k_t,i^T k_t,i) S_t,i-1 + beta_t,i k_t,i^T v_t,i        i = 1, ..., n;  S_t = S_t,n
+    S_t,i = (I - beta_t,i k_t,i^T k_t,i) S_t,i-1 + beta_t,i k_t,i^T v_t,i        i = 1, ..., n
+    S_t = S_t,n
     o_t = q_t S_t
 
 beta_t,i = 2 sigmoid(x_t w_i), so that a step may flip the sign of what it finds; a product of n such steps can rotate,

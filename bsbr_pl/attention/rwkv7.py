@@ -1,18 +1,19 @@
 """RWKV-7: a generalised delta rule, in which what is removed, what is added and what decays are learned apart.
 
-    S_t = (diag(w_t) - (a_t * kappa_t)^T kappa_t) S_{t-1} + k~_t^T v_t        w_t = exp(-e^(-1/2) sigmoid(d_t))
+    S_t = (diag(w_t) - (a_t * kappa_t)^T kappa_t) S_{t-1} + p_t^T v_t          w_t = exp(-e^(-1/2) sigmoid(d_t))
     o_t = r_t S_t
 
-Token shift: each of r, d, k, v, a, g is a map of its own mixture x_t + mu * (x_{t-1} - x_t). The maps of r, k and v are
-full; d = tanh(. W_1) W_2 + b and a = sigmoid(. W_1 W_2 + b) have low rank. kappa is k * xi at unit length per head, and
-k~ = k * (1 + (a - 1) * zeta). The output is (LayerNorm(o_t) + (sum_i r_ti rho_i k~_ti) v_t) * g_t, LayerNorm per head,
-g = sigmoid(. W_1) W_2. The fast form, per chunk of C tokens, with S at the start of the
-chunk, g_t the sum of log w from the start to t, and products that decay, <q, k>_ts = sum_i q_ti k_si exp(g_ti - g_si)
-for s <= t and <q, k>'_ts = sum_i q_ti k_si exp(g_{t-1,i} - g_si) for s < t, else 0:
+Token shift: each of r, d, k, v, a and the gate is a map of its own mixture x_t + mu * (x_{t-1} - x_t). The maps of r, k
+and v are full; d is tanh(. W_1) W_2 + b, a is sigmoid(. W_1 W_2 + b) and the gate is sigmoid(. W_1) W_2, of low rank.
+What is removed is read by kappa, k * xi at unit length per head; what is added has the key p, k * (1 + (a - 1) * zeta).
+The output is (LayerNorm(o_t) + (r_t * rho) p_t^T v_t) * gate_t, with LayerNorm and the second term per head. The fast
+form, per chunk of C tokens, with S at the start of the chunk, g_t the sum of log w from the start to t, and products
+that decay, <q, k>_ts = sum_i q_ti k_si exp(g_ti - g_si) for s <= t, else 0; <kappa, k>' is read before the decay of its
+own token: <kappa, k>'_ts = sum_i kappa_ti k_si exp(g_{t-1,i} - g_si) for s < t, else 0:
 
-    U = (I + <kappa, a kappa>')^-1 (<kappa, k~>' V + (exp(g_{t-1}) kappa) S)                    (what is removed, C x V)
-    O = (exp(g) r) S + <r, k~> V - <r, a kappa> U
-    S <- diag(exp(g_C)) S + (exp(g_C - g) k~)^T V - (exp(g_C - g) a kappa)^T U
+    U = (I + <kappa, a * kappa>')^-1 (<kappa, p>' V + (exp(g_{t-1}) kappa) S)                (what is removed, C x V)
+    O = (exp(g) r) S + <r, p> V - <r, a * kappa> U
+    S <- diag(exp(g_C)) S + (exp(g_C - g) p)^T V - (exp(g_C - g) a * kappa)^T U
 
 No log w is below -e^(-1/2). So with c = -e^(-1/2) C / 2 and at most 128 tokens, exp(g - c) and exp(c - g) are below
 e^39, and <q, k> is a product of the matrices exp(g - c) Q and exp(c - g) K.
@@ -57,7 +58,7 @@ class Parts(NamedTuple):
     log_w: Tensor
     kappa: Tensor
     removed: Tensor  # a * kappa
-    k: Tensor  # k~
+    added: Tensor  # p
     v: Tensor
     gate: Tensor  # (B, T, D)
 
@@ -123,7 +124,7 @@ class RWKV7Attention(Attention[Memory]):
 
     def output(self, mixed: Tensor, parts: Parts, dtype: torch.dtype) -> Tensor:
         """Mixed values (B, H, T, V) -> norm per head, what the token itself adds, gate, and the last map."""
-        bonus = (parts.r * at_least_fp32(self.rho) * parts.k).sum(-1, keepdim=True) * parts.v
+        bonus = (parts.r * at_least_fp32(self.rho) * parts.added).sum(-1, keepdim=True) * parts.v
         normed = merge_heads(F.layer_norm(mixed, mixed.shape[-1:], eps=1e-5 * self.head_dim))
         return self.out((normed * self.scale + self.shift + merge_heads(bonus)).to(dtype) * parts.gate)
 
@@ -179,7 +180,7 @@ class RWKV7Attention(Attention[Memory]):
     def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
         x = x[:, None]
         parts = self.project(x, state)
-        S = parts.log_w.mT.exp() * state.S - parts.removed.mT @ (parts.kappa @ state.S) + parts.k.mT @ parts.v
+        S = parts.log_w.mT.exp() * state.S - parts.removed.mT @ (parts.kappa @ state.S) + parts.added.mT @ parts.v
         return self.output(parts.r @ S, parts, x.dtype)[:, 0], Memory(S, x)
 
     def state_size(self, num_tokens: int) -> int:
@@ -192,5 +193,5 @@ class RWKV7Attention(Attention[Memory]):
         products = 4 * C * D
         inverse = padded // C * self.num_heads * C**3 // 2  # half of C^2 for each of C columns
         loop = C * D + 2 * K * D  # (...)^-1 (...) ; kappa S, (a kappa)^T U
-        others = 3 * C * D + 2 * K * D  # <kappa, k~>' V, <r, k~> V, <r, a kappa> U ; k~^T V, r S
+        others = 3 * C * D + 2 * K * D  # <kappa, p>' V, <r, p> V, <r, a kappa> U ; p^T V, r S
         return 2 * (projections + inverse + padded * (products + loop + others))
