@@ -2,21 +2,25 @@
 
 import io
 import pickle
-import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from bsbr_pl.archive import read_archive
 from bsbr_pl.utils.files import write_whole
 from bsbr_pl.values import one_line
 
 PARTS = ("state_dict", "hyper_parameters", "pytorch-lightning_version")  # every checkpoint has these
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint, after a check of its integrity.
+def load_checkpoint(path: str | Path, with_tensors: bool = True) -> dict[str, Any]:
+    """The content of a checkpoint, in the memory of the CPU; see bsbr_pl.archive for what is checked.
+
+    Args:
+        path: of the file.
+        with_tensors: otherwise only the plain values are read; every tensor is None.
 
     Raises:
         ValueError: naming the file, if it is missing, damaged, not a checkpoint, or has anything but tensors and
@@ -24,9 +28,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """
     try:
         with open(path, "rb") as stream:
-            _check(stream)
-            stream.seek(0)  # the same open file, even if another one has replaced it by now
-            checkpoint = torch.load(stream, map_location=map_location, weights_only=True)
+            checkpoint = read_archive(stream, with_tensors)
         missing = [part for part in PARTS if part not in checkpoint]
         if missing:
             raise ValueError(f"no {', no '.join(missing)}")
@@ -35,19 +37,9 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
-def _check(stream: IO[bytes]) -> None:
-    """Check the CRC-32 of each part of the archive: torch writes it, but does not check it."""
-    with zipfile.ZipFile(stream) as archive:
-        damaged = archive.testzip()
-        # Attributes are 0. A bit of them marks a folder; torch would take its content from uninitialised memory.
-        marked = [part.filename for part in archive.infolist() if part.external_attr]
-    if damaged or marked:
-        raise zipfile.BadZipFile(f"{damaged or marked[0]} was changed after it was written")
-
-
 def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # torch's message recommends to load the file nevertheless
-        return "it contains more than tensors and plain values; code in a checkpoint is never executed"
+    if isinstance(error, pickle.UnpicklingError):
+        return f"it contains more than tensors and plain values ({one_line(error, 80)}), and code is never executed"
     if isinstance(error, OSError):
         return error.strerror or one_line(error)
     return f"it is damaged, or was not written by train.py ({one_line(error)})"
@@ -66,4 +58,4 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         write_whole(Path(path), content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return load_checkpoint(path, map_location)
+        return load_checkpoint(path)

@@ -105,8 +105,8 @@ class LanguageModule(ResumableModule):
 
     @classmethod
     def open(cls, path: str | Path, map_location: str = "cpu") -> tuple["LanguageModule", dict[str, Any]]:
-        """The module as `load` gives it, and the content of the checkpoint."""
-        checkpoint = load_checkpoint(path, map_location)
+        """The module as `load` gives it, and the content of the checkpoint, on the CPU."""
+        checkpoint = load_checkpoint(path)
         try:
             hyper_parameters, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
             if hyper_parameters["num_layers"] > len(weights):
