@@ -21,9 +21,10 @@ from .checkpoint import CheckedCheckpointIO, load_checkpoint
 from .configuration import as_dicts, by_key, check_classes
 from .convert import start_from
 from .limits import check_processes, check_trainer
-from .parsing import Parser
+from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
 from .run import LOCATIONS, Arguments, check_resumable, differences, recorded_arguments, run_arguments, run_of
+from .values import one_line
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
 BOUNDS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
@@ -158,7 +159,7 @@ class CLI(KeepArguments, LightningCLI):
         """
         options = self.options
         given, asked = options.get("ckpt_path"), options.trainer.clone()
-        path = self._choose_checkpoint(given)
+        self._path = path = self._choose_checkpoint(given)
         folders.assign(options.trainer, self._choose_folder(given, path))
         super().instantiate_classes()
         self._resumed = given is not None
@@ -188,6 +189,20 @@ class CLI(KeepArguments, LightningCLI):
         if given == "last" and path and self.subcommand == "fit":
             version = path.relative_to(root).parts[0]
         return root / (version or folders.next_version(root))
+
+    def run_command(self, run: Callable[[], None]) -> None:
+        """Run the subcommand; say of which checkpoint an error is that occurs until its first batch is computed.
+
+        Raises:
+            ValueError: naming the checkpoint, whose content is not that of a run.
+        """
+        try:
+            run()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            if not getattr(self.model, "restoring", False) or out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(f"{self._path} cannot be restored: {reason}") from error
 
     @rank_zero_only
     def before_fit(self) -> None:

@@ -33,9 +33,18 @@ from .resume import ResumableModule
 from .spec import plain, plain_specs, specs_of
 from .step_loop import StepLoop
 
+
+class _FSDP2(ModelParallelStrategy):
+    """Checks a checkpoint before the strategy loads it with its own reader."""
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        load_checkpoint(checkpoint_path)
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+
 # `--trainer.strategy=fsdp2` saves a checkpoint as one file, like every other strategy, not as a folder with a part of
 # each process.
-StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
+StrategyRegistry.register("fsdp2", _FSDP2, override=True, save_distributed_checkpoint=False)
 
 
 class LanguageModule(ResumableModule):
@@ -240,6 +249,7 @@ class LanguageModule(ResumableModule):
                 logger.log_metrics({"train/loss": float(mean)}, step=self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.restoring = False
         self.loop.end_batch(within_step=self._step_loss.samples > 0)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -253,6 +263,7 @@ class LanguageModule(ResumableModule):
         return self.model(batch["input_ids"]).argmax(-1)
 
     def _evaluation_step(self, stage: str, batch: dict[str, Tensor]) -> None:
+        self.restoring = False
         logits = self.model(batch["input_ids"])
         self.metrics[stage].update(logits, batch["targets"], batch.get("num_bytes"))
         if "slice" in batch:

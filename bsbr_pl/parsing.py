@@ -3,17 +3,16 @@
 import contextlib
 import difflib
 import inspect
-import os
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from yaml import YAMLError
 
-from .patches import actions_of
+from .patches import actions_of, wrap_reading
 from .plain_yaml import LONGEST, LimitError, load
 
 #: The names of types in answers.
@@ -29,6 +28,20 @@ NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+)'(?: is no
 LONGEST_SENTENCE = 400  # characters
 PLAIN_YAML = "plain_yaml"  # a mode of jsonargparse's parsers
 set_loader(PLAIN_YAML, load, (YAMLError,))
+
+
+def _at_most(read: Callable[[], str], path: Any) -> str:
+    """The text of a file that any option names. What is longer than a configuration is not read whole."""
+    if str(path) == "-":
+        return read()
+    with open(path.absolute, "rb") as stream:
+        content = stream.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise LimitError(f"{path} has more than {LONGEST:,} bytes, as no configuration has")
+    return content.decode()
+
+
+wrap_reading(_at_most)
 
 
 class Parser(ArgumentParser):
@@ -54,8 +67,6 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Any:
         self.current_file = str(path)
         try:
-            if os.path.getsize(path) > LONGEST:  # not even read
-                raise LimitError(f"more than {LONGEST:,} bytes, as no configuration has")
             return super().parse_path(path, *args, **options)
         except LimitError as error:
             raise LimitError(f"{path}: {error}") from error

@@ -23,6 +23,7 @@ class ResumableModule(LightningModule):
         self.changes: list[dict[str, Any]] = []  # of arguments, by resumes
         self.validated: int | None = None  # the step of the last validation
         self._fitting = False
+        self.restoring = False  # a checkpoint was loaded, and nothing was computed from it yet
 
     @property
     def is_sharded(self) -> bool:
@@ -78,6 +79,8 @@ class ResumableModule(LightningModule):
         Raises:
             ValueError: naming the fixed arguments that differ, or those that explain why the weights do not fit.
         """
+        self.restoring = True
+        self.trainer.precision_plugin.convert_module(self)  # before it gets weights, which may be more exact
         if self._fitting:
             before, now = recorded_arguments(checkpoint), self._arguments()
             check_resumable(before, now)
