@@ -34,6 +34,8 @@ def load_checkpoint(path: str | Path, with_tensors: bool = True) -> dict[str, An
             plain values.
     """
     try:
+        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            raise ValueError("it is no regular file")  # of which the end may never come
         with open(path, "rb") as stream:
             checkpoint = read_archive(stream, with_tensors)
         missing = [part for part in PARTS if part not in checkpoint]

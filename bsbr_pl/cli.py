@@ -20,7 +20,7 @@ from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO, load_checkpoint
 from .configuration import as_dicts, by_key, check_classes
 from .convert import start_from
-from .limits import check_processes, check_trainer
+from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
 from .run import LOCATIONS, Arguments, check_resumable, differences, recorded_arguments, run_arguments, run_of
@@ -88,15 +88,23 @@ class CLI(KeepArguments, LightningCLI):
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # set by a parent process: here nothing is seeded
         check_trainer(options.trainer)
-        check_processes(devices=options.trainer.devices, num_workers=options.data.init_args.get("num_workers"))
+        workers = options.data.init_args.get("num_workers")
+        check_processes(devices=options.trainer.devices, num_workers=workers)
+        check_open_files(workers)
         given = options.get("ckpt_path") or options.get("initial_weights")
         if self.subcommand == "fit":
             self._check_training(options)
-        elif self.subcommand and given in (None, "best"):
+        elif self.subcommand:
+            self._check_evaluation(given, f"limit_{self.subcommand.removesuffix('idate')}_batches")
+        check_classes(self.config)
+
+    def _check_evaluation(self, given: str | None, limit: str) -> None:
+        if given in (None, "best"):
             raise ValueError(
                 f"{self.subcommand} needs a trained model: --ckpt_path=<file>, or `last` for the newest run's"
             )
-        check_classes(self.config)
+        if self.options.trainer[limit] == 0:
+            raise ValueError(f"{limit}=0 reads nothing: at least 1")
 
     def _check_training(self, options: Namespace) -> None:
         for name in ("max_steps", "max_epochs", "limit_train_batches"):

@@ -3,8 +3,10 @@
 import contextlib
 import difflib
 import inspect
+import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,6 +92,13 @@ class Parser(ArgumentParser):
         where = f"{self.current_file}: " if self.current_file else ""
         answer = message if isinstance(ex, LimitError) else sentence(message) + suggestion(message, parser)
         self.exit(2, f"{command.split()[0]}: error: {where}{answer}\n`{command} --help` shows every option\n")
+
+
+def open_streams() -> None:
+    """Connect closed standard streams to nowhere: libraries write to them, and no other file may get their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
 def sentence(message: str) -> str:

@@ -95,11 +95,15 @@ class ResumableModule(LightningModule):
     def _check_fit(self, checkpoint: dict[str, Any]) -> None:
         own = self.state_dict()
         weights = checkpoint.get("state_dict", own)  # fsdp2 has loaded them already
-        if weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own):
+        unknown = sorted(map(str, weights.keys() ^ own.keys()))
+        if not unknown and all(weights[name].shape == own[name].shape for name in own):
             return
         with torch.device("meta"):
             saved = type(self)(**checkpoint["hyper_parameters"]).hparams  # with the defaults of later arguments
         other = [f"{name}={value!r}" for name, value in saved.items() if self.hparams.get(name, value) != value]
+        if not other:
+            which = f"{unknown[0]} is not in both" if unknown else "a size differs"
+            raise ValueError(f"the checkpoint's weights are not those of its model: {which}")
         raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
 
 

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -48,9 +48,14 @@ def with_few_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 
 
+def with_few_files_at_first() -> None:
+    """The soft limit alone, which a process may raise."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
 def on_a_full_disk() -> None:
-    """No file can have more than 100 bytes, less than TensorBoard writes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    """No file can grow beyond 4 kB: less than TensorBoard writes, more than this process says."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
 
 
 def without_streams() -> None:
@@ -73,6 +78,14 @@ def without_a_folder_for_temporary_files() -> None:
     tempfile.tempdir = None
 
 
+def with_a_huge_file() -> None:
+    """huge.yaml has 8 GB of zeros, and there is memory for 4 more."""
+    Path("huge.yaml").touch()
+    os.truncate("huge.yaml", 8 * 2**30)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, used + 2**32))
+
+
 def with_a_signal_while_saving() -> None:
     """SIGTERM while the first checkpoint is written."""
     write, pending = os.fsync, [signal.SIGTERM]
@@ -85,12 +98,15 @@ def with_a_signal_while_saving() -> None:
     os.fsync = fsync
 
 
-#: The change, the options besides those of `damage.tiny`, whether a run is resumed, the exit code, words of the last line.
+TOO_LONG = "has more than 100,000 bytes, as no configuration has"
+#: The change, options besides those of `damage.tiny`, whether a run is resumed, the exit code, words of the last line.
 CASES: dict[str, tuple[Change, list[str], bool, int, str]] = {
     "no home": (without_home, ["--data.cache_dir=null"], False, 1, "there is no home folder for a cache"),
     "no home, cache named": (without_home, [], False, 0, ""),
-    "few files": (with_few_files, ["--data.num_workers=9"], False, 1, "too many open files: raise the limit"),
-    "full disk": (on_a_full_disk, [], False, 1, "File too large"),
+    "few files": (with_few_files, ["--data.num_workers=2"], False, 1, "num_workers=2 needs 96 open files, and `ulimit"),
+    "few files, no workers": (with_few_files, [], False, 0, ""),
+    "few files at first": (with_few_files_at_first, ["--data.num_workers=2"], False, 0, ""),
+    "full disk": (on_a_full_disk, [], False, 1, "not enough disk space"),
     "full disk, resumed": (on_a_full_disk, [], True, 1, "File too large"),
     "no streams": (without_streams, ["--trainer.enable_progress_bar=true"], False, 0, ""),
     "no streams, resumed": (without_streams, ["--trainer.enable_progress_bar=true"], True, 0, ""),
@@ -101,16 +117,37 @@ CASES: dict[str, tuple[Change, list[str], bool, int, str]] = {
     "anomalies": (nothing, ["--trainer.detect_anomaly=true"], False, 0, ""),
     "a folder that cannot be written": (nothing, ["--trainer.logger.save_dir=/proc/none"], False, 1, "/proc/none"),
     "a cache that cannot be written": (nothing, ["--data.cache_dir=/proc/none"], False, 1, "/proc/none"),
-    "nothing to train on": (nothing, ["--trainer.limit_train_batches=0.0001"], False, 1, "trains nothing"),
-    "nothing to overfit": (nothing, ["--trainer.overfit_batches=0.0001"], False, 1, "trains nothing"),
+    "nothing to train on": (
+        nothing,
+        ["--trainer.limit_train_batches=0.0001"],
+        False,
+        1,
+        "0.0001 * 28 < 1",
+    ),
+    "nothing to overfit": (nothing, ["--trainer.overfit_batches=0.0001"], False, 1, "0.0001 * 28 < 1"),
     "no steps": (nothing, ["--trainer.max_steps=0"], False, 1, "max_steps=0 trains nothing"),
     "no time": (nothing, ["--trainer.max_time=00:00:00:00"], False, 1, "trains nothing"),
-    "an endless file": (nothing, ["--config=/dev/zero"], False, 2, "/dev/zero has more than 100,000 bytes"),
-    "an endless file for a section": (nothing, ["--trainer=/dev/zero"], False, 2, "has more than 100,000 bytes"),
-    "an endless file for a class": (nothing, ["--model.attention=/dev/zero"], False, 2, "has more than 100,000 bytes"),
-    "an endless file for a list": (nothing, ["--trainer.callbacks=/dev/zero"], False, 2, "more than 100,000 bytes"),
-    "an endless file as a text": (nothing, ["--data.source=/dev/zero"], False, 1, "/dev/zero"),
-    "an endless file as a checkpoint": (nothing, ["--ckpt_path=/dev/zero"], False, 1, "/dev/zero is not a readable"),
+    "a huge configuration": (with_a_huge_file, ["--config=huge.yaml"], False, 2, TOO_LONG),
+    "a huge file for a section": (with_a_huge_file, ["--trainer=huge.yaml"], False, 2, TOO_LONG),
+    "a huge file for a class": (
+        with_a_huge_file,
+        ["--model.attention=huge.yaml"],
+        False,
+        2,
+        "Importing 'huge.yaml' is not",
+    ),
+    "a huge file for data": (with_a_huge_file, ["--data=huge.yaml"], False, 2, TOO_LONG),
+    "a huge file for a list": (with_a_huge_file, ["--trainer.callbacks=huge.yaml"], False, 2, TOO_LONG),
+    "a huge file as a checkpoint": (
+        with_a_huge_file,
+        ["--ckpt_path=huge.yaml"],
+        False,
+        1,
+        "huge.yaml is not a readable",
+    ),
+    "an endless configuration": (nothing, ["--config=/dev/zero"], False, 2, "Path is not a file: '/dev/zero'"),
+    "an endless text": (nothing, ["--data.source=/dev/zero"], False, 1, "/dev/zero"),
+    "an endless checkpoint": (nothing, ["--ckpt_path=/dev/zero"], False, 1, "/dev/zero is not a readable"),
 }
 
 
@@ -153,14 +190,14 @@ def last(folder: Path) -> bytes:
     return found[0].read_bytes() if found else b""
 
 
-def prepare() -> Any:
-    """A process from which those of the cases are forked."""
+def preload(module: str) -> None:
+    """Fork later processes from one that has imported this module."""
     os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["train", "faults.environment"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["train", module])
 
 
 def main() -> int:
-    prepare()
+    preload("faults.environment")
     failed = 0
     for name in CASES:
         with tempfile.TemporaryDirectory() as folder:
