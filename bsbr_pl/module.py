@@ -228,6 +228,7 @@ class LanguageModule(ResumableModule):
         Lightning would log only after the hook where checkpoints are saved, which would then lack the loss.
         """
         trainer, step = self.trainer, self._step_loss
+        self.check_restored(optimizer)
         if trainer.accumulate_grad_batches > 1:
             correction = step.correction(trainer.accumulate_grad_batches)
             for parameter in self.parameters():

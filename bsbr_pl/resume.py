@@ -88,9 +88,27 @@ class ResumableModule(LightningModule):
             self.seen = {name: run.get(name, 0) for name in self.seen}
             self.validated = run.get("validated")
             self.changes = [*run.get("changes", []), *applied_differences(before, now, checkpoint["global_step"])]
+            for saved in checkpoint.get("optimizer_states", ()):
+                self._check_state(saved)
         self._check_fit(checkpoint)
         self.dropout_seed = checkpoint.get("dropout_seed")
         self.initial_weights = checkpoint.get("initial_weights")
+
+    def _check_state(self, saved: dict[str, Any]) -> None:
+        """Raise a ValueError where an optimiser's state is not that of this model's parameters."""
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        named = {name for group in saved["param_groups"] for name in group["params"]}
+        moments = [(name, value) for name, values in saved["state"].items() for value in values.values()]
+        unequal = [name for name, value in moments if value.dim() and shapes.get(name, value.shape) != value.shape]
+        if unequal or saved["state"].keys() - named:
+            raise ValueError("the optimiser's state in the checkpoint is not that of its weights")
+
+    def check_restored(self, optimizer: Optimizer) -> None:
+        """Raise a ValueError where the first step after a resume has a gradient of a parameter without moments."""
+        if self.restoring and optimizer.state:
+            for name, parameter in self.named_parameters():
+                if parameter.grad is not None and not optimizer.state.get(parameter):
+                    raise ValueError(f"the optimiser's state in the checkpoint lacks {name}")
 
     def _check_fit(self, checkpoint: dict[str, Any]) -> None:
         own = self.state_dict()

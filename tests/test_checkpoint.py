@@ -5,7 +5,9 @@ import pickle
 import resource
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +158,7 @@ NOT_HELD = {
     "stretched": (lambda: torch.zeros(1).expand(10**9), "overlap"),
     "overlapping": (lambda: torch.zeros(100).unfold(0, 10, 5), "overlap"),
     "sparse": (lambda: torch.eye(3).to_sparse(), "_rebuild_sparse_tensor"),
-    "quantized": (lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "torch.QInt8Storage"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "_rebuild_qtensor"),
     "on meta": (lambda: torch.zeros(3, device="meta"), "_rebuild_meta_tensor_no_storage"),
     "bytearray": (lambda: bytearray(3), "builtin"),
     "repeated": (fuzz_checkpoints.laughs, "more values than bytes"),
@@ -230,6 +232,18 @@ def test_what_could_not_be_read_again_is_not_written(made, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def changed(*to: Any) -> Callable[[Any], Any]:
+    """The optimisers' states with another moment of the embedding, or none."""
+
+    def change(states: Any) -> Any:
+        moments = states[0]["state"].pop("model.embedding.weight")
+        if to:
+            states[0]["state"]["model.embedding.weight"] = moments | {to[0]: to[1]}
+        return states
+
+    return change
+
+
 NOT_OF_A_RUN = {
     "optimizer_states is of type float": {"optimizer_states": 5.5},
     "loops is of type list": {"loops": [{}]},
@@ -238,6 +252,8 @@ NOT_OF_A_RUN = {
     "cannot be restored: KeyError: 'param_groups'": {"optimizer_states": [{}]},
     "cannot be restored: KeyError: 'fit_loop'": {"loops": {}},
     "cannot be restored: AttributeError: 'int' object has": {"loops": {"fit_loop": 3}},
+    "state in the checkpoint is not that of its weights": {"optimizer_states": changed("exp_avg", torch.zeros(3))},
+    "state in the checkpoint lacks model.embedding.weight": {"optimizer_states": changed()},
     "weights are not those of its model: 0 is not in both": {"state_dict": {0: None}},
 }
 
@@ -245,7 +261,10 @@ NOT_OF_A_RUN = {
 @pytest.mark.parametrize("words", NOT_OF_A_RUN)
 def test_what_no_run_can_be_resumed_from_is_said(words, made, tmp_path):
     whole = made[0]
-    torch.save(load_checkpoint(whole) | NOT_OF_A_RUN[words], tmp_path / "x.ckpt")
+    checkpoint = load_checkpoint(whole)
+    for part, value in NOT_OF_A_RUN[words].items():
+        checkpoint[part] = value(checkpoint[part]) if callable(value) else value
+    torch.save(checkpoint, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"x\.ckpt|the checkpoint's") as error:
         fuzz_checkpoints.trained(tmp_path / "x.ckpt", tiny(whole.parents[3]))
     assert words in str(error.value)
