@@ -265,7 +265,7 @@ def test_what_no_run_can_be_resumed_from_is_said(words, made, tmp_path):
     for part, value in NOT_OF_A_RUN[words].items():
         checkpoint[part] = value(checkpoint[part]) if callable(value) else value
     torch.save(checkpoint, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=r"x\.ckpt|the checkpoint's") as error:
+    with pytest.raises(ValueError, match=r"x\.ckpt|the checkpoint") as error:
         fuzz_checkpoints.trained(tmp_path / "x.ckpt", tiny(whole.parents[3]))
     assert words in str(error.value)
 

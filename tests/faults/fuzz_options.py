@@ -41,6 +41,32 @@ null true false ~ - -- 0 -0.0 1 2 -1 3 7 17 64 1.5 0.5 -0.5 0.0001 1e9 1e308 1e-
 /dev/null /dev/zero /proc/self/mem nowhere/x [] {} [1,2] [1,[2]] [null] {a:1} 2001-01-01 00:00:00:01 bsbr linear
 standard [bsbr,linear] cuda auto cpu 16-mixed bf16 last best stdlib bytes bpe norm value TextData MQARData CSVLogger *a
 """
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    5,
+    8,
+    16,
+    17,
+    32,
+    64,
+    100,
+    1000,
+    65_536,
+    2**31,
+    10**9,
+    -1,
+    -2,
+    0.5,
+    1.0,
+    0.1,
+    0.99,
+    1e-9,
+    2.5,
+    "true",
+)
 VALUES = (
     *WORDS.split(),
     *("", "9" * 400, "1" + "0" * 40, "x" * 5000, "\u202e", "\U0001f600", "a b", "a\nb", "\t", "[" * 100, "{a: " * 30),
@@ -88,18 +114,21 @@ def known_options() -> list[str]:
 
 
 def draw_option(state: random.Random, names: list[str]) -> list[str]:
-    """One or two options with values of the list."""
-    chosen = [(state.choice(names), state.choice(VALUES)) for _ in range(state.choice([1, 1, 2]))]
-    return [f"--{name}{state.choice(['=', '=', '=', '+='])}{value}" for name, value in chosen]
+    """One or two options; most values are numbers, which most options take."""
+    chosen = [
+        (state.choice(names), state.choice(state.choice([NUMBERS, NUMBERS, VALUES])))
+        for _ in range(state.choice([1, 1, 2]))
+    ]
+    return [f"--{name}{state.choice(['='] * 9 + ['+='])}{value}" for name, value in chosen]
 
 
 def draw_yaml(state: random.Random) -> str:
-    """The configuration above with one to four changes."""
+    """The configuration above with one to three changes."""
     lines = YAML.splitlines(keepends=True)
-    for _ in range(state.randint(1, 4)):
+    for _ in range(state.randint(1, 3)):
         i, j = state.randrange(len(lines)), state.randrange(len(lines))
         place = state.randrange(len(lines[i]) + 1)
-        how = state.randrange(7)
+        how = state.randrange(12)
         if how == 0:
             lines[i] = ""
         elif how == 1:
@@ -113,7 +142,7 @@ def draw_yaml(state: random.Random) -> str:
         elif how == 5:
             lines[i] = lines[i][:place] + lines[i][place + 1 :]
         else:
-            lines[i] = lines[i].partition(":")[0] + f": {state.choice(VALUES)}\n"
+            lines[i] = lines[i].partition(":")[0] + f": {state.choice(state.choice([NUMBERS, VALUES]))}\n"
     return "".join(lines)
 
 
