@@ -81,7 +81,7 @@ def read_archive(stream: IO[bytes], with_tensors: bool = True) -> Any:
 
     Args:
         stream: the file, opened for reading.
-        with_tensors: otherwise every tensor is None, and only the values are read and checked.
+        with_tensors: otherwise every tensor is None, and the numbers in it are not read.
 
     Raises:
         ValueError: what is not as torch.save writes it.
@@ -97,7 +97,7 @@ def read_archive(stream: IO[bytes], with_tensors: bool = True) -> Any:
     values = _Values(stream, members, len(content), with_tensors)
     found = values.plain(_Unpickler(content).load())
     unread = members.keys() - values.storages.keys()
-    if with_tensors and unread - OTHERS:
+    if unread - OTHERS:
         raise ValueError(f"no tensor shows {min(unread - OTHERS)}")
     for name in unread & OTHERS:
         _read_into(stream, members[name], memoryview(bytearray(members[name].size)))
@@ -221,7 +221,7 @@ class _Values:
 
     def __init__(self, stream: IO[bytes], members: dict[str, Member], most: int, with_tensors: bool) -> None:
         self.stream, self.members, self.most, self.with_tensors = stream, members, most, with_tensors
-        self.storages: dict[str, tuple[Storage, Tensor]] = {}  # by the member's name
+        self.storages: dict[str, tuple[Storage, Tensor | None]] = {}  # by the member's name
         self.count = 0
 
     def plain(self, value: Any, depth: int = 0) -> Any:
@@ -240,34 +240,37 @@ class _Values:
                 vars(found)["_metadata"] = self.plain(vars(value)["_metadata"], depth + 1)
             return found
         if kind is Saved:
-            return self.tensor(value) if self.with_tensors else None
+            return self.tensor(value)
         raise pickle.UnpicklingError(f"a value of type {kind.__name__}")
 
-    def tensor(self, saved: Saved) -> Tensor:
+    def tensor(self, saved: Saved) -> Tensor | None:
         """A tensor that lies in its storage with no two of its elements in one place."""
         storage, offset, size, stride, *_ = saved
         shape = (offset, *size, *stride)
         if type(storage) is not Storage or any(type(n) is not int or n < 0 for n in shape) or len(size) != len(stride):
             raise ValueError(f"offset={offset}, size={size} and stride={stride} are no place of a tensor")
-        if 0 in size:
-            return torch.empty(size, dtype=storage.dtype)
         taken = 1  # numbers of the storage from a tensor's first element to its last, dimension by dimension
         for step, length in sorted(zip(stride, size, strict=True)):
             if length > 1 and step < taken:
                 raise ValueError(f"the elements of a tensor of size {size} and stride {stride} overlap")
             taken += (length - 1) * step
-        if offset + taken > storage.count:
+        if offset + taken > storage.count and 0 not in size:
             raise ValueError(f"a tensor of size {size} exceeds its storage of {storage.count}")
-        return torch.empty(0, dtype=storage.dtype).set_(self.numbers(storage).untyped_storage(), offset, size, stride)
+        numbers = self.numbers(storage)
+        if numbers is None:
+            return None
+        return torch.empty(0, dtype=storage.dtype).set_(numbers.untyped_storage(), offset, size, stride)
 
-    def numbers(self, storage: Storage) -> Tensor:
-        """The content of a storage, read once."""
+    def numbers(self, storage: Storage) -> Tensor | None:
+        """The content of a storage, read once; None if tensors are not asked for."""
         if storage.name not in self.storages:
             member = self.members.get(storage.name)
             if member is None or member.size != storage.count * storage.dtype.itemsize:
                 raise ValueError(f"{storage.name} does not have {storage.count} numbers of {storage.dtype}")
-            content = torch.empty(member.size, dtype=torch.uint8)
-            _read_into(self.stream, member, memoryview(content.numpy()))
+            content = None
+            if self.with_tensors:
+                content = torch.empty(member.size, dtype=torch.uint8)
+                _read_into(self.stream, member, memoryview(content.numpy()))
             self.storages[storage.name] = storage, content
         first, content = self.storages[storage.name]
         if first != storage:

@@ -78,9 +78,10 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     def _check(self, content: io.BytesIO, path: Any) -> None:
         try:
             read_archive(content, with_tensors=False)
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, ValueError) as error:
             raise ValueError(
-                f"{path} could not be read again: {_reason(error)}. Is it the state of a callback?"
+                f"{path} could not be read again ({one_line(error)}): a callback's state may have only dense tensors "
+                "and plain values"
             ) from error
         self._readable = True
 

@@ -22,7 +22,7 @@ class ResumableModule(LightningModule):
         self.seen = {"tokens": 0, "samples": 0}  # trained on, over all processes
         self.changes: list[dict[str, Any]] = []  # of arguments, by resumes
         self.validated: int | None = None  # the step of the last validation
-        self._fitting = False
+        self._stage: str | None = None  # of the Trainer, if there is one
         self.restoring = False  # a checkpoint was loaded, and nothing was computed from it yet
 
     @property
@@ -31,7 +31,7 @@ class ResumableModule(LightningModule):
         return any(isinstance(part, FSDPModule) for part in self.modules())
 
     def setup(self, stage: str) -> None:
-        self._fitting = stage == "fit"
+        self._stage = stage
 
     @property
     def run(self) -> dict[str, Any]:
@@ -80,8 +80,9 @@ class ResumableModule(LightningModule):
             ValueError: naming the fixed arguments that differ, or those that explain why the weights do not fit.
         """
         self.restoring = True
-        self.trainer.precision_plugin.convert_module(self)  # before it gets weights, which may be more exact
-        if self._fitting:
+        if self._stage:  # fp64 weights are not rounded by a module that becomes fp64 only later
+            self.trainer.precision_plugin.convert_module(self)
+        if self._stage == "fit":
             before, now = recorded_arguments(checkpoint), self._arguments()
             check_resumable(before, now)
             run = run_of(checkpoint)
