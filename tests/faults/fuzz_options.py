@@ -4,7 +4,7 @@
     python tests/faults/fuzz_options.py --what yaml --draws=20 --seed=1
 
 Every draw is a process of its own with 10 seconds and 2 GB. The options are those of `train.py fit --help`, of the data
-and of the architecture, but for the number of processes and machines: a run waits for those.
+and of the architecture, but for processes and machines, for which a run waits, and torch.compile, which takes longer.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import train  # noqa: E402
 from bsbr_pl.attention import BSBRAttention  # noqa: E402
 from bsbr_pl.data import TextData  # noqa: E402
 
-LEFT_OUT = ("devices", "num_nodes", "strategy", "help", "print_config", "ckpt_path")
+LEFT_OUT = ("devices", "num_nodes", "strategy", "compile", "help", "print_config", "ckpt_path")
 WORDS = """
 null true false ~ - -- 0 -0.0 1 2 -1 3 7 17 64 1.5 0.5 -0.5 0.0001 1e9 1e308 1e-308 1e400 nan .nan inf -inf .inf -.inf
 0x10 1_000 .5 2147483648 9223372036854775807 9223372036854775808 -9223372036854775809 x é ' " %s {0} $HOME ../.. / .
