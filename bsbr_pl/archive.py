@@ -73,7 +73,7 @@ class Storage(NamedTuple):
 
     name: str
     dtype: torch.dtype
-    count: int
+    length: int
 
 
 def read_archive(stream: IO[bytes], with_tensors: bool = True) -> Any:
@@ -254,8 +254,8 @@ class _Values:
             if length > 1 and step < taken:
                 raise ValueError(f"the elements of a tensor of size {size} and stride {stride} overlap")
             taken += (length - 1) * step
-        if offset + taken > storage.count and 0 not in size:
-            raise ValueError(f"a tensor of size {size} exceeds its storage of {storage.count}")
+        if offset + taken > storage.length and 0 not in size:
+            raise ValueError(f"a tensor of size {size} exceeds its storage of {storage.length}")
         numbers = self.numbers(storage)
         if numbers is None:
             return None
@@ -265,14 +265,14 @@ class _Values:
         """The content of a storage, read once; None if tensors are not asked for."""
         if storage.name not in self.storages:
             member = self.members.get(storage.name)
-            if member is None or member.size != storage.count * storage.dtype.itemsize:
-                raise ValueError(f"{storage.name} does not have {storage.count} numbers of {storage.dtype}")
+            if member is None or member.size != storage.length * storage.dtype.itemsize:
+                raise ValueError(f"{storage.name} does not have {storage.length} numbers of {storage.dtype}")
             content = None
             if self.with_tensors:
                 content = torch.empty(member.size, dtype=torch.uint8)
-                _read_into(self.stream, member, memoryview(content.numpy()))
+                _read_into(self.stream, member, content.numpy().data)
             self.storages[storage.name] = storage, content
         first, content = self.storages[storage.name]
         if first != storage:
-            raise ValueError(f"{storage.name} is {first.count} numbers of {first.dtype} and another storage as well")
+            raise ValueError(f"{storage.name} is {first.length} numbers of {first.dtype} and another storage as well")
         return content

@@ -42,7 +42,7 @@ def wrap_reading(wrapper: Callable[[Callable[[], str], Any], str]) -> None:
     from jsonargparse import Path
 
     read = Path.read_text
-    Path.read_text = lambda path: wrapper(functools.partial(read, path), path)  # type: ignore[method-assign]
+    Path.read_text = lambda path: wrapper(functools.partial(read, path), path)  # type: ignore[assignment, method-assign]
 
 
 def allow_recompilations(limit: int) -> None:

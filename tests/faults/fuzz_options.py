@@ -14,8 +14,6 @@ import io
 import os
 import random
 import re
-import resource
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from faults.damage import tiny  # noqa: E402
 from faults.environment import preload  # noqa: E402
-from faults.fuzz_checkpoints import BYTES, SECONDS  # noqa: E402
+from faults.fuzz_checkpoints import limit  # noqa: E402
 from faults.kill_and_resume import start  # noqa: E402
 
 import train  # noqa: E402
@@ -149,9 +147,7 @@ def draw_yaml(state: random.Random) -> str:
 def job(*options: str) -> None:
     """Train within the limits; the exit code is that of train.py."""
     torch.set_num_threads(1)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
-    signal.alarm(SECONDS)
+    limit()
     try:
         train.command_line(["fit", *options])
     except SystemExit as ended:
