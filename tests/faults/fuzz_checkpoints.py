@@ -344,13 +344,13 @@ def attempt(folder: Path, content: bytes, options: list[str]) -> list[str]:
     return [*filter(None, found), *([] if process.exitcode == 0 else [f"WRONG: exit code {process.exitcode}"])]
 
 
-def run(mutations: int, seed: int) -> int:
+def run(mutations: int, seed: int, first: int = 0) -> int:
     """Print what goes wrong and the counts; the number of wrong outcomes."""
     counts: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         content, options = prepare(folder)
-        for number in range(mutations):
+        for number in range(first, first + mutations):
             what, mutated = mutation(content, number, seed)
             found = attempt(folder, mutated, options)
             if "other" in found and not re.match(r"number|contents|pickle.* number$", what):
@@ -366,13 +366,14 @@ def run(mutations: int, seed: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutations", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     sys.argv = sys.argv[:1]  # Lightning warns about other arguments
     from faults.environment import preload
 
     preload("faults.fuzz_checkpoints")
-    return int(run(given.mutations, given.seed) > 0)
+    return int(run(given.mutations, given.seed, given.first) > 0)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,10 @@ def run(what: str, draws: int, seed: int) -> int:
                 drawn = more if what == "options" else (folder / "drawn.yaml").read_text(errors="replace")
                 print(f"{number}: {str(drawn)[:600]}: {found}", flush=True)
         counts[found.split(":")[0]] = counts.get(found.split(":")[0], 0) + 1
-    print(f"{draws} draws of {what}: {', '.join(f'{k} {v}' for k, v in sorted(counts.items()))}", flush=True)
+    print(
+        f"{sum(counts.values())} draws of {what}: {', '.join(f'{k} {v}' for k, v in sorted(counts.items()))}",
+        flush=True,
+    )
     return counts.get("WRONG", 0)
 
 
