@@ -89,6 +89,7 @@ class ResumableModule(LightningModule):
             self.seen = {name: run.get(name, 0) for name in self.seen}
             self.validated = run.get("validated")
             self.changes = [*run.get("changes", []), *applied_differences(before, now, checkpoint["global_step"])]
+            _check_counts(checkpoint.get("loops"))
             for saved in checkpoint.get("optimizer_states", ()):
                 self._check_state(saved)
         self._check_fit(checkpoint)
@@ -124,6 +125,14 @@ class ResumableModule(LightningModule):
             which = f"{unknown[0]} is not in both" if unknown else "a size differs"
             raise ValueError(f"the checkpoint's weights are not those of its model: {which}")
         raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
+
+
+def _check_counts(loops: Any) -> None:
+    """Raise a ValueError where a count in the state of Lightning's loops is no whole number."""
+    for name, value in loops.items() if isinstance(loops, dict) else ():
+        if name in ("ready", "started", "processed", "completed") and type(value) is not int:
+            raise ValueError(f"the checkpoint's loops have {name}={str(value)[:80]}, which is no whole number")
+        _check_counts(value)
 
 
 def seed() -> int | None:

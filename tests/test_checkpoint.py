@@ -253,6 +253,7 @@ NOT_OF_A_RUN = {
     "cannot be restored: AttributeError: 'int' object has": {"loops": {"fit_loop": 3}},
     "state in the checkpoint is not that of its weights": {"optimizer_states": changed("exp_avg", torch.zeros(3))},
     "state in the checkpoint lacks model.embedding.weight": {"optimizer_states": changed()},
+    "the checkpoint's loops have completed={}, which is no": {"loops": {"fit_loop": {"total": {"completed": {}}}}},
     "weights are not those of its model: 0 is not in both": {"state_dict": {0: None}},
 }
 
