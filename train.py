@@ -16,7 +16,7 @@ import callbacks  # so that YAML and command line can name its classes without a
 from bsbr_pl.cli import CLI
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.parsing import out_of_memory, sentence
+from bsbr_pl.parsing import open_streams, out_of_memory, sentence
 from bsbr_pl.save_config import SaveConfig
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.values import one_line
@@ -66,6 +66,7 @@ def _print_in_a_line(failed: threading.ExceptHookArgs) -> None:
 
 def command_line(args: ArgsType = None) -> None:
     """Shell entry point: user errors are printed as one line, and the exit code is not 0."""
+    open_streams()
     try:
         main(args)
     except USER_ERRORS as error:  # any other error shows its traceback

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsbr_pl.parsing import Parser
+from bsbr_pl.parsing import Parser, open_streams
 from bsbr_pl.results import open_problems, read_rows
 from bsbr_pl.values import one_line
 
@@ -60,6 +60,7 @@ def main(args: Sequence[str] | None = None, program: str = "bsbr") -> int:
 
 def run(name: str, args: Sequence[str], program: str) -> int:
     """Run one command; the exit code. Files of results are never evaluated, but reported."""
+    open_streams()
     if name == "evaluate" and any(a.endswith(".jsonl") for a in args if not a.startswith("-")):
         name = "report"
     command = _command(name)

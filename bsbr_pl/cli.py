@@ -20,10 +20,11 @@ from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO, load_checkpoint
 from .configuration import as_dicts, by_key, check_classes
 from .convert import start_from
-from .limits import check_processes, check_trainer
-from .parsing import Parser
+from .limits import check_open_files, check_processes, check_trainer
+from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
 from .run import LOCATIONS, Arguments, check_resumable, differences, recorded_arguments, run_arguments, run_of
+from .values import one_line
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
 BOUNDS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
@@ -90,15 +91,23 @@ class CLI(KeepArguments, LightningCLI):
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # set by a parent process: here nothing is seeded
         check_trainer(options.trainer)
-        check_processes(devices=options.trainer.devices, num_workers=options.data.init_args.get("num_workers"))
+        workers = options.data.init_args.get("num_workers")
+        check_processes(devices=options.trainer.devices, num_workers=workers)
+        check_open_files(workers)
         given = options.get("ckpt_path") or options.get("initial_weights")
         if self.subcommand == "fit":
             self._check_training(options)
-        elif self.subcommand and given in (None, "best"):
+        elif self.subcommand:
+            self._check_evaluation(given, f"limit_{self.subcommand.removesuffix('idate')}_batches")
+        check_classes(self.config)
+
+    def _check_evaluation(self, given: str | None, limit: str) -> None:
+        if given in (None, "best"):
             raise ValueError(
                 f"{self.subcommand} needs a trained model: --ckpt_path=<file>, or `last` for the newest run's"
             )
-        check_classes(self.config)
+        if self.options.trainer[limit] == 0:
+            raise ValueError(f"{limit}=0 reads nothing: at least 1")
 
     def _check_training(self, options: Namespace) -> None:
         for name in ("max_steps", "max_epochs", "limit_train_batches"):
@@ -161,7 +170,7 @@ class CLI(KeepArguments, LightningCLI):
         """
         options = self.options
         given, asked = options.get("ckpt_path"), options.trainer.clone()
-        path = self._choose_checkpoint(given)
+        self._path = path = self._choose_checkpoint(given)
         folders.assign(options.trainer, self._choose_folder(given, path))
         super().instantiate_classes()
         self._resumed = given is not None
@@ -191,6 +200,20 @@ class CLI(KeepArguments, LightningCLI):
         if given == "last" and path and self.subcommand == "fit":
             version = path.relative_to(root).parts[0]
         return root / (version or folders.next_version(root))
+
+    def run_command(self, run: Callable[[], None]) -> None:
+        """Run the subcommand; say of which checkpoint an error is that occurs until its first batch is computed.
+
+        Raises:
+            ValueError: naming the checkpoint, whose content is not that of a run.
+        """
+        try:
+            run()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            if not getattr(self.model, "restoring", False) or out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(f"{self._path} cannot be restored: {reason}") from error
 
     @rank_zero_only
     def before_fit(self) -> None:

@@ -1,6 +1,7 @@
 """Rejects models and numbers of processes that are too large for this machine, before they use its memory."""
 
 import os
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,6 +76,22 @@ def check_processes(**numbers: Any) -> None:
     for name, number in numbers.items():
         if str(number).isdigit() and int(number) > most_processes():  # the command line gives `devices` as text
             raise ValueError(f"{name}={number} is too large: at most {most_processes()} processes on this machine")
+
+
+def check_open_files(num_workers: Any) -> None:
+    """Let this process have the open files that a loader's workers need: pipes, and the tensors that they share.
+
+    Raises:
+        ValueError: naming the limit, if it cannot be raised that far.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 64 + 16 * num_workers if isinstance(num_workers, int) and num_workers > 0 else 0
+    if needed > hard != resource.RLIM_INFINITY:
+        raise ValueError(
+            f"num_workers={num_workers} needs {needed} open files, and `ulimit -Hn` allows {hard}: set num_workers=0"
+        )
+    if needed > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:

@@ -33,9 +33,18 @@ from .resume import ResumableModule
 from .spec import plain, plain_specs, specs_of
 from .step_loop import StepLoop
 
+
+class _FSDP2(ModelParallelStrategy):
+    """Checks a checkpoint before the strategy loads it with its own reader."""
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        load_checkpoint(checkpoint_path)
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+
 # `--trainer.strategy=fsdp2` saves a checkpoint as one file, like every other strategy, not as a folder with a part of
 # each process.
-StrategyRegistry.register("fsdp2", ModelParallelStrategy, override=True, save_distributed_checkpoint=False)
+StrategyRegistry.register("fsdp2", _FSDP2, override=True, save_distributed_checkpoint=False)
 
 
 class LanguageModule(ResumableModule):
@@ -105,8 +114,8 @@ class LanguageModule(ResumableModule):
 
     @classmethod
     def open(cls, path: str | Path, map_location: str = "cpu") -> tuple["LanguageModule", dict[str, Any]]:
-        """The module as `load` gives it, and the content of the checkpoint."""
-        checkpoint = load_checkpoint(path, map_location)
+        """The module as `load` gives it, and the content of the checkpoint, on the CPU."""
+        checkpoint = load_checkpoint(path)
         try:
             hyper_parameters, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
             if hyper_parameters["num_layers"] > len(weights):
@@ -219,6 +228,7 @@ class LanguageModule(ResumableModule):
         Lightning would log only after the hook where checkpoints are saved, which would then lack the loss.
         """
         trainer, step = self.trainer, self._step_loss
+        self.check_restored(optimizer)
         if trainer.accumulate_grad_batches > 1:
             correction = step.correction(trainer.accumulate_grad_batches)
             for parameter in self.parameters():
@@ -240,6 +250,7 @@ class LanguageModule(ResumableModule):
                 logger.log_metrics({"train/loss": float(mean)}, step=self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.restoring = False
         self.loop.end_batch(within_step=self._step_loss.samples > 0)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -253,6 +264,7 @@ class LanguageModule(ResumableModule):
         return self.model(batch["input_ids"]).argmax(-1)
 
     def _evaluation_step(self, stage: str, batch: dict[str, Tensor]) -> None:
+        self.restoring = False
         logits = self.model(batch["input_ids"])
         self.metrics[stage].update(logits, batch["targets"], batch.get("num_bytes"))
         if "slice" in batch:

@@ -6,14 +6,15 @@ import inspect
 import os
 import pkgutil
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from yaml import YAMLError
 
-from .patches import actions_of
+from .patches import actions_of, wrap_reading
 from .plain_yaml import LONGEST, LimitError, load
 
 #: The names of types in answers.
@@ -29,6 +30,20 @@ NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+)'(?: is no
 LONGEST_SENTENCE = 400  # characters
 PLAIN_YAML = "plain_yaml"  # a mode of jsonargparse's parsers
 set_loader(PLAIN_YAML, load, (YAMLError,))
+
+
+def _at_most(read: Callable[[], str], path: Any) -> str:
+    """The text of a file that any option names. What is longer than a configuration is not read whole."""
+    if str(path) == "-":
+        return read()
+    with open(path.absolute, "rb") as stream:
+        content = stream.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise LimitError(f"{path} has more than {LONGEST:,} bytes, as no configuration has")
+    return content.decode()
+
+
+wrap_reading(_at_most)
 
 
 class Parser(ArgumentParser):
@@ -54,8 +69,6 @@ class Parser(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Any:
         self.current_file = str(path)
         try:
-            if os.path.getsize(path) > LONGEST:  # not even read
-                raise LimitError(f"more than {LONGEST:,} bytes, as no configuration has")
             return super().parse_path(path, *args, **options)
         except LimitError as error:
             raise LimitError(f"{path}: {error}") from error
@@ -79,6 +92,13 @@ class Parser(ArgumentParser):
         where = f"{self.current_file}: " if self.current_file else ""
         answer = message if isinstance(ex, LimitError) else sentence(message) + suggestion(message, parser)
         self.exit(2, f"{command.split()[0]}: error: {where}{answer}\n`{command} --help` shows every option\n")
+
+
+def open_streams() -> None:
+    """Connect closed standard streams to nowhere: libraries write to them, and no other file may get their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
 def sentence(message: str) -> str:

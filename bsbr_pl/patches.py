@@ -1,8 +1,8 @@
 """Every use of another package's private members. tests/test_patches.py fails where one of them changes.
 
 Tested with jsonargparse 4.53.0 (`_check_type`), argparse of Python 3.11 (`_actions`), Lightning 2.6.6
-(`_parse_ckpt_path`) and torch 2.13.0 (`torch.utils._python_dispatch`, from where torch's own documentation imports
-TorchDispatchMode, and `torch._dynamo.config`, which has a public name in new versions only).
+(`_parse_ckpt_path`, `_run_subcommand`) and torch 2.13.0 (`torch.utils._python_dispatch`, from where torch's own
+documentation imports TorchDispatchMode, and `torch._dynamo.config`, which has a public name in new versions only).
 """
 
 import functools
@@ -37,6 +37,14 @@ def wrap_check(action: Any, wrapper: Callable[[Check, Any], Any]) -> None:
     action._check_type = checked
 
 
+def wrap_reading(wrapper: Callable[[Callable[[], str], Any], str]) -> None:
+    """Make jsonargparse read every file by `wrapper(read, path)`; its own `read` has no limit."""
+    from jsonargparse import Path
+
+    read = Path.read_text
+    Path.read_text = lambda path: wrapper(functools.partial(read, path), path)  # type: ignore[assignment, method-assign]
+
+
 def allow_recompilations(limit: int) -> None:
     """Let torch.compile keep at least `limit` compiled forms of one function; by default it gives up after 8."""
     import torch
@@ -62,3 +70,10 @@ class KeepArguments:
 
     def _parse_ckpt_path(self) -> None:
         pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self.run_command(functools.partial(super()._run_subcommand, subcommand))  # type: ignore[misc]
+
+    def run_command(self, run: Callable[[], None]) -> None:
+        """Run the subcommand."""
+        run()

@@ -22,7 +22,8 @@ class ResumableModule(LightningModule):
         self.seen = {"tokens": 0, "samples": 0}  # trained on, over all processes
         self.changes: list[dict[str, Any]] = []  # of arguments, by resumes
         self.validated: int | None = None  # the step of the last validation
-        self._fitting = False
+        self._stage: str | None = None  # of the Trainer, if there is one
+        self.restoring = False  # a checkpoint was loaded, and nothing was computed from it yet
 
     @property
     def is_sharded(self) -> bool:
@@ -30,7 +31,7 @@ class ResumableModule(LightningModule):
         return any(isinstance(part, FSDPModule) for part in self.modules())
 
     def setup(self, stage: str) -> None:
-        self._fitting = stage == "fit"
+        self._stage = stage
 
     @property
     def run(self) -> dict[str, Any]:
@@ -78,26 +79,60 @@ class ResumableModule(LightningModule):
         Raises:
             ValueError: naming the fixed arguments that differ, or those that explain why the weights do not fit.
         """
-        if self._fitting:
+        self.restoring = True
+        if self._stage:  # fp64 weights are not rounded by a module that becomes fp64 only later
+            self.trainer.precision_plugin.convert_module(self)
+        if self._stage == "fit":
             before, now = recorded_arguments(checkpoint), self._arguments()
             check_resumable(before, now)
             run = run_of(checkpoint)
             self.seen = {name: run.get(name, 0) for name in self.seen}
             self.validated = run.get("validated")
             self.changes = [*run.get("changes", []), *applied_differences(before, now, checkpoint["global_step"])]
+            _check_counts(checkpoint.get("loops"))
+            for saved in checkpoint.get("optimizer_states", ()):
+                self._check_state(saved)
         self._check_fit(checkpoint)
         self.dropout_seed = checkpoint.get("dropout_seed")
         self.initial_weights = checkpoint.get("initial_weights")
 
+    def _check_state(self, saved: dict[str, Any]) -> None:
+        """Raise a ValueError where an optimiser's state is not that of this model's parameters."""
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        named = {name for group in saved["param_groups"] for name in group["params"]}
+        moments = [(name, value) for name, values in saved["state"].items() for value in values.values()]
+        unequal = [name for name, value in moments if value.dim() and shapes.get(name, value.shape) != value.shape]
+        if unequal or saved["state"].keys() - named:
+            raise ValueError("the optimiser's state in the checkpoint is not that of its weights")
+
+    def check_restored(self, optimizer: Optimizer) -> None:
+        """Raise a ValueError where the first step after a resume has a gradient of a parameter without moments."""
+        if self.restoring and optimizer.state:
+            for name, parameter in self.named_parameters():
+                if parameter.grad is not None and not optimizer.state.get(parameter):
+                    raise ValueError(f"the optimiser's state in the checkpoint lacks {name}")
+
     def _check_fit(self, checkpoint: dict[str, Any]) -> None:
         own = self.state_dict()
         weights = checkpoint.get("state_dict", own)  # fsdp2 has loaded them already
-        if weights.keys() == own.keys() and all(weights[name].shape == own[name].shape for name in own):
+        unknown = sorted(map(str, weights.keys() ^ own.keys()))
+        if not unknown and all(weights[name].shape == own[name].shape for name in own):
             return
         with torch.device("meta"):
             saved = type(self)(**checkpoint["hyper_parameters"]).hparams  # with the defaults of later arguments
         other = [f"{name}={value!r}" for name, value in saved.items() if self.hparams.get(name, value) != value]
+        if not other:
+            which = f"{unknown[0]} is not in both" if unknown else "a size differs"
+            raise ValueError(f"the checkpoint's weights are not those of its model: {which}")
         raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
+
+
+def _check_counts(loops: Any) -> None:
+    """Raise a ValueError where a count in the state of Lightning's loops is no whole number."""
+    for name, value in loops.items() if isinstance(loops, dict) else ():
+        if name in ("ready", "started", "processed", "completed") and type(value) is not int:
+            raise ValueError(f"the checkpoint's loops have {name}={str(value)[:80]}, which is no whole number")
+        _check_counts(value)
 
 
 def seed() -> int | None:

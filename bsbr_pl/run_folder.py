@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from bsbr_pl.utils.files import write_whole
 
+from .checkpoint import load_checkpoint
 from .run import LOCATIONS, Arguments, fixed_differences, in_words, recorded_arguments
 
 ROOT = "runs"  # holds the folders of runs, unless a logger or default_root_dir names another folder
@@ -90,9 +90,9 @@ def _id_of_wandb(folder: Path) -> str | None:
 
 
 def peek(path: Path) -> dict[str, Any] | None:
-    """A checkpoint, with its tensors left on disk; None if it is not readable or has no arguments of a run."""
+    """A checkpoint without its tensors; None if it is not readable or has no arguments of a run."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = load_checkpoint(path, with_tensors=False)
         recorded_arguments(checkpoint)
         return checkpoint
     except Exception:  # damage can fail anywhere; loading the checkpoint says what is wrong

@@ -50,7 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     # Training.
     "bsbr_pl.steps": set(),
     "bsbr_pl.step_loop": {"bsbr_pl.steps"},
-    "bsbr_pl.checkpoint": {"bsbr_pl.utils.files", "bsbr_pl.values"},
+    "bsbr_pl.archive": set(),
+    "bsbr_pl.checkpoint": {"bsbr_pl.archive", "bsbr_pl.utils.files", "bsbr_pl.values"},
     "bsbr_pl.optimizer": {"bsbr_pl.attention.parts"},
     "bsbr_pl.run": {"bsbr_pl.spec"},
     "bsbr_pl.resume": {"bsbr_pl.run", "bsbr_pl.steps"},
@@ -63,13 +64,13 @@ ALLOWED: dict[str, set[str]] = {
     # The command line of training.
     "bsbr_pl.plain_yaml": set(),
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
-    "bsbr_pl.run_folder": {"bsbr_pl.run", "bsbr_pl.utils.files"},
+    "bsbr_pl.run_folder": {"bsbr_pl.checkpoint", "bsbr_pl.run", "bsbr_pl.utils.files"},
     "bsbr_pl.save_config": {"bsbr_pl.run_folder"},
     "bsbr_pl.configuration": {"bsbr_pl.attention", "bsbr_pl.spec"},
     "bsbr_pl.cli": {
         "bsbr_pl.configuration",
         *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.limits", "bsbr_pl.parsing"),
-        *("bsbr_pl.patches", "bsbr_pl.run", "bsbr_pl.run_folder", "bsbr_pl.steps"),
+        *("bsbr_pl.patches", "bsbr_pl.run", "bsbr_pl.run_folder", "bsbr_pl.steps", "bsbr_pl.values"),
     },
     "callbacks": {
         *("bsbr_pl.attention", "bsbr_pl.data", "bsbr_pl.data.files", "bsbr_pl.module", "bsbr_pl.run_folder"),

@@ -96,6 +96,9 @@ MISTAKES = {
     "--trainer.gradient_clip_algorithm=most": "`gradient_clip_algorithm` most is invalid",
     "--trainer.min_steps=-3": "min_steps=-3 is too small: at least 0",
     "--trainer.max_steps=-5": "`max_steps` must be a non-negative integer or -1 (infinite steps). You passed in -5",
+    "--trainer.limit_train_batches=0": "limit_train_batches=0 trains nothing: at least 1",
+    "--trainer.limit_train_batches=0.0": "trains nothing",
+    "--model.hidden_dim=1e9": "model.hidden_dim=1000000000.0: must be a whole number",
     "--trainer.limit_val_batches=-1": "invalid value -1.0 for limit_val_batches",
     "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16 or ",
     "--trainer.devices=0": "`Trainer(devices='0')` value is not a valid input using cpu accelerator",
@@ -178,6 +181,8 @@ COMMANDS = {
     "train --config=bsbr.yaml": "invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'predict')",
     "fit": "model.attention must be given: --model.attention=..., or a --config that sets it",
     "validate --config=bsbr.yaml": "validate needs a trained model: --ckpt_path=<file>, or `last`",
+    "validate --config=bsbr.yaml --ckpt_path=x --trainer.limit_val_batches=0": "limit_val_batches=0 reads nothing",
+    "predict --config=bsbr.yaml --ckpt_path=x --trainer.limit_predict_batches=0": "limit_predict_batches=0 reads",
     "test --config=bsbr.yaml --ckpt_path=last": "--ckpt_path=last: there is no runs/*/checkpoints/last.ckpt",
 }
 #: Those of evaluate.py.

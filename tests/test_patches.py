@@ -86,6 +86,8 @@ def test_lightning_asks_the_method_that_is_overridden_for_the_arguments_of_a_che
     assert "self._parse_ckpt_path()" in inspect.getsource(LightningCLI.__init__)
     assert "hyper_parameters" in inspect.getsource(LightningCLI._parse_ckpt_path)
     assert CLI._parse_ckpt_path is KeepArguments._parse_ckpt_path
+    assert "self._run_subcommand(self.subcommand)" in inspect.getsource(LightningCLI.__init__)
+    assert CLI._run_subcommand is KeepArguments._run_subcommand
 
 
 FILES = [*(ROOT / "bsbr_pl").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py"), *ROOT.glob("*.py")]

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from bsbr_pl.attention import BSBRAttention
+from bsbr_pl.checkpoint import load_checkpoint
 from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData, TextData, TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run import kind
@@ -229,6 +230,37 @@ def test_free_arguments_change_nothing(folder, options):
     assert Seen.batches == whole[3:]
     again = torch.load("runs/version_1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("option", ["--trainer.precision=64-true", "--trainer.overfit_batches=4"])
+def test_a_stopped_run_ends_as_one_that_was_not(folder, option):
+    """fp64 weights are not rounded on the way; within an epoch of equal batches the order goes on."""
+    fit(option)
+    whole = Seen.batches[:]
+    Seen.stop = 2
+    fit(option)
+    Seen.stop = None
+    fit("--ckpt_path=last", option)
+    assert Seen.batches == whole[3:]
+    expected, found = (load_checkpoint(f"runs/version_{i}/checkpoints/last.ckpt")["state_dict"] for i in (0, 1))
+    assert {weight.dtype for weight in found.values()} == {torch.float64 if "64" in option else torch.float32}
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("interval", [2, 3, 50])
+def test_a_checkpoint_of_an_epochs_end_resumes_with_as_many_epochs(folder, interval):
+    saving = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {filename: '{step}', "
+    saving += "save_on_train_epoch_end: true, every_n_epochs: 1, save_top_k: -1}}"
+    (folder / "few.yaml").write_text(FEW.replace("[]", f"[{saving}]"))
+    epochs = ["--trainer.max_steps=-1", "--trainer.max_epochs=3", "--trainer.limit_train_batches=3"]
+    epochs += [f"--trainer.val_check_interval={interval}"]
+    fit(*epochs)
+    whole = Seen.batches[:]
+    assert whole[-1][0] == 8
+    for number, step in enumerate((3, 6), 1):
+        fit(*epochs, f"--ckpt_path=runs/version_0/checkpoints/step={step}.ckpt")
+        assert Seen.batches == whole[step:]
+        assert record(f"runs/version_{number}")["ended_by"] == "max_epochs"
 
 
 # How long a run is, and what is reported at its end

@@ -302,5 +302,12 @@ def _json_sha256(value: object) -> str:
 
 
 def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/bsbr_pl, or ~/.cache/bsbr_pl."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bsbr_pl"
+    """$XDG_CACHE_HOME/bsbr_pl, or ~/.cache/bsbr_pl.
+
+    Raises:
+        ValueError: there is no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bsbr_pl"
+    except RuntimeError as error:  # a user without HOME and without an entry in the passwd file
+        raise ValueError("there is no home folder for a cache: set cache_dir, or XDG_CACHE_HOME") from error

@@ -68,7 +68,8 @@ def count_flops(model: nn.Module, inputs: Tensor, backward: bool = False) -> int
     copied = evaluation_copy(model, "meta")
     x = inputs.detach().to("meta").requires_grad_(backward and inputs.is_floating_point())
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    with torch.device("meta"), torch.set_grad_enabled(backward), _FusedAttention(), counter:
+    usual = torch.autograd.set_detect_anomaly(False)  # it would look for NaN, of which meta tensors have none
+    with usual, torch.device("meta"), torch.set_grad_enabled(backward), _FusedAttention(), counter:
         y = copied(x)
         if backward:
             y.sum().backward()
