@@ -1,5 +1,6 @@
 """Train, validate or test any attention as a language model: `python train.py fit --config configs/bsbr.yaml`."""
 
+import logging
 import signal
 import sys
 import threading
@@ -7,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import ArgsType
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,7 +25,10 @@ from bsbr_pl.values import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
 TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may import and name classes of these only
-REQUIRED = (callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint)
+REQUIRED = (
+    *(callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint),
+    callbacks.ProgressLine,
+)
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # answered in one line
 
 
@@ -33,6 +38,9 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=TRUSTED, instantiate_subclass_spec_in_any=False
     )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for part in ("lightning.fabric", "lightning.pytorch.trainer"):
+        logging.getLogger(part).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # rotary positions
@@ -54,6 +62,13 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
         args=args,
         run=run,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what Lightning itself informs of: advertisements, absent devices, what a run was asked for anyway."""
+    own = Path(lightning.__file__).parent
+    path = Path(record.pathname)
+    return record.levelno > logging.INFO or own not in path.parents or own / "pytorch/callbacks" in path.parents
 
 
 def _print_in_a_line(failed: threading.ExceptHookArgs) -> None:
