@@ -18,13 +18,17 @@ import callbacks  # so that YAML and command line can name its classes without a
 from bsbr_pl.cli import CLI
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.parsing import out_of_memory, sentence
+from bsbr_pl.parsing import out_of_memory, sentence, trusted_packages, unknown_metric
 from bsbr_pl.save_config import SaveConfig
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.values import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
-TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may import and name classes of these only
+TRUSTED = [
+    "bsbr_pl",
+    "callbacks",
+    "lightning",
+]  # YAML and command line may import and name classes of these only, and of `--trust`
 REQUIRED = (
     *(callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint),
     callbacks.ProgressLine,
@@ -35,8 +39,9 @@ USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # a
 def main(args: ArgsType = None, run: bool = True) -> CLI:
     """Run the command line `args` (sys.argv if None)."""
     keep_freed_memory()
+    trusted = [*TRUSTED, *trusted_packages(sys.argv[1:] if args is None else list(args))]
     set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=TRUSTED, instantiate_subclass_spec_in_any=False
+        import_path_denylist=["*"], import_path_allowlist=trusted, instantiate_subclass_spec_in_any=False
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     for part in ("lightning.fabric", "lightning.pytorch.trainer"):
@@ -86,7 +91,7 @@ def command_line(args: ArgsType = None) -> None:
     except USER_ERRORS as error:  # any other error shows its traceback
         sys.exit(f"train.py: error: {sentence(str(error))}")
     except (RuntimeError, MemoryError) as error:
-        if answer := out_of_memory(error):
+        if answer := out_of_memory(error) or unknown_metric(error):
             sys.exit(f"train.py: error: {answer}")
         raise
     except callbacks.Stopped as stopped:

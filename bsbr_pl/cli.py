@@ -80,8 +80,12 @@ class CLI(KeepArguments, LightningCLI):
         words = f"callbacks to leave out, of those that every run has: {', '.join(self.required)}"
         parser.add_argument("--without", type=list[str], default=[], help=words)
         actions = actions_of(parser)
+        words = "packages, separated by commas, whose classes this command line may name and run; files cannot say so"
+        parser.add_argument("--trust", type=str | None, default=None, help=words)
         attention = actions["model.attention"]
         keys = ", ".join(ARCHITECTURES)
+        assert isinstance(parser, TrainingParser)
+        parser.short_names["model.attention"] = list(ARCHITECTURES)
         attention.help = f"one of {keys}, or a class with `class_path` and `init_args`; or a list with one a layer."
         wrap_check(attention, lambda check, value: check(by_key(value)))
         for name in LIMITS:
@@ -95,6 +99,10 @@ class CLI(KeepArguments, LightningCLI):
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # set by a parent process: here nothing is seeded
         check_trainer(options.trainer)
+        if options.trainer.logger is True:
+            raise ValueError(
+                "logger=true names no logger: leave it out for TensorBoard, or name a class like CSVLogger"
+            )
         check_processes(devices=options.trainer.devices, num_workers=options.data.init_args.get("num_workers"))
         given = options.get("ckpt_path") or options.get("initial_weights")
         if self.subcommand == "fit":

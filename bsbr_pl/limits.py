@@ -1,6 +1,7 @@
 """Rejects models and numbers of processes that are too large for this machine, before they use its memory."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,6 +92,13 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         is_share = isinstance(value, float) and 0 < value < 1  # of an epoch
         if isinstance(value, int | float) and value < least and not is_share:
             raise ValueError(f"{name}={value} is too small: at least {least}")
+    if options.get("barebones"):
+        raise ValueError("barebones=true: a run has a logger, checkpoints and a record, which it forbids. Leave it out")
+    devices = options.get("devices")
+    if isinstance(devices, str) and not re.fullmatch(r"auto|-?\d+|\d+(,\d+)*,?", devices):
+        raise ValueError(
+            f"devices={devices}: must be how many, a list of their numbers, or auto; --trainer.accelerator is the kind"
+        )
     on_cpu = options.get("accelerator") == "cpu" or not torch.accelerator.is_available()
     if on_cpu and str(options.get("devices")).startswith("-"):
         raise ValueError(f"devices={options['devices']} does not work on a CPU: set the number of processes, such as 1")
