@@ -24,11 +24,8 @@ from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.values import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
-TRUSTED = [
-    "bsbr_pl",
-    "callbacks",
-    "lightning",
-]  # YAML and command line may import and name classes of these only, and of `--trust`
+#: YAML and command line may import and name classes of these packages only, and of those that --trust names.
+TRUSTED = ["bsbr_pl", "callbacks", "lightning"]
 REQUIRED = (
     *(callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint),
     callbacks.ProgressLine,

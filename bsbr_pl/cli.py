@@ -99,10 +99,6 @@ class CLI(KeepArguments, LightningCLI):
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # set by a parent process: here nothing is seeded
         check_trainer(options.trainer)
-        if options.trainer.logger is True:
-            raise ValueError(
-                "logger=true names no logger: leave it out for TensorBoard, or name a class like CSVLogger"
-            )
         check_processes(devices=options.trainer.devices, num_workers=options.data.init_args.get("num_workers"))
         given = options.get("ckpt_path") or options.get("initial_weights")
         if self.subcommand == "fit":
@@ -163,7 +159,7 @@ class CLI(KeepArguments, LightningCLI):
         """The required ones that are not there, and one that keeps the best checkpoint if none keeps any."""
         without, options = self.options.without, self.options.trainer
         missing = [cls() for name, cls in self.required.items() if name not in without and not _has(given, cls)]
-        if options.enable_progress_bar is False or options.barebones or _has(given, ProgressBar):
+        if options.enable_progress_bar is False or _has(given, ProgressBar):
             missing = [callback for callback in missing if not isinstance(callback, ProgressBar)]
         if not _has(given, ModelCheckpoint) and self.options.trainer.enable_checkpointing is not False:
             missing.insert(0, ModelCheckpoint(filename="best", monitor="val/loss", enable_version_counter=False))

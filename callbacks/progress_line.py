@@ -84,11 +84,6 @@ class ProgressLine(ProgressBar):
     ) -> None:
         self._show_batch(trainer, "testing", batch_idx, trainer.num_test_batches[0])
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *more: Any
-    ) -> None:
-        self._show_batch(trainer, "predicting", batch_idx, trainer.num_predict_batches[0])
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             self._close()
@@ -97,9 +92,6 @@ class ProgressLine(ProgressBar):
             self._show(trainer, due=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -122,9 +122,7 @@ def _data(data: TokenData) -> list[tuple[str, str]]:
         if 0 < documents < FEWEST_DOCUMENTS:
             few.append(split)
     if few:
-        rows.append(
-            f"Warning: under {FEWEST_DOCUMENTS} documents in {' and '.join(few)}; intervals over them mean little"
-        )
+        rows.append(f"Warning: under {FEWEST_DOCUMENTS} documents in {', '.join(few)}: an interval means little")
     return [("data", "\n".join(rows))]
 
 

@@ -38,10 +38,11 @@ def metrics() -> dict[str, dict[str, list[float]]]:
     return json.loads(Path("runs/version_0/record.json").read_text())["metrics"]
 
 
-def test_lines_of_a_file_are_those_of_the_record(options, capfd):
+def test_lines_of_a_file_are_those_of_the_record(options, capfd, caplog):
     cli = train.main([*options, *SHOWN])
     out, err = capfd.readouterr()
     assert err == ""
+    assert [record.getMessage() for record in caplog.records] == [], "Lightning says nothing"
     start, *rest = out.split("step 1/8", 1)
     middle, end = ("step 1/8" + rest[0]).split("\n\nAfter ", 1)
     assert all(len(line) <= 80 for line in out.splitlines())
@@ -54,7 +55,7 @@ def test_lines_of_a_file_are_those_of_the_record(options, capfd):
     for split in ("train", "val", "test"):
         tokens, documents = len(text.corpus.tokens(split)), len(text.documents(split)) - 1
         assert re.search(rf"\n +{split} +{tokens:,} tokens in {documents} documents\n", start)
-    assert "Warning: under 5 documents in train and val and test; intervals over them mean little\n" in start
+    assert "Warning: under 5 documents in train, val, test: an interval means little\n" in start
     assert start.endswith("  run       8 steps of 128 tokens: 1,024 tokens\n  folder    runs/version_0\n")
 
     found = metrics()
@@ -149,7 +150,7 @@ def test_tensorboard_gets_a_page_of_its_own_and_no_curves_of_one_point(options):
 def test_the_gradient_norm_is_that_before_clipping(make_module, make_data, make_trainer, lines):
     module, norms = make_module(), []
 
-    def keep(optimizer, *unused):
+    def keep(optimizer, **unused):
         norms.append(sum(float(p.grad.double().square().sum()) for p in module.parameters()) ** 0.5)
 
     module.configure_gradient_clipping = keep
