@@ -11,10 +11,11 @@ from bsbr_pl.run_folder import run_folder
 CHARTS = {
     "1. training": {
         "loss": ["train/loss", "val/loss"],
-        "bits per byte, or accuracy of a recall task": ["val/bits_per_byte", "val/accuracy"],
+        "bits per byte": ["val/bits_per_byte"],
         "learning rate": ["train/learning_rate"],
         "gradient norm, before clipping": ["train/gradient_norm"],
         "training tokens": ["train/tokens"],
+        "accuracy": ["val/accuracy"],
     },
     "2. speed and memory": {
         "tokens per second": ["step/tokens_per_second"],

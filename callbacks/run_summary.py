@@ -97,7 +97,8 @@ class RunSummary(Callback):
         start = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(prompt)]], device=device)
         room = self.num_tokens if model.max_length is None else max(0, model.max_length + 1 - start.shape[1])
         ids = model.generate(start, min(self.num_tokens, room), self.temperature, self.top_k)
-        print(f"\n{whence}:\n{_shown(prompt, self.most_lines)}")
+        if prompt:
+            print(f"\n{whence}:\n{_shown(prompt, self.most_lines)}")
         print(f"Generated:\n{_shown(tokenizer.decode(ids[0, start.shape[1] :].tolist()), self.most_lines)}")
 
 
@@ -106,8 +107,8 @@ def _model(module: LanguageModule, length: int) -> str:
     names = dict.fromkeys(AttentionSpec.of(type(attention)).key for attention in model.attentions)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     flops, state = model.flops(length) // length, model.state_size(length)
-    return f"""{" + ".join(names)}, {parameters:,} parameters; at {length:,} tokens of context
-{flops:,} FLOPs a token forward, a decode state of {state:,} numbers"""
+    name = f"{' + '.join(names)}, {parameters:,} parameters; at {length:,} tokens of context"
+    return textwrap.fill(name, WIDTH - 12) + f"\n{flops:,} FLOPs a token forward; decode state: {state:,} numbers"
 
 
 def _data(data: TokenData) -> list[tuple[str, str]]:
@@ -122,7 +123,7 @@ def _data(data: TokenData) -> list[tuple[str, str]]:
         if 0 < documents < FEWEST_DOCUMENTS:
             few.append(split)
     if few:
-        rows.append(f"Warning: under {FEWEST_DOCUMENTS} documents in {', '.join(few)}: an interval means little")
+        rows.append(f"Warning: under {FEWEST_DOCUMENTS} documents in {', '.join(few)}; no useful interval")
     return [("data", "\n".join(rows))]
 
 
