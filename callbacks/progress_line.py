@@ -1,5 +1,6 @@
 """ProgressLine: one line that says how far a run is."""
 
+import contextlib
 import shutil
 import sys
 import time
@@ -109,12 +110,13 @@ class ProgressLine(ProgressBar):
 
     def _show(self, trainer: Trainer, due: bool, doing: str = "") -> None:
         """Draw the line, or print it where the output is not a terminal and it is `due`."""
-        if self._enabled and (sys.stdout.isatty() or due):
+        if self._enabled and (_is_terminal() or due):
             self._printed = trainer.global_step
-            self._draw(self._fields(trainer, doing), trainer.global_step, planned_steps(trainer), due)
+            with contextlib.suppress(OSError):  # a pipe that nobody reads any more does not end a training
+                self._draw(self._fields(trainer, doing), trainer.global_step, planned_steps(trainer), due)
 
     def _show_batch(self, trainer: Trainer, doing: str, batch_idx: int, batches: float) -> None:
-        if not self._enabled or not sys.stdout.isatty() or trainer.sanity_checking:
+        if not self._enabled or not _is_terminal() or trainer.sanity_checking:
             return
         text = f"{doing} {batch_idx + 1}/{batches}"
         if trainer.state.fn == TrainerFn.FITTING:
@@ -127,7 +129,7 @@ class ProgressLine(ProgressBar):
         while len("  ".join(fields)) >= width and len(fields) > 2:
             del fields[-2]
         text = "  ".join(fields)
-        if not sys.stdout.isatty():
+        if not _is_terminal():
             print(text, flush=True)
             return
         if self._bar is None:
@@ -164,3 +166,7 @@ class ProgressLine(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None if the process was started without

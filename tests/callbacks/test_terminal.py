@@ -114,6 +114,14 @@ def test_on_a_terminal_one_line_is_drawn_in_place(options, capsys, monkeypatch, 
     assert f"bits/byte {bits:.3f}" in shown[-1]
 
 
+def test_a_pipe_that_nobody_reads_does_not_end_a_training(options, monkeypatch):
+    def closed(*unused, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("callbacks.progress_line.print", closed, raising=False)
+    assert train.main([*options, *SHOWN]).trainer.global_step == 8
+
+
 def test_a_resumed_run_says_from_where(options, capfd):
     train.main([*options, *SHOWN])
     capfd.readouterr()
