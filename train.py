@@ -1,5 +1,6 @@
 """Train, validate or test any attention as a language model: `python train.py fit --config configs/bsbr.yaml`."""
 
+import logging
 import signal
 import sys
 import threading
@@ -7,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import ArgsType
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,23 +18,31 @@ import callbacks  # so that YAML and command line can name its classes without a
 from bsbr_pl.cli import CLI
 from bsbr_pl.data import TokenData
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.parsing import open_streams, out_of_memory, sentence
+from bsbr_pl.parsing import open_streams, out_of_memory, sentence, trusted_packages, unknown_metric
 from bsbr_pl.save_config import SaveConfig
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.values import one_line
 
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.yaml"
-TRUSTED = ["bsbr_pl", "callbacks", "lightning"]  # YAML and command line may import and name classes of these only
-REQUIRED = (callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint)
+#: YAML and command line may import and name classes of these packages only, and of those that --trust names.
+TRUSTED = ["bsbr_pl", "callbacks", "lightning"]
+REQUIRED = (
+    *(callbacks.RunRecorder, callbacks.FiniteLoss, callbacks.FailTogether, callbacks.LastCheckpoint),
+    callbacks.ProgressLine,
+)
 USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # answered in one line
 
 
 def main(args: ArgsType = None, run: bool = True) -> CLI:
     """Run the command line `args` (sys.argv if None)."""
     keep_freed_memory()
+    trusted = [*TRUSTED, *trusted_packages(sys.argv[1:] if args is None else list(args))]
     set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=TRUSTED, instantiate_subclass_spec_in_any=False
+        import_path_denylist=["*"], import_path_allowlist=trusted, instantiate_subclass_spec_in_any=False
     )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for part in ("lightning.fabric", "lightning.pytorch.trainer"):
+        logging.getLogger(part).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # rotary positions
@@ -56,6 +66,13 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     )
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what Lightning itself informs of: advertisements, absent devices, what a run was asked for anyway."""
+    own = Path(lightning.__file__).parent
+    path = Path(record.pathname)
+    return record.levelno > logging.INFO or own not in path.parents or own / "pytorch/callbacks" in path.parents
+
+
 def _print_in_a_line(failed: threading.ExceptHookArgs) -> None:
     """Print a user error of a thread, such as TensorBoard's writer, in one line."""
     if isinstance(failed.exc_value, USER_ERRORS):
@@ -72,7 +89,7 @@ def command_line(args: ArgsType = None) -> None:
     except USER_ERRORS as error:  # any other error shows its traceback
         sys.exit(f"train.py: error: {sentence(str(error))}")
     except (RuntimeError, MemoryError) as error:
-        if answer := out_of_memory(error):
+        if answer := out_of_memory(error) or unknown_metric(error):
             sys.exit(f"train.py: error: {answer}")
         raise
     except callbacks.Stopped as stopped:

@@ -1,11 +1,12 @@
 """The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsbr_pl.parsing import Parser, open_streams
+from bsbr_pl.parsing import Parser, open_streams, trusted_packages
 from bsbr_pl.results import open_problems, read_rows
 from bsbr_pl.values import one_line
 
@@ -68,10 +69,15 @@ def run(name: str, args: Sequence[str], program: str) -> int:
     argument, how = REQUIRED[name]
     parser.add_argument(argument, **how)
     parser.add_function_arguments(command, skip={argument.lstrip("-")}, as_group=False)
+    words = "packages, separated by commas, that are imported, so that checkpoints may name their classes"
+    parser.add_argument("--trust", type=str | None, default=None, help=words)
     options = parser.parse_args(args)
+    del options.trust
     try:
+        for package in trusted_packages(args):
+            importlib.import_module(package)
         return command(**vars(parser.instantiate(options)))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         parser.error(one_line(error))
 
 

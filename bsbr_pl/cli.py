@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -53,7 +53,15 @@ class CLI(KeepArguments, LightningCLI):
     ) -> None:
         self.module_class, self.data_class = model, data
         self.required = {cls.__name__: cls for cls in required}
-        super().__init__(model, data, parser_class=TrainingParser, **options)
+        self._reserved: Path | None = None  # the folder that this process made for the run
+        try:
+            super().__init__(model, data, parser_class=TrainingParser, **options)
+        except BaseException:
+            if self._reserved:
+                folders.discard(self._reserved)
+            raise
+        if self._reserved and not any(self._reserved.iterdir()):  # fast_dev_run, or nothing was run
+            folders.discard(self._reserved)
 
     @property
     def options(self) -> Namespace:
@@ -73,8 +81,12 @@ class CLI(KeepArguments, LightningCLI):
         words = f"callbacks to leave out, of those that every run has: {', '.join(self.required)}"
         parser.add_argument("--without", type=list[str], default=[], help=words)
         actions = actions_of(parser)
+        words = "packages, separated by commas, whose classes this command line may name and run; files cannot say so"
+        parser.add_argument("--trust", type=str | None, default=None, help=words)
         attention = actions["model.attention"]
         keys = ", ".join(ARCHITECTURES)
+        assert isinstance(parser, TrainingParser)
+        parser.short_names["model.attention"] = list(ARCHITECTURES)
         attention.help = (
             f"one of {keys}, or a class with `class_path` and `init_args`; a list for the layers; or a hybrid, "
             "'3x gated_delta_net + standard'."
@@ -157,8 +169,10 @@ class CLI(KeepArguments, LightningCLI):
 
     def _missing_callbacks(self, given: list[Callback]) -> list[Callback]:
         """The required ones that are not there, and one that keeps the best checkpoint if none keeps any."""
-        without = self.options.without
+        without, options = self.options.without, self.options.trainer
         missing = [cls() for name, cls in self.required.items() if name not in without and not _has(given, cls)]
+        if options.enable_progress_bar is False or _has(given, ProgressBar):
+            missing = [callback for callback in missing if not isinstance(callback, ProgressBar)]
         if not _has(given, ModelCheckpoint) and self.options.trainer.enable_checkpointing is not False:
             missing.insert(0, ModelCheckpoint(filename="best", monitor="val/loss", enable_version_counter=False))
         return missing
@@ -199,7 +213,10 @@ class CLI(KeepArguments, LightningCLI):
         root, version = folders.root(self.options.trainer), folders.version(self.options.trainer)
         if given == "last" and path and self.subcommand == "fit":
             version = path.relative_to(root).parts[0]
-        return root / (version or folders.next_version(root))
+        if version or self.subcommand != "fit" or getattr(rank_zero_only, "rank", 0):
+            return root / (version or folders.next_version(root))
+        self._reserved = folders.reserve(root)
+        return self._reserved
 
     def run_command(self, run: Callable[[], None]) -> None:
         """Run the subcommand; say of which checkpoint an error is that occurs until its first batch is computed.

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,6 +109,15 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         is_share = isinstance(value, float) and 0 < value < 1  # of an epoch
         if isinstance(value, int | float) and value < least and not is_share:
             raise ValueError(f"{name}={value} is too small: at least {least}")
+    if options.get("barebones"):
+        raise ValueError("barebones=true: a run has a logger, checkpoints and a record, which it forbids. Leave it out")
+    if options.get("logger") is True:
+        raise ValueError("logger=true names no logger: leave it out for TensorBoard, or name a class like CSVLogger")
+    devices = options.get("devices")
+    if isinstance(devices, str) and not re.fullmatch(r"auto|-?\d+|\d+(,\d+)*,?", devices):
+        raise ValueError(
+            f"devices={devices}: must be how many, a list of their numbers, or auto; --trainer.accelerator is the kind"
+        )
     on_cpu = options.get("accelerator") == "cpu" or not torch.accelerator.is_available()
     if on_cpu and str(options.get("devices")).startswith("-"):
         raise ValueError(f"devices={options['devices']} does not work on a CPU: set the number of processes, such as 1")

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -246,8 +247,15 @@ class LanguageModule(ResumableModule):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every > 0 and (self.global_step + 1) % every == 0:
             mean: Any = trainer.strategy.reduce(loss, reduce_op="mean")
+            norm: Any = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            metrics = {
+                "train/loss": float(mean),
+                "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+                "train/gradient_norm": float(norm.full_tensor() if isinstance(norm, DTensor) else norm),
+                "train/tokens": self.seen["tokens"],
+            }
             for logger in self.loggers:
-                logger.log_metrics({"train/loss": float(mean)}, step=self.global_step)
+                logger.log_metrics(metrics, step=self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.restoring = False

@@ -3,11 +3,12 @@
 import contextlib
 import difflib
 import inspect
+import itertools
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,12 @@ TYPES = {
 }
 NO_CLASS = "Expected a dot import path string: "
 NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+)'(?: is not accepted)?"
+#: Names that other libraries give to options of this one.
+OTHER_NAMES = {
+    **{"lr": "learning_rate", "wd": "weight_decay", "epochs": "max_epochs", "steps": "max_steps", "gpus": "devices"},
+    **{"d_model": "hidden_dim", "n_layers": "num_layers", "n_heads": "num_heads", "seed": "seed_everything"},
+    **{"block_size": "context_length", "seq_len": "context_length", "dataset": "source"},
+}
 LONGEST_SENTENCE = 400  # characters
 PLAIN_YAML = "plain_yaml"  # a mode of jsonargparse's parsers
 set_loader(PLAIN_YAML, load, (YAMLError,))
@@ -53,6 +60,7 @@ class Parser(ArgumentParser):
         defaults: dict[str, Any] = {"allow_abbrev": False, "parser_mode": PLAIN_YAML}
         super().__init__(*args, **defaults | options)
         self.current_file = ""
+        self.short_names: dict[str, list[str]] = {}  # option -> the names that it takes besides those of classes
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         try:
@@ -87,7 +95,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser within a parser
             super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
+        parser: Parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
         where = f"{self.current_file}: " if self.current_file else ""
         answer = message if isinstance(ex, LimitError) else sentence(message) + suggestion(message, parser)
@@ -99,6 +107,13 @@ def open_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+
+
+def trusted_packages(args: Sequence[str]) -> list[str]:
+    """The packages that a command line trusts, by `--trust=PACKAGE`: repeated, or several with commas."""
+    given = [value for name, value in itertools.pairwise(args) if name == "--trust"]
+    given += [arg.removeprefix("--trust=") for arg in args if arg.startswith("--trust=")]
+    return [name for name in ",".join(given).split(",") if name]
 
 
 def sentence(message: str) -> str:
@@ -123,6 +138,12 @@ def out_of_memory(error: BaseException) -> str | None:
     return f"there is not enough memory{asked}: lower batch_size, context_length, hidden_dim or num_layers"
 
 
+def unknown_metric(error: BaseException) -> str | None:
+    """A sentence for a callback that waits for a metric which is not measured; None for any other error."""
+    found = re.match(r"Early stopping conditioned on metric `(.*?)` which .*?: (.*)", str(error))
+    return f"monitor={found[1]}: no such metric, there are {found[2]}" if found else None
+
+
 def _cause(message: str) -> str:
     if yaml := re.match(r"Problems parsing config: (.*)", message, re.DOTALL):
         return _yaml_problem(yaml[1])
@@ -135,6 +156,8 @@ def _cause(message: str) -> str:
     if required := re.match(r"the following arguments are required: (?:\w+\.)?(\S+)", message):
         how = f": --{required[1]}=..., or a --config that sets it" if "." in required[1] else ""
         return f"{required[1]} must be given{how}"
+    if denied := re.search(r"Importing '((\w+)\S*)' is not allowed, denied", message):
+        return f"{denied[1]} is of a package that is not trusted: add --trust={denied[2]} to allow it"
     key, body = re.match(r'(?:Parser key "(.*?)":)?(.*)', message, re.DOTALL).groups()  # type: ignore[union-attr]
     if option := re.search(NO_OPTION, body):
         return f"there is no option {key + '.' if key else ''}{option[1] or option[2]}"
@@ -149,6 +172,8 @@ def _yaml_problem(report: str) -> str:
 
 
 def _value_problem(key: str | None, body: str) -> str:
+    if inner := re.search(r'Parser key "(.*?)":\s*(.*?)(?:\s*Got value: Namespace.*)?$', body, re.DOTALL):
+        return _value_problem(f"{key}.{inner[1]}", inner[2].rstrip(".\n "))
     tried = re.findall(r"- (.*?)(?=\n\s*- |\n\s*Given value|$)", body, re.DOTALL) if "- " in body else [body.strip()]
     tried = [reason for reason in tried if not reason.startswith(("Does not validate", "Expected a path"))]
     if others := [reason for reason in tried if not reason.startswith("Expected a ")]:
@@ -158,7 +183,10 @@ def _value_problem(key: str | None, body: str) -> str:
         return f"{key}: no class is called {unknown[0]!r}"
     value = re.findall(r"(?:Given value|Got value): (.*)", body)
     types = dict.fromkeys(filter(None, map(_type_name, tried)))
-    return f"{key}={value[-1]}: must be {' or '.join(types)}" if value and types else body
+    if not (value and types):
+        return body
+    items = f": did you mean [{value[-1]}]?" if TYPES["list"] in types and re.fullmatch(r"[\w.,-]+", value[-1]) else ""
+    return f"{key}={value[-1]}: must be {' or '.join(types)}{items}"
 
 
 def _type_name(reason: str) -> str:
@@ -169,28 +197,50 @@ def _type_name(reason: str) -> str:
     return TYPES.get(found[1], "") if found else ""
 
 
-def suggestion(message: str, parser: ArgumentParser) -> str:
+def suggestion(message: str, parser: Parser) -> str:
     """The known name that a misspelt one resembles, to add to the sentence."""
     key = found[1] if (found := re.match('Parser key "(.*?)"', message)) else ""
     if file := re.search(r"File does not exist: '(.*)'", message):
-        return _similar(Path(file[1]).name, [path.name for path in Path(file[1]).parent.glob("*")])
+        return _similar(Path(file[1]).stem, {path.stem: str(path) for path in _files_like(Path(file[1]))})
     if option := re.search(NO_OPTION, message):
         asked = ".".join(filter(None, (key, (option[1] or option[2]).lstrip("-"))))
         known = dict(_options(parser))
         if known.get(asked):
             return f" here, but of {known[asked]}"
-        leaf, leaves = _leaf(asked), {_leaf(name) for name in known}
+        if asked.endswith((".yaml", ".yml")):
+            return f": did you mean --config={asked}?"
+        leaf, leaves = OTHER_NAMES.get(_leaf(asked), _leaf(asked)), {_leaf(name) for name in known}
         near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
-        return _similar(asked, [name for name in known if _leaf(name) in near], 0, "--")
-    if NO_CLASS in message:
-        return _similar(
-            message.split(NO_CLASS, 1)[1].split()[0], list(map(_leaf, _classes(actions_of(parser).get(key))))
-        )
+        options = {name: f"--{name}" for name in known if _leaf(name) in near}
+        return _similar(asked, options, 0)
+    if "no class is called" in sentence(message):
+        name = message.split(NO_CLASS, 1)[1].split()[0]
+        short, classes = parser.short_names.get(key, []), list(map(_leaf, _classes(actions_of(parser).get(key))))
+        known_names = f": use one of {', '.join(short)}" if short else ""
+        return _similar(name, dict.fromkeys(short)) or _similar(name, dict.fromkeys(classes)) or known_names
     return ""
 
 
-def _similar(name: str, known: list[str], least: float = 0.6, dashes: str = "") -> str:
-    return "".join(f": did you mean {dashes}{one}?" for one in difflib.get_close_matches(name, known, 1, least))
+def _files_like(path: Path) -> list[Path]:
+    """The files beside a missing one, and the configurations of this folder."""
+    beside = [Path(os.path.relpath(found)) for found in path.parent.glob("*") if found.is_file()]
+    return [*beside, *Path("configs").rglob("*.yaml")]
+
+
+def _similar(name: str, known: Mapping[str, str | None], least: float = 0.6) -> str:
+    """A question for the known name that a name is, but for case and underscores, or begins, or resembles.
+
+    Args:
+        name: as it was typed.
+        known: known names, and what to show in place of each (None: the name).
+        least: similarity from 0 to 1.
+    """
+    plain = {one: re.sub("[_-]", "", one).lower() for one in known}
+    asked = re.sub("[_-]", "", name).lower()
+    equal = [one for one, text in plain.items() if text == asked]
+    begun = [one for one, text in plain.items() if text.startswith(asked)]
+    near = equal[:1] or (begun if len(begun) == 1 else difflib.get_close_matches(name, known, 1, least))
+    return "".join(f": did you mean {known[one] or one}?" for one in near)
 
 
 def _leaf(name: str) -> str:

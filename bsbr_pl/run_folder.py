@@ -1,8 +1,10 @@
 """The folder of a run, `runs/version_N`: record, configuration, checkpoints and logs, with any logger."""
 
+import contextlib
 import csv
 import glob
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,29 @@ def next_version(folder: Path) -> str:
     """version_N, with N above those of all folders."""
     numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
     return f"version_{max((int(number) + 1 for number in numbers if number.isdigit()), default=0)}"
+
+
+def reserve(folder: Path) -> Path:
+    """Make the next `version_N`, one that no other process has made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        found = folder / next_version(folder)
+        with contextlib.suppress(FileExistsError):  # another run started at the same time
+            found.mkdir()
+            return found
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that failed before it left anything, and the folder of all runs if it is empty."""
+    if not holds_a_run(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other runs are in it
+            folder.parent.rmdir()
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run has left a record or a checkpoint in the folder."""
+    return (folder / "record.json").exists() or any(folder.rglob("*.ckpt"))
 
 
 def assign(options: Namespace, folder: Path) -> None:

@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from .run_folder import run_folder
+from .run_folder import holds_a_run, run_folder
 
 
 class SaveConfig(SaveConfigCallback):
@@ -25,7 +25,7 @@ class SaveConfig(SaveConfigCallback):
         if stage != "fit":  # validate and test may use a run's folder, which keeps its configuration
             return
         folder = run_folder(trainer)
-        if not self.resumed and ((folder / "record.json").exists() or any(folder.glob("checkpoints/*.ckpt"))):
+        if not self.resumed and holds_a_run(folder):
             raise ValueError(f"{folder} holds another run: choose another one, or give its ckpt_path to resume it")
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)

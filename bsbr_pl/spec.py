@@ -140,6 +140,6 @@ def _find(name: str) -> type[Attention]:
     if isinstance(found, type) and issubclass(found, Attention):
         return found
     raise ValueError(
-        f"attention must be one of {', '.join(ARCHITECTURES)}, or an Attention class whose module is imported, "
-        f"got {name!r}"
+        f"attention must be one of {', '.join(ARCHITECTURES)}, or an Attention class whose module is imported "
+        f"(--trust=PACKAGE), got {name!r}"
     )

@@ -88,6 +88,11 @@ def ended_by(trainer: Trainer) -> str:
     return type(stopping[0]).__name__ if stopping else "should_stop"
 
 
+def seconds_left(trainer: Trainer) -> list[float]:
+    """Seconds until each `max_time` that bounds the run."""
+    return [max(0.0, remaining) for _, remaining in _times(trainer)]
+
+
 def _times(trainer: Trainer) -> list[tuple[float, float]]:
     """Seconds elapsed and seconds remaining of every Timer that bounds the run."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]

@@ -58,7 +58,7 @@ class FlopCounter(StepWindows):
         metrics = {"flops/utilization": rate / self._peak}
         if not self._step_flops_logged:
             self._step_flops_logged = True
-            metrics["flops/step_flops"] = self._flops_per_token * tokens / steps
+            log(trainer, {"flops/step_flops": self._flops_per_token * tokens / steps}, constant=True)
         log(trainer, metrics)
 
     def _count(self, trainer: Trainer, pl_module: LightningModule, input_ids: torch.Tensor) -> None:
@@ -84,7 +84,7 @@ class FlopCounter(StepWindows):
             "flops/uncounted_operators": sum(macs.uncounted.values()),
             "flops/peak_flops_per_second": self._peak,
         }
-        log(trainer, metrics)
+        log(trainer, metrics, constant=True)
 
 
 def _dtype(precision: str) -> torch.dtype:

@@ -94,7 +94,7 @@ class PeakMemory(Callback):
         if peaks:
             largest = over_ranks(trainer, list(peaks.values()), "max")
             by_phase = {f"memory/{phase}_{unit}": value for phase, value in zip(peaks, largest, strict=True)}
-            log(trainer, {f"memory/{unit}": max(largest), **by_phase})
+            log(trainer, {f"memory/{unit}": max(largest), **by_phase}, constant=self._live is not None)
 
     def _enter(self, phase: str | None) -> None:
         if self._phases is not None:

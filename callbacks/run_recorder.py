@@ -122,7 +122,8 @@ class RunRecorder(Callback):
             self._write(trainer, "finished", ended_by(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._write(trainer, f"stopped by {type(exception).__name__}: {exception}")
+        if trainer.global_step:  # a run that took no step leaves nothing
+            self._write(trainer, f"stopped by {type(exception).__name__}: {exception}")
 
     def state_dict(self) -> dict[str, Any]:
         if self._history is None:

@@ -40,7 +40,7 @@ class StepTimer(StepWindows):
         super().on_train_end(trainer, pl_module)
         if self._all:
             p50, p95 = np.quantile(self._all, [0.5, 0.95])
-            log(trainer, {"step/p50_seconds": float(p50), "step/p95_seconds": float(p95)})
+            log(trainer, {"step/p50_seconds": float(p50), "step/p95_seconds": float(p95)}, constant=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._all}

@@ -7,15 +7,27 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from bsbr_pl.utils.timing import Clock, StepClock
 
 
-def log(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Give metrics to every logger, at the same step as Lightning's own."""
+def log(trainer: Trainer, metrics: Mapping[str, float], constant: bool = False) -> None:
+    """Give metrics to every logger, at the same step as Lightning's own.
+
+    Args:
+        trainer: whose loggers they are.
+        metrics: name -> value.
+        constant: they are logged once in a run: TensorBoard shows them as text, not as a curve of one point.
+    """
+    step = max(0, trainer.global_step - 1)
     for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), step=max(0, trainer.global_step - 1))
+        if constant and isinstance(logger, TensorBoardLogger):
+            for name, value in metrics.items():
+                logger.experiment.add_text(name, f"{value:,.6g}", step)
+        else:
+            logger.log_metrics(dict(metrics), step=step)
 
 
 def at_window_edge(trainer: Trainer) -> bool:

@@ -30,6 +30,13 @@ FILES = {
     "type.yaml": "model: {hidden_dim: wide}\n",
     "option.yaml": "model: {hiden_dim: 32}\n",
     "section.yaml": "trainer: {learning_rate: 0.1}\n",
+    "sections.yaml": "model: [1, 2]",
+    "callback.yaml": "trainer: {callbacks: {a: 1}}",
+    "top.yaml": "modl: {hidden_dim: 32}",
+    "data.yaml": "data: {init_args: {sourc: x}}",
+    "logger.yaml": "trainer: {logger: {init_args: {save_dirr: x}}}",
+    "a_list.yaml": "model: {hidden_dim: [1, 2]}",
+    "configs/new.yaml": "model: {hidden_dim: 32}",
     "list.yaml": "- model\n- data\n",
     "empty.yaml": "",
     "empty.txt": "",
@@ -44,6 +51,20 @@ MISTAKES = {
     # the command line
     "--hidden_dim=32": f"{NO} --hidden_dim: {IN_MODEL}",
     "--model.hiden_dim=32": f"{NO} --model.hiden_dim: {IN_MODEL}",
+    "--model.lr=0.1": f"{NO} --model.lr: did you mean --model.learning_rate?",
+    "--lr=0.1": f"{NO} --lr: did you mean --model.learning_rate?",
+    "--epochs=3": f"{NO} --epochs: did you mean --trainer.max_epochs?",
+    "--trainer.gpus=1": f"{NO} --trainer.gpus: did you mean --trainer.devices?",
+    "--seed=1": f"{NO} --seed: did you mean --seed_everything?",
+    "--batch_size=8": f"{NO} --batch_size: did you mean --data.batch_size?",
+    "--trainer.logger.savedir=x": f"{NO} trainer.logger.savedir: did you mean --trainer.logger.save_dir?",
+    "configs/new.yaml": f"{NO} configs/new.yaml: did you mean --config=configs/new.yaml?",
+    "--without=RunRecorder": "without=RunRecorder: must be a list like [1,2]: did you mean [RunRecorder]?",
+    "--without=[Recorder]": "without=['Recorder']: only RunRecorder, FiniteLoss, FailTogether, LastCheckpoint",
+    "--model.attention.chunk_size=8.5": "model.attention.chunk_size=8.5: must be a whole number",
+    "--model.attention.chunk_size=none": "model.attention.chunk_size=none: must be a whole number",
+    "--trainer.max_steps=1e3": "trainer.max_steps=1000.0: must be a whole number",
+    "--trainer.max_steps=ten": "trainer.max_steps=ten: must be a whole number",
     "-model.hidden_dim=32": f"{NO} -model.hidden_dim: {IN_MODEL}",
     "--trainer.max_step=3": f"{NO} --trainer.max_step: did you mean --trainer.max_steps?",
     "--model.batch_size=3": f"{NO} --model.batch_size: did you mean --data.batch_size?",
@@ -63,12 +84,31 @@ MISTAKES = {
     "--model.attention=BSRBAttention": "no class is called 'BSRBAttention': did you mean BSBRAttention?",
     "--model.attention=bsbr_pl.attention.BSRB": "model.attention: module 'bsbr_pl.attention' has no attribute 'BSRB'",
     "--model.attention=lightning.Trainer": "Expected 'lightning.Trainer' to be a subclass of <class 'Attention'>",
-    "--model.attention=torch.nn.Linear": "Importing 'torch.nn.Linear' is not allowed",
+    "--model.attention=torch.nn.Linear": "torch.nn.Linear is of a package that is not trusted: add --trust=torch to",
+    "--trainer.callbacks+=mypkg.Mine": "mypkg.Mine is of a package that is not trusted: add --trust=mypkg to allow it",
+    "--model.attention=BSBR": "model.attention: no class is called 'BSBR': did you mean bsbr?",
+    "--model.attention=mamba": "model.attention: no class is called 'mamba': did you mean mamba2?",
+    "--model.attention=GatedDeltaNet": "no class is called 'GatedDeltaNet': did you mean gated_delta_net?",
+    "--model.attention=transformer": f"no class is called 'transformer': use one of {', '.join(ARCHITECTURES)}",
+    "--trainer.logger=wandb": "trainer.logger: no class is called 'wandb': did you mean WandbLogger?",
+    "--trainer.logger=csv": "trainer.logger: no class is called 'csv': did you mean CSVLogger?",
+    "--trainer.logger=true": "logger=true names no logger: leave it out for TensorBoard, or name a class",
+    "--trainer.barebones=true": "barebones=true: a run has a logger, checkpoints and a record, which it forbids.",
+    "--data=mqar": "data: no class is called 'mqar': did you mean MQARData?",
+    "--data=text": "data: no class is called 'text': did you mean TextData?",
     "--data=TextDta": "data: no class is called 'TextDta': did you mean TextData?",
     "--trainer.callbacks+=StepTimr": "no class is called 'StepTimr': did you mean StepTimer?",
     "--trainer.logger=Tensorboard": "no class is called 'Tensorboard': did you mean TensorBoardLogger?",
     # configurations
     "--config=bsrb.yaml": "bsrb.yaml': did you mean bsbr.yaml?",
+    "--config=new": "/new': did you mean configs/new.yaml?",
+    "--config=nowhere.yaml": "config: File does not exist: '",
+    "--config=sections.yaml": "sections.yaml: model: must hold options or be left out, got [1, 2]",
+    "--config=callback.yaml": f"callback.yaml: {NO} trainer.callbacks.a",
+    "--config=top.yaml": f"{NO} modl.hidden_dim: {IN_MODEL}",
+    "--config=data.yaml": f"data.yaml: {NO} data.sourc: did you mean --data.source?",
+    "--config=logger.yaml": f"logger.yaml: {NO} trainer.logger.save_dirr: did you mean --trainer.logger.save_dir?",
+    "--config=a_list.yaml": "a_list.yaml: model.hidden_dim=[1, 2]: must be a whole number",
     "--config=tab.yaml": "tab.yaml: no valid YAML at line 2, column 1: found character that cannot start any token",
     "--config=indent.yaml": f"indent.yaml: no valid YAML at line 3, column 2: did not find expected key {YAML}",
     "--config=type.yaml": "type.yaml: model.hidden_dim=wide: must be a whole number",
@@ -102,6 +142,10 @@ MISTAKES = {
     "--trainer.limit_val_batches=-1": "invalid value -1.0 for limit_val_batches",
     "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16 or ",
     "--trainer.devices=0": "`Trainer(devices='0')` value is not a valid input using cpu accelerator",
+    "--trainer.devices=cuda": "devices=cuda: must be how many, a list of their numbers, or auto; --trainer.accelerator",
+    "--trainer.devices=1.5": "devices=1.5: must be how many, a list of their numbers, or auto",
+    "--trainer.max_epochs=-2": "`max_epochs` must be a non-negative integer or -1. You passed in -2",
+    "--data.source=wikitext": "source='wikitext' does not exist: use 'stdlib', a file or folder, or the name",
     "--trainer.devices=-1": "devices=-1 does not work on a CPU: set the number of processes, such as 1",
     "--trainer.max_time=0": "max_time='0' must be DD:HH:MM:SS, such as 00:08:30:00",
     "--trainer.accelerator=gpu": "no device for accelerator='gpu' is here: `auto` takes what there is",
@@ -192,6 +236,8 @@ EVALUATIONS = {
     ".": ". has no checkpoint (*.ckpt)",
     "trained --lenghts=[16]": f"{NO} --lenghts: did you mean --lengths?",
     "trained --lengths=16": "lengths=16: must be a list like [1,2]",
+    "trained --lengths=256,1024": "lengths=256,1024: must be a list like [1,2]: did you mean [256,1024]?",
+    "trained --trust=nowhere_to_find": "No module named 'nowhere_to_find'",
     "trained --rounds=0": "rounds must be at least 1, got [0]",
     "trained --dtype=fp32": "dtype=fp32: must be float32, bfloat16, float64",
     "trained --device=cuda:99": "device='cuda:99' cannot be used here",
@@ -203,6 +249,7 @@ EVALUATIONS = {
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
     for name, content in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
     return folder
 
@@ -234,6 +281,14 @@ def answer(call, capsys) -> str:
 def test_a_mistake_in_the_options_of_a_training(mistake, folder, capsys):
     options = ["fit", *tiny(folder), *mistake.split()]
     assert MISTAKES[mistake] in answer(lambda: train.command_line(options), capsys)
+    assert not (folder / "runs").exists(), "a failed run leaves no folder"
+
+
+def test_a_metric_that_no_callback_can_wait_for(folder, tmp_path, capsys):
+    options = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/los"]
+    options.append(f"--trainer.logger.save_dir={tmp_path}")
+    said = answer(lambda: train.command_line(["fit", *tiny(folder), *options]), capsys)
+    assert said.startswith("monitor=val/los: no such metric, there are `train/loss`, `val/loss`, ")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, StepTimer
+from callbacks import AttentionMaps, Dashboard, FlopCounter, PeakMemory, RunRecorder, StepTimer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -26,7 +26,7 @@ QUIET += " --disable-component-update --disable-sync --hide-scrollbars --force-d
 def board(make_data, make_module, tmp_path_factory):
     """Address of a TensorBoard that shows a run of BSBR with all callbacks."""
     folder = tmp_path_factory.mktemp("runs")
-    watched = [StepTimer(), PeakMemory(), FlopCounter(), AttentionMaps(every_n_steps=20), RunRecorder()]
+    watched = [StepTimer(), PeakMemory(), FlopCounter(), AttentionMaps(every_n_steps=20), Dashboard(), RunRecorder()]
     trainer = Trainer(
         logger=TensorBoardLogger(folder, name=None, default_hp_metric=False),
         callbacks=watched,
@@ -66,7 +66,7 @@ def get(address: str):
 
 def test_it_serves_every_family_of_metrics_and_the_pictures(board):
     (scalars,) = get(f"{board}data/plugin/scalars/tags").values()
-    assert {"step/seconds", "step/p50_seconds", "memory/peak_tensor_bytes", "flops/utilization"} <= set(scalars)
+    assert {"step/seconds", "memory/peak_resident_bytes", "flops/utilization", "train/gradient_norm"} <= set(scalars)
     assert "attention/entropy_nats/layer0" in scalars
     (images,) = get(f"{board}data/plugin/images/tags").values()
     assert set(images) == {"attention/maps", "attention/chunk_map"}
@@ -75,7 +75,7 @@ def test_it_serves_every_family_of_metrics_and_the_pictures(board):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at TensorBoard: apt install chromium")
-@pytest.mark.parametrize("page", ["scalars", "images"])
+@pytest.mark.parametrize("page", ["custom_scalars", "scalars", "images"])
 def test_it_is_seen_in_a_browser(board, page, tmp_path):
     picture = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"tensorboard_{page}.png"
     flags = [*QUIET.split(), f"--user-data-dir={tmp_path}/profile", "--window-size=1500,1300"]
