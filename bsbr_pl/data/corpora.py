@@ -21,7 +21,7 @@ _LEFT_OUT = {
     *("tests", "test-examples", "conftest.py", "benchmarks", "_antlr"),
     *("assumptions_generated.py", "ask_generated.py", "resolvent_lookup.py", "polyquinticconst.py"),
 }
-_LONG_LINE = 25  # characters; shorter lines are equal by chance
+_LONG_LINE = 25  # characters; shorter lines may be equal by chance
 _MANY_LINES = 10  # different long lines; files with fewer are no copies
 
 
@@ -146,14 +146,14 @@ def _installed(source: str, package: str, folder: str, suffix: str) -> Named:
     """The files of an installed package with this suffix below its folder, by relative path, sorted.
 
     Raises:
-        ValueError: the package is not installed, or the list of its files is missing.
+        ValueError: the package is not installed, or has no such files.
     """
     install = f"run pip install {package}=={RELEASED[source].packages[package]}"
     try:
         listed = distribution(package).files or []
     except PackageNotFoundError as error:
         raise ValueError(f"source={source!r} needs the package {package}, which is not installed: {install}") from error
-    paths = [path for path in listed if path.suffix == suffix and path.parts[0] == folder]
+    paths = sorted(path for path in listed if path.suffix == suffix and path.parts[0] == folder)
     files = {path.as_posix(): SourceFile(Path(str(path.locate()))) for path in paths if not _LEFT_OUT & {*path.parts}}
     if not files:
         raise ValueError(f"source={source!r} found no {suffix} file in the package {package}: {install}")
