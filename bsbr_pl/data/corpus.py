@@ -150,7 +150,7 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
     """
     from filelock import FileLock
 
-    spec = read_spec(tokenizer)
+    spec = None if tokenizer in ("bpe", "bytes") else read_spec(tokenizer)
     identity = {
         "format": FORMAT,
         "source": source.identity(),
@@ -204,11 +204,8 @@ def _say(corpus: Corpus) -> None:
         print(RELEASED[source].about(source, documents, num_bytes, meta["source_sha256"]), file=sys.stderr)
     for split, count in meta["left_out"].items():
         if count:
-            documents = "1 document" if count == 1 else f"{count} documents"
-            print(
-                f"source={source!r}: removed {documents} from {split}: the same text is in another split",
-                file=sys.stderr,
-            )
+            lost = "1 document" if count == 1 else f"{count} documents"
+            print(f"source={source!r}: removed {lost} from {split}: the same text is in another split", file=sys.stderr)
 
 
 def find_prepared(fingerprint: str, cache_dir: Path) -> Corpus | None:

@@ -178,17 +178,13 @@ def tokenizer_identity(name: str, bpe_vocab_size: int, spec: str | None) -> dict
     return {"kind": "bpe", "vocab_size": bpe_vocab_size, "split": SPLIT}
 
 
-def read_spec(name: str) -> str | None:
-    """The content of the tokenizer.json of this path; None for `bpe` and `bytes`."""
-    return None if name in ("bpe", "bytes") else _read(name)
-
-
 def load_tokenizer(path: str) -> BPETokenizer:
     """The tokenizer of a tokenizer.json."""
-    return BPETokenizer(_read(path))
+    return BPETokenizer(read_spec(path))
 
 
-def _read(name: str) -> str:
+def read_spec(name: str) -> str:
+    """The content of the tokenizer.json of this path."""
     path = Path(name)
     if not path.is_file():
         raise ValueError(f"tokenizer={name!r} is neither 'bpe' nor 'bytes' nor an existing tokenizer.json file")
