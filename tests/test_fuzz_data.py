@@ -21,8 +21,8 @@ from bsbr_pl.data.corpus import prepare
 from bsbr_pl.data.files import Piece
 from bsbr_pl.data.sources import HeldOut
 from bsbr_pl.data.tasks import draw, needle
-from bsbr_pl.data.text import Windows
 from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer, train_bpe
+from bsbr_pl.data.windows import Windows
 from bsbr_pl.values import bootstrap_interval, crossover, exponent
 
 SPECIAL = st.sampled_from(["<|endoftext|>", "\r\n \t", "\x00\x7f", "\U0001f468\u200d\U0001f469", "        return"])

@@ -39,13 +39,21 @@ ALLOWED: dict[str, set[str]] = {
     # Data.
     "bsbr_pl.data.base": {"bsbr_pl.steps", "bsbr_pl.data.text"},  # the text for a type only
     "bsbr_pl.data.files": set(),
-    "bsbr_pl.data.hub": {"bsbr_pl.data.files"},
+    "bsbr_pl.data.rows": {"bsbr_pl.data.files"},
+    "bsbr_pl.data.hub": {"bsbr_pl.data.rows"},
     "bsbr_pl.data.sources": {"bsbr_pl.data.base", "bsbr_pl.data.files"},
-    "bsbr_pl.data.tokenizer": set(),
-    "bsbr_pl.data.corpus": {f"bsbr_pl.data.{name}" for name in ("base", "files", "sources", "tokenizer")},
+    "bsbr_pl.data.folders": {f"bsbr_pl.data.{name}" for name in ("base", "files", "sources")},
+    "bsbr_pl.data.corpora": {"bsbr_pl.data.files", "bsbr_pl.data.sources"},
+    "bsbr_pl.data.opening": {
+        f"bsbr_pl.data.{name}" for name in ("corpora", "files", "folders", "hub", "rows", "sources")
+    },
+    "bsbr_pl.data.bpe_file": set(),
+    "bsbr_pl.data.tokenizer": {"bsbr_pl.data.bpe_file"},
+    "bsbr_pl.data.corpus": {f"bsbr_pl.data.{name}" for name in ("base", "corpora", "files", "sources", "tokenizer")},
+    "bsbr_pl.data.windows": {"bsbr_pl.data.base", "bsbr_pl.data.corpus"},
     "bsbr_pl.data.tasks": {"bsbr_pl.data.base"},
     "bsbr_pl.data": {
-        f"bsbr_pl.data.{name}" for name in ("base", "corpus", "files", "hub", "sources", "tasks", "tokenizer")
+        f"bsbr_pl.data.{name}" for name in ("base", "corpus", "opening", "sources", "tasks", "tokenizer", "windows")
     },
     # Training.
     "bsbr_pl.steps": set(),
@@ -84,7 +92,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     # Evaluation.
     "bsbr_pl.evals": {
-        *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpus"),
+        *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpora"),
+        "bsbr_pl.data.corpus",
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
         "bsbr_pl.values",

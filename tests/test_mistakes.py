@@ -154,7 +154,7 @@ MISTAKES = {
     "--data.batch_size=100000": TOO_FEW,
     "--data.context_length=100000": TOO_FEW,
     "--data.source=short.txt": TOO_FEW,
-    "--data.source=nowhere.txt": "source='nowhere.txt' does not exist: use 'stdlib', a file or folder",
+    "--data.source=nowhere.txt": "source='nowhere.txt' does not exist: use 'packages', 'gcide', 'stdlib', a file",
     "--data.source=empty.txt": "source='empty.txt' has no training text",
     "--data.tokenizer=words": "tokenizer",
     "--data.tokenizer=bpe --data.bpe_vocab_size=1000000000": "bpe_vocab_size=1000000000 is too large: at most 1000000",
@@ -422,7 +422,7 @@ IN_PYTHON = {
     "no checkpoint": (lambda: LanguageModule.load("nowhere.ckpt"), "nowhere.ckpt is not a readable checkpoint"),
     "no text": (
         lambda: TextData("nowhere").prepare_data(),
-        "source='nowhere' does not exist: use 'stdlib',",
+        "source='nowhere' does not exist: use 'packages', 'gcide', 'stdlib',",
     ),
     "a name": (lambda: compare_models((8,), ("BSRB",)), "no model is called 'BSRB'; there are BSBR, Linear"),
     "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, got 'BSBR'"),

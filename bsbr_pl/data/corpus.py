@@ -25,47 +25,79 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .base import SPLITS
-from .files import Piece, sha256_of
+from .corpora import RELEASED
+from .files import Piece
 from .sources import Source
-from .tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_identity, train_bpe
+from .tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, read_spec, tokenizer_identity, train_bpe
 
 FORMAT = 2  # increase it when the same source gives a different folder
 BATCH_BYTES = 2 << 20  # text tokenized at once
 BPE_SAMPLE_BYTES = 64 << 20  # training text that merges are learnt from: bounds the memory they take
-HASH_EVERY_TIME = 256 << 20  # larger files are hashed again only if their modification time has changed
+HASH_EVERY_TIME = 256 << 20  # bytes; larger files are hashed again only if their times have changed
 
 
 class Corpus:
     """A prepared folder. Its files are opened when they are used, so that it can be sent to other processes.
 
     Raises:
-        ValueError: the folder is missing, cut short or altered.
+        ValueError: the folder is missing, cut short or altered, or its parts contradict each other.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
             self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-            intact = self.meta.pop("sha256") == _json_sha256(self.meta)
-            intact = intact and all(_is_whole(folder / name, sums) for name, sums in self.meta["files"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.fingerprint: str = self.meta["fingerprint"]
+            self.vocab_size: int = self.meta["vocab_size"]
+            intact = self._is_whole() and self._is_consistent()
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"{folder} is not a prepared corpus ({error})") from error
         if not intact:
             raise ValueError(f"{folder} is truncated or damaged")
-        self.fingerprint: str = self.meta["fingerprint"]
-        self.vocab_size: int = self.meta["vocab_size"]
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[Path]]:
         return Corpus, (self.folder,)
 
+    def _is_whole(self) -> bool:
+        """Whether the files and the index are as they were written."""
+        checksum, files = self.meta.pop("sha256"), self.meta["files"]
+        return (
+            checksum == _json_sha256(self.meta)
+            and {"tokens.bin", "documents.npy"} <= files.keys() <= {"tokens.bin", "documents.npy", "tokenizer.json"}
+            and all(_has_checksums(self.folder / name, sums) for name, sums in files.items())
+        )
+
+    def _is_consistent(self) -> bool:
+        """Whether the index is that of these files: ids, and where splits and documents start and end."""
+        parts = [self.meta["splits"][split] for split in SPLITS]
+        return (
+            self.fingerprint == self.folder.name
+            and self.meta["dtype"] == _dtype(self.vocab_size).name
+            and self.vocab_size == self.tokenizer.vocab_size > int(self._all_tokens[:HASH_EVERY_TIME].max(initial=0))
+            and (self._starts.ndim, self._starts.dtype) == (1, np.int64)
+            and _are_joined([part["tokens"] for part in parts], len(self._all_tokens))
+            and _are_joined([part["documents"] for part in parts], len(self._starts))
+            and all(map(self._is_stream, SPLITS))
+        )
+
+    def _is_stream(self, split: str) -> bool:
+        """Whether the documents of a split are in order, with an EOS before the first and at the end of each."""
+        tokens, offsets = self.tokens(split), self.documents(split)
+        in_order = offsets[0] == 1 and bool((np.diff(offsets) > 0).all())
+        return in_order and bool((tokens[offsets - 1] == self.tokenizer.eos_id).all())
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        file = self.folder / "tokenizer.json"
-        return load_tokenizer(str(file)) if file.exists() else ByteTokenizer()
+        name = "tokenizer.json"
+        return load_tokenizer(str(self.folder / name)) if name in self.meta["files"] else ByteTokenizer()
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.load(self.folder / "documents.npy", mmap_mode="r")
 
     @cached_property
     def _all_tokens(self) -> np.ndarray:
-        return np.memmap(self.folder / "tokens.bin", dtype=self.meta["dtype"], mode="r")
+        return np.memmap(self.folder / "tokens.bin", dtype=_dtype(self.vocab_size), mode="r")
 
     def tokens(self, split: str) -> np.ndarray:
         """The split's stream of tokens, EOS first and EOS after every document; (L,), memory-mapped."""
@@ -75,8 +107,19 @@ class Corpus:
     def documents(self, split: str) -> np.ndarray:
         """Offsets (documents + 1,) in `tokens(split)`: document i and its EOS are `[offsets[i], offsets[i + 1])`."""
         start, stop = self._split(split)["documents"]
-        offsets = np.load(self.folder / "documents.npy", mmap_mode="r")[start:stop]
-        return np.append(offsets, len(self.tokens(split)))
+        return np.append(self._starts[start:stop], len(self.tokens(split)))
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Documents, tokens and bytes of each split."""
+        return {
+            split: {
+                "documents": len(self.documents(split)) - 1,
+                "tokens": len(self.tokens(split)),
+                "bytes": self.meta["splits"][split]["bytes"],
+            }
+            for split in SPLITS
+        }
 
     def text(self, split: str) -> bytes:
         """The split's raw text, documents joined."""
@@ -101,16 +144,18 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
         cache_dir: the folder of all prepared folders
 
     Raises:
-        ValueError: text that is empty or not UTF-8, a missing column, a tokenizer that loses bytes.
+        ValueError: text that is empty, not UTF-8 or changes while it is read, a missing column, a tokenizer that loses
+            bytes.
         OSError: a file cannot be read, or the disk is full; no partial folder is left.
     """
     from filelock import FileLock
 
+    spec = None if tokenizer in ("bpe", "bytes") else read_spec(tokenizer)
     identity = {
         "format": FORMAT,
         "source": source.identity(),
         "held_out": [source.held_out.val, source.held_out.test],
-        "tokenizer": tokenizer_identity(tokenizer, bpe_vocab_size),
+        "tokenizer": tokenizer_identity(tokenizer, bpe_vocab_size, spec),
     }
     fingerprint = _json_sha256(identity)[:32]
     folder = cache_dir / fingerprint
@@ -121,13 +166,12 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
         with contextlib.suppress(ValueError):
             return Corpus(folder)  # another process made it while this one waited
         for stale in [folder, *cache_dir.glob(f".{fingerprint}-*")]:
-            shutil.rmtree(stale, ignore_errors=True)
+            _remove(stale)
         partial = cache_dir / f".{fingerprint}-{os.getpid()}"
         partial.mkdir()
         try:
-            _write(partial, source, tokenizer, bpe_vocab_size, {"fingerprint": fingerprint, "name": name})
-            if source.identity() != identity["source"]:
-                raise ValueError(f"source={name!r} changed during preparation: run again when it no longer changes")
+            _write(partial, source, tokenizer, bpe_vocab_size, spec, {"fingerprint": fingerprint, "name": name})
+            source.identity()  # reads the files once more: they must not change before the text is kept
             partial.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
@@ -140,19 +184,28 @@ def prepare(source: Source, name: str, tokenizer: str, bpe_vocab_size: int, cach
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     corpus = Corpus(folder)
-    _say_left_out(corpus)
+    _say(corpus)
     return corpus
 
 
-def _say_left_out(corpus: Corpus) -> None:
-    """Print to standard error how many documents each split lost to another split."""
-    for split, count in corpus.meta["left_out"].items():
+def _remove(path: Path) -> None:
+    """Delete a folder, or a file or link that stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _say(corpus: Corpus) -> None:
+    """Print to standard error what a built-in text is, and how many documents each split lost to another split."""
+    meta, source = corpus.meta, corpus.meta["name"]
+    if source in RELEASED:
+        documents, num_bytes = (sum(sizes[what] for sizes in corpus.sizes.values()) for what in ("documents", "bytes"))
+        print(RELEASED[source].about(source, documents, num_bytes, meta["source_sha256"]), file=sys.stderr)
+    for split, count in meta["left_out"].items():
         if count:
-            source, documents = corpus.meta["name"], "1 document" if count == 1 else f"{count} documents"
-            print(
-                f"source={source!r}: removed {documents} from {split}: the same text is in another split",
-                file=sys.stderr,
-            )
+            lost = "1 document" if count == 1 else f"{count} documents"
+            print(f"source={source!r}: removed {lost} from {split}: the same text is in another split", file=sys.stderr)
 
 
 def find_prepared(fingerprint: str, cache_dir: Path) -> Corpus | None:
@@ -160,8 +213,7 @@ def find_prepared(fingerprint: str, cache_dir: Path) -> Corpus | None:
     if not re.fullmatch("[0-9a-f]{32}", fingerprint):  # it becomes part of a path
         return None
     with contextlib.suppress(ValueError):
-        corpus = Corpus(cache_dir / fingerprint)
-        return corpus if corpus.fingerprint == fingerprint else None
+        return Corpus(cache_dir / fingerprint)
     return None
 
 
@@ -185,10 +237,16 @@ class _Stream:
         self.bytes += num_bytes
 
 
-def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: int, meta: dict[str, Any]) -> None:
+def _write(
+    folder: Path, source: Source, name: str, bpe_vocab_size: int, spec: str | None, meta: dict[str, Any]
+) -> None:
     """Fill the folder: tokenizer, tokens, document offsets, and last the meta data with all checksums."""
-    tokenizer = _make_tokenizer(folder, source, tokenizer_name, bpe_vocab_size)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    if name == "bpe":
+        spec = train_bpe(_training_texts(source), bpe_vocab_size)
+    if spec is not None:
+        (folder / "tokenizer.json").write_text(spec, encoding="utf-8")
+    tokenizer = ByteTokenizer() if spec is None else BPETokenizer(spec)
+    dtype = _dtype(tokenizer.vocab_size)
     eos = np.array([tokenizer.eos_id], dtype)
     content = hashlib.sha256()
     with contextlib.ExitStack() as stack:
@@ -198,7 +256,7 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
         for piece, ids in _tokenized(source, tokenizer):
             raw = piece.text.encode()
             if tokenizer.token_bytes[ids].sum() != len(raw):
-                raise ValueError(f"tokenizer={tokenizer_name!r} loses or adds bytes in {piece.text[:40]!r}...")
+                raise ValueError(f"tokenizer={name!r} loses or adds bytes in {piece.text[:40]!r}...")
             streams[piece.split].add(ids, len(raw), piece.end)
             content.update(raw + b"\0" * piece.end)
         if not streams["train"].bytes:
@@ -228,18 +286,6 @@ def _write(folder: Path, source: Source, tokenizer_name: str, bpe_vocab_size: in
         "files": {file.name: _checksums(file) for file in sorted(folder.iterdir())},
     }
     (folder / "meta.json").write_text(json.dumps(meta | {"sha256": _json_sha256(meta)}, indent=1))
-
-
-def _make_tokenizer(folder: Path, source: Source, name: str, bpe_vocab_size: int) -> Tokenizer:
-    """The tokenizer by name. A BPE is trained here; any tokenizer.json is kept in the folder."""
-    if name == "bytes":
-        return ByteTokenizer()
-    file = folder / "tokenizer.json"
-    if name == "bpe":
-        file.write_text(train_bpe(_training_texts(source), bpe_vocab_size), encoding="utf-8")
-    else:
-        shutil.copyfile(name, file)
-    return load_tokenizer(str(file))
 
 
 def _training_texts(source: Source) -> Iterator[str]:
@@ -283,18 +329,32 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
+def _dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def _are_joined(parts: list[list[int]], size: int) -> bool:
+    """Whether parts [start, stop) follow each other from 0 to `size`."""
+    starts, stops = zip(*parts, strict=True)
+    edges = [0, *stops]
+    return [*starts, size] == edges == sorted(edges) and all(type(edge) is int for edge in edges)
+
+
 def _checksums(file: Path) -> dict[str, str | int]:
     status = file.stat()
-    return {"sha256": sha256_of(file), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
 
 
-def _is_whole(file: Path, sums: dict[str, Any]) -> bool:
+def _has_checksums(file: Path, sums: dict[str, Any]) -> bool:
     status = file.stat()
+    times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
     if status.st_size != sums["size"]:
         return False
-    if status.st_size > HASH_EVERY_TIME and status.st_mtime_ns == sums["mtime_ns"]:
+    if status.st_size > HASH_EVERY_TIME and times.items() <= sums.items():
         return True
-    return sha256_of(file) == sums["sha256"]
+    return _checksums(file)["sha256"] == sums["sha256"]
 
 
 def _json_sha256(value: object) -> str:

@@ -1,35 +1,23 @@
-"""What one file holds: its text in pieces, or the text column of its rows, decompressed if its name says so.
-
-Rows are those of .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .arrow files. Files are read from start to end, a
-block, a line or a batch at a time; only a .json file that is one array is read whole. Columns other than the text
-column may have any type, and another type in each file.
-"""
+"""What one file holds: its bytes, verified and decompressed if its name says so, and its text in pieces."""
 
 import bz2
 import codecs
-import csv
 import gzip
 import hashlib
 import io
-import json
 import lzma
 import tempfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 BLOCK = 1 << 18  # bytes read at once
-_LARGEST_FIELD = 1 << 28  # characters of a .csv field: a quote that is never closed must not fill the memory
-_BATCH_ROWS = 1024  # rows of a .parquet file held at once
+_VERIFIED = 1 << 18  # bytes of a file that are compared at once
 _ARCHIVES = {".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar"}
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
-
-Cells = Iterator[tuple[str, Any]]  # the place of a row, for messages, and the value in the text column
 
 
 class Piece(NamedTuple):
@@ -40,14 +28,68 @@ class Piece(NamedTuple):
     end: bool
 
 
-def _open_zstd(file: Path) -> Any:
+class SourceFile:
+    """A file of a source. Reading it again gives the same bytes as the first time, or an error.
+
+    So a fingerprint that is computed from the file is a fingerprint of the bytes that are tokenized afterwards.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.hashes: dict[int, int] = {}  # of each block that was read, and of the end; by number
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self) -> BinaryIO:
+        """The bytes of the file.
+
+        Raises:
+            ValueError: while it is read, if a block is not what it was when it was first read.
+        """
+        return io.BufferedReader(_VerifiedStream(self, self.path.open("rb")), BLOCK)  # type: ignore[return-value]
+
+
+class _VerifiedStream(io.RawIOBase):
+    def __init__(self, file: SourceFile, stream: BinaryIO) -> None:
+        self._file, self._stream = file, stream
+        self._position, self._number, self._block = 0, -1, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}
+        self._position = offset + (start[whence] if whence in start else self._stream.seek(0, io.SEEK_END))
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        number, start = divmod(self._position, _VERIFIED)
+        if number != self._number:
+            self._stream.seek(number * _VERIFIED)
+            self._block, self._number = self._stream.read(_VERIFIED), number
+            if self._file.hashes.setdefault(number, hash(self._block)) != hash(self._block):
+                raise ValueError(f"{self._file} changed during preparation: run again when it no longer changes")
+        piece = self._block[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _open_zstd(stream: BinaryIO) -> Any:
     import pyarrow
 
-    # An open file, because pyarrow treats some names as URLs.
-    return io.BufferedReader(pyarrow.input_stream(file.open("rb"), compression="zstd"))
+    return io.BufferedReader(pyarrow.input_stream(stream, compression="zstd"))
 
 
-_OPENERS: dict[str, Callable[[Path], Any]] = {
+_DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
@@ -55,37 +97,40 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def is_compressed(file: Path) -> bool:
-    return file.suffix.lower() in _OPENERS
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def is_compressed(name: str) -> bool:
+    return _suffix(name) in _DECOMPRESSORS
 
 
 def decompressed_name(name: str) -> str:
     """The name without .gz, .bz2, .xz or .zst."""
-    path = Path(name)
-    return path.stem if is_compressed(path) else name
+    return Path(name).stem if is_compressed(name) else name
 
 
-def suffix_of(file: Path) -> str:
-    """The ending that tells the format, without the ending of the compression."""
-    return Path(decompressed_name(file.name)).suffix.lower()
+def suffix_of(name: str) -> str:
+    """The ending of a file's name that tells the format, without the ending of the compression."""
+    return _suffix(decompressed_name(name))
 
 
-def refuse_archives(files: Iterable[Path]) -> None:
+def refuse_archives(files: Iterable[SourceFile]) -> None:
     for file in files:
-        if suffix_of(file) in _ARCHIVES:
+        if suffix_of(file.name) in _ARCHIVES:
             raise ValueError(f"{file} is an archive: unpack it, and use the folder as source")
 
 
 @contextmanager
-def decompressed(file: Path) -> Iterator[BinaryIO]:
+def decompressed(file: SourceFile) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed if its name says that it is compressed.
 
     Raises:
         OSError: the file cannot be read; the error names the file.
-        ValueError: the file is damaged, or is not what its name says.
+        ValueError: the file is damaged, is not what its name says, or changed since it was first read.
     """
     try:
-        with _OPENERS.get(file.suffix.lower(), lambda plain: plain.open("rb"))(file) as stream:
+        with file.open() as raw, _DECOMPRESSORS.get(_suffix(file.name), lambda plain: plain)(raw) as stream:
             yield stream
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise _damaged(file, error) from error
@@ -96,10 +141,10 @@ def decompressed(file: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _seekable(file: Path) -> Iterator[BinaryIO]:
+def seekable(file: SourceFile) -> Iterator[BinaryIO]:
     """As `decompressed`, but the stream can seek: compressed files go through a temporary file."""
     with decompressed(file) as stream:
-        if not is_compressed(file):
+        if not is_compressed(file.name):
             yield stream
             return
         with tempfile.TemporaryFile() as whole:
@@ -109,14 +154,14 @@ def _seekable(file: Path) -> Iterator[BinaryIO]:
             yield whole  # type: ignore[misc]
 
 
-def _damaged(file: Path, error: Exception) -> ValueError:
+def _damaged(file: SourceFile, error: Exception) -> ValueError:
     return ValueError(
-        f"{file} cannot be decompressed ({error}): it is truncated, damaged or not a {file.suffix} file. "
+        f"{file} cannot be decompressed ({error}): it is truncated, damaged or not a {_suffix(file.name)} file. "
         "Download it again"
     )
 
 
-def sha256_of(file: Path) -> str:
+def sha256_of(file: SourceFile) -> str:
     """sha256 of a file's decompressed bytes, so that a text has the same hash whether it is compressed or not.
 
     Raises:
@@ -127,24 +172,31 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def total_bytes(files: Iterable[Path]) -> int | None:
+def read_text(file: SourceFile) -> str:
+    """The whole text of a file.
+
+    Raises:
+        ValueError: bytes that are not UTF-8, by file and offset.
+    """
+    return "".join(piece.text for piece in read_pieces(file, ""))
+
+
+def total_bytes(files: Iterable[SourceFile]) -> int | None:
     """The bytes of text in files; None if some are compressed, because they would have to be read for it."""
     files = list(files)
-    return None if any(map(is_compressed, files)) else sum(file.stat().st_size for file in files)
+    return None if any(is_compressed(file.name) for file in files) else sum(file.path.stat().st_size for file in files)
 
 
-def text_size(file: Path) -> int:
-    """The bytes of a file's text; a compressed file is read for them."""
-    if not is_compressed(file):
-        return file.stat().st_size
+def text_size(file: SourceFile) -> int:
+    """The bytes of a file's text, counted by reading them: its size on the disk is not verified."""
     with decompressed(file) as stream:
         return sum(map(len, iter(partial(stream.read, BLOCK), b"")))
 
 
-def character_start(file: Path, offset: int) -> int:
+def character_start(file: SourceFile, offset: int) -> int:
     """The first byte of a file's text, from `offset` on, that does not continue a UTF-8 character."""
     with decompressed(file) as stream:
-        if is_compressed(file):
+        if is_compressed(file.name):
             left = offset
             while block := stream.read(min(BLOCK, left)):
                 left -= len(block)
@@ -154,7 +206,7 @@ def character_start(file: Path, offset: int) -> int:
     return offset + next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), 0)
 
 
-def read_pieces(file: Path, split: str) -> Iterator[Piece]:
+def read_pieces(file: SourceFile, split: str) -> Iterator[Piece]:
     """A file as one document, cut after a line break about every BLOCK bytes; nothing if the file is empty.
 
     Raises:
@@ -164,7 +216,7 @@ def read_pieces(file: Path, split: str) -> Iterator[Piece]:
         yield from read_stretch(stream, file, split, 0, None)
 
 
-def read_stretch(stream: BinaryIO, file: Path, split: str, start: int, stop: int | None) -> Iterator[Piece]:
+def read_stretch(stream: BinaryIO, file: SourceFile, split: str, start: int, stop: int | None) -> Iterator[Piece]:
     """The bytes of a stream from its position `start` up to `stop`, or to its end, as `read_pieces` reads a file."""
 
     def read(position: int) -> bytes:
@@ -186,7 +238,7 @@ def read_stretch(stream: BinaryIO, file: Path, split: str, start: int, stop: int
         text, start, block = text[cut:], start + len(block), following
 
 
-def _advice(file: Path) -> str:
+def _advice(file: SourceFile) -> str:
     """What to do with a file that is not UTF-8."""
     with decompressed(file) as stream:
         start = stream.read(8)
@@ -200,174 +252,3 @@ def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
     """Bits per byte of `text` (not empty) as `xz -9` and `gzip -9` compress it, headers included: a baseline."""
     sizes = {"xz -9": len(lzma.compress(text, preset=9)), "gzip -9": len(gzip.compress(text, compresslevel=9))}
     return {name: 8 * size / len(text) for name, size in sizes.items()}
-
-
-def is_table(file: Path) -> bool:
-    return suffix_of(file) in _FORMATS
-
-
-def read_rows(files: Iterable[Path], column: str) -> Iterator[str | None]:
-    """The texts of a column, file after file; None for a row without text.
-
-    Raises:
-        ValueError: a file is damaged, or the column is missing or holds no strings; by file and line or row.
-    """
-    for file in files:
-        for place, value in _FORMATS[suffix_of(file)](file, column):
-            yield check_text(value, column, place)
-
-
-def check_text(value: Any, column: str, place: str) -> str | None:
-    """The value, if it is None or a text that can be written as UTF-8.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if not isinstance(value, str | None):
-        raise ValueError(
-            f"text_column={column!r} has {type(value).__name__} in {place}: use a column of strings, or convert it"
-        )
-    if value and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = ascii(value[error.start])
-            raise ValueError(
-                f"text_column={column!r} has an unpaired surrogate {half} in {place}: remove or complete it"
-            ) from error
-    return value
-
-
-def missing_column(column: str, place: str, columns: Iterable[str]) -> ValueError:
-    names = ", ".join(map(repr, columns))
-    return ValueError(f"text_column={column!r} is not among the columns of {place}: {names}")
-
-
-def _json_cells(file: Path, column: str) -> Cells:
-    """An object in each line, or one array of objects."""
-    with decompressed(file) as stream:
-        blank = True
-        for number, line in enumerate(stream, 1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if blank and line.lstrip().startswith(b"["):
-                rows = _parse_json(line + stream.read(), file, str(file))
-                for row_number, row in enumerate(rows, 1):
-                    yield _json_cell(row, column, f"{file}, row {row_number}")
-                return
-            if line.strip():
-                blank = False
-                place = f"{file}, line {number}"
-                yield _json_cell(_parse_json(line, file, place), column, place)
-
-
-def _parse_json(text: bytes, file: Path, place: str) -> Any:
-    try:
-        return json.loads(text.decode())
-    except UnicodeDecodeError as error:
-        _raise_not_utf8(file, error)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON ({error}): use one object per line, or one array of objects") from error
-
-
-def _json_cell(row: Any, column: str, place: str) -> tuple[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} has {type(row).__name__}: a row must be an object such as {{{column!r}: '...'}}")
-    if column not in row:
-        raise missing_column(column, place, row)
-    return place, row[column]
-
-
-def _csv_cells(file: Path, column: str, delimiter: str) -> Cells:
-    """The first line names the columns."""
-    csv.field_size_limit(_LARGEST_FIELD)
-    with decompressed(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        try:
-            header = next(filter(None, reader), [])
-            if column not in header:
-                raise missing_column(column, str(file), header)
-            index = header.index(column)
-            for row in filter(None, reader):
-                place = f"{file}, line {reader.line_num}"
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{place} has {len(row)} fields, but the first line has {len(header)}: put texts with a "
-                        "delimiter or a line break in quotes"
-                    )
-                yield place, row[index]
-        except csv.Error as error:
-            raise ValueError(f"{file}, line {reader.line_num}: {error}; double the quotes inside a text") from error
-        except UnicodeDecodeError as error:
-            _raise_not_utf8(file, error)
-
-
-def _raise_not_utf8(file: Path, error: UnicodeDecodeError) -> NoReturn:
-    deque(read_pieces(file, "train"), maxlen=0)  # its error gives the offset
-    raise ValueError(f"{file} is not UTF-8 ({error})") from error
-
-
-def _parquet_cells(file: Path, column: str) -> Cells:
-    import pyarrow.parquet
-
-    with _seekable(file) as stream, _arrow_errors(file):
-        # By default pyarrow reads the whole file ahead.
-        table = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BLOCK)
-        _check_type(table.schema_arrow, file, column)
-        yield from _numbered(file, table.iter_batches(_BATCH_ROWS, columns=[column]))
-
-
-def _arrow_cells(file: Path, column: str) -> Cells:
-    """A stream of batches, which `datasets` writes, or a file of batches."""
-    from pyarrow import ipc
-
-    with _seekable(file) as stream, _arrow_errors(file):
-        is_file = stream.read(6) == b"ARROW1"
-        stream.seek(0)
-        open_ipc = ipc.open_file if is_file else ipc.open_stream
-        schema = open_ipc(stream).schema
-        _check_type(schema, file, column)
-        stream.seek(0)
-        table = open_ipc(stream, options=ipc.IpcReadOptions(included_fields=[schema.get_field_index(column)]))
-        yield from _numbered(file, map(table.get_batch, range(table.num_record_batches)) if is_file else table)
-
-
-def _numbered(file: Path, batches: Iterable[Any]) -> Cells:
-    values = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-    return ((f"{file}, row {number}", value) for number, value in enumerate(values, 1))
-
-
-def _check_type(schema: Any, file: Path, column: str) -> None:
-    from pyarrow import types
-
-    if column not in schema.names:
-        raise missing_column(column, str(file), schema.names)
-    kind = schema.field(column).type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    if not any(test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)):
-        raise ValueError(f"text_column={column!r} of {file} has type {kind}: use a column of strings, or convert it")
-
-
-@contextmanager
-def _arrow_errors(file: Path) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ValueError(
-            f"{file} cannot be read as {suffix_of(file)} ({error}): it is truncated or damaged. Download it again"
-        ) from error
-
-
-_FORMATS: dict[str, Callable[[Path, str], Cells]] = {
-    ".jsonl": _json_cells,
-    ".ndjson": _json_cells,
-    ".json": _json_cells,
-    ".csv": partial(_csv_cells, delimiter=","),
-    ".tsv": partial(_csv_cells, delimiter="\t"),
-    ".parquet": _parquet_cells,
-    ".arrow": _arrow_cells,
-}

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from .files import check_text, missing_column
+from .rows import check_text, missing_column
 
 
 def read_hub(arguments: dict[str, Any], split: str, column: str) -> Iterator[str | None]:
@@ -36,7 +36,7 @@ def _rows(arguments: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
         raise ValueError(
             f"source={arguments['path']!r} (split {split!r}) cannot be read: {error}. If this machine is offline, set "
             "HF_HUB_OFFLINE=1 to use a data set that was downloaded before, or give the path of its .parquet, .jsonl "
-            "or text files as source; source='stdlib' needs no download"
+            "or text files as source; source='packages' needs no download"
         ) from error
 
 

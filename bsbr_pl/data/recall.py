@@ -243,7 +243,7 @@ class NeedleData(RecallData):
 
     def __init__(
         self,
-        source: str = "stdlib",
+        source: str = "packages",
         tokenizer: str = "bpe",
         bpe_vocab_size: int = 4096,
         context_length: int = 512,

@@ -8,11 +8,14 @@ byte lengths of the ids add up to the length of the raw text, which is what make
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .bpe_file import LARGEST_VOCABULARY, parse_bpe
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,7 +30,7 @@ SPLIT = (
     r"|\s*[\r\n][ \t]*"
     r"|\s+(?!\S)|\s+"
 )
-LARGEST_VOCABULARY = 1_000_000  # `tokenizers` allocates tables of this size before it counts anything
+LARGEST_FILE = 32 << 20  # bytes of a tokenizer.json; parsed, they take up to 25 times as much memory
 
 
 class Tokenizer(ABC):
@@ -95,9 +98,9 @@ class ByteTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """A byte-level BPE in the `tokenizer.json` format.
 
-    Added tokens and normalisers of a foreign file are dropped, because both change the text: added tokens turn raw text
-    into special ids, normalisers rewrite it. Post-processors are not run. An added token whose id lies within the
-    vocabulary keeps its id, unused; a known end-of-text name becomes `eos_id`.
+    Only vocabulary, merges and pre-tokenizer of a file are used. Added tokens and normalisers are dropped, because both
+    change the text: added tokens turn raw text into special ids, normalisers rewrite it. Post-processors, dropout,
+    truncation and padding are off. An added token keeps its id, unused; a known end-of-text name becomes `eos_id`.
 
     Args:
         spec: the content of a tokenizer.json
@@ -111,22 +114,29 @@ class BPETokenizer(Tokenizer):
     def __init__(self, spec: str) -> None:
         from tokenizers import Tokenizer as Backend
 
-        pieces, added = _byte_pieces(spec)
+        pieces, added, clean = parse_bpe(spec)
         ends = [added[name] for name in self._END_NAMES if name in added]
         eos_id = ends[0] if ends else len(pieces)
         super().__init__(pieces if ends else [*pieces, b""], eos_id)
-        table = json.loads(spec)
-        table["added_tokens"] = []
-        table |= dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
-        before = table.get("pre_tokenizer") or {}
-        for step in (before, *before.get("pretokenizers", [])):
-            if "add_prefix_space" in step:
-                step["add_prefix_space"] = False  # it would add a byte to every text
-        self._backend: tokenizers.Tokenizer = Backend.from_str(json.dumps(table))
+        with _library_errors():
+            self._backend: tokenizers.Tokenizer = Backend.from_str(json.dumps(clean))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        with _library_errors():
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """`tokenizers` raises bare Exceptions, and BaseExceptions where its Rust code panics."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            why = " ".join(str(error).split())[:300]
+            raise ValueError(f"tokenizer.json cannot be used ({why}): export it again, or use 'bpe'") from error
+        raise
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
@@ -158,56 +168,31 @@ def _check_vocab_size(size: int) -> None:
         raise ValueError(f"bpe_vocab_size={size} is too large: at most {LARGEST_VOCABULARY}")
 
 
-def tokenizer_identity(name: str, bpe_vocab_size: int) -> dict[str, str | int]:
+def tokenizer_identity(name: str, bpe_vocab_size: int, spec: str | None) -> dict[str, str | int]:
     """Everything that determines the ids, for the fingerprint: kind and options, or the content of a tokenizer.json."""
+    if spec is not None:
+        return {"kind": "file", "sha256": hashlib.sha256(spec.encode()).hexdigest()}
     if name == "bytes":
         return {"kind": "bytes"}
-    if name == "bpe":
-        _check_vocab_size(bpe_vocab_size)
-        return {"kind": "bpe", "vocab_size": bpe_vocab_size, "split": SPLIT}
-    return {"kind": "file", "sha256": hashlib.sha256(_read_spec(name).encode()).hexdigest()}
+    _check_vocab_size(bpe_vocab_size)
+    return {"kind": "bpe", "vocab_size": bpe_vocab_size, "split": SPLIT}
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, or the path of a tokenizer.json."""
-    return ByteTokenizer() if name == "bytes" else BPETokenizer(_read_spec(name))
+def load_tokenizer(path: str) -> BPETokenizer:
+    """The tokenizer of a tokenizer.json."""
+    return BPETokenizer(read_spec(path))
 
 
-def _read_spec(name: str) -> str:
-    if not Path(name).is_file():
+def read_spec(name: str) -> str:
+    """The content of the tokenizer.json of this path."""
+    path = Path(name)
+    if not path.is_file():
         raise ValueError(f"tokenizer={name!r} is neither 'bpe' nor 'bytes' nor an existing tokenizer.json file")
-    return Path(name).read_text(encoding="utf-8")
-
-
-def _byte_pieces(spec: str) -> tuple[list[bytes], dict[str, int]]:
-    """The bytes of every id, and the ids of added tokens by name (their bytes are empty)."""
+    with path.open("rb") as stream:
+        content = stream.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"tokenizer={name!r} is too large: at most {LARGEST_FILE >> 20} MiB")
     try:
-        table = json.loads(spec)
-        model = table["model"]
-        added = {token["content"]: token["id"] for token in table.get("added_tokens") or []}
-        vocabulary: dict[str, int] = model["vocab"]
-        if model.get("type") not in ("BPE", None) or not isinstance(vocabulary, dict):
-            raise KeyError("model.type")
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"tokenizer.json holds no BPE model ({error!r}): export a byte-level BPE") from error
-    byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
-    missing = [byte for character, byte in byte_of.items() if character not in vocabulary]
-    if missing:
-        raise ValueError(
-            f"tokenizer.json is not byte-level: {len(missing)} of the 256 bytes have no id (first: {missing[0]:#04x}), "
-            "so text would vanish; use a byte-level BPE, tokenizer='bpe' or tokenizer='bytes'"
-        )
-    pieces = [b""] * (max([*vocabulary.values(), *added.values()]) + 1)
-    for token, i in vocabulary.items():
-        if token not in added:
-            if not set(token) <= byte_of.keys():
-                raise ValueError(f"tokenizer.json is not byte-level: token {token!r} (id {i}) stands for no bytes")
-            pieces[i] = bytes(byte_of[character] for character in token)
-    return pieces, added
-
-
-def _byte_characters() -> list[str]:
-    """The visible character that stands for each byte in byte-level BPE (Radford et al. 2019, `bytes_to_unicode`)."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte if byte in visible else 0x100 + hidden.index(byte)) for byte in range(256)]
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"tokenizer={name!r} is not UTF-8 ({error}): export it again") from error

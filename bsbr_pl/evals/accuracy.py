@@ -16,6 +16,8 @@ from bsbr_pl.model import LanguageModel
 from bsbr_pl.values import bootstrap_interval, ratio_interval
 
 MAX_BLOCKS = 1000  # units that intervals are drawn over; more documents are joined with their neighbours
+FEW_DOCUMENTS = 5  # a text with fewer is cut into TEXT_BLOCKS parts of equally many tokens, which are the units then
+TEXT_BLOCKS = 100
 HIT_DISTANCES = (1, 8, 32, 128, 512)  # tokens; the last class has no end
 
 
@@ -29,15 +31,15 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
 
     Returns:
         loss (nats a token), perplexity, accuracy, bits_per_byte; tokens, bytes, documents;
-        interval: loss, accuracy and bits_per_byte -> [low, high], 95 %, by bootstrap over documents;
-        blocks: nats and bytes of each document, or of up to 1000 groups of neighbouring ones, to compare models by;
+        interval: loss, accuracy and bits_per_byte -> [low, high], 95 %, by bootstrap over the blocks;
+        blocks: nats and bytes of each document, to compare models by; of up to 1000 groups of neighbouring documents,
+            if there are more; of 100 parts of the text, if there are fewer than 5 documents;
         by_position: {"start", "stop", "loss"}: tokens with start <= tokens of context before the last < stop;
         recall: by the distance at which the token's bigram was last seen in its context (see
         `associative_recall_hits`): {"slice", "tokens", "loss", "accuracy"} of `rest`, `hits` and each class of hits.
     """
     offsets = np.asarray(data.documents(split))
-    per_block = -(-(len(offsets) - 1) // MAX_BLOCKS)
-    starts = offsets[:-1:per_block] if per_block else offsets[:1]
+    starts = _blocks(offsets)
     sums = np.zeros((len(starts), 4))  # nats, tokens, right, bytes of each block
     length = data.eval_context_length
     positions = _Slices(_doublings(length))
@@ -103,6 +105,15 @@ def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") 
         "interval": {"accuracy": _mean_interval(every)},
         "slices": slices,
     }
+
+
+def _blocks(offsets: np.ndarray) -> np.ndarray:
+    """Where the units of the interval start, by the offsets (documents + 1,) of documents in the stream of tokens."""
+    count = len(offsets) - 1
+    if count < FEW_DOCUMENTS:
+        parts = max(1, min(TEXT_BLOCKS, offsets[-1] - offsets[0]))
+        return np.linspace(offsets[0], offsets[-1], parts, endpoint=False).astype(np.int64)
+    return offsets[: -1 : -(-count // MAX_BLOCKS)]
 
 
 def _mean_interval(values: np.ndarray) -> list[float]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bsbr_pl.data import DATA_SETS, TokenData
+from bsbr_pl.data.corpora import BUILT_IN as SOURCES
 from bsbr_pl.data.corpus import default_cache_dir, find_prepared
 from bsbr_pl.values import one_line
 
-BUILT_IN = {"source": ("stdlib",), "tokenizer": ("bpe", "bytes")}  # values that are no path
+BUILT_IN = {"source": tuple(SOURCES), "tokenizer": ("bpe", "bytes")}  # values that are no path
 
 
 class DataChangedError(ValueError):
@@ -59,7 +60,7 @@ def open_saved(
         _prepare(data, "source" in moved)
     if fingerprint and data.fingerprint != fingerprint:
         source = data.arguments.get("source")
-        remedy = ("cache_dir", "its prepared tokens") if source == "stdlib" else ("source", "the unchanged text")
+        remedy = ("cache_dir", "its prepared tokens") if source in SOURCES else ("source", "the unchanged text")
         raise DataChangedError(
             f"the data changed since training: {_in_words(data_class, source)} has the fingerprint "
             f"{data.fingerprint}, the checkpoint was trained on {fingerprint}. No accuracy is measured on it"
@@ -101,10 +102,10 @@ def _prepare(data: TokenData, moved: bool) -> None:
 def _take_tokens(data: TokenData, fingerprint: str | None, moved: bool) -> bool:
     """Read the prepared tokens with which data has this fingerprint, if the text itself cannot be had.
 
-    The standard library of another Python version cannot: its tokens may be there. False where no folder holds them.
+    A built-in text of another version cannot: its tokens may be there. False where no folder holds them.
     """
     text, own = data.text_data, data.arguments.get("cache_dir")
-    gone = _missing(data, moved) or (data.arguments.get("source") == "stdlib" and not moved)
+    gone = _missing(data, moved) or (data.arguments.get("source") in SOURCES and not moved)
     if text is None or not fingerprint or not gone:
         return False
     for folder in [*([Path(own).expanduser()] if own else []), default_cache_dir()]:
@@ -123,5 +124,7 @@ def _in_words(data_class: str, source: Any) -> str:
         return data_class
     if source == "stdlib":
         return f"the standard library of Python {platform.python_version()}"
+    if source in SOURCES:
+        return f"source={source!r}"
     path = Path(source).expanduser()
     return f"source={source!r}" + (f" ({path.resolve()})" if path.exists() else "")

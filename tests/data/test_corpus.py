@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from bsbr_pl.data import TextData, corpus
 from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpus import Corpus, find_prepared
+from bsbr_pl.data.tokenizer import train_bpe
 
 
 def text_data(source: Path, cache: Path, tokenizer: str = "bpe") -> TextData:
@@ -199,3 +201,106 @@ def test_prepared_tokens_are_found_without_their_source(tmp_path):
     assert find_prepared("0" * 32, tmp_path / "cache") is None, "its own record says another fingerprint"
     (found.folder / "tokens.bin").write_bytes(b"")
     assert find_prepared(fingerprint, tmp_path / "cache") is None
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the index, and give the files and the index the checksums of what they hold now."""
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["sha256"]
+    meta["files"] = {name: corpus._checksums(folder / name) for name in meta["files"]}
+    change(meta)
+    (folder / "meta.json").write_text(json.dumps(meta | {"sha256": corpus._json_sha256(meta)}))
+
+
+INDEXES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no files": lambda meta: meta.update(files={}),
+    "a foreign file": lambda meta: meta["files"].update({"/etc/hostname": meta["files"]["tokens.bin"]}),
+    "dtype": lambda meta: meta.update(dtype="uint32"),
+    "an object dtype": lambda meta: meta.update(dtype="O"),
+    "smaller vocabulary": lambda meta: meta.update(vocab_size=299),
+    "larger vocabulary": lambda meta: meta.update(vocab_size=301),
+    "vocabulary as text": lambda meta: meta.update(vocab_size="300"),
+    "another fingerprint": lambda meta: meta.update(fingerprint="0" * 32),
+    "no splits": lambda meta: meta.update(splits={}),
+    "splits overlap": lambda meta: meta["splits"]["val"]["tokens"].__setitem__(0, 0),
+    "split ends early": lambda meta: meta["splits"]["test"]["tokens"].__setitem__(1, 5),
+    "documents move": lambda meta: [
+        meta["splits"]["train"]["documents"].__setitem__(1, 3),
+        meta["splits"]["val"]["documents"].__setitem__(0, 3),
+    ],
+    "offsets as fractions": lambda meta: meta["splits"]["train"]["tokens"].__setitem__(0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_index_that_contradicts_its_files_is_made_again(
+    prepared: tuple[TextData, Path], folder: Path, tmp_path: Path, name: str
+) -> None:
+    data, path = prepared
+    good = (path / "meta.json").read_bytes()
+    forge(path, lambda meta: None)
+    Corpus(path)  # with checksums of its own it is accepted, so the checksums are not what fails below
+    forge(path, lambda meta: INDEXES[name](meta) and None)
+    with pytest.raises(ValueError, match=r"is truncated or damaged|is not a prepared corpus"):
+        Corpus(path)
+    again = text_data(folder, tmp_path)
+    assert again.fingerprint == data.fingerprint
+    old, new = json.loads(good), json.loads((path / "meta.json").read_bytes())
+    assert {key: new[key] for key in ("splits", "dtype", "vocab_size")} == {
+        key: old[key] for key in ("splits", "dtype", "vocab_size")
+    }
+
+
+@pytest.mark.parametrize("what", ["out of range", "no EOS at an end", "documents out of order", "floats", "pickled"])
+def test_tokens_and_offsets_are_checked(prepared: tuple[TextData, Path], what: str) -> None:
+    path = prepared[1]
+    tokens, starts = np.fromfile(path / "tokens.bin", np.uint16), np.load(path / "documents.npy")
+    if what == "out of range":
+        tokens[5] = 300
+    elif what == "no EOS at an end":
+        tokens[starts[1] - 1] = 0
+    elif what == "documents out of order":
+        starts[[1, 2]] = starts[[2, 1]]
+    tokens.tofile(path / "tokens.bin")
+    changed = {"floats": starts.astype(float), "pickled": starts.astype(object)}.get(what, starts)
+    np.save(path / "documents.npy", changed, allow_pickle=True)
+    forge(path, lambda meta: None)
+    with pytest.raises(ValueError, match=r"is truncated or damaged|is not a prepared corpus"):
+        Corpus(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "link to another cache", "broken link"])
+def test_what_stands_in_the_place_of_a_cache_is_replaced(folder: Path, tmp_path: Path, kind: str) -> None:
+    fingerprint = text_data(folder, tmp_path / "other").fingerprint
+    target = tmp_path / "other" / fingerprint
+    if kind == "link to another cache":
+        other = text_data(folder, tmp_path / "other", "bytes").fingerprint
+        target = tmp_path / "other" / other
+    place = tmp_path / "cache" / fingerprint
+    place.parent.mkdir()
+    place.write_text("a file") if kind == "file" else place.symlink_to(target if "cache" in kind else "nowhere")
+    data = text_data(folder, tmp_path / "cache")
+    assert data.vocab_size == 300
+    assert not place.is_symlink()
+    assert target.is_dir(), "what a link led to is not touched"
+
+
+def test_a_tokenizer_file_that_changes_meanwhile(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read once: the tokens are those of the fingerprint."""
+    file = tmp_path / "tokenizer.json"
+    specs = [train_bpe(["ab" * 100], 258), train_bpe(["cd" * 100], 258)]
+    file.write_text(specs[0])
+    write = corpus._write
+    monkeypatch.setattr(corpus, "_write", lambda *arguments: (file.write_text(specs[1]), write(*arguments)))
+    data = TextData(str(folder), str(file), cache_dir=str(tmp_path / "cache"))
+    assert (data.corpus.folder / "tokenizer.json").read_text() == specs[0]
+    assert TextData(str(folder), str(file), cache_dir=str(tmp_path / "cache")).fingerprint != data.fingerprint
+
+
+def test_sizes_of_splits(prepared: tuple[TextData, Path]) -> None:
+    data = prepared[0]
+    for split in SPLITS:
+        tokens = data.corpus.tokens(split)
+        documents = int((tokens == data.tokenizer.eos_id).sum()) - 1
+        assert data.sizes[split] == {"documents": documents, "tokens": len(tokens), "bytes": len(data.text(split))}
+    assert sum(sizes["documents"] for sizes in data.sizes.values()) == 59

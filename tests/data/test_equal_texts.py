@@ -1,25 +1,27 @@
 """Equal texts never stand in two splits, and what decides the splits is in the fingerprint."""
 
 import gzip
+import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data import TextData
+from bsbr_pl.data import TextData, files
 from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpus import prepare
-from bsbr_pl.data.files import Piece
+from bsbr_pl.data.files import Piece, SourceFile
+from bsbr_pl.data.opening import Options, open_source
 from bsbr_pl.data.sources import Files, HeldOut, Rows, Source
-from bsbr_pl.data.text import Options, open_source
 
 HALF = HeldOut(0.25, 0.25)
 DEFAULT = HeldOut(0.05, 0.05)
@@ -176,41 +178,95 @@ def test_a_fingerprint_is_of_content_and_splits_not_of_the_place(tmp_path: Path,
     assert len({plain, swapped, fingerprint(source, tmp_path / "cache")}) == 3
 
 
-class Rewritten(Files):
-    """Files of which the last is written anew while they are read."""
+class Swapped(Files):
+    """Files of which the last holds another text of the same size whenever it is read for its text."""
 
     def pieces(self) -> Iterator[Piece]:
-        for i, piece in enumerate(super().pieces()):
-            if i == 0:
-                list(self.files.values())[-1].write_text("another text")
-            yield piece
+        last = list(self.files.values())[-1].path
+        old = last.read_bytes()
+        write_again(last, old[::-1])
+        try:
+            yield from super().pieces()
+        finally:
+            write_again(last, old)
+
+
+def write_again(file: Path, content: bytes) -> None:
+    """Other bytes under the old modification time."""
+    status = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_a_source_that_changes_while_it_is_prepared_is_not_kept(tmp_path: Path) -> None:
     """Otherwise the new text would be handed out under the old text's fingerprint for ever."""
     names = [f"{i}.txt" for i in range(20)]
     write(tmp_path / "source", {name: f"text of {name}" for name in names})
-    files = {name: tmp_path / "source" / name for name in names}
-    with pytest.raises(ValueError, match="source='texts' changed during preparation: run again"):
-        prepare(Rewritten(files, HeldOut(0, 0)), "texts", "bytes", 0, tmp_path / "cache")
+
+    def open_files() -> dict[str, SourceFile]:
+        return {name: SourceFile(tmp_path / "source" / name) for name in names}
+
+    with pytest.raises(ValueError, match=r"9\.txt changed during preparation: run again when it no longer changes"):
+        prepare(Swapped(open_files(), HeldOut(0, 0)), "texts", "bytes", 0, tmp_path / "cache")
     assert [file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == []
-    corpus = prepare(Files(files, HeldOut(0, 0)), "texts", "bytes", 0, tmp_path / "cache")
-    assert corpus.text("train") == b"".join(files[name].read_bytes() for name in sorted(names))
+    corpus = prepare(Files(open_files(), HeldOut(0, 0)), "texts", "bytes", 0, tmp_path / "cache")
+    assert corpus.text("train") == b"".join((tmp_path / "source" / name).read_bytes() for name in sorted(names))
 
 
-@pytest.mark.parametrize("kind", ["one file", "rows", "own files"])
-def test_every_kind_of_source_notices_a_change(tmp_path: Path, kind: str) -> None:
-    row = json.dumps({"text": "old"})
-    names: dict[str, Any] = {
-        "one file": {"a.txt": row},
-        "rows": {"train.jsonl": row, "test.jsonl": row},
-        "own files": {"train.txt": row, "test.txt": row + "."},
-    }[kind]
-    path = write(tmp_path, names)
-    source = open_source(str(path / "a.txt") if kind == "one file" else str(path), DEFAULT)
-    before = source.identity()
-    file = path / next(iter(names))
-    file.write_text(row.replace("old", "new"))
-    assert source.identity() != before
-    file.write_text(row)
-    assert source.identity() == before
+ROWS = "".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(200))
+
+
+def parquet() -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"text": [f"text {i}" for i in range(200)]}), stream)
+    return stream.getvalue()
+
+
+KINDS: dict[str, bytes] = {
+    "a.txt": ROWS.encode(),
+    "a.txt.gz": gzip.compress(ROWS.encode()),
+    "a.jsonl": ROWS.encode(),
+    "a.csv": b"text\n" + b"text of a line\n" * 200,
+    "a.parquet": parquet(),
+}
+
+
+def grow(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"\n")
+
+
+def link(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_bytes(file.read_bytes()[::-1])
+    file.unlink()
+    file.symlink_to(other)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "same size and time": lambda file: write_again(file, file.read_bytes()[::-1]),
+    "grows": grow,
+    "cut": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "another file": link,
+}
+
+
+@pytest.mark.parametrize("verified", [1 << 18, 64])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_tokenized_is_what_the_fingerprint_is_of(
+    tmp_path: Path, name: str, change: str, verified: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_VERIFIED", verified)
+    file = tmp_path / name
+    file.write_bytes(KINDS[name])
+    source = open_source(str(file), DEFAULT)
+    before, texts = source.identity(), list(source.pieces())
+    CHANGES[change](file)
+    for read in (source.identity, lambda: list(source.pieces())):
+        with pytest.raises(ValueError, match=rf"{name} changed during preparation"):
+            read()
+    file.unlink()
+    file.write_bytes(KINDS[name])
+    assert list(source.pieces()) == texts
+    assert source.identity() == before == open_source(str(file), DEFAULT).identity()

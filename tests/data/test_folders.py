@@ -8,8 +8,8 @@ import pytest
 from datasets.data_files import DataFilesDict, get_data_patterns
 
 from bsbr_pl.data.base import SPLITS
+from bsbr_pl.data.opening import Options, open_source
 from bsbr_pl.data.sources import Files, HeldOut, OneFile, OwnFiles, Rows
-from bsbr_pl.data.text import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 Layout = dict[str, list[str]]

@@ -8,7 +8,7 @@ import json
 import lzma
 import os
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsbr_pl.data import TextData
-from bsbr_pl.data.files import read_pieces, read_rows, sha256_of
+from bsbr_pl.data.files import SourceFile, read_pieces, sha256_of
+from bsbr_pl.data.rows import read_rows
 
 Texts = list[str | None]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -31,6 +32,10 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
     ".zst": lambda raw: pa.compress(raw, codec="zstd", asbytes=True),
 }
+
+
+def rows_of(*paths: Path, column: str = "text") -> Iterator[str | None]:
+    return read_rows(map(SourceFile, paths), column)
 
 
 def write_jsonl(path: Path, texts: Texts) -> None:
@@ -94,7 +99,7 @@ def test_texts_come_back_as_they_were_written(
         texts = [text.replace("\0", "") if text else "" for text in texts]  # a field that is not there is an empty one
     path = tmp_path_factory.getbasetemp() / f"rows{suffix}"
     write(path, texts)
-    assert list(read_rows([path, path], "text")) == texts * 2
+    assert list(rows_of(path, path)) == texts * 2
 
 
 @pytest.mark.parametrize("ending", COMPRESSIONS)
@@ -104,8 +109,8 @@ def test_compressed_rows(tmp_path: Path, suffix: str, write: Callable[[Path, Tex
     write(tmp_path / "plain", texts)
     path = tmp_path / f"ROWS{suffix}{ending}".upper()
     path.write_bytes(COMPRESSIONS[ending]((tmp_path / "plain").read_bytes()))
-    assert list(read_rows([path], "text")) == texts
-    assert sha256_of(path) == sha256_of(tmp_path / "plain")
+    assert list(rows_of(path)) == texts
+    assert sha256_of(SourceFile(path)) == sha256_of(SourceFile(tmp_path / "plain"))
 
 
 @pytest.mark.parametrize("ending", COMPRESSIONS)
@@ -128,7 +133,7 @@ def test_compressed_texts_have_the_tokens_of_the_text(tmp_path: Path, ending: st
 def test_several_compressed_parts_one_after_another(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(b"".join(COMPRESSIONS[ending](json.dumps({"text": text}).encode() + b"\n") for text in "abc"))
-    assert list(read_rows([path], "text")) == ["a", "b", "c"]
+    assert list(rows_of(path)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("ending", sorted(set(COMPRESSIONS) - {""}))
@@ -136,9 +141,9 @@ def test_several_compressed_parts_one_after_another(tmp_path: Path, ending: str)
 def test_damaged_compressed_files(tmp_path: Path, name: str, ending: str) -> None:
     def read(path: Path) -> None:
         if name == "a.txt":
-            list(read_pieces(path, "train"))
+            list(read_pieces(SourceFile(path), "train"))
         else:
-            list(read_rows([path], "text"))
+            list(rows_of(path))
 
     path = tmp_path / (name + ending)
     text = os.urandom(20_000).hex()
@@ -166,7 +171,7 @@ def test_only_the_text_column_must_agree(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["q"], "other": [b"x"]}), tmp_path / "d.parquet")
     files = sorted(tmp_path.iterdir())
     dates: Texts = ["2020-01-01"] * 3 + ["2021-01-01T00:00:00", None]
-    assert list(read_rows(files, "text")) == [*dates, "b", "p", "q"]
+    assert list(rows_of(*files)) == [*dates, "b", "p", "q"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,7 @@ def test_columns_of_strings_of_other_types(tmp_path: Path, column: pa.Array, suf
         return  # this version of .parquet cannot be written with it
     else:
         pq.write_table(table, path)
-    assert list(read_rows([path], "a.b")) == column.to_pylist()
+    assert list(rows_of(path, column="a.b")) == column.to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_columns_of_no_strings(tmp_path: Path, column: list[Any], kind: str, suf
     with pytest.raises(
         ValueError, match=f"text_column='text' of .*a{suffix} has type {kind}.*: use a column of strings"
     ):
-        list(read_rows([path], "text"))
+        list(rows_of(path))
 
 
 GOOD = b'{"text": "a"}\n'
@@ -261,7 +266,7 @@ GOOD = b'{"text": "a"}\n'
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        list(read_rows([tmp_path / name], "text"))
+        list(rows_of(tmp_path / name))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
@@ -272,19 +277,19 @@ def test_a_file_that_was_cut_short(tmp_path: Path, suffix: str) -> None:
     for size in (0, 3, len(whole) // 2, len(whole) - 20):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=f"a{suffix} cannot be read as {suffix}"):
-            list(read_rows([path], "text"))
+            list(rows_of(path))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     for name, content in (("a.jsonl", '{"text": "a"}'), ("b.json", '[{"text": "a"}]'), ("c.csv", "text,n\r\na,1\r\n")):
         (tmp_path / name).write_text(content, encoding="utf-8-sig", newline="")
-        assert list(read_rows([tmp_path / name], "text")) == ["a"]
+        assert list(rows_of(tmp_path / name)) == ["a"]
 
 
 def test_a_large_field_of_a_csv(tmp_path: Path) -> None:
     text = "word, " * 100_000
     write_csv(tmp_path / "a.csv", ["small", text])
-    assert list(read_rows([tmp_path / "a.csv"], "text")) == ["small", text]
+    assert list(rows_of(tmp_path / "a.csv")) == ["small", text]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst", "a.parquet"])
@@ -296,11 +301,11 @@ def test_memory_is_bounded(tmp_path: Path, name: str) -> None:
     else:
         (write_jsonl if name.startswith("a.jsonl") else write_csv)(plain, texts)
     (tmp_path / name).write_bytes(COMPRESSIONS.get(Path(name).suffix, bytes)(plain.read_bytes()))
-    list(read_rows([tmp_path / name], "text"))  # what is imported is not counted
+    list(rows_of(tmp_path / name))  # what is imported is not counted
     tracemalloc.start()
     before = pa.total_allocated_bytes()
     count = largest = 0
-    for text in read_rows([tmp_path / name], "text"):
+    for text in rows_of(tmp_path / name):
         count += text is not None
         largest = max(largest, pa.total_allocated_bytes() - before)
     peak = tracemalloc.get_traced_memory()[1]

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from bsbr_pl.data import TextData, files, hub, sources
 from bsbr_pl.data.base import SPLITS
-from bsbr_pl.data.files import read_pieces
+from bsbr_pl.data.files import SourceFile, read_pieces
+from bsbr_pl.data.opening import Options, open_source
 from bsbr_pl.data.sources import Files, HeldOut, Source
-from bsbr_pl.data.text import Options, open_source
 
 HELD_OUT = HeldOut(0.05, 0.05)
 
@@ -82,7 +82,7 @@ def test_pieces_of_a_file_are_its_bytes(tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.getbasetemp() / "pieces.txt"
     path.write_bytes(text.encode())
     with blocks_of(block):
-        pieces = list(read_pieces(path, "val"))
+        pieces = list(read_pieces(SourceFile(path), "val"))
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.end for piece in pieces] == [False] * (len(pieces) - 1) + [True] * bool(pieces)
 
@@ -98,7 +98,7 @@ def test_the_first_byte_that_is_no_utf8_is_named(
     path.write_bytes(content)
     match = f"bad.txt is not UTF-8: byte .* at offset {expected.value.start};"
     with blocks_of(block), pytest.raises(ValueError, match=match):
-        list(read_pieces(path, "val"))
+        list(read_pieces(SourceFile(path), "val"))
 
 
 def test_one_file_is_cut_by_position_between_characters(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://localhost:9")  # nobody listens there
         monkeypatch.setattr(hub, "getproxies", dict)
-        with pytest.raises(ValueError, match=r"source='no-such-owner/nothing'.*HF_HUB_OFFLINE=1.*source='stdlib'"):
+        with pytest.raises(ValueError, match=r"source='no-such-owner/nothing'.*HF_HUB_OFFLINE=1.*source='packages'"):
             _ = TextData("no-such-owner/nothing", cache_dir=str(tmp_path)).vocab_size
 
 
@@ -316,7 +316,9 @@ class TestBadInput:
     def test_missing(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         name = name or str(tmp_path / "nothing")
-        self.expect("does not exist: use 'stdlib', a file or folder, or the name 'owner/name'", name)
+        self.expect(
+            "does not exist: use 'packages', 'gcide', 'stdlib', a file or folder, or the name 'owner/name'", name
+        )
 
     def test_empty(self, tmp_path: Path) -> None:
         (tmp_path / "folder").mkdir()
@@ -372,7 +374,9 @@ class TestBadInput:
 
     @pytest.mark.parametrize("name", ["", "a" * 300, "a\0b", "~nobody-of-this-name/a.txt", "file:///etc/hosts"])
     def test_names_that_no_file_has(self, name: str) -> None:
-        self.expect("does not exist: use 'stdlib', a file or folder, or the name 'owner/name'", name)
+        self.expect(
+            "does not exist: use 'packages', 'gcide', 'stdlib', a file or folder, or the name 'owner/name'", name
+        )
 
     def test_fractions(self) -> None:
         for val, test in ((-0.1, 0.1), (0.5, 0.5)):

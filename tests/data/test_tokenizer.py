@@ -3,12 +3,15 @@
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from faults import fuzz_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsbr_pl.data import tokenizer as module
 from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 
 # Text to learn merges from: code, prose, several scripts and the name of a special token.
@@ -106,3 +109,98 @@ def test_a_tokenizer_that_would_lose_bytes_is_refused(tmp_path: Path) -> None:
         load_tokenizer(foreign({"model": {"type": "WordPiece", "vocab": {}}}, tmp_path))
     with pytest.raises(ValueError, match=r"neither 'bpe' nor 'bytes' nor an existing tokenizer.json"):
         load_tokenizer("words")
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "dropout": ({"dropout": 0.5}, ""),
+    "unknown version": ({"version": "9.9"}, ""),
+    "truncation": (
+        {"truncation": {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}},
+        "",
+    ),
+    "ids as text": ({"vocab": {"!": "0"}}, "has the id '0' for '!' in vocab, which is not an integer"),
+    "fraction": ({"vocab": {"!": 1.5}}, "has the id 1.5 for '!' in vocab, which is not an integer"),
+    "negative": ({"vocab": {"!": -1}}, "has the id -1 for '!' in vocab, which is not an integer of at least 0"),
+    "huge": ({"vocab": {"!": 4_000_000_000}}, "has 399 tokens whose ids are not 0 to 398, each once"),
+    "twice": ({"vocab": {"!": 1}}, "gives two tokens of vocab the same id"),
+    "not a byte": ({"vocab": {"日": 399}}, "is not byte-level: token '日' .* stands for no bytes"),
+    "merge of three": (
+        {"merges": [["a", "b", "c"]]},
+        r"has the merge \['a', 'b', 'c'\], which is not a pair of tokens",
+    ),
+    "unknown merge": ({"merges": ["q zz"]}, r"has the merge \['q', 'zz'\], but not its tokens"),
+    "prefix": ({"continuing_subword_prefix": "##"}, "is not byte-level: continuing_subword_prefix='##'"),
+    "steps": ({"pre_tokenizer": [1]}, r"has the pre_tokenizer \[1\], which may lose text"),
+    "lossy steps": ({"pre_tokenizer": {"type": "Whitespace"}}, "has the pre_tokenizer .*Whitespace.* may lose text"),
+    "no steps": ({"pre_tokenizer": None}, "has the pre_tokenizer None, which may lose text"),
+    "no byte level": ({"pre_tokenizer": {"type": "Digits"}}, "needs one step of type 'ByteLevel'"),
+    "regex": (
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"},
+                    {"type": "ByteLevel"},
+                ],
+            }
+        },
+        "tokenizer.json cannot be used",
+    ),
+    "added twice": ({"added_tokens": [{"id": 399, "content": "<x>"}] * 2}, "lists an added token twice"),
+    "added elsewhere": ({"added_tokens": [{"id": 400, "content": "<x>"}]}, "has 400 tokens whose ids are not 0 to 399"),
+    "added differs": ({"added_tokens": [{"id": 399, "content": "!"}]}, "256 bytes have no id"),
+    "added": ({"added_tokens": [5]}, "has added_tokens that are not a list of objects"),
+    "deep": ({"normalizer": json.loads("[" * 50 + "]" * 50)}, "has more than 12 lists and objects within each other"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_file_is_checked_before_the_library_sees_it(name: str, tmp_path: Path) -> None:
+    """What has no effect on the ids is off; all else is one sentence."""
+    change, expected = CHANGES[name]
+    spec = json.loads(bpe_spec())
+    for key, value in change.items():
+        inside = spec["model"] if key in ("vocab", "merges", "dropout", "continuing_subword_prefix") else spec
+        inside[key] = inside[key] | value if key == "vocab" else value
+    if not expected:
+        subject, text = load_tokenizer(foreign(spec, tmp_path)), "self return naïve"
+        assert [subject.encode(text) for _ in range(20)] == [tokenizer("bpe").encode(text)] * 20
+        return
+    with pytest.raises(ValueError, match=expected) as error:
+        load_tokenizer(foreign(spec, tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", "[]", '{"model": 5}', "\x00", "9" * 5000])
+def test_a_file_that_is_no_tokenizer(text: str, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer.json (is not JSON|holds no BPE model)"):
+        load_tokenizer(str(tmp_path / "t.json"))
+
+
+def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_FILE", 1 << 20)
+    (tmp_path / "t.json").write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(ValueError, match=r"t.json' is too large: at most 1 MiB"):
+        load_tokenizer(str(tmp_path / "t.json"))
+    (tmp_path / "t.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"t.json' is not UTF-8"):
+        load_tokenizer(str(tmp_path / "t.json"))
+
+
+def test_steps_without_options_have_those_of_the_library(tmp_path: Path) -> None:
+    """GPT-2's file does not say use_regex, which is true then: 'the cat' is cut before the blank."""
+    spec = json.loads(bpe_spec())
+    spec["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+    spec["model"]["vocab"] |= {"aĠ": 399, "aĠb": 400}
+    spec["model"]["merges"] = ["a Ġ", "aĠ b"]
+    subject = load_tokenizer(foreign(spec, tmp_path))
+    vocabulary = spec["model"]["vocab"]
+    assert subject.encode("a b") == [vocabulary["a"], vocabulary["Ġ"], vocabulary["b"]]
+
+
+@pytest.mark.parametrize("seed", range(0, 500, 25))
+def test_a_mutated_file_is_used_or_refused(seed: int) -> None:
+    """The first mutation of each process of `tests/faults/fuzz_tokenizer.py`."""
+    spec, names = fuzz_tokenizer.mutated(bpe_spec(), seed)
+    assert fuzz_tokenizer.outcome(spec) in ("kept", "refused"), names

@@ -8,7 +8,7 @@ import torch
 
 from bsbr_pl.data import TextData
 from bsbr_pl.data.base import Steps
-from bsbr_pl.data.text import Windows
+from bsbr_pl.data.windows import Windows
 
 
 def remade(data: TextData, **changes: object) -> TextData:

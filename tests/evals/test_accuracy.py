@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from bsbr_pl.data import InductionData
+from bsbr_pl.data import InductionData, TextData
 from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
 from bsbr_pl.values import ratio_interval
 
@@ -84,6 +84,24 @@ def test_many_documents_are_joined_with_their_neighbours(trained, make_data, mon
     assert sum(joined["blocks"]["nats"]) == pytest.approx(sum(single["blocks"]["nats"]))
     assert joined["loss"] == single["loss"]
     assert joined["documents"] == single["documents"]
+
+
+def test_a_text_of_one_document_is_cut_into_equal_parts(trained, tmp_path):
+    """Otherwise its interval would have the width 0, which looks like certainty."""
+    (tmp_path / "book.txt").write_text("".join(f"line {i * i}\n" for i in range(500)))
+    data = TextData(str(tmp_path / "book.txt"), "bytes", eval_context_length=1, cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    found = text_accuracy(trained.model, data)
+    assert found["documents"] == 1
+    tokens = torch.from_numpy(data.corpus.tokens("val").astype(np.int64))
+    with torch.no_grad():
+        logits = trained.model(tokens[:-1, None])[:, 0].double()
+    nats = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
+    edges = [len(nats) * i // 100 for i in range(101)]
+    assert found["blocks"]["nats"] == pytest.approx([float(nats[a:b].sum()) for a, b in pairwise(edges)], rel=1e-5)
+    assert found["blocks"]["bytes"] == [b - a - (b == edges[-1]) for a, b in pairwise(edges)]
+    low, high = found["interval"]["loss"]
+    assert low < found["loss"] < high
 
 
 def test_the_interval_is_that_of_resampled_documents():
