@@ -20,7 +20,8 @@ TEXTS = [option for option in TRAIN if not option.startswith("--data.source")]
 TASK = [option for option in TRAIN if not option.startswith("--data")]
 TASK += ["--data.train_segments=[[16,2,64]]", "--data.test_segments=[[16,2,8]]", "--data.batch_size=4"]
 FIT = "train.py fit --config configs/bsbr.yaml"
-OWN = "train.py fit --model.attention=my_package.MyAttention"
+OWN = "train.py fit --trust my_package --model.attention=my_package.MyAttention"
+LOGGER = f"{FIT} --trust my_logger --trainer.logger=my_logger.TrackioLogger"
 
 #: What is appended to the commands, in the order of the page.
 HERE = {
@@ -38,7 +39,8 @@ HERE = {
     f"{FIT} --config configs/data/mqar.yaml": TASK,
     "evaluate.py runs/ '--multiples=[1]' '--lengths=[256,1024]'": EVALUATE,
 }
-TWO_DEVICES = f"{FIT} --trainer.devices=2 --trainer.strategy=ddp"  # tests/two_processes.py
+#: Run in test_the_logger_of_the_page and in tests/two_processes.py.
+ELSEWHERE = {LOGGER, f"{FIT} --trainer.devices=2 --trainer.strategy=ddp"}
 NEEDS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 MY_PACKAGE = """
 from bsbr_pl.attention import StandardAttention
@@ -54,7 +56,6 @@ def folder(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(train, "TRUSTED", [*train.TRUSTED, "my_package", "my_logger"])
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my_package.py").write_text(MY_PACKAGE)
     texts = ["\n".join(f"def add_{i}(a, b):\n    return a + b + {i * j}\n" for i in range(20)) for j in range(60)]
@@ -66,8 +67,8 @@ def folder(tmp_path, monkeypatch, one_thread):
 
 
 def test_every_command_is_known():
-    assert [command for command in commands(PAGE) if command != TWO_DEVICES] == list(HERE)
-    assert TWO_DEVICES in commands(PAGE)
+    assert [command for command in commands(PAGE) if command not in ELSEWHERE] == list(HERE)
+    assert set(commands(PAGE)) >= ELSEWHERE
     assert len(re.findall(r"^## \.\.\. .*\?$", PAGE, re.M)) == 13
 
 
@@ -122,8 +123,7 @@ def test_the_logger_of_the_page(folder, monkeypatch):
 
     for name in ("init", "log", "finish"):
         monkeypatch.setattr(trackio, name, lambda *args, name=name, **options: calls.append((name, args, options)))
-    own = ["--trainer.logger=my_logger.TrackioLogger", "--trainer.log_every_n_steps=1"]
-    train.main(["fit", "--config=configs/bsbr.yaml", *TRAIN, *own])
+    train.main([*shlex.split(LOGGER)[1:], *TRAIN, "--trainer.log_every_n_steps=1"])
     assert calls[0][0] == "init"
     assert calls[0][2]["project"] == "attention"
     assert calls[0][2]["config"]["hidden_dim"] == "16"
