@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bsbr_pl.utils.files import default_cache_dir as default_cache_dir
+
 from .base import SPLITS
 from .files import Piece, sha256_of
 from .sources import Source
@@ -299,8 +301,3 @@ def _is_whole(file: Path, sums: dict[str, Any]) -> bool:
 
 def _json_sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/bsbr_pl, or ~/.cache/bsbr_pl."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bsbr_pl"

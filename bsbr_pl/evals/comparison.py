@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
-from bsbr_pl.data.corpus import default_cache_dir
 from bsbr_pl.results import Results
+from bsbr_pl.utils.files import default_cache_dir
 from bsbr_pl.utils.records import environment
 from bsbr_pl.values import bootstrap_interval
 
