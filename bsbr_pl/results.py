@@ -315,6 +315,13 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def on_own_data(row: Row, about: Mapping[str, Any]) -> bool:
+    """Whether a row is no accuracy, or one on the data that its checkpoint was trained on, as `about` says."""
+    identity = row["identity"]
+    trained_on = (about.get("data") or {}).get("fingerprint")
+    return identity["kind"] not in ("text", "recall") or not trained_on or trained_on == identity.get("data")
+
+
 def open_problems(rows: Sequence[Row]) -> list[Row]:
     """The problems that are not solved: no row of that checkpoint has the facts `of`, and no such file was read."""
     others = [row for row in rows if row["identity"]["kind"] != "problem"]

@@ -163,7 +163,8 @@ class Checkpoint:
         """
         if self.data_class is None:
             raise ValueError("the checkpoint has no data set of bsbr_pl.data")
-        return open_saved(self.data_class, self.data_arguments, self.data_fingerprint, self.location, changes, self.trusted)
+        saved = (self.data_class, self.data_arguments, self.data_fingerprint)
+        return open_saved(*saved, self.location, changes, self.trusted)
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:

@@ -88,7 +88,7 @@ def untrained(name: str, arguments: Mapping[str, Any], seed: int) -> Subject:
         torch.manual_seed(seed)
         model = LanguageModel(**arguments)
     weights = digest(["random weights", plain_arguments(arguments), seed])
-    return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0}, trained=False)
+    return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0})
 
 
 def train(

@@ -1,5 +1,6 @@
 """Wall-clock time: of callables in interleaved rounds, of training steps and the waits between them, with intervals."""
 
+import contextlib
 import math
 import platform
 import random
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bsbr_pl.utils.files import default_cache_dir, own_folder
 from bsbr_pl.values import bootstrap_interval
@@ -31,6 +32,16 @@ def timing_lock() -> FileLock:
         OSError: naming the folder, in the user's cache, that cannot be had.
     """
     return FileLock(own_folder(default_cache_dir() / "locks") / f"times-{platform.node()}.lock")
+
+
+def timing_problem() -> str:
+    """Why the lock for times cannot be had, as a sentence; empty if it can, if only after another process."""
+    try:
+        with contextlib.suppress(Timeout), timing_lock().acquire(blocking=False):
+            pass
+    except OSError as error:
+        return f"costs: times cannot be locked ({error.filename or ''}: {error.strerror})"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ DAMAGE = {
     "objects in objects": b'{"a":' * 5000 + b"1" + b"}" * 5000,
     "a comment": b"# rows of 24 November, by hand",
     "not a number": json.dumps(row(values={"state_bytes": math.nan})).encode(),
-    "infinite": json.dumps(row(values={"state_bytes": 1})).encode().replace(b'"state_bytes": 1', b'"state_bytes": 1e999'),
+    "infinite": json.dumps(row()).encode().replace(b'"state_bytes": 1', b'"state_bytes": 1e999'),
     "too large to be squared": json.dumps(row(values={"state_bytes": 1e308})).encode(),
     "beyond 64 bits": json.dumps(row(values={"state_bytes": 2**63})).encode(),
     "beyond 64 bits in the description": json.dumps(row(about={"config": {"x": [-(2**63)]}})).encode(),
