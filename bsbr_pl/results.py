@@ -59,6 +59,12 @@ IDENTITY = {
     "version?": int,
     "of?": {"kind": str, "*": object},
 }
+#: What the identity of a kind must have.
+OF_KIND: dict[str, Any] = {
+    "text": {"split": str, "data": (NoneType, str), "length": int, "*": object},
+    "recall": {"split": str, "data": (NoneType, str), "*": object},
+    "cost": {"length": int, "*": object},
+}
 ABOUT = {
     "checkpoint?": {
         "name": str,  # its path as it was given, or the name of a model
@@ -171,6 +177,7 @@ def check(row: Any) -> None:
     kind = row["identity"]["kind"]
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; there are {', '.join(KINDS)}")
+    schema.check_form(row["identity"], OF_KIND.get(kind, {}), "row.identity")
     schema.check_form(row["values"], KINDS[kind], "values")
 
 
@@ -230,6 +237,7 @@ class Results:
         check(row)
         self._rows[digest(identity)] = row
         if self.path is not None:
+            self._make_folder(self.path)
             try:
                 self._append(self.path, json.dumps(row, allow_nan=False).encode() + b"\n")
             except OSError as error:
@@ -241,6 +249,8 @@ class Results:
 
         The file is read again, so that `get` tells whether there is still something to measure.
         """
+        if self.path is not None:
+            self._make_folder(self.path)
         with nullcontext(True) if self.path is None else self._locked(digest(identity), wait) as claimed:
             if claimed:
                 self.read()
@@ -285,8 +295,13 @@ class Results:
             if lock:
                 lock.release()
 
+    def _make_folder(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotKeptError(error.errno, error.strerror, str(path)) from error
+
     def _append(self, path: Path, line: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked("file"), path.open("a+b") as stream:
             if stream.seek(0, 2):
                 stream.seek(-1, 2)

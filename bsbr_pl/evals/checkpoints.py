@@ -231,9 +231,7 @@ def _facts(saved: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def read_all(
-    paths: Iterable[str | Path], location: DataLocation = HERE, trusted: bool = False
-) -> list[Checkpoint]:
+def read_all(paths: Iterable[str | Path], location: DataLocation = HERE, trusted: bool = False) -> list[Checkpoint]:
     """Every checkpoint under `paths`; of several with the same weights, the first whose run's end is known."""
     found: dict[str, Checkpoint] = {}
     for path in find(paths):

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from tqdm import tqdm
 
 from bsbr_pl.data import InductionData, TokenData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.spec import AttentionSpec, plain_specs
+from bsbr_pl.utils.timing import measure
 from bsbr_pl.values import digest
 
 from .checkpoints import open_checkpoint
@@ -76,9 +79,9 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, "attention": plain_specs(arguments["attention"])}
 
 
-def from_checkpoint(name: str, path: str | Path) -> Subject:
-    """A trained model with its name."""
-    subject = open_checkpoint(path).subject()
+def from_checkpoint(name: str, path: str | Path, trusted: bool) -> Subject:
+    """A trained model with its name; `trusted`: whether paths in the file are read."""
+    subject = open_checkpoint(path, trusted=trusted).subject()
     return replace(subject, about=subject.about | {"checkpoint": subject.about["checkpoint"] | {"name": name}})
 
 
@@ -91,28 +94,69 @@ def untrained(name: str, arguments: Mapping[str, Any], seed: int) -> Subject:
     return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0})
 
 
-def train(
-    arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, folder: Path
-) -> Path:
-    """The checkpoint of `LanguageModule(**arguments)` trained on `task`: from `folder`, or trained now and kept there.
+def train_all(
+    models: Mapping[str, Mapping[str, Any]],
+    task: TokenData,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+) -> dict[str, Path]:
+    """Train `LanguageModule(**arguments)` of each name on `task`, unless its checkpoint is in `folder`.
 
-    Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
+    A line on standard error says first what is trained, and for how long.
+
+    Returns:
+        name -> checkpoint.
     """
+    files = {name: folder / f"{_key(arguments, task, steps, seed, device)}.ckpt" for name, arguments in models.items()}
+    missing = [name for name, path in files.items() if not _is_kept(path)]
+    if missing:
+        seconds = steps * sum(_step_seconds(models[name], task, device) for name in missing)
+        tokens = max(task.train_lengths)
+        tqdm.write(
+            f"training {', '.join(missing)}: {steps:,} steps each, of {task.batch_size} samples of {tokens} tokens of "
+            f"{type(task).__name__}, on {device.type}; about {max(1, round(seconds / 60))} min. "
+            f"The weights are kept in {folder}",
+            file=sys.stderr,
+        )
+    for name in tqdm(missing, "training", disable=None):
+        _train(models[name], task, steps, seed, device, files[name])
+    return files
+
+
+def _key(arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device) -> str:
+    """Digest of everything that decides the weights, the code of the architecture and of the model included."""
     spec = AttentionSpec.of(arguments["attention"])
-    described = {**arguments, "attention": spec.plain()}
     code = [_source(part) for part in (spec.cls, LanguageModel, LanguageModule)]
     data = (str(task), task.fingerprint)
-    key = digest([VERSION, described, data, steps, seed, device.type, torch.__version__, code])
-    path = folder / f"{key}.ckpt"
+    return digest([VERSION, plain_arguments(arguments), data, steps, seed, device.type, torch.__version__, code])
+
+
+def _is_kept(path: Path) -> bool:
     with suppress(ValueError):
         open_checkpoint(path)
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{key}-{os.getpid()}.ckpt"
+        return True
+    return False
+
+
+def _step_seconds(arguments: Mapping[str, Any], task: TokenData, device: torch.device) -> float:
+    """Seconds of a forward and backward pass over a batch of the longest samples."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model = LanguageModule(**plain_arguments(arguments)).model.to(device)
+    ids = torch.zeros(task.batch_size, max(task.train_lengths), dtype=torch.long, device=device)
+    return measure({"step": lambda: model(ids).sum().backward()}, rounds=2, warmup=1, device=device)["step"].median
+
+
+def _train(
+    arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, path: Path
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}-{os.getpid()}.ckpt")
     forked = [device] if device.type == "cuda" else []
     with _quiet(), torch.random.fork_rng(forked):
         torch.manual_seed(seed)
-        module = LanguageModule(**described)
+        module = LanguageModule(**plain_arguments(arguments))
         trainer = Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
@@ -132,7 +176,6 @@ def train(
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    return path
 
 
 def _source(part: type) -> str:
