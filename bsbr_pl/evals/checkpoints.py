@@ -20,7 +20,7 @@ from bsbr_pl.schema import COUNT, check_form, check_plain
 from bsbr_pl.values import finite, one_line
 
 from .runs import RUN, Run, check_record, plain, read_record, read_run
-from .saved_data import HERE, DataLocation, open_saved
+from .saved_data import HERE, DataLocation, check_lengths, open_saved
 from .subject import Subject, describe_model, layer_names
 
 _NO_CHOICE = ("seed", "eval_batch_size", "num_workers", "cache_dir")  # of data: what makes no other configuration
@@ -198,6 +198,8 @@ def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Ch
         facts = _facts(saved)
         data_class = facts["data_class"]
         arguments = facts.get("datamodule_hyper_parameters", {}) if data_class else {}
+        if not trusted:
+            check_lengths(arguments)
         checkpoint = Checkpoint(
             name=name,
             digest=_digest(module),
@@ -223,7 +225,11 @@ def _facts(saved: dict[str, Any]) -> dict[str, Any]:
     states = [state for name, state in saved.get("callbacks", {}).items() if str(name).split("{")[0] == "RunRecorder"]
     facts = {name.removesuffix("?"): saved.get(name.removesuffix("?")) for name in SAVED if name[-1] == "?"}
     facts = {name: value for name, value in facts.items() if value is not None}
-    facts |= {"data_class": data_class, "data": saved.get(data_class, {}), "record": states[0] if states else {}}
+    facts |= {
+        "data_class": data_class,
+        "data": saved[data_class] if data_class else {},
+        "record": states[0] if states else {},
+    }
     check_plain(facts, "the checkpoint")
     facts = finite(facts)
     check_form(facts, SAVED, "the checkpoint")

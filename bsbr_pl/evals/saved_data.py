@@ -14,8 +14,10 @@ from bsbr_pl.values import one_line
 BUILT_IN = {"source": ("stdlib", "packages", "gcide"), "tokenizer": ("bpe", "bytes")}  # values that are no path
 # Limits for checkpoints that are not trusted.
 SAMPLE_TOKENS = 1 << 16
+MAX_ITEMS = 1000  # of a list of lengths, segments or depths
 BATCH_TOKENS = 1 << 14  # of an evaluation batch that is more than one sample
 TASK_TOKENS = 1 << 25  # of all test samples of a recall task
+REMEDY = "set --trust_data to evaluate it"
 
 
 class DataChangedError(ValueError):
@@ -85,19 +87,37 @@ def open_saved(
     return data
 
 
+def check_lengths(arguments: Mapping[str, Any]) -> None:
+    """Reject arguments of data whose samples are too long, before anything is built from them.
+
+    Raises:
+        ValueError: naming the argument and the limit.
+    """
+    for name, value in arguments.items():
+        items = value if isinstance(value, list) else [value]
+        if len(items) > MAX_ITEMS:
+            raise ValueError(f"data.{name} has {len(items):,} items, more than {MAX_ITEMS:,}: {REMEDY}")
+        if name.endswith(("context_length", "_lengths", "_segments", "_copied")):
+            lengths = [item[:2] if isinstance(item, list) else [item] for item in items]  # of a segment: length, pairs
+            _check_length(f"data.{name}", max((n for some in lengths for n in some if isinstance(n, int)), default=0))
+
+
+def _check_length(what: str, length: int) -> None:
+    if length > SAMPLE_TOKENS:
+        raise ValueError(f"{what} is {length:,} tokens, more than {SAMPLE_TOKENS:,}: {REMEDY}")
+
+
 def _check_size(data: TokenData) -> None:
     """Reject samples that are too long, and recall tasks of too many tokens.
 
     Raises:
         ValueError: naming the number and the limit.
     """
-    length, remedy = data.validation_length, "set --trust_data to evaluate it"
-    if length > SAMPLE_TOKENS:
-        raise ValueError(f"its samples have {length:,} tokens, more than {SAMPLE_TOKENS:,}: {remedy}")
+    _check_length("the length of its samples", data.validation_length)
     if data.kind == "recall":
-        tokens = length * int(data.samples("test").bounds[-1])  # type: ignore[attr-defined]
+        tokens = data.validation_length * int(data.samples("test").bounds[-1])  # type: ignore[attr-defined]
         if tokens > TASK_TOKENS:
-            raise ValueError(f"its test samples have {tokens:,} tokens, more than {TASK_TOKENS:,}: {remedy}")
+            raise ValueError(f"its test samples have {tokens:,} tokens, more than {TASK_TOKENS:,}: {REMEDY}")
 
 
 def _read_text(data: TokenData, fingerprint: str | None, moved: bool, trusted: bool) -> None:

@@ -250,9 +250,8 @@ def test_arguments_out_of_range_are_named():
 
 def compare_accuracy(cache, models=("BSBR", "Standard"), lengths=(16, 32), **arguments):
     task = InductionData(**TASK)
-    return compare_models(
-        lengths, models, ("accuracy",), task=task, train_steps=3, cache_dir=cache, **SMALL | arguments
-    )
+    chosen = {"task": task, "train_steps": 3, "cache_dir": cache, **SMALL, **arguments}
+    return compare_models(lengths, models, ("accuracy",), **chosen)
 
 
 def test_accuracy_is_that_of_the_trained_weights_and_training_happens_once(tmp_path, trainings):

@@ -120,7 +120,7 @@ def test_what_is_trusted_is_read_from_where_it_says(trained, home, tmp_path, tex
     path = trained()
     code, problems, rows = evaluate(tmp_path / "runs", "--trust_data")
     assert code == 0
-    assert "None" in problems
+    assert "None" in problems, problems
     (row,) = [row for row in rows if row["identity"]["kind"] == "text"]
     assert row["identity"]["data"] == read(path).data_fingerprint
     assert read(path, trusted=True).open_data().num_workers == 0
@@ -137,20 +137,19 @@ def test_tokens_in_the_users_cache_and_files_that_he_names_are_read(trained, hom
     assert (again.fingerprint, again.eval_batch_size) == (expected, 3)
 
 
-SIZES: dict[str, tuple[dict[str, Any], str]] = {
-    "long windows": ({"context_length": 10**8}, "100,000,000 tokens, more than 65,536"),
-    "long validation windows": ({"eval_context_length": 65_537}, "65,537 tokens, more than 65,536"),
-}
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_no_length_is_taken_by_its_word(trained, home, tmp_path, text, size):
-    changes, words = SIZES[size]
-    trained(**changes)
-    _, problems, rows = evaluate(tmp_path / "runs", f"--data.source={text}")
-    assert words in problems
-    assert "set --trust_data" in problems
-    assert "text" not in [row["identity"]["kind"] for row in rows]
+@pytest.mark.parametrize("name", ["context_length", "eval_context_length"])
+def test_no_length_is_taken_by_its_word(trained, home, tmp_path, text, name):
+    trained()
+    trained("long", **{name: 10**8})
+    code, problems, rows = evaluate(tmp_path / "runs", f"--data.source={text}")
+    assert code == 0
+    assert f"long.ckpt | data.{name} is 100,000,000 tokens, more than 65,536: set --trust_data" in problems
+    assert {row["about"]["checkpoint"]["name"] for row in rows if row["identity"]["kind"] == "text"} == {
+        f"{tmp_path}/runs/one.ckpt"
+    }
+    trained("half", **{name: 40_000})
+    with pytest.raises(ValueError, match="the length of its samples is 80,000 tokens"):
+        read(tmp_path / "runs/half.ckpt", DataLocation(source=str(text))).open_data(eval_context_length=80_000)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +166,10 @@ def test_an_evaluation_batch_has_at_most_16384_tokens_or_one_sample(trained, hom
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_test": 10**12}, "more than 33,554,432"),
-        ({"test_lengths": [8, 10**9]}, "1,000,000,000 tokens, more than 65,536"),
-        ({"test_lengths": [16] * 10**5}, "more than 33,554,432"),
+        ({"num_test": 10**12}, "its test samples have 32,000,000,000,000 tokens, more than 33,554,432"),
+        ({"test_lengths": [8, 10**9]}, "data.test_lengths is 1,000,000,000 tokens, more than 65,536"),
+        ({"context_length": 10**9}, "data.context_length is 1,000,000,000 tokens, more than 65,536"),
+        ({"test_lengths": [16] * 10**5}, "data.test_lengths has 100,000 items, more than 1,000"),
         ({"num_test": "many"}, ""),
         ({"test_lengths": {"a": 1}}, ""),
     ],
