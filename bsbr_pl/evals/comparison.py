@@ -135,8 +135,7 @@ def compare_models(
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
         results["accuracy_task"] = {"task": str(task), **training, "chance": task.chance()}
         folder = Path(cache_dir or default_cache_dir()).expanduser() / "comparison"
-        wanted = {name: arguments | {"learning_rate": learning_rate} for name, arguments in build.items()}
-        files |= train_all(wanted, task, train_steps, seed, device, folder)
+        files |= train_all(build, task, train_steps, learning_rate, seed, device, folder)
     subjects = {
         name: from_checkpoint(name, files[name], trust_data or name in build)
         if name in files

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 import sys
 import warnings
@@ -20,11 +21,10 @@ from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.spec import AttentionSpec, plain_specs
-from bsbr_pl.utils.timing import measure
 from bsbr_pl.values import digest
 
 from .checkpoints import open_checkpoint
-from .matching import reach_option
+from .matching import reach_option, step_times
 from .subject import Subject, describe_model
 
 VERSION = 1  # changes whenever the same arguments would train other weights
@@ -98,6 +98,7 @@ def train_all(
     models: Mapping[str, Mapping[str, Any]],
     task: TokenData,
     steps: int,
+    learning_rate: float,
     seed: int,
     device: torch.device,
     folder: Path,
@@ -109,28 +110,28 @@ def train_all(
     Returns:
         name -> checkpoint.
     """
-    files = {name: folder / f"{_key(arguments, task, steps, seed, device)}.ckpt" for name, arguments in models.items()}
+    described = {name: {**plain_arguments(one), "learning_rate": learning_rate} for name, one in models.items()}
+    files = {name: folder / f"{_key(one, task, steps, seed, device)}.ckpt" for name, one in described.items()}
     missing = [name for name, path in files.items() if not _is_kept(path)]
     if missing:
-        seconds = steps * sum(_step_seconds(models[name], task, device) for name in missing)
         tokens = max(task.train_lengths)
+        times = step_times({name: dict(models[name]) for name in missing}, tokens, task.batch_size, 2, device)
         tqdm.write(
             f"training {', '.join(missing)}: {steps:,} steps each, of {task.batch_size} samples of {tokens} tokens of "
-            f"{type(task).__name__}, on {device.type}; about {max(1, round(seconds / 60))} min. "
+            f"{type(task).__name__}, on {device.type}; about {math.ceil(steps * sum(times.values()) / 60)} min. "
             f"The weights are kept in {folder}",
             file=sys.stderr,
         )
     for name in tqdm(missing, "training", disable=None):
-        _train(models[name], task, steps, seed, device, files[name])
+        _train(described[name], task, steps, seed, device, files[name])
     return files
 
 
 def _key(arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device) -> str:
     """Digest of everything that decides the weights, the code of the architecture and of the model included."""
-    spec = AttentionSpec.of(arguments["attention"])
-    code = [_source(part) for part in (spec.cls, LanguageModel, LanguageModule)]
+    code = [_source(part) for part in (AttentionSpec.of(arguments["attention"]).cls, LanguageModel, LanguageModule)]
     data = (str(task), task.fingerprint)
-    return digest([VERSION, plain_arguments(arguments), data, steps, seed, device.type, torch.__version__, code])
+    return digest([VERSION, arguments, data, steps, seed, device.type, torch.__version__, code])
 
 
 def _is_kept(path: Path) -> bool:
@@ -138,14 +139,6 @@ def _is_kept(path: Path) -> bool:
         open_checkpoint(path)
         return True
     return False
-
-
-def _step_seconds(arguments: Mapping[str, Any], task: TokenData, device: torch.device) -> float:
-    """Seconds of a forward and backward pass over a batch of the longest samples."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model = LanguageModule(**plain_arguments(arguments)).model.to(device)
-    ids = torch.zeros(task.batch_size, max(task.train_lengths), dtype=torch.long, device=device)
-    return measure({"step": lambda: model(ids).sum().backward()}, rounds=2, warmup=1, device=device)["step"].median
 
 
 def _train(
@@ -156,7 +149,7 @@ def _train(
     forked = [device] if device.type == "cuda" else []
     with _quiet(), torch.random.fork_rng(forked):
         torch.manual_seed(seed)
-        module = LanguageModule(**plain_arguments(arguments))
+        module = LanguageModule(**arguments)
         trainer = Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],

@@ -13,7 +13,7 @@ from bsbr_pl.attention import ARCHITECTURES, StandardAttention
 from bsbr_pl.data import InductionData, MQARData
 from bsbr_pl.evals import analyze_results, compare_models, comparison, evaluation, scaling_analysis
 from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
-from bsbr_pl.evals.training import _step_seconds, default_task
+from bsbr_pl.evals.training import default_task
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
 
@@ -382,28 +382,24 @@ def test_unequal_budgets_are_said(tmp_path, trainings):
 
 
 def test_what_is_trained_is_said_before_and_only_then(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bsbr_pl.evals.training._step_seconds", lambda *args: 50.0)
+    asked = []
+
+    def step_times(models, *rest):
+        asked.append((list(models), *rest[:2]))
+        return dict.fromkeys(models, 50.0)
+
+    monkeypatch.setattr("bsbr_pl.evals.training.step_times", step_times)
     compare_accuracy(tmp_path)
     said = capsys.readouterr().err
     assert said.startswith(
         "training BSBR, Standard: 3 steps each, of 8 samples of 16 tokens of InductionData, on cpu; "
     )
+    assert asked == [(["BSBR", "Standard"], 16, 8)]
     assert f"about 5 min. The weights are kept in {tmp_path}/comparison" in said
     compare_accuracy(tmp_path, ("BSBR", "Linear"))
     assert "training Linear: 3 steps each" in capsys.readouterr().err
     compare_accuracy(tmp_path, ("BSBR", "Linear"))
     assert "steps each" not in capsys.readouterr().err
-
-
-def test_the_estimate_is_the_time_of_the_steps(tmp_path):
-    arguments = {"attention": StandardAttention, "vocab_size": 8, "hidden_dim": 16, "num_layers": 1, "num_heads": 1}
-    seconds = [
-        _step_seconds(
-            arguments | {"learning_rate": 1e-3}, InductionData(**TASK | {"batch_size": size}), torch.device("cpu")
-        )
-        for size in (1, 512)
-    ]
-    assert 0 < 3 * seconds[0] < seconds[1] < 10
 
 
 def test_by_default_one_length_is_that_of_the_training():
