@@ -151,18 +151,19 @@ def run(arguments: list[str], output: Path) -> tuple[int, float, float]:
     child = os.fork()
     if not child:
         code = 99
-        with output.open("w") as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
+        try:
+            with output.open("w") as stream:
+                os.dup2(stream.fileno(), 1)
+                os.dup2(stream.fileno(), 2)
             signal.alarm(20 * SECONDS)
-            resource.setrlimit(resource.RLIMIT_AS, (20 << 30, 20 << 30))
             resource.setrlimit(resource.RLIMIT_CPU, (2 * SECONDS, 2 * SECONDS))
-            try:
-                code = command(arguments)
-            except SystemExit as end:
-                code = int(end.code or 0)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
+            resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, resource.RLIM_INFINITY))
+            code = command(arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:  # the child must never go on with the parent's work
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
