@@ -1,6 +1,7 @@
 """The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
     "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
     "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
 }
+
+#: Arguments that are options without a value.
+FLAGS = {"trust_data": "read the paths and Hub names in checkpoints, with their sizes and workers"}
 
 
 def report(paths: Sequence[str], output_dir: str = "evaluation") -> int:
@@ -68,7 +72,10 @@ def run(name: str, args: Sequence[str], program: str) -> int:
     parser = Parser(prog=program, description=(command.__doc__ or "").split("\n")[0])
     argument, how = REQUIRED[name]
     parser.add_argument(argument, **how)
-    parser.add_function_arguments(command, skip={argument.lstrip("-")}, as_group=False)
+    flags = FLAGS.keys() & inspect.signature(command).parameters
+    parser.add_function_arguments(command, skip={argument.lstrip("-"), *flags}, as_group=False)
+    for flag in flags:
+        parser.add_argument(f"--{flag}", action="store_true", help=FLAGS[flag])
     words = "packages, separated by commas, that are imported, so that checkpoints may name their classes"
     parser.add_argument("--trust", type=str | None, default=None, help=words)
     options = parser.parse_args(args)

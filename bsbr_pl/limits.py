@@ -1,8 +1,8 @@
 """Rejects models and numbers of processes that are too large for this machine, before they use its memory."""
 
 import os
-import resource
 import re
+import resource
 from collections.abc import Mapping
 from typing import Any
 

@@ -20,41 +20,50 @@ appended as soon as it is measured. A report needs nothing but rows.
 
 **values** by kind: `KINDS`. A number that is not finite is null; what was not measured is absent.
 
-A line that does not pass `check` is left out and counted, and stays in the file.
+A line that does not pass `check` is left out with a warning, and stays in the file.
 """
 
+import errno
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from bsbr_pl.values import digest, finite
+from bsbr_pl import schema
+from bsbr_pl.schema import NUMBER
+from bsbr_pl.utils.files import own_folder
+from bsbr_pl.values import digest, finite, one_line
 
 SCHEMA = 3
-MAX_DEPTH = 8  # levels of lists and objects in a row
 MAX_LINE = 16 << 20  # bytes
 Row = dict[str, Any]
 
-# A form is a type; [form], a list; {name: form}, an object with these names, `name?` where it may be missing and `*`
-# for all others; or a tuple of forms, of which one must fit.
-NUMBER = (int, float, NoneType)
+# Forms of `bsbr_pl.schema`.
 PAIR = [NUMBER]  # low and high, 95 %
 TIMING = {"seconds": NUMBER, "interval": PAIR, "samples": [NUMBER]}
 IDENTITY = {
     "kind": str,
     "checkpoint": str,
     "split?": str,
-    "data?": (str, NoneType),
+    "data?": (NoneType, str),
     "length?": int,
     "rounds?": int,
     "environment?": {"*": object},
     "version?": int,
     "of?": {"kind": str, "*": object},
+}
+#: What the identity of a kind must have.
+OF_KIND: dict[str, Any] = {
+    "text": {"split": str, "data": (NoneType, str), "length": int, "*": object},
+    "recall": {"split": str, "data": (NoneType, str), "*": object},
+    "cost": {"length": int, "*": object},
 }
 ABOUT = {
     "checkpoint?": {
@@ -64,9 +73,9 @@ ABOUT = {
     },
     "architecture?": str,  # bsbr(chunk_size=64)
     "attention?": [str],  # registry keys, each once
-    "parameters?": (int, NoneType),
-    "sizes?": {"*": (int, NoneType)},  # vocab_size, hidden_dim, num_layers, num_heads, ff_dim
-    "seed?": (int, NoneType),
+    "parameters?": (NoneType, int),
+    "sizes?": {"*": (NoneType, int)},  # vocab_size, hidden_dim, num_layers, num_heads, ff_dim
+    "seed?": (NoneType, int),
     "step?": int,
     "command?": str,
     "timed_with?": [str],  # in cost rows: what was timed in the same rounds
@@ -76,11 +85,11 @@ ABOUT = {
             "class": str,
             "kind?": str,  # text or recall
             "arguments?": {"*": object},
-            "fingerprint?": (str, NoneType),
-            "tokenizer?": (str, NoneType),
+            "fingerprint?": (NoneType, str),
+            "tokenizer?": (NoneType, str),
             "train_lengths?": {"*": int},  # tokens -> share or count of the samples
-            "validation_length?": (int, NoneType),
-            "trained_length?": (int, NoneType),  # the longest of train_lengths
+            "validation_length?": (NoneType, int),
+            "trained_length?": (NoneType, int),  # the longest of train_lengths
         },
     ),
     "run?": (
@@ -89,14 +98,14 @@ ABOUT = {
             "length?": str,  # in words: 600 steps
             "status?": str,  # finished, or how it ended
             "marks?": [str],  # warnings shown with its name
-            "finished?": (bool, NoneType),
+            "finished?": (NoneType, bool),
             "steps?": int,
-            "planned_steps?": (int, NoneType),
-            "tokens?": (int, NoneType),
-            "batch?": (int, NoneType),
+            "planned_steps?": (NoneType, int),
+            "tokens?": (NoneType, int),
+            "batch?": (NoneType, int),
             "changes?": [str],
             "ended_by?": str,
-            "initial_weights?": (str, NoneType),
+            "initial_weights?": (NoneType, str),
             "flops?": NUMBER,
             "budget?": [object],  # length, tokens, batch, initial_weights: runs with equal ones were given the same
         },
@@ -108,6 +117,7 @@ KINDS: dict[str, Any] = {
     "certificate": {
         "passed": bool,
         "length": int,
+        "noise?": NUMBER,  # standard deviation of what was added to the weights for a second measurement
         "checks": [{"name": str, "measured": NUMBER, "limit": NUMBER, "passed": bool}],
     },
     "text": {
@@ -134,8 +144,8 @@ KINDS: dict[str, Any] = {
         "metrics": {"*": {"step": [NUMBER], "value": [NUMBER], "seconds?": [NUMBER]}},
         "seconds?": NUMBER,
         "environment?": {"*": object},
-        "precision?": (str, NoneType),
-        "processes?": (int, NoneType),
+        "precision?": (NoneType, str),
+        "processes?": (NoneType, int),
     },
     "map": {"png": str, "caption": str},  # base64: layers x heads, white is exactly 0
     "problem": {"problem": str},  # one line; empty once it is solved
@@ -163,12 +173,12 @@ def check(row: Any) -> None:
     """
     if not isinstance(row, dict) or row.get("schema") != SCHEMA:
         raise ValueError(f"a row must be an object with schema {SCHEMA}")
-    _check_depth(row, MAX_DEPTH)
-    _check_form(row, {"schema": int, "identity": IDENTITY, "about": ABOUT, "values": {"*": object}}, "row")
+    schema.check(row, {"schema": int, "identity": IDENTITY, "about": ABOUT, "values": {"*": object}}, "row")
     kind = row["identity"]["kind"]
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; there are {', '.join(KINDS)}")
-    _check_form(row["values"], KINDS[kind], "values")
+    schema.check_form(row["identity"], OF_KIND.get(kind, {}), "row.identity")
+    schema.check_form(row["values"], KINDS[kind], "values")
 
 
 def check_about(about: Any) -> None:
@@ -177,77 +187,35 @@ def check_about(about: Any) -> None:
            "values": {"problem": ""}})  # fmt: skip
 
 
-def _check_depth(value: Any, levels: int) -> None:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    if parts is None:
-        return
-    if not levels:
-        raise ValueError(f"a row must be at most {MAX_DEPTH} levels deep")
-    for part in parts:
-        _check_depth(part, levels - 1)
-
-
-def _check_form(value: Any, form: Any, where: str) -> None:
-    if isinstance(form, tuple):
-        _check_any(value, form, where)
-    elif isinstance(form, list):
-        _check_form(value, list, where)
-        for item in value:
-            _check_form(item, form[0], f"{where}[]")
-    elif isinstance(form, dict):
-        _check_form(value, dict, where)
-        _check_names(value, form, where)
-    elif not isinstance(value, form) or (form is int and isinstance(value, bool)):
-        raise ValueError(f"{where} must be of type {form.__name__}")
-
-
-def _check_any(value: Any, forms: tuple[Any, ...], where: str) -> None:
-    for form in forms:
-        try:
-            return _check_form(value, form, where)
-        except ValueError as error:
-            problem = error
-    raise problem
-
-
-def _check_names(value: Mapping[str, Any], form: Mapping[str, Any], where: str) -> None:
-    for name, part in form.items():
-        key = name.removesuffix("?")
-        if name != "*" and (key in value or key == name):
-            if key not in value:
-                raise ValueError(f"{where} lacks {key}")
-            _check_form(value[key], part, f"{where}.{key}")
-    others = [key for key in value if key not in form and f"{key}?" not in form] if "*" in form else []
-    for key in others:
-        _check_form(value[key], form["*"], f"{where}.{key}")
-
-
 class Results:
     """The rows of one results.jsonl, shared by all processes that open it.
 
-    The system releases locks when a process ends. Their empty files are in `.lock/` next to the results.
+    The system releases locks when a process ends. Their empty files are in `.lock/` next to the results, a folder that
+    only this user can read. If this folder cannot be had, a warning says so, and nothing is locked.
 
     Args:
         path: the file, made with the first row; None to keep rows in memory alone.
+
+    Raises:
+        OSError: `path` is no file, or cannot be read.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._rows: dict[str, Row] = {}
-        self._read_to = 0  # bytes
+        self._read_to = _Position()
+        self._warned = False
         self.read()
 
     def read(self) -> None:
         """Add the rows that were appended to the file since it was read."""
         if self.path is None or not self.path.exists():
             return
-        with self._lock("file"):
-            if self.path.stat().st_size < self._read_to:
-                self._rows, self._read_to = {}, 0  # another file has taken its place
-            with self.path.open("rb") as stream:
-                stream.seek(self._read_to)
-                self._rows |= _parse(stream, self.path)
-                self._read_to = stream.tell()
+        with self._locked("file"), _open(self.path) as stream:
+            status = os.fstat(stream.fileno())
+            if status.st_size < self._read_to.bytes or status.st_ino != self._read_to.inode:
+                self._rows, self._read_to = {}, _Position(inode=status.st_ino)  # another file has taken its place
+            self._rows |= _parse(stream, self.path, self._read_to)
 
     @property
     def rows(self) -> list[Row]:
@@ -267,12 +235,13 @@ class Results:
         """
         row = finite({"schema": SCHEMA, "identity": identity, "about": about, "values": values})
         check(row)
+        self._rows[digest(identity)] = row
         if self.path is not None:
+            self._make_folder(self.path)
             try:
                 self._append(self.path, json.dumps(row, allow_nan=False).encode() + b"\n")
             except OSError as error:
                 raise NotKeptError(error.errno, error.strerror, str(self.path)) from error
-        self._rows[digest(identity)] = row
 
     @contextmanager
     def claim(self, identity: Mapping[str, Any], wait: bool) -> Iterator[bool]:
@@ -280,22 +249,12 @@ class Results:
 
         The file is read again, so that `get` tells whether there is still something to measure.
         """
-        if self.path is None:
-            yield True
-            return
-        try:
-            lock = self._lock(digest(identity))
-            lock.acquire(blocking=wait)
-        except Timeout:
-            yield False
-            return
-        except OSError as error:
-            raise NotKeptError(error.errno, error.strerror, str(self.path)) from error
-        try:
-            self.read()
-            yield True
-        finally:
-            lock.release()
+        if self.path is not None:
+            self._make_folder(self.path)
+        with nullcontext(True) if self.path is None else self._locked(digest(identity), wait) as claimed:
+            if claimed:
+                self.read()
+            yield claimed
 
     def share(self, jobs: Sequence[Job], run: Callable[[Job], None]) -> None:
         """Call `run` for each job without a row, while this process holds its lock.
@@ -313,14 +272,37 @@ class Results:
                             run(job)
             jobs = locked
 
-    def _lock(self, name: str) -> FileLock:
+    @contextmanager
+    def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """Hold a lock. Yields False if another process holds it and `wait` is False."""
         assert self.path is not None
-        folder = self.path.parent / ".lock"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / name)
+        folder, lock = self.path.parent / ".lock", None
+        try:
+            lock = FileLock(own_folder(folder) / name)
+            lock.acquire(blocking=wait)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            lock = None
+            if not self._warned:
+                self._warned = True
+                words = "another process with these results may measure the same"
+                warnings.warn(f"{folder} cannot be used for locks ({error.strerror}): {words}", stacklevel=4)
+        try:
+            yield True
+        finally:
+            if lock:
+                lock.release()
+
+    def _make_folder(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotKeptError(error.errno, error.strerror, str(path)) from error
 
     def _append(self, path: Path, line: bytes) -> None:
-        with self._lock("file"), path.open("a+b") as stream:
+        with self._locked("file"), path.open("a+b") as stream:
             if stream.seek(0, 2):
                 stream.seek(-1, 2)
                 if stream.read(1) != b"\n":  # half a line, of a process that was killed
@@ -336,9 +318,23 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     """
     found: dict[str, Row] = {}
     for path in map(Path, paths):
-        with path.open("rb") as stream:
-            found |= _parse(stream, path)
+        with _open(path) as stream:
+            found |= _parse(stream, path, _Position())
     return list(found.values())
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file to read it. A pipe, which could block forever, is refused."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no file: rename it, or choose another folder for the results", str(path))
+    return path.open("rb")
+
+
+def on_own_data(row: Row, about: Mapping[str, Any]) -> bool:
+    """Whether a row is no accuracy, or one on the data that its checkpoint was trained on, as `about` says."""
+    identity = row["identity"]
+    trained_on = (about.get("data") or {}).get("fingerprint")
+    return identity["kind"] not in ("text", "recall") or not trained_on or trained_on == identity.get("data")
 
 
 def open_problems(rows: Sequence[Row]) -> list[Row]:
@@ -359,30 +355,44 @@ def open_problems(rows: Sequence[Row]) -> list[Row]:
     return [row for row in problems if not solved(row["identity"])]
 
 
-def _parse(stream: BinaryIO, path: Path) -> dict[str, Row]:
-    """The rows of the lines from here on, by digest of their identity. Warns of lines that are left out."""
+@dataclass
+class _Position:
+    """How far a file has been read."""
+
+    bytes: int = 0
+    lines: int = 0
+    inode: int | None = None
+
+
+def _parse(stream: BinaryIO, path: Path, position: _Position) -> dict[str, Row]:
+    """The rows of the lines from a position on, by digest of their identity. Warns of lines that are left out."""
     rows: dict[str, Row] = {}
-    older = damaged = 0
+    older, problems = 0, []
+    stream.seek(position.bytes)
     for line in _lines(stream):
+        position.lines += 1
+        if not line.strip():
+            continue
         row = None
         try:
-            row = finite(json.loads(line))
+            row = schema.parse(line)
             check(row)
             rows[digest(row["identity"])] = row
-        except (ValueError, RecursionError):
+        except ValueError as error:
             older += isinstance(row, dict) and "identity" in row and "schema" not in row
-            damaged += 1
-    if damaged:
-        what = f"{older} rows of schema 2" if older == damaged else f"{damaged} lines that are no rows of this version"
-        warnings.warn(f"{path}: {what} are left out; they stay in the file", stacklevel=4)
+            problems.append(f"line {position.lines}: {one_line(error, 200)}")
+    position.bytes = stream.tell()
+    if problems:
+        count = len(problems)
+        what = f"{older} rows of schema 2" if older == count else f"{count} lines that are no rows of this version"
+        warnings.warn(f"{path}: {what} are left out; they stay in the file ({problems[0]})", stacklevel=4)
     return rows
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines that are not empty; of one beyond `MAX_LINE`, the start."""
+    """Every line; of one beyond `MAX_LINE`, the start."""
     while line := stream.readline(MAX_LINE):
         end = line
         while not end.endswith(b"\n") and (end := stream.readline(MAX_LINE)):
             pass
-        if line.strip():
-            yield line
+        yield line

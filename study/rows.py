@@ -80,7 +80,7 @@ def runs_in(rows: Iterable[Row]) -> dict[Run, Row]:
         about = row["about"]
         if row["identity"]["kind"] == "training" and "study" in about:
             facts = {name: about["study"][name] for name in ("task", "model", "phase", "rate")}
-            found[Run(**facts, seed=about["seed"], steps=about["run"]["planned_steps"])] = row
+            found[Run(**facts, seed=about.get("seed"), steps=(about.get("run") or {}).get("planned_steps"))] = row
     return found
 
 

@@ -20,8 +20,9 @@ RULES = rules(
 ALLOWED: dict[str, set[str]] = {
     # Values and rows, without torch.
     "bsbr_pl.values": set(),
-    "bsbr_pl.results": {"bsbr_pl.values"},
-    "bsbr_pl.report": {"bsbr_pl.values", "bsbr_pl.utils.files"},
+    "bsbr_pl.schema": set(),
+    "bsbr_pl.results": {"bsbr_pl.schema", "bsbr_pl.values", "bsbr_pl.utils.files"},
+    "bsbr_pl.report": {"bsbr_pl.results", "bsbr_pl.values", "bsbr_pl.utils.files"},
     # The model.
     "bsbr_pl.attention": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
     "bsbr_pl.attention.base": {"bsbr_pl.attention.parts"},
@@ -49,7 +50,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "bsbr_pl.data.bpe_file": set(),
     "bsbr_pl.data.tokenizer": {"bsbr_pl.data.bpe_file"},
-    "bsbr_pl.data.corpus": {f"bsbr_pl.data.{name}" for name in ("base", "corpora", "files", "sources", "tokenizer")},
+    "bsbr_pl.data.corpus": {
+        "bsbr_pl.utils.files",
+        *(f"bsbr_pl.data.{name}" for name in ("base", "corpora", "files", "sources", "tokenizer")),
+    },
     "bsbr_pl.data.windows": {"bsbr_pl.data.base", "bsbr_pl.data.corpus"},
     "bsbr_pl.data.tasks": {"bsbr_pl.data.base"},
     "bsbr_pl.data": {
@@ -96,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
         "bsbr_pl.data.corpus",
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
-        "bsbr_pl.values",
+        *("bsbr_pl.report", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
     },
     "bsbr_pl.evals.commands": {
         *("bsbr_pl.evals.checkpoints", "bsbr_pl.evals.evaluation", "bsbr_pl.evals.matching"),

@@ -177,7 +177,7 @@ def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
     results = Results(tmp_path / "evaluation" / "results.jsonl")
     ours = Evaluation(results)
     rows = [ours.identity(found.subject(), "certificate") for found in read_all(paths)]
-    arguments = [*paths, "--lengths=[8,16,32,64]", "--rounds=2", "--multiples=[1,2]", "--device=cpu"]
+    arguments = [*paths, "--trust_data", "--lengths=[8,16,32,64]", "--rounds=2", "--multiples=[1,2]", "--device=cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with results.claim(rows[0], wait=False) as claimed:
         assert claimed

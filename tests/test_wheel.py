@@ -55,5 +55,5 @@ def test_it_trains_and_evaluates_without_a_checkout(wheel, tmp_path):
     alone = {"cwd": tmp_path, "env": {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}}
     subprocess.run([sys.executable, "-c", USE.format(wheel=str(tmp_path / "site"))], check=True, **alone)
     options = ["trained.ckpt", "--multiples=[1]", "--lengths=[]"]
-    subprocess.run([sys.executable, "-m", "bsbr_pl", "evaluate", *options], check=True, **alone)
+    subprocess.run([sys.executable, "-m", "bsbr_pl", "evaluate", "--trust_data", *options], check=True, **alone)
     assert "bits per byte" in (tmp_path / "evaluation/report.html").read_text()

@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bsbr_pl.utils.files import default_cache_dir as default_cache_dir
+
 from .base import SPLITS
 from .corpora import RELEASED
 from .files import Piece
@@ -359,15 +361,3 @@ def _has_checksums(file: Path, sums: dict[str, Any]) -> bool:
 
 def _json_sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/bsbr_pl, or ~/.cache/bsbr_pl.
-
-    Raises:
-        ValueError: there is no home folder.
-    """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bsbr_pl"
-    except RuntimeError as error:  # a user without HOME and without an entry in the passwd file
-        raise ValueError("there is no home folder for a cache: set cache_dir, or XDG_CACHE_HOME") from error

@@ -56,6 +56,9 @@ class Analysis:
         own = {model: self.results[model].get("accuracy_as_trained") for model in self.results["models"]}
         if any(value is not None for value in own.values()):
             yield "accuracy as trained: " + ", ".join(f"{model} {number(value)}" for model, value in own.items())
+        if parameters := self.results.get("parameters"):
+            yield "parameters: " + ", ".join(f"{model} {number:,}" for model, number in parameters.items())
+        yield from self.results.get("differences", [])
         for model, failed in self.results["disqualified"].items():
             yield f"{model} is disqualified: it fails {', '.join(failed)}"
 

@@ -17,6 +17,8 @@ from bsbr_pl.model import LanguageModel
 
 TOLERANCE = 1e-8  # of float64 logits, relative to the largest logit
 STANDARD_ERRORS = 4.0  # how far below ln V chance may bring the loss on random tokens
+MOST_TOKENS = 1 << 15
+MOST_FLOPS = 1e14  # of one forward pass
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Certificate:
 
     length: int
     checks: list[Check]
+    noise: float  # standard deviation of what was added to the weights for the second and third measurement
 
     @property
     def passed(self) -> bool:
@@ -46,11 +49,15 @@ class Certificate:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a record."""
         checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
-        return {"passed": self.passed, "length": self.length, "checks": checks}
+        return {"passed": self.passed, "length": self.length, "noise": self.noise, "checks": checks}
 
 
 def certify(model: LanguageModel, seed: int = 0) -> Certificate:
-    """Check that a model is causal and decodes what it computes in training, with its own weights.
+    """Check that a model is causal and decodes what it computes in training.
+
+    Each check is measured with the model's own weights, and with noise of standard deviation D^-1/2 added to and
+    subtracted from every parameter: a gate initialised at zero could hide a causal leak. The largest of the three
+    counts. `random_tokens` has only the model's own weights.
 
     T = 2 C + 3 random tokens are used, or one token less than the model has learned positions, if that is fewer. C is
     the largest `reach` or `period` of the attentions, 64 without any. The tokens are cut at 0, 1, T - 1 and at E - 1, E
@@ -71,34 +78,78 @@ def certify(model: LanguageModel, seed: int = 0) -> Certificate:
     Args:
         model: on any device, in any precision; it is not changed.
         seed: of the random tokens.
+
+    Raises:
+        ValueError: a window or chunk, or the model's FLOPs, are too large.
     """
     device = next(model.parameters()).device
     model = copy.deepcopy(model).to("cpu" if device.type == "mps" else device).double().eval()  # MPS has no float64
-    device = next(model.parameters()).device
     reaches = {attention.reach for attention in model.attentions if attention.reach is not None}
     edges = reaches | {attention.period for attention in model.attentions if attention.period > 1} or {64}
     T = 2 * max(edges) + 3
     if model.max_length:
         T = min(T, model.max_length - 1)
+    _check_size(model, T)
     near_edges = {edge + i for edge in edges for i in (-1, 0, 1)}
     cuts = sorted(({0, 1, T - 1} | near_edges) & set(range(T)))
+    own = _measure(model, cuts, T, seed)
+    others = [_measure(with_noise(model, sign), cuts, T, seed) for sign in (1, -1)]
+    checks = []
+    for name, (measured, limit) in own.items():
+        worst = [measured, *(other[name][0] for other in others if name != "random_tokens")]
+        checks.append(Check(name, float(torch.tensor(worst, dtype=torch.float64).max()), limit))  # keeps a NaN
+    return Certificate(T, checks, noise_scale(model))
+
+
+def _check_size(model: LanguageModel, length: int) -> None:
+    """Reject models that take too long: their sizes may be those of a hostile checkpoint."""
+    if length > MOST_TOKENS:
+        raise ValueError(f"its windows and chunks need {length:,} tokens; certificates have at most {MOST_TOKENS:,}")
+    try:
+        flops = model.flops(length)
+    except (AttributeError, NotImplementedError):  # an attention of another package may have no closed form
+        return
+    if flops > MOST_FLOPS:
+        raise ValueError(f"it needs {flops:.1e} FLOPs for {length:,} tokens, more than {MOST_FLOPS:.0e}")
+
+
+def noise_scale(model: LanguageModel) -> float:
+    """D^-1/2, the standard deviation of `with_noise`."""
+    return model.embedding.weight.shape[1] ** -0.5
+
+
+def with_noise(model: LanguageModel, sign: int = 1) -> LanguageModel:
+    """A copy with Gaussian noise added to every parameter, or subtracted; the noise is always the same."""
+    model, random = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=random) * noise_scale(model)
+            parameter.add_(noise.to(parameter), alpha=sign)
+    return model
+
+
+def _measure(model: LanguageModel, cuts: list[int], length: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Check -> measured value, limit; of one set of weights, in float64."""
+    device = next(model.parameters()).device
     random = torch.Generator().manual_seed(seed)
 
     def tokens(*shape: int) -> Tensor:
         return torch.randint(model.vocab_size, shape, generator=random).to(device)
 
-    ids = tokens(1, T)
+    ids = tokens(1, length)
+    found = {}
     with torch.no_grad():
         logits = model(ids)[0]
         size = float(logits.abs().max()) or 1.0
-        checks = [Check(f"suffix_{t}", _suffix_change(model, ids, tokens, logits, t) / size, TOLERANCE) for t in cuts]
-    checks.append(Check("future_gradient", _future_gradient(model, ids, cuts[:-1]), 0.0))
+        for cut in cuts:
+            found[f"suffix_{cut}"] = _suffix_change(model, ids, tokens, logits, cut) / size, TOLERANCE
+    found["future_gradient"] = _future_gradient(model, ids, cuts[:-1]), 0.0
     with torch.no_grad():
-        checks.append(Check("random_tokens", _below_chance(model, tokens, T), STANDARD_ERRORS))
+        found["random_tokens"] = _below_chance(model, tokens, length), STANDARD_ERRORS
         if all(attention.has_decode for attention in model.attentions):
-            differences = _decoding_differences(model, ids, logits, sorted({*cuts, T // 2}))
-            checks += [Check(name, difference / size, TOLERANCE) for name, difference in differences.items()]
-    return Certificate(T, checks)
+            differences = _decoding_differences(model, ids, logits, sorted({*cuts, length // 2}))
+            found |= {name: (difference / size, TOLERANCE) for name, difference in differences.items()}
+    return found
 
 
 def _suffix_change(model: LanguageModel, ids: Tensor, tokens: Callable[..., Tensor], logits: Tensor, cut: int) -> float:

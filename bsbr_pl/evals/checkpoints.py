@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -15,14 +16,26 @@ import torch
 from bsbr_pl.data import DATA_SETS, TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
-from bsbr_pl.values import one_line
+from bsbr_pl.schema import COUNT, check_form, check_plain
+from bsbr_pl.values import finite, one_line
 
-from .runs import Run, plain, read_record, read_run
-from .saved_data import HERE, DataLocation, open_saved
+from .runs import RUN, Run, check_record, plain, read_record, read_run
+from .saved_data import HERE, DataLocation, check_lengths, open_saved
 from .subject import Subject, describe_model, layer_names
 
 _NO_CHOICE = ("seed", "eval_batch_size", "num_workers", "cache_dir")  # of data: what makes no other configuration
 _LENGTH = ("trainer.max_steps", "trainer.max_epochs")  # which `Run.length` tells
+#: Form of what a checkpoint says of its run and its data; `record` is the state of its RunRecorder.
+SAVED = {
+    "hyper_parameters?": {"*": object},
+    "datamodule_hyper_parameters?": {"*": object},
+    "global_step?": COUNT,
+    "initial_weights?": str,
+    "run?": RUN,
+    "data_class": (NoneType, str),
+    "data": {"fingerprint?": (NoneType, str), "*": object},
+    "record": {"facts?": {"*": object}, "*": object},
+}
 
 
 @dataclass
@@ -43,6 +56,7 @@ class Checkpoint:
     problem: str | None = None
     run_record: dict[str, Any] = field(default_factory=dict)  # record.json beside it: may be of another run
     location: DataLocation = HERE
+    trusted: bool = False  # whether paths and Hub names in the file are read
 
     @cached_property
     def data(self) -> TokenData | None:
@@ -149,7 +163,8 @@ class Checkpoint:
         """
         if self.data_class is None:
             raise ValueError("the checkpoint has no data set of bsbr_pl.data")
-        return open_saved(self.data_class, self.data_arguments, self.data_fingerprint, self.location, changes)
+        saved = (self.data_class, self.data_arguments, self.data_fingerprint)
+        return open_saved(*saved, self.location, changes, self.trusted)
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
@@ -173,26 +188,30 @@ def _files(path: Path) -> list[Path]:
     return sorted(path.rglob("*.ckpt")) if path.is_dir() else [path]
 
 
-def read(path: Path, location: DataLocation = HERE) -> Checkpoint:
+def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Checkpoint:
     """Open one checkpoint; whatever is wrong with it becomes its `problem`."""
-    name = path.as_posix()
+    name = path.as_posix().encode(errors="backslashreplace").decode()
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         module, saved = LanguageModule.open(path)
-        kept = [c for n, c in saved.get("callbacks", {}).items() if n.split("{")[0] == "RunRecorder"]
-        data_class = next((name for name in DATA_SETS if name in saved), None)
-        arguments = saved.get("datamodule_hyper_parameters", {}) if data_class else {}
-        fingerprint = saved[data_class].get("fingerprint") if data_class else None
+        facts = _facts(saved)
+        data_class = facts["data_class"]
+        arguments = facts.get("datamodule_hyper_parameters", {}) if data_class else {}
+        if not trusted:
+            check_lengths(arguments)
         checkpoint = Checkpoint(
             name=name,
             digest=_digest(module),
             module=module,
-            step=int(saved.get("global_step", 0)),
-            record=_record(kept[0] if kept else {}) | ({"run": saved["run"]} if "run" in saved else {}),
+            step=facts.get("global_step", 0),
+            record=_record(facts["record"]) | ({"run": facts["run"]} if "run" in facts else {}),
             data_class=data_class,
-            data_arguments={key: value for key, value in arguments.items() if key[0] != "_"},
-            data_fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+            data_arguments={key: value for key, value in arguments.items() if key[:1] != "_"},
+            data_fingerprint=facts["data"].get("fingerprint"),
             run_record=read_record(path),
             location=location,
+            trusted=trusted,
         )
         check_about(checkpoint.about)
         return checkpoint
@@ -200,25 +219,43 @@ def read(path: Path, location: DataLocation = HERE) -> Checkpoint:
         return Checkpoint(name=name, problem=one_line(error) or type(error).__name__)
 
 
-def read_all(paths: Iterable[str | Path], location: DataLocation = HERE) -> list[Checkpoint]:
+def _facts(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its run and its data, as plain values of the form `SAVED`."""
+    data_class = next((name for name in DATA_SETS if name in saved), None)
+    states = [state for name, state in saved.get("callbacks", {}).items() if str(name).split("{")[0] == "RunRecorder"]
+    facts = {name.removesuffix("?"): saved.get(name.removesuffix("?")) for name in SAVED if name[-1] == "?"}
+    facts = {name: value for name, value in facts.items() if value is not None}
+    facts |= {
+        "data_class": data_class,
+        "data": saved[data_class] if data_class else {},
+        "record": states[0] if states else {},
+    }
+    check_plain(facts, "the checkpoint")
+    facts = finite(facts)
+    check_form(facts, SAVED, "the checkpoint")
+    check_record(_record(facts["record"]))
+    return facts
+
+
+def read_all(paths: Iterable[str | Path], location: DataLocation = HERE, trusted: bool = False) -> list[Checkpoint]:
     """Every checkpoint under `paths`; of several with the same weights, the first whose run's end is known."""
     found: dict[str, Checkpoint] = {}
     for path in find(paths):
-        checkpoint = read(path, location)
+        checkpoint = read(path, location, trusted)
         key = checkpoint.digest or checkpoint.name
         if key not in found or (_ending_known(checkpoint) and not _ending_known(found[key])):
             found[key] = checkpoint
     return list(found.values())
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, location: DataLocation = HERE, trusted: bool = False) -> Checkpoint:
     """A checkpoint that has a module; the global random state is left alone.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
     with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
-        checkpoint = read(Path(path))
+        checkpoint = read(Path(path), location, trusted)
     if checkpoint.module is None:
         raise ValueError(f"{path}: {checkpoint.problem}")
     return checkpoint
@@ -229,7 +266,8 @@ def _ending_known(checkpoint: Checkpoint) -> bool:
 
 
 def _record(kept: dict[str, Any]) -> dict[str, Any]:
-    return {"metrics": kept["metrics"], "seconds": kept["seconds"], **kept.get("facts", {})} if kept else {}
+    """The facts that RunRecorder kept, with its metrics and seconds."""
+    return {**kept.get("facts", {}), **{name: kept[name] for name in ("metrics", "seconds") if name in kept}}
 
 
 def _digest(module: LanguageModule) -> str:

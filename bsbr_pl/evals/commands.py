@@ -11,7 +11,7 @@ import yaml
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.models import model_class
-from bsbr_pl.results import Results
+from bsbr_pl.results import NotKeptError, Results
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.files import write_json, write_whole
 from bsbr_pl.values import one_line
@@ -34,10 +34,12 @@ def evaluate(
     lengths: list[int] = list(LENGTHS),  # noqa: B006
     rounds: int = 5,
     data: DataLocation = HERE,
+    trust_data: bool = False,
 ) -> int:
     """Certify checkpoints, measure their accuracy and their costs, and write a report.
 
-    Returns 0 if at least one checkpoint was evaluated.
+    Returns 0 if at least one checkpoint was evaluated, 1 if none was, 2 if results cannot be written, 130 after Ctrl-C.
+    A report of the results so far is written in any case.
 
     Args:
         paths: folders, files or patterns of checkpoints (*.ckpt) that train.py wrote
@@ -48,7 +50,8 @@ def evaluate(
         multiples: context lengths for text, as multiples of the training length
         lengths: tokens of the sequences that time, memory and FLOPs are measured on; an empty list for none
         rounds: timing rounds; every round times all models
-        data: present location of the training text, if it has moved
+        data: present location of the training text, if its prepared tokens are not in the cache
+        trust_data: read the paths and Hub names in the checkpoint, with its sizes and workers
 
     Raises:
         ValueError: naming the argument, or a path that holds no checkpoint.
@@ -59,18 +62,21 @@ def evaluate(
         if any(value < 1 for value in values):
             raise ValueError(f"{name} must be at least 1, got {values}")
     device = _usable(device)
-    checkpoints = read_all(paths, data)
+    checkpoints = read_all(paths, data, trust_data)
     subjects = [checkpoint.subject(this_command()) for checkpoint in checkpoints if checkpoint.module is not None]
     results = Results(Path(output_dir) / "results.jsonl")
     evaluation = Evaluation(results, device=device, dtype=dtype, rounds=rounds)
-    for one in checkpoints:
-        evaluation.problem({"kind": "checkpoint"}, one.name, {"checkpoint": {"name": one.name}}, one.problem or "")
-    stopped = False
+    code = int(not subjects)
     try:
+        for one in checkpoints:
+            evaluation.problem({"kind": "checkpoint"}, one.name, {"checkpoint": {"name": one.name}}, one.problem or "")
         evaluation.run(subjects, split, multiples, lengths)
     except KeyboardInterrupt:
-        stopped = True
+        code = 130
         print("\nStopped. The report has the results so far. Run the same command to continue.", file=sys.stderr)
+    except NotKeptError as error:
+        code = 2
+        print(f"Stopped, because results cannot be written: {one_line(error)}", file=sys.stderr)
     from bsbr_pl.report import warnings, write_report  # what draws is imported once everything is measured
 
     rows = evaluation.rows(subjects)
@@ -80,7 +86,7 @@ def evaluate(
     for warning in warnings(rows):
         print(f"Warning: {warning}", file=sys.stderr)
     print(report)
-    return 130 if stopped else int(not subjects)
+    return code
 
 
 def _usable(device: str) -> str:
@@ -153,7 +159,12 @@ def match(
 
 
 def retrieval(
-    checkpoint: str, split: Literal["train", "val", "test"] = "test", device: str = "cpu", out: str | None = None
+    checkpoint: str,
+    split: Literal["train", "val", "test"] = "test",
+    device: str = "cpu",
+    out: str | None = None,
+    data: DataLocation = HERE,
+    trust_data: bool = False,
 ) -> int:
     """Print where a trained model fails on its own recall task.
 
@@ -162,8 +173,10 @@ def retrieval(
         split: of the data that it was trained on
         device: cpu, cuda, ...
         out: JSON file for all numbers
+        data: present location of the training text, if its prepared tokens are not in the cache
+        trust_data: read the paths and Hub names in the checkpoint, with its sizes and workers
     """
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, data, trust_data)
     assert opened.module is not None
     found = ask_all(opened.module.model.to(device).eval(), opened.open_data(), split)
     print(as_text(found))

@@ -13,11 +13,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
-from bsbr_pl.data.corpus import default_cache_dir
 from bsbr_pl.results import Results
+from bsbr_pl.utils.files import default_cache_dir
 from bsbr_pl.utils.records import environment
 from bsbr_pl.values import bootstrap_interval
 
@@ -25,7 +24,7 @@ from .costs import PASSES
 from .evaluation import Evaluation
 from .matching import match as solve
 from .subject import Subject
-from .training import check_among, default_task, from_checkpoint, model_arguments, plain_arguments, train, untrained
+from .training import check_among, default_task, from_checkpoint, model_arguments, plain_arguments, train_all, untrained
 
 
 class Cost(NamedTuple):
@@ -54,7 +53,7 @@ SCALING = {
 
 
 def compare_models(
-    seq_lengths: Sequence[int] = (64, 128, 256, 512, 1024),
+    seq_lengths: Sequence[int] = (32, 64, 128, 256, 512, 1024),
     models: Sequence[str] = ("BSBR", "Linear", "DeltaNet", "SlidingWindow", "Standard"),
     metrics: Sequence[str] = ("inference_time", "memory_usage", "accuracy"),
     *,
@@ -67,6 +66,7 @@ def compare_models(
     model_options: Mapping[str, Mapping[str, Any]] | None = None,
     match: str | None = None,
     checkpoints: Mapping[str, str | Path] | None = None,
+    trust_data: bool = False,
     task: TokenData | None = None,
     train_steps: int = 1200,
     learning_rate: float = 5e-3,
@@ -75,10 +75,10 @@ def compare_models(
     rounds: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure models at several lengths.
+    """Measure models at several lengths. Before a training, standard error says what is trained, and for how long.
 
     Args:
-        seq_lengths: tokens T.
+        seq_lengths: tokens T; the default task trains at 32.
         models: names of `bsbr_pl.models.MODELS`, keys of `ARCHITECTURES`, or names in `checkpoints`; kept in order.
         metrics: inference_time, training_time, decode_time (s: forward pass, forward and backward, one more token
             after T), memory_usage, training_memory (MB of 10^6 bytes: the peak of these passes beyond what the model
@@ -95,6 +95,7 @@ def compare_models(
             is no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`.
         checkpoints: name -> file of a trained model. It is measured as it is, whatever its size, and its accuracy is
             that on the data it was trained on.
+        trust_data: read the paths and Hub names in `checkpoints`, with their sizes and workers.
         task: a data set of `bsbr_pl.data`; what the other models are trained on for their accuracy; `default_task`
             where None.
         train_steps: optimiser steps of that training.
@@ -107,7 +108,8 @@ def compare_models(
 
     Returns:
         seq_lengths, models, metrics; units: metric -> unit; settings; accuracy_task: what was trained on, how long,
-        and the accuracy of guessing; disqualified: model -> the checks it failed. For each model left: each metric, a
+        and the accuracy of guessing; disqualified: model -> the checks it failed; parameters: model -> their number;
+        differences: sentences on unequal budgets or data, which are also warned of. For each model left: each metric, a
         list along seq_lengths with None where there is no figure; samples and intervals (95 %): metric -> the same;
         accuracy_as_trained: the accuracy on held-out samples as long as those trained on. Plain values all through.
 
@@ -133,18 +135,20 @@ def compare_models(
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
         results["accuracy_task"] = {"task": str(task), **training, "chance": task.chance()}
         folder = Path(cache_dir or default_cache_dir()).expanduser() / "comparison"
-        for name, arguments in tqdm(build.items(), "training", disable=None):
-            arguments = arguments | {"learning_rate": learning_rate}
-            files[name] = train(arguments, task, train_steps, seed, device, folder)
+        files |= train_all(build, task, train_steps, learning_rate, seed, device, folder)
     subjects = {
-        name: from_checkpoint(name, files[name]) if name in files else untrained(name, build[name], seed)
+        name: from_checkpoint(name, files[name], trust_data or name in build)
+        if name in files
+        else untrained(name, build[name], seed)
         for name in models
     }
     evaluation = Evaluation(Results(None), device, rounds=rounds, seed=seed)
     certified = _certified(subjects, evaluation, results)
+    results["parameters"] = {name: subject.about["parameters"] for name, subject in certified.items()}
     _measure_costs(certified, evaluation, results, COSTS)
     if with_accuracy:
         _measure_accuracy(certified, evaluation, results)
+        _say_differences(certified, evaluation, results)
     return results
 
 
@@ -205,6 +209,8 @@ def _empty(
         "settings": {**settings, "models": {}, "environment": environment(device)},
         "accuracy_task": None,
         "disqualified": {},
+        "parameters": {},
+        "differences": [],
     }
     for name, values in (("seq_lengths", seq_lengths), ("models", models), ("metrics", metrics)):
         if not values or len(set(values)) < len(values):
@@ -281,6 +287,15 @@ def _measure_accuracy(subjects: Mapping[str, Subject], evaluation: Evaluation, r
             values = found.get((subject.digest, length))
             interval = values["interval"]["accuracy"] if values else None
             _add(results[name], "accuracy", values["accuracy"] if values else None, interval, None)
+
+
+def _say_differences(subjects: Mapping[str, Subject], evaluation: Evaluation, results: dict[str, Any]) -> None:
+    """Warn of unequal budgets and data, as a report does."""
+    from bsbr_pl.report import warnings as differences  # imports what draws
+
+    results["differences"] = differences(evaluation.rows(list(subjects.values())))
+    for sentence in results["differences"]:
+        warnings.warn(sentence, stacklevel=3)
 
 
 def _add(row: dict[str, Any], metric: str, value: float | None, interval: list[float] | None, samples: Any) -> None:

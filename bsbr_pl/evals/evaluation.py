@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.results import Job, NotKeptError, Results, Row
+from bsbr_pl.results import Job, NotKeptError, Results, Row, on_own_data
 from bsbr_pl.utils.records import environment, git_commit
-from bsbr_pl.utils.timing import timing_lock
+from bsbr_pl.utils.timing import timing_lock, timing_problem
 from bsbr_pl.values import digest, one_line
 
 from .accuracy import recall_accuracy, text_accuracy
@@ -26,7 +26,7 @@ from .saved_data import DataChangedError
 from .subject import Subject
 
 #: Of each kind of row; increase it when the measurement changes its meaning.
-VERSIONS: dict[str, int] = {"certificate": 3, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
+VERSIONS: dict[str, int] = {"certificate": 4, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
@@ -115,7 +115,16 @@ class Evaluation:
         passes: Sequence[str] = PASSES,
         memory: bool = True,
     ) -> None:
-        """What each architecture and size costs at each length (tokens), all timed in the same rounds."""
+        """What each architecture and size costs at each length (tokens), all timed in the same rounds.
+
+        If times cannot be locked, nothing is measured, and a problem says why.
+        """
+        if not subjects or not lengths:
+            return
+        words = timing_problem()
+        self.problem({"kind": "cost"}, "costs", {"checkpoint": {"name": "costs"}}, words)
+        if words:
+            return
         first: dict[str, Subject] = {}
         for subject in subjects:
             first.setdefault(subject.architecture_digest, subject)
@@ -155,17 +164,12 @@ class Evaluation:
             identity = row["identity"]
             kind, checkpoint = identity["kind"], identity["checkpoint"]
             subject = (by_architecture if kind == "cost" else by_digest).get(checkpoint)
-            if subject and identity.get("version") == VERSIONS.get(kind) and self._on_its_data(subject, identity):
+            if subject is None or identity.get("version") != VERSIONS.get(kind) or not on_own_data(row, subject.about):
+                continue
+            if kind not in ("text", "recall") or checkpoint not in self._changed:
                 about = row["about"] | subject.about | {"command": row["about"].get("command", "")}
                 found.append(row | {"about": about})
         return found + self.problems
-
-    def _on_its_data(self, subject: Subject, identity: Mapping[str, Any]) -> bool:
-        """Whether a row is no accuracy, or one on the data of the training, which has not changed since."""
-        if identity["kind"] not in ("text", "recall"):
-            return True
-        trained_on = (subject.about.get("data") or {}).get("fingerprint")
-        return subject.digest not in self._changed and trained_on in (None, identity.get("data"))
 
     @property
     def problems(self) -> list[Row]:
@@ -182,10 +186,10 @@ class Evaluation:
         """Keep a problem with a checkpoint: why the row with the facts `of` could not be had; "" if it is solved."""
         identity = {"kind": "problem", "checkpoint": checkpoint, "of": dict(of)}
         known = self.results.get(identity) or {"problem": ""}
-        if known["problem"] != words:
-            self.results.add(identity, {"problem": words}, about)
         if words:
             self._problems.add(digest(identity))
+        if known["problem"] != words:
+            self.results.add(identity, {"problem": words}, about)
 
     def _job(self, subject: Subject, kind: str, measure: Callable[[], dict[str, Any]], **facts: Any) -> Job:
         return Job(self.identity(subject, kind, **facts), subject.about, measure)
@@ -225,8 +229,7 @@ class Evaluation:
         return copy.deepcopy(subject.model).to(self.device, DTYPES[self.dtype]).eval()
 
     def _certificate(self, subject: Subject) -> dict[str, Any]:
-        model = self._model(subject)
-        return certify(model if subject.trained else with_noise(model)).as_dict()
+        return certify(self._model(subject)).as_dict()
 
     def _open_data(self, subject: Subject) -> TokenData:
         if subject.open_data is None:
@@ -300,13 +303,3 @@ def _own_lengths(subject: Subject, multiples: Sequence[int]) -> list[int | None]
     if data is None or data["kind"] != "text":
         return [None]
     return [None if multiple == 1 else multiple * data["trained_length"] for multiple in multiples]
-
-
-def with_noise(model: LanguageModel) -> LanguageModel:
-    """A copy with noise added to every parameter: a gate initialised at zero could hide a causal leak."""
-    model, random = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=random) * model.embedding.weight.shape[1] ** -0.5
-            parameter.add_(noise.to(parameter))
-    return model

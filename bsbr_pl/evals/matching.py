@@ -98,7 +98,8 @@ def match(
         """Those of the reference and of others; times are of the same rounds."""
         of = {**of, reference: given[reference]}
         if quantity == "step_time":
-            return step_times(of, num_tokens, batch_size, rounds, device)
+            with timing_lock():
+                return step_times(of, num_tokens, batch_size, rounds, device)
         return {name: budgets(one, num_tokens)[quantity] for name, one in of.items()}
 
     def share(arguments: Arguments) -> float:
@@ -152,8 +153,7 @@ def step_times(
 
         return run
 
-    with timing_lock():
-        timings = measure({name: step(one) for name, one in models.items()}, rounds, device=device)
+    timings = measure({name: step(one) for name, one in models.items()}, rounds, device=device)
     return {name: timing.median for name, timing in timings.items()}
 
 

@@ -1,16 +1,19 @@
 """How a checkpoint was trained: planned and completed steps, and whether the run finished.
 
 Only this file reads run records: `run` in a checkpoint and in record.json, or the facts of older versions. Files
-may be damaged or hostile: every value is checked, and a value that is not valid counts as not recorded.
+may be damaged or hostile: a checkpoint whose record is not of the form `RECORD` has a problem, and a record.json that
+is not counts as missing.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from bsbr_pl.schema import COUNT, NUMBER, check_form, check_plain, parse
 from bsbr_pl.values import finite
 
 RECORD_BYTES = 64 << 20  # of the largest record.json that is read
@@ -18,6 +21,30 @@ CHANGES = 5  # shown of those that resumes made
 #: Arguments that a checkpoint and the record.json beside it must agree on, to be of one run.
 SAME_RUN = ("seed", "data.fingerprint", "data.seed", "data.context_length", "model.attention", "model.vocab_size",
             "model.hidden_dim", "model.num_layers", "model.num_heads", "model.ff_dim")  # fmt: skip
+RUN = {
+    "arguments": {"*": object},
+    "changes?": [{"argument": str, "step": COUNT, "*": object}],
+    "planned_steps?": (NoneType, COUNT),
+    "step?": COUNT,
+    "tokens?": (NoneType, COUNT),
+    "*": object,
+}
+RECORD = {
+    "metrics?": {"*": {"step": [NUMBER], "value": [NUMBER], "seconds?": [NUMBER]}},
+    "seconds?": NUMBER,
+    "status?": str,
+    "ended_by?": (NoneType, str),
+    "steps?": COUNT,
+    "run?": RUN,
+    "seed?": (NoneType, int),
+    "initial_weights?": (NoneType, str),
+    "data_fingerprint?": (NoneType, str),
+    "model?": {"*": object},
+    "data?": (NoneType, {"*": object}),
+    "training?": {"precision?": (NoneType, str), "*": object},
+    "environment?": {"processes?": (NoneType, COUNT), "*": object},
+    "*": object,
+}
 
 
 @dataclass(frozen=True)
@@ -83,10 +110,25 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     for path in (folder.parent / "record.json", folder / "record.json"):
         try:
             if path.is_file() and path.stat().st_size <= RECORD_BYTES:
-                return _mapping(json.loads(path.read_bytes()))
-        except (OSError, ValueError, RecursionError):
+                record = parse(path.read_bytes())
+                check_plain(record, "the record")
+                check_record(record)
+                return record
+        except (OSError, ValueError):
             continue
     return {}
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Check that a record has the form `RECORD`, and columns of equal lengths.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    check_form(record, RECORD, "the record")
+    for name, columns in record.get("metrics", {}).items():
+        if len({len(column) for column in columns.values()}) > 1:
+            raise ValueError(f"the record's metrics.{name} has columns of different lengths")
 
 
 def read_run(
@@ -140,9 +182,7 @@ def _ending(record: Mapping[str, Any], recorded: int | None, step: int, planned:
         step: optimiser steps that the checkpoint has seen.
         planned: optimiser steps asked for.
     """
-    status = record.get("status")
-    if not isinstance(status, str):
-        return None
+    status = record.get("status", "")
     if status == "running" or status.startswith("stopped"):
         return False
     if status != "finished" or recorded is None or recorded < step:
@@ -165,17 +205,17 @@ class _Recorded:
 
 def _recorded(facts: Mapping[str, Any]) -> _Recorded:
     """Read the form of this version, or that of an older one."""
-    run = _mapping(facts.get("run"))
-    arguments = _mapping(run.get("arguments")) or _older_arguments(facts)
-    processes = 1 if run else _mapping(facts.get("environment")).get("processes")  # since `run`, batch_size is of all
+    run = facts.get("run", {})
+    arguments = run.get("arguments") or _older_arguments(facts)
+    processes = 1 if run else facts.get("environment", {}).get("processes")  # since `run`, batch_size is of all
     factors = (arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches"), processes)
     return _Recorded(
         arguments=arguments,
         planned_steps=_count(run.get("planned_steps") if run else arguments.get("trainer.max_steps")) or None,
-        step=_count(run.get("step", facts.get("steps"))),
-        tokens=_count(run.get("tokens")),
+        step=run.get("step", facts.get("steps")),
+        tokens=run.get("tokens"),
         batch=math.prod(_count(factor) or 0 for factor in factors) or None,
-        changes=_changes(run.get("changes")),
+        changes=_changes(run.get("changes", [])),
     )
 
 
@@ -185,7 +225,7 @@ def _older_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
     if "data_fingerprint" in facts:
         found["data.fingerprint"] = facts["data_fingerprint"]
     for part, name in (("model", "model"), ("data", "data"), ("trainer", "training")):
-        found |= {f"{part}.{key}": value for key, value in _mapping(facts.get(name)).items() if key[:1] != "_"}
+        found |= {f"{part}.{key}": value for key, value in (facts.get(name) or {}).items() if key[:1] != "_"}
     return found
 
 
@@ -195,18 +235,13 @@ def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     return "model.attention" in shared and all(plain(arguments[name]) == plain(others[name]) for name in shared)
 
 
-def _changes(found: Any) -> tuple[str, ...]:
+def _changes(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Every change of an argument in words."""
-    if not found:
-        return ()
-    try:
-        words = [
-            f"{_text(one['argument']).rpartition('.')[2]} changed at step {int(one['step']):,} "
-            f"({_value(one.get('before'))} to {_value(one.get('after'))})"
-            for one in found
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
-        return ("arguments were changed, but the record of it is damaged",)
+    words = [
+        f"{_text(one['argument']).rpartition('.')[2]} changed at step {one['step']:,} "
+        f"({_value(one.get('before'))} to {_value(one.get('after'))})"
+        for one in found
+    ]
     return (*words[:CHANGES], *([f"{len(words) - CHANGES} more changes"] if len(words) > CHANGES else []))
 
 
@@ -217,10 +252,6 @@ def _value(value: Any) -> str:
 def plain(value: Any) -> str:
     """A value as text that is equal for equal values, whether it comes from a checkpoint or from JSON."""
     return json.dumps(finite(value), sort_keys=True, default=str)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return {name: item for name, item in value.items() if isinstance(name, str)} if isinstance(value, Mapping) else {}
 
 
 def _count(value: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Opens the data of a checkpoint at its present location, and compares its fingerprint."""
+"""Opens the data of a checkpoint and compares its fingerprint. Paths that only the checkpoint names are not read."""
 
 import platform
 from collections.abc import Mapping
@@ -8,10 +8,17 @@ from typing import Any
 
 from bsbr_pl.data import DATA_SETS, TokenData
 from bsbr_pl.data.corpora import BUILT_IN as SOURCES
-from bsbr_pl.data.corpus import default_cache_dir, find_prepared
+from bsbr_pl.data.corpus import find_prepared
+from bsbr_pl.utils.files import default_cache_dir
 from bsbr_pl.values import one_line
 
 BUILT_IN = {"source": tuple(SOURCES), "tokenizer": ("bpe", "bytes")}  # values that are no path
+# Limits for checkpoints that are not trusted.
+SAMPLE_TOKENS = 1 << 16
+MAX_ITEMS = 1000  # of a list of lengths, segments or depths
+BATCH_TOKENS = 1 << 14  # of an evaluation batch that is more than one sample
+TASK_TOKENS = 1 << 25  # of all test samples of a recall task
+REMEDY = "set --trust_data to evaluate it"
 
 
 class DataChangedError(ValueError):
@@ -20,7 +27,7 @@ class DataChangedError(ValueError):
 
 @dataclass(frozen=True)
 class DataLocation:
-    """Where the text that checkpoints were trained on is now, if it has moved.
+    """Where the text that checkpoints were trained on is now.
 
     Args:
         source: file or folder of the text; its fingerprint must be that of the training
@@ -31,7 +38,7 @@ class DataLocation:
     cache_dir: str | None = None
 
 
-HERE = DataLocation()  # where it was in training
+HERE = DataLocation()  # in the user's cache
 
 
 def open_saved(
@@ -40,6 +47,7 @@ def open_saved(
     fingerprint: str | None,
     location: DataLocation,
     changes: Mapping[str, Any],
+    trusted: bool,
 ) -> TokenData:
     """The data of a training, by the arguments of the training but for `changes`, prepared.
 
@@ -49,66 +57,110 @@ def open_saved(
         fingerprint: of the training; None where it is not known, and then nothing is compared.
         location: where source and prepared text are now.
         changes: arguments for this evaluation, such as `eval_batch_size`.
+        trusted: read the paths and Hub names in `arguments` too, with their number of workers and sizes of any kind.
 
     Raises:
         DataChangedError: the data is not that of the training.
-        ValueError: the data does not exist; the message names the option that sets its location.
+        ValueError: the data does not exist, is too large, or is not to be read; the message names the option to set.
     """
     moved = {name: value for name, value in vars(location).items() if value and name in arguments}
+    if not trusted:
+        arguments = {**arguments, **{k: v for k, v in (("cache_dir", None), ("num_workers", 0)) if k in arguments}}
     data = DATA_SETS[data_class](**{**arguments, **moved})
-    if not _take_tokens(data, fingerprint, "source" in moved):
-        _prepare(data, "source" in moved)
+    if data.text_data is not None:
+        _read_text(data, fingerprint, "source" in moved, trusted)
     if fingerprint and data.fingerprint != fingerprint:
         source = data.arguments.get("source")
-        remedy = ("cache_dir", "its prepared tokens") if source in SOURCES else ("source", "the unchanged text")
+        is_built_in = source in BUILT_IN["source"]
+        remedy = ("cache_dir", "its prepared tokens") if is_built_in else ("source", "the unchanged text")
         raise DataChangedError(
             f"the data changed since training: {_in_words(data_class, source)} has the fingerprint "
             f"{data.fingerprint}, the checkpoint was trained on {fingerprint}. No accuracy is measured on it"
             + (f"; set --data.{remedy[0]}=PATH to the location of {remedy[1]}" if source else "")
         )
-    if not changes:
-        return data
-    changed = type(data)(**{**data.arguments, **changes})
-    if data.text_data and changed.text_data:
-        changed.text_data.corpus = data.text_data.corpus
-    return changed
+    if changes:
+        whole, data = data, type(data)(**{**data.arguments, **changes})
+        if whole.text_data and data.text_data:
+            data.text_data.corpus = whole.text_data.corpus
+    if not trusted:
+        _check_size(data)
+        data.eval_batch_size = min(data.eval_batch_size, max(1, BATCH_TOKENS // max(1, data.validation_length)))
+    return data
 
 
-def _missing(data: TokenData, moved: bool) -> list[str]:
-    """The arguments that name a file or folder which is not there."""
+def check_lengths(arguments: Mapping[str, Any]) -> None:
+    """Reject arguments of data whose samples are too long, before anything is built from them.
 
-    def is_missing(name: str, value: Any) -> bool:
-        return isinstance(value, str) and value not in BUILT_IN[name] and not Path(value).expanduser().exists()
-
-    names = ("tokenizer",) if moved else tuple(BUILT_IN)
-    return [name for name in names if is_missing(name, data.arguments.get(name))]
-
-
-def _prepare(data: TokenData, moved: bool) -> None:
-    try:
-        data.prepare_data()
-    except (ValueError, OSError) as error:
-        missing = _missing(data, moved)
-        if not missing:
-            raise
-        gone = " and ".join(f"{name}={data.arguments[name]!r}" for name in missing)
-        where = "set --data.source=PATH to the present location of the text, or " * ("source" in missing)
-        raise ValueError(
-            f"{gone} does not exist (looked in {Path.cwd()}), and its prepared tokens were not found: {where}set "
-            f"--data.cache_dir=PATH to the location of its prepared tokens ({one_line(error)})"
-        ) from error
-
-
-def _take_tokens(data: TokenData, fingerprint: str | None, moved: bool) -> bool:
-    """Read the prepared tokens with which data has this fingerprint, if the text itself cannot be had.
-
-    A built-in text of another version cannot: its tokens may be there. False where no folder holds them.
+    Raises:
+        ValueError: naming the argument and the limit.
     """
-    text, own = data.text_data, data.arguments.get("cache_dir")
-    gone = _missing(data, moved) or (data.arguments.get("source") in SOURCES and not moved)
-    if text is None or not fingerprint or not gone:
+    for name, value in arguments.items():
+        items = value if isinstance(value, list) else [value]
+        if len(items) > MAX_ITEMS:
+            raise ValueError(f"data.{name} has {len(items):,} items, more than {MAX_ITEMS:,}: {REMEDY}")
+        if name.endswith(("context_length", "_lengths", "_segments", "_copied")):
+            lengths = [item[:2] if isinstance(item, list) else [item] for item in items]  # of a segment: length, pairs
+            _check_length(f"data.{name}", max((n for some in lengths for n in some if isinstance(n, int)), default=0))
+
+
+def _check_length(what: str, length: int) -> None:
+    if length > SAMPLE_TOKENS:
+        raise ValueError(f"{what} is {length:,} tokens, more than {SAMPLE_TOKENS:,}: {REMEDY}")
+
+
+def _check_size(data: TokenData) -> None:
+    """Reject samples that are too long, and recall tasks of too many tokens.
+
+    Raises:
+        ValueError: naming the number and the limit.
+    """
+    _check_length("the length of its samples", data.validation_length)
+    if data.kind == "recall":
+        tokens = data.validation_length * int(data.samples("test").bounds[-1])  # type: ignore[attr-defined]
+        if tokens > TASK_TOKENS:
+            raise ValueError(f"its test samples have {tokens:,} tokens, more than {TASK_TOKENS:,}: {REMEDY}")
+
+
+def _read_text(data: TokenData, fingerprint: str | None, moved: bool, trusted: bool) -> None:
+    """Find the prepared tokens of a text, or prepare it.
+
+    Args:
+        data: of the training.
+        fingerprint: of the training.
+        moved: whether the user gave the source.
+        trusted: whether paths and Hub names that the user did not give are read.
+
+    Raises:
+        ValueError: neither is possible; names the options.
+    """
+    names = ("tokenizer",) if moved else tuple(BUILT_IN)
+    named = {name: data.arguments[name] for name in names if data.arguments[name] not in BUILT_IN[name]}
+    unread = {name: path for name, path in named.items() if not (trusted and Path(path).expanduser().exists())}
+    # The standard library of another Python version cannot be prepared here, but its tokens may be there.
+    if (unread or not (moved or "source" in named)) and _take_tokens(data, fingerprint):
+        return
+    try:
+        if not unread or trusted:  # a name that is no path may be of the Hub
+            data.prepare_data()
+            return
+        why = "is named by the checkpoint alone"
+    except (ValueError, OSError) as error:
+        if not unread:
+            raise
+        why = f"does not exist (looked in {Path.cwd()}: {one_line(error)})"
+    what = " and ".join(f"{name}={path!r}" for name, path in unread.items())
+    remedies = ["--data.source=PATH to the present location of the text"] * ("source" in unread)
+    remedies += ["--data.cache_dir=PATH to the location of its prepared tokens"]
+    remedies += ["--trust_data to read what the checkpoint names"] * (not trusted)
+    raise ValueError(f"{what} {why}, and its prepared tokens were not found: set {', or '.join(remedies)}")
+
+
+def _take_tokens(data: TokenData, fingerprint: str | None) -> bool:
+    """Read the prepared tokens with which data has this fingerprint. False where no folder holds them."""
+    text, given = data.text_data, data.arguments.get("cache_dir")
+    if text is None or not fingerprint:
         return False
-    for folder in [*([Path(own).expanduser()] if own else []), default_cache_dir()]:
+    for folder in [*([Path(given).expanduser()] if given else []), default_cache_dir()]:
         prepared = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
         for name in [fingerprint] if text is data else prepared:
             if corpus := find_prepared(name, folder):

@@ -21,14 +21,12 @@ class Subject:
         model: on any device; it is copied before it is measured.
         about: `about` of its rows.
         open_data: opens the data of its training, prepared, with some arguments changed; None where there is none.
-        trained: False for a model with random weights.
         record: what RunRecorder kept of its training.
     """
 
     model: LanguageModel
     about: dict[str, Any]
     open_data: Callable[..., TokenData] | None = None
-    trained: bool = True
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+import math
 import os
+import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from tqdm import tqdm
 
 from bsbr_pl.data import InductionData, TokenData
 from bsbr_pl.model import LanguageModel
@@ -21,7 +24,7 @@ from bsbr_pl.spec import AttentionSpec, plain_specs
 from bsbr_pl.values import digest
 
 from .checkpoints import open_checkpoint
-from .matching import reach_option
+from .matching import reach_option, step_times
 from .subject import Subject, describe_model
 
 VERSION = 1  # changes whenever the same arguments would train other weights
@@ -76,9 +79,9 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, "attention": plain_specs(arguments["attention"])}
 
 
-def from_checkpoint(name: str, path: str | Path) -> Subject:
-    """A trained model with its name."""
-    subject = open_checkpoint(path).subject()
+def from_checkpoint(name: str, path: str | Path, trusted: bool) -> Subject:
+    """A trained model with its name; `trusted`: whether paths in the file are read."""
+    subject = open_checkpoint(path, trusted=trusted).subject()
     return replace(subject, about=subject.about | {"checkpoint": subject.about["checkpoint"] | {"name": name}})
 
 
@@ -88,31 +91,65 @@ def untrained(name: str, arguments: Mapping[str, Any], seed: int) -> Subject:
         torch.manual_seed(seed)
         model = LanguageModel(**arguments)
     weights = digest(["random weights", plain_arguments(arguments), seed])
-    return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0}, trained=False)
+    return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0})
 
 
-def train(
-    arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, folder: Path
-) -> Path:
-    """The checkpoint of `LanguageModule(**arguments)` trained on `task`: from `folder`, or trained now and kept there.
+def train_all(
+    models: Mapping[str, Mapping[str, Any]],
+    task: TokenData,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+) -> dict[str, Path]:
+    """Train `LanguageModule(**arguments)` of each name on `task`, unless its checkpoint is in `folder`.
 
-    Its name is a digest of everything that decides the weights, the code of the architecture and of the model included.
+    A line on standard error says first what is trained, and for how long.
+
+    Returns:
+        name -> checkpoint.
     """
-    spec = AttentionSpec.of(arguments["attention"])
-    described = {**arguments, "attention": spec.plain()}
-    code = [_source(part) for part in (spec.cls, LanguageModel, LanguageModule)]
+    described = {name: {**plain_arguments(one), "learning_rate": learning_rate} for name, one in models.items()}
+    files = {name: folder / f"{_key(one, task, steps, seed, device)}.ckpt" for name, one in described.items()}
+    missing = [name for name, path in files.items() if not _is_kept(path)]
+    if missing:
+        tokens = max(task.train_lengths)
+        times = step_times({name: dict(models[name]) for name in missing}, tokens, task.batch_size, 2, device)
+        tqdm.write(
+            f"training {', '.join(missing)}: {steps:,} steps each, of {task.batch_size} samples of {tokens} tokens of "
+            f"{type(task).__name__}, on {device.type}; about {math.ceil(steps * sum(times.values()) / 60)} min. "
+            f"The weights are kept in {folder}",
+            file=sys.stderr,
+        )
+    for name in tqdm(missing, "training", disable=None):
+        _train(described[name], task, steps, seed, device, files[name])
+    return files
+
+
+def _key(arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device) -> str:
+    """Digest of everything that decides the weights, the code of the architecture and of the model included."""
+    code = [_source(part) for part in (AttentionSpec.of(arguments["attention"]).cls, LanguageModel, LanguageModule)]
     data = (str(task), task.fingerprint)
-    key = digest([VERSION, described, data, steps, seed, device.type, torch.__version__, code])
-    path = folder / f"{key}.ckpt"
+    return digest([VERSION, arguments, data, steps, seed, device.type, torch.__version__, code])
+
+
+def _is_kept(path: Path) -> bool:
     with suppress(ValueError):
         open_checkpoint(path)
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{key}-{os.getpid()}.ckpt"
+        return True
+    return False
+
+
+def _train(
+    arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device, path: Path
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}-{os.getpid()}.ckpt")
     forked = [device] if device.type == "cuda" else []
     with _quiet(), torch.random.fork_rng(forked):
         torch.manual_seed(seed)
-        module = LanguageModule(**described)
+        module = LanguageModule(**arguments)
         trainer = Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],
@@ -132,7 +169,6 @@ def train(
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    return path
 
 
 def _source(part: type) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from bsbr_pl.results import on_own_data
+
 from .figures import Row
 
 MEASURED = ("certificate", "text", "recall", "cost")  # kinds that were measured in an environment
@@ -61,20 +63,14 @@ class Rows:
         self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
         self.measured: list[Row] = []
         for kind in MEASURED:
-            self.by_kind[kind] = list(filter(self._counts, self.by_kind.get(kind, [])))
+            known = [(row, self.checkpoints.get(_digest(row) or "")) for row in self.by_kind.get(kind, [])]
+            self.by_kind[kind] = [row for row, of in known if of and on_own_data(row, of.about)]
             self.measured += self.by_kind[kind]
         self._places = numbered("E", map(environment, self.measured))
         self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._places.items()}
         self.commands = numbered("C", map(command, self.measured))
         measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
         self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
-
-    def _counts(self, row: Row) -> bool:
-        """Whether a row is of a known checkpoint, and no accuracy on other data than that of the training."""
-        checkpoint = self.checkpoints.get(_digest(row) or "")
-        if checkpoint is None or row["identity"]["kind"] not in ("text", "recall"):
-            return checkpoint is not None
-        return checkpoint.fingerprint in ("", row["identity"].get("data"))
 
     def of(self, kind: str, place: str = "") -> dict[str, Row]:
         """The row of a kind for each checkpoint that has one; of those measured in a place (E1), if one is given."""

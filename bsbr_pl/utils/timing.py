@@ -1,19 +1,19 @@
 """Wall-clock time: of callables in interleaved rounds, of training steps and the waits between them, with intervals."""
 
+import contextlib
 import math
-import os
+import platform
 import random
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from bsbr_pl.utils.files import default_cache_dir, own_folder
 from bsbr_pl.values import bootstrap_interval
 
 Clock = Callable[[], float]  # seconds from any start, never going back
@@ -26,9 +26,22 @@ def synchronize(device: str | torch.device) -> None:
 
 
 def timing_lock() -> FileLock:
-    """Lock for measuring times: only one process of this user on this machine holds it at a time."""
-    user = os.getuid() if hasattr(os, "getuid") else ""
-    return FileLock(Path(tempfile.gettempdir()) / f"bsbr_pl-times-{user}.lock")
+    """Lock for measuring times: only one process of this user on this machine holds it at a time.
+
+    Raises:
+        OSError: naming the folder, in the user's cache, that cannot be had.
+    """
+    return FileLock(own_folder(default_cache_dir() / "locks") / f"times-{platform.node()}.lock")
+
+
+def timing_problem() -> str:
+    """Why the lock for times cannot be had, as a sentence; empty if it can, if only after another process."""
+    try:
+        with contextlib.suppress(Timeout), timing_lock().acquire(blocking=False):
+            pass
+    except OSError as error:
+        return f"costs: times cannot be locked ({error.filename or ''}: {error.strerror})"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from bsbr_pl.evals import analyze_results, compare_models
 
 
 def main(
-    seq_lengths=(64, 128, 256, 512, 1024),
+    seq_lengths=(32, 64, 128, 256, 512, 1024),
     models=("BSBR", "Linear", "DeltaNet", "SlidingWindow", "Standard"),
     metrics=("inference_time", "memory_usage", "accuracy"),
     folder=Path(__file__).parent,

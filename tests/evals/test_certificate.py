@@ -5,11 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bsbr_pl.attention import (
     ARCHITECTURES,
     BSBRAttention,
+    HopfieldAttention,
     LinearAttention,
     SlidingWindowAttention,
     StandardAttention,
@@ -193,9 +194,92 @@ def test_a_vocabulary_of_one_has_nothing_to_leak():
 
 
 def test_as_dict_is_plain():
-    certificate = Certificate(7, [Check("a", 0.5, 1.0), Check("b", float("nan"), 1.0)])
+    certificate = Certificate(7, [Check("a", 0.5, 1.0), Check("b", float("nan"), 1.0)], 0.25)
     assert not certificate.passed
     found = certificate.as_dict()
     assert found["length"] == 7
     assert not found["passed"]
     assert [check["passed"] for check in found["checks"]] == [True, False]
+
+
+def hidden(leak: type[StandardAttention]) -> type[StandardAttention]:
+    """An attention that adds a leak's output, behind a gate that is 0 at first and that only one sign opens."""
+
+    class Hidden(StandardAttention):
+        has_decode = False
+
+        def __init__(self, hidden_dim: int, num_heads: int, opens: int = 1) -> None:
+            super().__init__(hidden_dim, num_heads)
+            self.leak, self.opens = leak(hidden_dim, num_heads), opens
+            self.gate = nn.Parameter(torch.zeros(hidden_dim))
+
+        def prefill(self, x: Tensor, state=None):
+            y, state = super().prefill(x, state)
+            return y + torch.relu(self.opens * self.gate.sum()) * self.leak(x), state
+
+    return Hidden
+
+
+class NoMask(nn.Module):
+    """Softmax attention whose mask was forgotten."""
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.query(x) @ self.key(x).mT, -1) @ x
+
+
+class PaddedOnBothSides(nn.Module):
+    """A short convolution that sees one token ahead."""
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(hidden_dim, hidden_dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.mT).mT
+
+
+class NormalisedOverTime(nn.Module):
+    """Divides by the root mean square of each feature over all tokens."""
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.square().mean(1, keepdim=True).sqrt()
+
+
+class MeanOfTheOwnChunk(nn.Module):
+    """Adds the mean of the chunk of 8 tokens that a token is in."""
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        chunks = torch.arange(x.shape[1]) // 8
+        same = (chunks[:, None] == chunks).to(x)
+        return same @ x / same.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("leak", [NoMask, PaddedOnBothSides, NormalisedOverTime, MeanOfTheOwnChunk])
+@pytest.mark.parametrize("opens", [1, -1])
+def test_a_leak_behind_a_closed_gate_is_found_in_a_new_model(leak, opens):
+    torch.manual_seed(0)
+    model = LanguageModel(partial(hidden(leak), opens=opens), 50, 16, num_layers=2, num_heads=2)
+    ids = torch.randint(50, (1, 20))
+    torch.testing.assert_close(model(ids)[:, :12], model(ids[:, :12]), msg="as it is, nothing of it is seen")
+    certificate = certify(model)
+    assert {"suffix_0", "future_gradient"} <= failing(certificate)
+    assert certificate.as_dict()["noise"] == 0.25
+
+
+def test_what_takes_too_long_is_not_certified():
+    wide = partial(SlidingWindowAttention, window_size=2**14 + 1)
+    with pytest.raises(ValueError, match="need 32,773 tokens; certificates have at most 32,768"):
+        certify(LanguageModel(wide, 50, 16, num_layers=1, num_heads=2))
+    repeated = partial(HopfieldAttention, num_updates=10**9)
+    with pytest.raises(ValueError, match=r"FLOPs for 131 tokens, more than 1e\+14"):
+        certify(LanguageModel(repeated, 50, 16, num_layers=1, num_heads=2))

@@ -1,5 +1,6 @@
 """Comparisons: figures of certified models, accuracy of trained weights only, an analysis that finds the truth."""
 
+import inspect
 import json
 import math
 
@@ -12,6 +13,7 @@ from bsbr_pl.attention import ARCHITECTURES, StandardAttention
 from bsbr_pl.data import InductionData, MQARData
 from bsbr_pl.evals import analyze_results, compare_models, comparison, evaluation, scaling_analysis
 from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
+from bsbr_pl.evals.training import default_task
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
 
@@ -248,9 +250,8 @@ def test_arguments_out_of_range_are_named():
 
 def compare_accuracy(cache, models=("BSBR", "Standard"), lengths=(16, 32), **arguments):
     task = InductionData(**TASK)
-    return compare_models(
-        lengths, models, ("accuracy",), task=task, train_steps=3, cache_dir=cache, **SMALL | arguments
-    )
+    chosen = {"task": task, "train_steps": 3, "cache_dir": cache, **SMALL, **arguments}
+    return compare_models(lengths, models, ("accuracy",), **chosen)
 
 
 def test_accuracy_is_that_of_the_trained_weights_and_training_happens_once(tmp_path, trainings):
@@ -350,7 +351,10 @@ def test_a_checkpoint_of_text_is_tested_on_its_text(tmp_path, make_trainer, make
     trainer.fit(module, datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "text.ckpt")
     trainings.clear()
-    results = compare_models((16, 64), ("text",), ("accuracy",), checkpoints={"text": tmp_path / "text.ckpt"}, **SMALL)
+    chosen = {"checkpoints": {"text": tmp_path / "text.ckpt"}, **SMALL}
+    with pytest.raises(ValueError, match=r"source='.*' is named by the checkpoint alone.* --trust_data"):
+        compare_models((16, 64), ("text",), ("accuracy",), **chosen)
+    results = compare_models((16, 64), ("text",), ("accuracy",), trust_data=True, **chosen)
     assert trainings == []
     model = LanguageModule.load(tmp_path / "text.ckpt").model
     lengths = (16, 64, 32)
@@ -359,10 +363,48 @@ def test_a_checkpoint_of_text_is_tested_on_its_text(tmp_path, make_trainer, make
 
 
 def test_checkpoints_and_names_side_by_side(mqar_checkpoint, tmp_path, trainings):
-    results = compare_accuracy(tmp_path, ("BSBR", "mine"), (16,), checkpoints={"mine": mqar_checkpoint})
+    with pytest.warns(UserWarning, match="Runs on different data, or with different tokenizers, are ranked apart"):
+        results = compare_accuracy(tmp_path, ("BSBR", "mine"), (16,), checkpoints={"mine": mqar_checkpoint})
     assert len(trainings) == 1
     assert results["models"] == ["BSBR", "mine"]
     assert all(0 <= results[name]["accuracy"][0] <= 1 for name in ("BSBR", "mine"))
+
+
+def test_unequal_budgets_are_said(tmp_path, trainings):
+    compare_accuracy(tmp_path, ("BSBR",), train_steps=2)
+    (longer,) = (tmp_path / "comparison").iterdir()
+    with pytest.warns(UserWarning, match=r"unequal budgets.*: standard 3 steps, bsbr.* 2 steps"):
+        results = compare_accuracy(tmp_path, ("mine", "Standard"), (16,), checkpoints={"mine": longer})
+    (said,) = results["differences"]
+    shown = str(analyze_results(results))
+    assert said in shown
+    assert f"parameters: mine {sum(p.numel() for p in trainings[0].parameters()):,}, Standard " in shown
+
+
+def test_what_is_trained_is_said_before_and_only_then(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def step_times(models, *rest):
+        asked.append((list(models), *rest[:2]))
+        return dict.fromkeys(models, 50.0)
+
+    monkeypatch.setattr("bsbr_pl.evals.training.step_times", step_times)
+    compare_accuracy(tmp_path)
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "training BSBR, Standard: 3 steps each, of 8 samples of 16 tokens of InductionData, on cpu; "
+    )
+    assert asked == [(["BSBR", "Standard"], 16, 8)]
+    assert f"about 5 min. The weights are kept in {tmp_path}/comparison" in said
+    compare_accuracy(tmp_path, ("BSBR", "Linear"))
+    assert "training Linear: 3 steps each" in capsys.readouterr().err
+    compare_accuracy(tmp_path, ("BSBR", "Linear"))
+    assert "steps each" not in capsys.readouterr().err
+
+
+def test_by_default_one_length_is_that_of_the_training():
+    defaults = inspect.signature(compare_models).parameters
+    assert default_task().context_length in defaults["seq_lengths"].default
 
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):

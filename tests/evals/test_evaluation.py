@@ -40,7 +40,7 @@ def evaluate(runs: Path, results: Results, **options) -> tuple[Evaluation, list[
     """An evaluation, and its rows."""
     chosen = {name: options.pop(name) for name in ("multiples", "lengths") if name in options}
     evaluation = Evaluation(results, **options)
-    subjects = [checkpoint.subject() for checkpoint in read_all([runs])]
+    subjects = [checkpoint.subject() for checkpoint in read_all([runs], trusted=True)]
     evaluation.run(subjects, **chosen)
     return evaluation, evaluation.rows(subjects)
 
@@ -115,7 +115,14 @@ def runs(tmp_path_factory, make_data) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(runs, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("evaluation")
-    arguments = [str(runs), f"--output_dir={output}", "--lengths=[16,32,64]", "--rounds=2", "--multiples=[1,2]"]
+    arguments = [
+        str(runs),
+        f"--output_dir={output}",
+        "--lengths=[16,32,64]",
+        "--rounds=2",
+        "--multiples=[1,2]",
+        "--trust_data",
+    ]
     assert main([*arguments, "--device=cpu"]) == 0
     return output
 
@@ -165,7 +172,14 @@ def test_a_second_call_measures_nothing_and_gives_the_same_report(runs, evaluate
     before = files()
     for name in ("certify", "text_accuracy", "recall_accuracy", "measure_costs"):
         monkeypatch.setattr(f"bsbr_pl.evals.evaluation.{name}", lambda *a, **k: pytest.fail("measured again"))
-    arguments = [str(runs), f"--output_dir={evaluated}", "--lengths=[16,32,64]", "--rounds=2", "--multiples=[1,2]"]
+    arguments = [
+        str(runs),
+        f"--output_dir={evaluated}",
+        "--lengths=[16,32,64]",
+        "--rounds=2",
+        "--multiples=[1,2]",
+        "--trust_data",
+    ]
     assert main([*arguments, "--device=cpu"]) == 0
     assert files() == before
 
@@ -220,7 +234,7 @@ def test_interrupting_keeps_what_was_measured(runs, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bsbr_pl.evals.evaluation.measure_costs", interrupt)
-    assert main([str(runs / "linear"), f"--output_dir={tmp_path}", "--multiples=[1]", "--device=cpu"]) == 130
+    assert main([str(runs / "linear"), f"--output_dir={tmp_path}", "--multiples=[1]", "--trust_data"]) == 130
     assert {row["identity"]["kind"] for row in Results(tmp_path / "results.jsonl").rows} == {
         *("training", "certificate", "text", "map")
     }
@@ -375,7 +389,7 @@ def test_a_bad_argument_is_named(runs, arguments, message, capsys):
 
 def test_it_runs_as_a_module_outside_the_checkout(runs, tmp_path):
     command = [sys.executable, "-W", "ignore", "-m", "bsbr_pl", "evaluate", str(runs / "linear"), str(runs / "broken")]
-    options = ["--lengths=[16,32]", "--rounds=1", "--multiples=[1]", "--device=cpu"]
+    options = ["--lengths=[16,32]", "--rounds=1", "--multiples=[1]", "--device=cpu", "--trust_data"]
     paths = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
     done = subprocess.run([*command, *options], **paths, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.results import KINDS, MAX_DEPTH, Job, Results, check, open_problems, read_rows
+from bsbr_pl.results import KINDS, Job, NotKeptError, Results, check, open_problems, read_rows
+from bsbr_pl.schema import MAX_DEPTH
 from bsbr_pl.values import finite
 
 IDENTITY = {"kind": "cost", "checkpoint": "abc", "length": 256, "environment": {"dtype": "float32"}}
@@ -75,7 +77,24 @@ DAMAGE = {
     "deep but whole": json.dumps(row(values={"x": [[[[[[[[3]]]]]]]]})).encode(),
     "huge number": b'{"schema": 3, "values": ' + b"9" * 10_000 + b"}",
     "nul": b"\x00" * 4096,
-}
+    "brackets": b"[" * 200_000 + b"]" * 200_000,
+    "objects in objects": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "a comment": b"# rows of 24 November, by hand",
+    "not a number": json.dumps(row(values={"state_bytes": math.nan})).encode(),
+    "infinite": json.dumps(row()).encode().replace(b'"state_bytes": 1', b'"state_bytes": 1e999'),
+    "too large to be squared": json.dumps(row(values={"state_bytes": 1e308})).encode(),
+    "beyond 64 bits": json.dumps(row(values={"state_bytes": 2**63})).encode(),
+    "beyond 64 bits in the description": json.dumps(row(about={"config": {"x": [-(2**63)]}})).encode(),
+    "a name twice": json.dumps(row()).encode()[:-1] + b', "values": {"state_bytes": 2}}',
+    "a number as text": json.dumps(row(identity=IDENTITY | {"length": "256"})).encode(),
+    "a certificate of nothing": json.dumps(row(identity=IDENTITY | {"kind": "certificate"}, values={})).encode(),
+    "passed in words": json.dumps(row(identity=IDENTITY | {"kind": "certificate"},
+                                      values={"passed": "no", "length": 8, "checks": []})).encode(),
+    "checks as text": json.dumps(row(identity=IDENTITY | {"kind": "certificate"},
+                                     values={"passed": True, "length": 8, "checks": "x"})).encode(),
+    "passed as a number": json.dumps(row(identity=IDENTITY | {"kind": "certificate"},
+                                         values={"passed": 1, "length": 8, "checks": []})).encode(),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
@@ -85,7 +104,8 @@ def test_damaged_lines_are_left_out_said_once_and_kept(tmp_path, damage, end):
     Results(path).add(IDENTITY, {"state_bytes": 1}, {})
     with path.open("ab") as stream:
         stream.write(damage + end)
-    with pytest.warns(UserWarning, match=r"results.jsonl: 1 lines .* are left out; they stay in the file"):
+    said = r"results.jsonl: 1 lines .* are left out; they stay in the file \(line 2: .{5,220}\)$"
+    with pytest.warns(UserWarning, match=said):
         results = Results(path)
     results.add(IDENTITY | {"length": 512}, {"state_bytes": 2}, {})
     results.read()  # without another warning, which would be an error
@@ -95,6 +115,72 @@ def test_damaged_lines_are_left_out_said_once_and_kept(tmp_path, damage, end):
     assert [json.loads(line)["values"] for line in others if line] == [{"state_bytes": 2}], "no row is swallowed"
     with pytest.warns(UserWarning, match="1 lines"):
         assert [one["values"] for one in Results(path).rows] == [{"state_bytes": 1}, {"state_bytes": 2}]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_people_write_into_the_file_stays_and_every_row_counts(tmp_path, end, whole):
+    path = tmp_path / "results.jsonl"
+    lines = [json.dumps(row(identity=IDENTITY | {"length": n})).encode() for n in (1, 2, 3)]
+    foreign = [b"// mine", b"", b"   ", b'{"my": "note"}', "größer".encode("utf-16")]
+    content = b"\xef\xbb\xbf" + end.join([lines[0], *foreign, *lines[1:]]) + end * whole
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"3 lines .*\(line 2: "):
+        results = Results(path)
+    results.add(IDENTITY | {"length": 4}, {"state_bytes": 4}, {})
+    added = path.read_bytes().removeprefix(content)
+    assert path.read_bytes().startswith(content), "not a byte of it has changed"
+    assert json.loads(added)["identity"]["length"] == 4
+    with pytest.warns(UserWarning, match="3 lines"):
+        assert [one["identity"]["length"] for one in read_rows([path])] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_named(tmp_path, kind):
+    path = tmp_path / "results.jsonl"
+    (Path.mkdir if kind == "folder" else os.mkfifo)(path)
+    for call in (Results, lambda path: read_rows([path])):
+        with pytest.raises(OSError, match=r"is no file: .*results\.jsonl"):
+            call(path)
+
+
+def test_a_file_that_cannot_be_written_is_named_and_its_rows_are_kept_in_memory(tmp_path, monkeypatch):
+    results = Results(tmp_path / "results.jsonl")
+    results.add(IDENTITY, {"state_bytes": 1}, {})
+
+    def refuse(path: Path, mode: str) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(NotKeptError, match=r"Read-only file system: .*results\.jsonl"):
+        results.add(IDENTITY | {"length": 512}, {"state_bytes": 2}, {})
+    assert [one["values"]["state_bytes"] for one in results.rows] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "of another user"])
+def test_a_lock_folder_that_is_not_ones_own_is_not_used(tmp_path, kind, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    folder, results = tmp_path / ".lock", Results(tmp_path / "results.jsonl")
+    if kind == "link":
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        folder.write_text("mine")
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: folder.parent.stat().st_uid + 1)
+    with pytest.warns(
+        UserWarning, match=r"\.lock cannot be used for locks \(.*another process .* may measure the same"
+    ):
+        results.add(IDENTITY, {"state_bytes": 1}, {})
+    with results.claim(IDENTITY | {"length": 512}, wait=False) as claimed:
+        assert claimed, "and it is said once"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert len(results.path.read_text().splitlines()) == 1
+
+
+def test_nobody_else_can_read_the_folder_of_locks(tmp_path):
+    (tmp_path / ".lock").mkdir(mode=0o777)
+    Results(tmp_path / "results.jsonl").add(IDENTITY, {"state_bytes": 1}, {})
+    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_whole_row_without_a_newline_counts_and_swallows_none(tmp_path):
@@ -122,6 +208,11 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path):
     results.path.write_text(json.dumps(row(values={"state_bytes": 3})) + "\n")
     results.read()
     assert [one["values"] for one in results.rows] == [{"state_bytes": 3}]
+    longer = tmp_path / "written by an editor"
+    longer.write_text("".join(json.dumps(row(identity=IDENTITY | {"length": n})) + "\n" for n in range(9)))
+    longer.replace(results.path)
+    results.read()
+    assert [one["identity"]["length"] for one in results.rows] == list(range(9))
 
 
 def test_a_row_that_is_not_of_the_schema_is_not_written(tmp_path):
