@@ -34,6 +34,7 @@ def evaluate(
     lengths: list[int] = list(LENGTHS),  # noqa: B006
     rounds: int = 5,
     data: DataLocation = HERE,
+    latex: str | None = None,
 ) -> int:
     """Certify checkpoints, measure their accuracy and their costs, and write a report.
 
@@ -49,6 +50,7 @@ def evaluate(
         lengths: tokens of the sequences that time, memory and FLOPs are measured on; an empty list for none
         rounds: timing rounds; every round times all models
         data: present location of the training text, if it has moved
+        latex: folder for tables (booktabs) and figures (PDF, 3.25 inches wide) of a paper
 
     Raises:
         ValueError: naming the argument, or a path that holds no checkpoint.
@@ -71,7 +73,7 @@ def evaluate(
     except KeyboardInterrupt:
         stopped = True
         print("\nStopped. The report has the results so far. Run the same command to continue.", file=sys.stderr)
-    from bsbr_pl.report import warnings, write_report  # what draws is imported once everything is measured
+    from bsbr_pl.report import warnings, write_latex, write_report  # what draws is imported once everything is measured
 
     rows = evaluation.rows(subjects)
     report = write_report(rows, Path(output_dir))
@@ -80,6 +82,8 @@ def evaluate(
     for warning in warnings(rows):
         print(f"Warning: {warning}", file=sys.stderr)
     print(report)
+    if latex is not None:
+        print(write_latex(rows, Path(latex)))
     return 130 if stopped else int(not subjects)
 
 

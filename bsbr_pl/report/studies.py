@@ -155,8 +155,16 @@ class Study:
         self.longest = max(self.costs["length"], default=0)
 
     @property
+    def compressors(self) -> dict[str, float]:
+        """Bits per byte of the same text by compressor, the best first; none if no row says."""
+        found: dict[str, float] = {}
+        for _, member in self.members:
+            found |= (member.own or {"values": {}})["values"].get("compressed") or {}
+        return dict(sorted(found.items(), key=lambda one: one[1]))
+
+    @property
     def facts(self) -> dict[str, Any]:
-        """What {names} in words.toml stand for."""
+        """The values of {names} in words.toml."""
         units, accuracy = ("samples", "accuracy") if self.recall else ("documents", "top-1 accuracy")
         return {"title": self.title, "source": self.source, "units": units, "accuracy": accuracy}
 

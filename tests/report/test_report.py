@@ -23,8 +23,8 @@ QUIET += " --disable-component-update --disable-sync --hide-scrollbars --force-d
 ARCHITECTURES = {"bsbr": 1.50, "standard": 1.52, "sliding_window": 1.70, "linear": 1.66, "gau": 1.58}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 SECTIONS = ["Verdict", "Problems", "Certificates", "Accuracy", "Length and position", "Recall hits in text"]
-SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Pareto fronts", "Attention maps", "Study", "Environments"]
-VOID = {"meta", "img", "wbr"}
+SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Decode state", "Attention maps", "Study", "Environments"]
+VOID = {"meta", "img", "wbr", "input"}
 
 
 def full(names: dict[str, float] = ARCHITECTURES) -> Bench:
@@ -112,14 +112,14 @@ def test_the_report_holds_every_section_table_and_plot(written):
     for words in (
         "Best: bsbr",
         "disqualified: suffix_0 0.2500 above 1.00e-08",
-        "runs/broken.ckpt",
+        "broken.ckpt",
         "sub-quadratic: grows as T^1.04",
         "not reached by 16,384",
         "evaluate.py runs",
         "a GPU",
         "0123456789",
-        "Without a map: runs/gau_0/last.ckpt: there is no map",
-        "any validation by runs/hopfield_0/last.ckpt",
+        "No map of gau_0/last.ckpt: there is no map",
+        "any validation by hopfield_0/last.ckpt",
     ):
         assert words in shown, words
     assert "what went wrong" in shown
@@ -290,9 +290,9 @@ def test_a_map_is_shown_for_one_checkpoint_of_each_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ({}, "any validation by runs/standard_0/last.ckpt"),
+        ({}, "any validation by last.ckpt"),
         ({"val/loss": {"step": [], "value": []}}, "any validation by"),
-        ({"val/loss": {"step": [199], "value": [1.5]}}, "more than one validation by runs/standard_0/last.ckpt"),
+        ({"val/loss": {"step": [199], "value": [1.5]}}, "more than one validation by last.ckpt"),
     ],
 )
 def test_a_course_of_fewer_than_two_points_is_not_drawn(tmp_path, metrics, words):
