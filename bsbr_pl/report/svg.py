@@ -1,6 +1,7 @@
 """A figure as a small SVG: matplotlib places everything, and each series is a group that the page can hide or read."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class _Drawing:
     def places(self, points: Any, transform: Any = None) -> np.ndarray:
         """(n, 2): where points are shown; in the data's coordinates, or in those of a transform."""
         shown = self._to_figure.transform((transform or self.axes.transData).transform(np.asarray(points, float)))
-        return self.size * np.abs(shown - [0, 1])
+        return self.size * (shown * [1, -1] + [0, 1])
 
     def artists(self, series: str | None) -> list[Any]:
         """Lines and areas of a series; None for those of none."""
@@ -92,7 +93,8 @@ class _Drawing:
     def stroke(self, line: Line2D, at: Any, key: str, marked: Sequence[str], more: str = "") -> str:
         """A line through places, drawn as another line, with its markers at the `marked` ones."""
         marker, style = _marker(line, key), str(line.get_linestyle())
-        color = "none" if style == "None" else to_hex(line.get_color())
+        shown: Any = line.get_color()
+        color = "none" if style == "None" else to_hex(shown)
         used = "".join(f' marker-{which}="url(#{key})"' for which in marked if marker)
         pairs = " ".join(f"{_short(x)},{_short(y)}" for x, y in at)
         look = f'fill="none" stroke="{color}" stroke-width="{line.get_linewidth():g}"{DASHES.get(style, "")}'
@@ -107,10 +109,9 @@ class _Drawing:
         for place, words in _ticks(self.axes.xaxis):
             x = self.places([[place, 0]], self.axes.get_xaxis_transform())[0][0]
             made.append(f'<path d="M{_short(x)} {top:.0f}V{bottom:.0f}" stroke="#e6e6e6"/>')
-            if any(letter.isalpha() for letter in words):
-                made.append(
-                    _text(words, x, bottom + 12, "end", f' transform="rotate(-20 {_short(x)} {bottom + 12:.0f})"')
-                )
+            if set(words) & set(ascii_lowercase.replace("e", "")):  # not 1e+06
+                turned = f' transform="rotate(-20 {_short(x)} {bottom + 12:.0f})"'
+                made.append(_text(words, x, bottom + 12, "end", turned))
             else:
                 made.append(_text(words, x, bottom + 13, "middle"))
         for place, words in _ticks(self.axes.yaxis):
@@ -148,7 +149,7 @@ def _ticks(axis: Axis) -> list[tuple[float, str]]:
     """The ticks that are shown, with their words."""
     low, high = sorted(axis.get_view_interval())
     places = axis.get_majorticklocs()
-    words = axis.get_major_formatter().format_ticks(places)
+    words = axis.get_major_formatter().format_ticks(list(places))
     return [(place, text) for place, text in zip(places, words, strict=True) if low <= place <= high]
 
 

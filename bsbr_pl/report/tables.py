@@ -172,7 +172,8 @@ def markdown(text: str) -> str:
 
 
 def _column(words: Mapping[str, Any], facts: Mapping[str, Any]) -> Column:
-    return Column(**words | {name: words.get(name, "").format(**facts) for name in ("name", "interval")})
+    texts = {name: words.get(name, "").format(**facts) for name in ("name", "interval")}
+    return Column(**{**words, **texts})
 
 
 def table(

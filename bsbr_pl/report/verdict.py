@@ -131,7 +131,7 @@ def _best(study: Study) -> str:
     quality = best.quality(study.quality)
     assert quality is not None
     words = f"{best.label}, {Column('', '%' if study.recall else '').number(quality.value)} {unit}{_ties(study)}"
-    title, others = "Best" if len(study.ranked) > 1 else "The only one ranked", unequal(study)
+    title, others = "Best" if len(study.ranked) > 1 else "The only one", unequal(study)
     return f"{others}. {title} with this budget: {words}." if others else f"{title}: {words}."
 
 

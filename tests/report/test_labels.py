@@ -72,7 +72,7 @@ def test_unfinished_runs_are_no_seeds_of_any_other():
     unequal, unfinished = warnings(bench.rows)
     given = "linear(chunk_size=8) 200 steps, linear(chunk_size=8) stopped at 50 of 200 steps."
     assert unequal == f"These have unequal budgets, so the ranking does not compare architectures: {given}"
-    assert unfinished.startswith("These runs did not finish, and are averaged with no other: ")
+    assert unfinished.startswith("These runs did not finish, and are not averaged with others: ")
     assert "runs/linear_1 (stopped at 50 of 200 steps)" in unfinished
     assert len(marks(Findings(bench.rows))) == 3
     groups = [group for study in Findings(bench.rows).studies for group in study.groups]
@@ -84,7 +84,7 @@ def test_runs_of_other_budgets_are_never_ranked_together():
     assert [study.name for study in findings.studies] == ["E1_D1_val_B1", "E1_D1_val_B2"]
     assert [len(study.ranked) for study in findings.studies] == [1, 1]
     words = [verdict.summary(study) for study in findings.studies]
-    given = "linear(chunk_size=8) 200 steps, standard 100 steps. The only one ranked with this budget: "
+    given = "linear(chunk_size=8) 200 steps, standard 100 steps. The only one with this budget: "
     assert all(given in said and "tied" not in said for said in words)
     shown = verdict.ranking(findings.studies[1])
     assert shown.caption.startswith("These runs have the same budget. Runs with other budgets are in other tables. ")
@@ -107,7 +107,7 @@ def test_whatever_makes_budgets_unequal_is_said(change, words):
 def test_other_data_is_ranked_apart_and_said():
     (apart,) = warnings(measured(about("linear", 0), about("linear", 1, data__fingerprint="e" * 32)).rows)
     assert apart == (
-        "Runs on different data, or with different tokenizers, are ranked apart: "
+        "Runs with different data or tokenizers are ranked separately: "
         "data TextData texts D1, tokenizer bytes; data TextData texts D2, tokenizer bytes."
     )
 

@@ -151,7 +151,7 @@ def test_the_difference_to_the_best_is_paired_by_document():
             "1.500 bits per byte; one seed cannot tell whether these are tied with it: linear(chunk_size=8).",
         ),
         ((0, 1), (0, 1), "1.500 bits per byte; none is tied with it."),
-        ((0,), (), "The only one ranked: standard, 1.500 bits per byte."),
+        ((0,), (), "The only one: standard, 1.500 bits per byte."),
     ],
 )
 def test_one_seed_is_never_said_to_have_no_tie(best, others, words):
