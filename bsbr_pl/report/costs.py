@@ -13,6 +13,7 @@ from .plots import Picture, curves
 from .studies import Findings
 from .tables import SCALES, Column, Table, table
 
+TABLE_ALONE = ("forward_bytes", "forward_flops")  # costs without a plot
 SUBQUADRATIC = 1.1  # the largest exponent that is called so
 CROSSED = ("forward", "training", "decode", "training_bytes")
 TIME = "Median of the rounds, with its 95 % bootstrap interval. "
@@ -58,7 +59,8 @@ def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table
         facts |= {"source": source(findings, of)}
         above = frame.map(lambda figure: figure if getattr(figure, "value", 0) > 0 else None)
         made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
-        made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
+        if cost not in TABLE_ALONE:
+            made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
     return made
 
 

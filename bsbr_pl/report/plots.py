@@ -172,7 +172,8 @@ def curves(
             if low != high:
                 plot.axes.fill_between(xs, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0, gid=label)
             values = [point.value for point in points]
-            plot.series(str(label), xs, values, map(_words, points.index, points), **looks[label])
+            said = map(Measured, values) if log_y else points  # intervals of costs are in their tables
+            plot.series(str(label), xs, values, map(_words, points.index, said), **looks[label])
         if words:
             plot.axes.set_xticks(range(len(at)), [ascii(x)[1:-1] for x in at], rotation=20, ha="right")
         else:
@@ -181,7 +182,7 @@ def curves(
             plot.axes.set_xlim(min(at) / 1.15, max(at) * 1.15)
         if log_y:
             _logarithmic(plot.axes.yaxis)
-        return plot.picture([plot.axes.yaxis, plot.axes.xaxis] if log_y else [])
+        return plot.picture()
 
 
 def courses(key: str, place: str, lines: pd.DataFrame, x: str, /, **facts: Any) -> Picture:

@@ -17,7 +17,7 @@ from .tables import Cell, Column, Table, table
 
 CHECKS = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
 HIDDEN = ("batch_size", "eval_batch_size", "num_workers", "cache_dir", "seed", "context_length")  # of data
-THUMBNAIL, QUALITY = 480, 20  # pixels, of 100: of maps in the page; plots/ has them in full
+THUMBNAIL, QUALITY = 360, 15  # pixels, of 100: of maps in the page; plots/ has them in full
 MOST_PIXELS = 4_000_000  # of a map
 
 

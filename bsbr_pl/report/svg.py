@@ -1,5 +1,6 @@
 """A figure as a small SVG: matplotlib places everything, and each series is a group that the page can hide or read."""
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
@@ -47,15 +48,16 @@ def svg(figure: Figure, name: str, hover: Mapping[str, Sequence[str]]) -> str:
     box = f'viewBox="0 0 {width:g} {height + LINE * rows + 4:g}"'
     start = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" {box} font-family="sans-serif" font-size="{SIZE}">'
     series = [drawing.series(number, series, hover[series]) for number, series in enumerate(names)]
-    beside = [drawing.line(artist, f"{name}-front{i}") for i, artist in enumerate(drawing.artists(None))]
-    return "\n".join([start, *drawing.frame(), *beside, *series, *legend, "</svg>\n"])
+    beside = [drawing.line(artist, f"{drawing.name}-front{i}") for i, artist in enumerate(drawing.artists(None))]
+    lines = ['<g fill="none" stroke-width="1.6">', *beside, *series, *(line for line, _ in legend), "</g>"]
+    return "\n".join([start, *drawing.frame(), *lines, *(words for _, words in legend), "</svg>\n"])
 
 
 class _Drawing:
     """Places of a drawn figure in points from its upper left corner."""
 
     def __init__(self, figure: Figure, name: str) -> None:
-        self.name = name
+        self.name = f"{zlib.crc32(name.encode()):x}"  # short: it starts many ids
         self.axes: Axes = figure.axes[0]
         self.size = 72 * figure.get_size_inches()
         self._to_figure = figure.transFigure.inverted()
@@ -88,16 +90,16 @@ class _Drawing:
         at = self.places(np.column_stack(line.get_data()))
         at = np.repeat(at, 2, 0) if len(at) == 1 else at  # browsers draw no line of one point
         words = f' data-hover="{escape("|".join(hover))}"' if hover else ""
-        return self.stroke(line, at, key, ("start", "mid", "end"), words)
+        return self.stroke(line, at, key, "marker", words)
 
-    def stroke(self, line: Line2D, at: Any, key: str, marked: Sequence[str], more: str = "") -> str:
-        """A line through places, drawn as another line, with its markers at the `marked` ones."""
+    def stroke(self, line: Line2D, at: Any, key: str, marked: str, more: str = "") -> str:
+        """A line through places, drawn as another line; `marked`: marker for all places, marker-mid for inner ones."""
         marker, style = _marker(line, key), str(line.get_linestyle())
         shown: Any = line.get_color()
         color = "none" if style == "None" else to_hex(shown)
-        used = "".join(f' marker-{which}="url(#{key})"' for which in marked if marker)
+        used = f' style="{marked}:url(#{key})"' if marker else ""
         pairs = " ".join(f"{_short(x)},{_short(y)}" for x, y in at)
-        look = f'fill="none" stroke="{color}" stroke-width="{line.get_linewidth():g}"{DASHES.get(style, "")}'
+        look = f'stroke="{color}"{DASHES.get(style, "")}'
         definition = "" if key in self._defined else marker
         self._defined |= {key} if marker else set()
         return f'{definition}<polyline points="{pairs}" {look}{used}{more}/>'
@@ -105,27 +107,31 @@ class _Drawing:
     def frame(self) -> list[str]:
         """Axes with their ticks, grid and names."""
         (left, top), (right, bottom) = self.places([[0, 1], [1, 0]], self.axes.transAxes)
-        made = []
+        grid, below, beside = "", [], []
         for place, words in _ticks(self.axes.xaxis):
             x = self.places([[place, 0]], self.axes.get_xaxis_transform())[0][0]
-            made.append(f'<path d="M{_short(x)} {top:.0f}V{bottom:.0f}" stroke="#e6e6e6"/>')
+            grid += f"M{_short(x)} {top:.0f}V{bottom:.0f}"
             if set(words) & set(ascii_lowercase.replace("e", "")):  # not 1e+06
-                turned = f' transform="rotate(-20 {_short(x)} {bottom + 12:.0f})"'
-                made.append(_text(words, x, bottom + 12, "end", turned))
+                beside.append(_text(words, x, bottom + 12, f' transform="rotate(-20 {_short(x)} {bottom + 12:.0f})"'))
             else:
-                made.append(_text(words, x, bottom + 13, "middle"))
+                below.append(_text(words, x, bottom + 13))
         for place, words in _ticks(self.axes.yaxis):
             y = self.places([[0, place]], self.axes.get_yaxis_transform())[0][1]
-            made.append(f'<path d="M{left:.0f} {_short(y)}H{right:.0f}" stroke="#e6e6e6"/>')
-            made.append(_text(words, left - 5, y + 3.3, "end"))
-        made.append(f'<path d="M{left:.0f} {top:.0f}V{bottom:.0f}H{right:.0f}" fill="none" stroke="#666"/>')
-        made.append(_text(self.axes.get_xlabel(), (left + right) / 2, self.size[1] - 5, "middle"))
-        turned = f' transform="rotate(-90 9 {(top + bottom) / 2:.0f})"'
-        return [*made, _text(self.axes.get_ylabel(), 9, (top + bottom) / 2, "middle", turned)]
+            grid += f"M{left:.0f} {_short(y)}H{right:.0f}"
+            beside.append(_text(words, left - 5, y + 3.3))
+        below.append(_text(self.axes.get_xlabel(), (left + right) / 2, self.size[1] - 5))
+        middle = (top + bottom) / 2
+        below.append(_text(self.axes.get_ylabel(), 9, middle, f' transform="rotate(-90 9 {middle:.0f})"'))
+        return [
+            f'<path d="{grid}" stroke="#e6e6e6"/>',
+            f'<path d="M{left:.0f} {top:.0f}V{bottom:.0f}H{right:.0f}" fill="none" stroke="#666"/>',
+            f'<g text-anchor="middle">{"".join(below)}</g>',
+            f'<g text-anchor="end">{"".join(beside)}</g>',
+        ]
 
 
-def _legend(drawing: _Drawing, names: Sequence[str], width: float, top: float) -> tuple[list[str], int]:
-    """The legend below the axes, each series once, in as many columns as fit; and its lines."""
+def _legend(drawing: _Drawing, names: Sequence[str], width: float, top: float) -> tuple[list[tuple[str, str]], int]:
+    """The legend below the axes, in as many columns as fit: line and name of each series; and the number of rows."""
     longest = max(map(len, names), default=1)
     columns = max(1, min(len(names), int(width // (LETTER * longest + 36))))
     rows = -(-len(names) // columns)
@@ -133,9 +139,10 @@ def _legend(drawing: _Drawing, names: Sequence[str], width: float, top: float) -
     for i, name in enumerate(names):
         x, y = width / columns * (i // rows) + 6, top + LINE * (i % rows) + 6
         line = next(artist for artist in drawing.artists(name) if artist.get_label() == name)
-        swatch = drawing.stroke(line, [(x, y), (x + 11, y), (x + 22, y)], f"{drawing.name}-{i}", ("mid",))
-        words = _text(_cut(name, width / columns), x + 28, y + 3.2, "start")
-        made.append(f'<g data-series="{escape(name)}">{swatch}{words}</g>')
+        swatch = drawing.stroke(line, [(x, y), (x + 11, y), (x + 22, y)], f"{drawing.name}-{i}", "marker-mid")
+        words = _text(_cut(name, width / columns), x + 28, y + 3.2)
+        group = f'<g data-series="{escape(name)}">'
+        made.append((f"{group}{swatch}</g>", f"{group}{words}</g>"))
     return made, rows
 
 
@@ -162,7 +169,8 @@ def _marker(line: Line2D, key: str) -> str:
     color = to_hex(line.get_markeredgecolor())
     outline = "".join(_segment(points, code) for points, code in path.iter_segments())
     shape_of = f'circle r="{size / 2:g}"' if line.get_marker() == "o" else f'path d="{outline}" transform="scale(1 -1)"'
-    shown = f'<{shape_of} fill="{"#fff" if line.get_fillstyle() == "none" else color}" stroke="{color}"/>'
+    fill = "#fff" if line.get_fillstyle() == "none" else color
+    shown = f'<{shape_of} fill="{fill}" stroke="{color}" stroke-width="1"/>'
     return f'<marker id="{key}" overflow="visible" markerUnits="userSpaceOnUse">{shown}</marker>'
 
 
@@ -171,7 +179,7 @@ def _segment(points: np.ndarray, code: Any) -> str:
 
 
 def _path(points: np.ndarray) -> str:
-    return "M" + "L".join(map(_numbers, points))
+    return "M" + " ".join(f"{x:.0f} {y:.0f}" for x, y in points)
 
 
 def _numbers(values: Iterable[float]) -> str:
@@ -182,5 +190,5 @@ def _short(value: float) -> str:
     return f"{value + 0.0:.1f}".removesuffix(".0")
 
 
-def _text(words: str, x: float, y: float, anchor: str, more: str = "") -> str:
-    return f'<text x="{_short(x)}" y="{_short(y)}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
+def _text(words: str, x: float, y: float, more: str = "") -> str:
+    return f'<text x="{_short(x)}" y="{_short(y)}"{more}>{escape(words)}</text>'

@@ -88,7 +88,7 @@ class Shown(NamedTuple):
     note: str
     best: bool
     text: bool  # no number
-    key: str  # its number with ten digits in the column's unit, that rows are sorted by; "" for text
+    key: str  # its number with six digits in the column's unit, by which rows are sorted; "" if `value` is the same
 
 
 @dataclass
@@ -141,7 +141,8 @@ class Table:
         shown = []
         for i, cell in enumerate(cells):
             parts, value = column.parts(cell), _value(cell)
-            key = f"{column.scaled(value):.10g}" if isinstance(value, Real) else ""
+            key = f"{column.scaled(value):.6g}" if isinstance(value, Real) else ""
+            key = "" if key == parts[0].replace(",", "") else key
             shown.append(Shown(*parts, i < self.ranked and value == best is not None, isinstance(cell, str), key))
         return shown
 

@@ -351,6 +351,7 @@ def test_a_click_on_a_header_sorts_the_rows(written, browse, clicks, expected, t
     sorting = tmp_path / "sorting.html"
     sorting.write_text((written / "report.html").read_text().replace("</body>", f"<script>{script}</script></body>"))
     dom = browse(sorting, 1280, "--dump-dom")
-    rows = re.findall(r'<th scope="row" data-sort="(\w+)', dom[dom.index(table[1:]) :])[:6]
+    rows = re.findall(r'<th scope="row">(.*?)</th>', dom[dom.index(table[1:]) :])[:6]
+    rows = [row.replace("<wbr>", "").split("(")[0] for row in rows]
     assert rows[:2] == expected
     assert rows[5] == "hopfield", "the disqualified stay last"
