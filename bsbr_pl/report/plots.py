@@ -145,7 +145,9 @@ def _linear(axis: Axis) -> None:
 
 def _words(x: Any, figure: Measured) -> str:
     """A point in words: `512: 1.143 [1.141, 1.145]`."""
-    return f"{x if isinstance(x, str) else _plain(x)}: {' '.join(Column('').parts(figure)).strip()}"
+    if not isinstance(x, str):
+        x = _plain(x) if float(x).is_integer() else Column("").number(x)
+    return f"{x}: {' '.join(Column('').parts(figure)).strip()}"
 
 
 def curves(

@@ -76,7 +76,8 @@ class _Drawing:
         parts, rest = [], list(hover)
         for artist in self.artists(name):
             if isinstance(artist, PolyCollection):
-                color = to_hex(artist.get_facecolor()[0])
+                fill: Any = artist.get_facecolor()
+                color = to_hex(fill[0])
                 parts += [f'<path d="{_path(self.places(p.vertices))}Z" fill="{color}" opacity=".15"/>'
                           for p in artist.get_paths()]  # fmt: skip
             else:

@@ -1,6 +1,8 @@
 """The report as a whole: complete, the same every time, harmless whatever a file is called, and seen in a browser."""
 
 import csv
+import html
+import json
 import os
 import re
 import shutil
@@ -355,3 +357,31 @@ def test_a_click_on_a_header_sorts_the_rows(written, browse, clicks, expected, t
     rows = [row.replace("<wbr>", "").split("(")[0] for row in rows]
     assert rows[:2] == expected
     assert rows[5] == "hopfield", "the disqualified stay last"
+
+
+PROBE = """<script>
+const scale = document.querySelector(".scale input");
+const shown = () => all("div", scale.closest("figure")).map(div => div.hidden);
+const before = shown();
+scale.click();
+const line = document.querySelector("#plot-by_length_E1_D2_val polyline[data-hover]"), plot = line.closest("svg");
+all("details").forEach(one => { one.open = true; });
+const at = new DOMPoint(line.points[1].x, line.points[1].y).matrixTransform(plot.getScreenCTM());
+plot.dispatchEvent(new PointerEvent("pointermove", {clientX: at.x, clientY: at.y}));
+document.querySelector('#filter input[value="standard"]').click();
+const names = all("#table-first_E1_D2_val tbody tr:not([hidden]) th").map(cell => cell.textContent);
+const hidden = all("[data-series=standard]").every(one => one.hasAttribute("hidden"));
+document.title = JSON.stringify([before, shown(), tip.textContent, names, hidden]);
+</script></body>"""
+
+
+def test_scales_are_switched_values_are_read_and_architectures_are_hidden(written, browse, tmp_path):
+    probe = tmp_path / "probe.html"
+    probe.write_text((written / "report.html").read_text().replace("</body>", PROBE))
+    title = re.search(r"<title>(.*?)</title>", browse(probe, 1280, "--dump-dom"))
+    assert title
+    before, after, tip, names, hidden = json.loads(html.unescape(title[1]))
+    assert [before[-2:], after[-2:]] == [[False, True], [True, False]]
+    assert re.fullmatch(r"bsbr\(chunk_size=8\)\n512: 1\.[45]\d\d \[1\.[45]\d\d, 1\.[45]\d\d\]", tip)
+    assert [name.split("(")[0] for name in names] == ["bsbr", "gau", "linear", "sliding_window", "hopfield"]
+    assert hidden
