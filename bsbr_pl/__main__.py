@@ -29,14 +29,15 @@ REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
 FLAGS = {"trust_data": "read the paths and Hub names in checkpoints, with their sizes and workers"}
 
 
-def report(paths: Sequence[str], output_dir: str = "evaluation") -> int:
+def report(paths: Sequence[str], output_dir: str = "evaluation", latex: str | None = None) -> int:
     """Write a report from rows. Needs no checkpoint, no data and no torch.
 
     Args:
         paths: results.jsonl files, of any machines; of equal rows the last one counts
         output_dir: where report.html, report.md, tables and plots go
+        latex: folder for tables (booktabs) and figures (PDF, 3.25 inches wide) of a paper
     """
-    from bsbr_pl.report import write_report
+    from bsbr_pl.report import write_latex, write_report
 
     others = [path for path in paths if not path.endswith(".jsonl")]
     if others:
@@ -45,7 +46,10 @@ def report(paths: Sequence[str], output_dir: str = "evaluation") -> int:
     if not rows:
         raise ValueError(f"{', '.join(paths)} hold no rows")
     measured = [row for row in rows if row["identity"]["kind"] != "problem"]
-    print(write_report([*measured, *open_problems(rows)], Path(output_dir)))
+    rows = [*measured, *open_problems(rows)]
+    print(write_report(rows, Path(output_dir)))
+    if latex is not None:
+        print(write_latex(rows, Path(latex)))
     return 0
 
 

@@ -74,6 +74,7 @@ ABOUT = {
     "architecture?": str,  # bsbr(chunk_size=64)
     "attention?": [str],  # registry keys, each once
     "parameters?": (NoneType, int),
+    "conv_size?": [int],  # taps of the short convolution of each attention; 1 for none
     "sizes?": {"*": (NoneType, int)},  # vocab_size, hidden_dim, num_layers, num_heads, ff_dim
     "seed?": (NoneType, int),
     "step?": int,
@@ -125,6 +126,7 @@ KINDS: dict[str, Any] = {
         **{name: int for name in ("tokens", "bytes", "documents")},
         "interval": {"loss": PAIR, "accuracy": PAIR, "bits_per_byte": PAIR},
         "blocks": {"nats": [NUMBER], "bytes": [NUMBER]},  # of documents, or of groups of neighbouring ones
+        "compressed?": {"*": NUMBER},  # bits per byte of the same text: xz -9, gzip -9
         "by_position": [{"start": int, "stop": int, "loss": NUMBER}],
         "recall": [{"slice": str, "tokens": int, "loss": NUMBER, "accuracy": NUMBER}],
     },

@@ -412,13 +412,22 @@ def rules(attention_classes: tuple[str, ...], data_classes: tuple[str, ...], key
             ("loss.backward()", "from .training import train"),
             but=("bsbr_pl.evals.training",),
         ),
-        "report: pandas, jinja2, matplotlib, numpy alone": Rule(
+        "report: pandas, jinja2, matplotlib, numpy, pillow alone": Rule(
             ("bsbr_pl.report",),
             lambda tree: (
                 node
                 for name, node in imported(tree)
                 if name.split(".")[0]
-                not in {"pandas", "jinja2", "markupsafe", "matplotlib", "numpy", "bsbr_pl", *sys.stdlib_module_names}
+                not in {
+                    "pandas",
+                    "jinja2",
+                    "markupsafe",
+                    "matplotlib",
+                    "numpy",
+                    "PIL",
+                    "bsbr_pl",
+                    *sys.stdlib_module_names,
+                }
             ),
             ("import torch", "def f():\n    import torch", "from lightning import Trainer", "import safetensors"),
             ("import pandas as pd", "from matplotlib.figure import Figure", "import json"),

@@ -97,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     # Evaluation.
     "bsbr_pl.evals": {
         *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpora"),
-        "bsbr_pl.data.corpus",
+        *("bsbr_pl.data.corpus", "bsbr_pl.data.files"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
         *("bsbr_pl.report", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
@@ -127,6 +127,7 @@ KNOWN: dict[str, dict[str, str]] = {
         "bsbr_pl.evals.commands": "the default of an option, and the name of the program",
         "bsbr_pl.evals.comparison": "the models that are compared by default",
         "bsbr_pl.report.costs": "the architecture that the others are compared with, if it is there",
+        "bsbr_pl.report.plots": "the name of a scale",
         "bsbr_pl.utils.macs": "an operator of torch",
     },
     "a data set is named in its own room alone": {

@@ -35,6 +35,7 @@ def evaluate(
     rounds: int = 5,
     data: DataLocation = HERE,
     trust_data: bool = False,
+    latex: str | None = None,
 ) -> int:
     """Certify checkpoints, measure their accuracy and their costs, and write a report.
 
@@ -52,6 +53,7 @@ def evaluate(
         rounds: timing rounds; every round times all models
         data: present location of the training text, if its prepared tokens are not in the cache
         trust_data: read the paths and Hub names in the checkpoint, with its sizes and workers
+        latex: folder for tables (booktabs) and figures (PDF, 3.25 inches wide) of a paper
 
     Raises:
         ValueError: naming the argument, or a path that holds no checkpoint.
@@ -77,7 +79,7 @@ def evaluate(
     except NotKeptError as error:
         code = 2
         print(f"Stopped, because results cannot be written: {one_line(error)}", file=sys.stderr)
-    from bsbr_pl.report import warnings, write_report  # what draws is imported once everything is measured
+    from bsbr_pl.report import warnings, write_latex, write_report  # what draws is imported once everything is measured
 
     rows = evaluation.rows(subjects)
     report = write_report(rows, Path(output_dir))
@@ -86,6 +88,8 @@ def evaluate(
     for warning in warnings(rows):
         print(f"Warning: {warning}", file=sys.stderr)
     print(report)
+    if latex is not None:
+        print(write_latex(rows, Path(latex)))
     return code
 
 

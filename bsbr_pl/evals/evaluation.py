@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
+from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.results import Job, NotKeptError, Results, Row, on_own_data
 from bsbr_pl.utils.records import environment, git_commit
@@ -64,6 +65,7 @@ class Evaluation:
         }
         self._problems: set[str] = set()  # digests of the identities of those that this evaluation met
         self._changed: set[str] = set()  # digests of subjects whose data changed since training
+        self._compressed: dict[tuple[str, str], dict[str, float]] = {}  # by data and split
 
     def run(
         self,
@@ -261,10 +263,19 @@ class Evaluation:
             assert subject.open_data is not None
             data = subject.open_data(**changes)
         if data.kind == "text":
-            return text_accuracy(model, data, split)  # type: ignore[arg-type]
+            found = text_accuracy(model, data, split)  # type: ignore[arg-type]
+            return found if changes else found | {"compressed": self._compress(data, split)}
         found = recall_accuracy(model, data, split)
         routed = not changes and data.answers_in_context and any(a.routes_chunks for a in model.attentions)
         return found | ({"retrieval": retrieval(model, data, split)} if routed else {})
+
+    def _compress(self, data: TokenData, split: str) -> dict[str, float]:
+        """Bits per byte of a split's text as compressors have it; each text is compressed once."""
+        of = data.fingerprint, split
+        if of not in self._compressed:
+            assert data.text_data is not None
+            self._compressed[of] = compressed_bits_per_byte(data.text_data.text(split))
+        return self._compressed[of]
 
     def _map(self, subject: Subject) -> dict[str, Any]:
         assert subject.open_data is not None

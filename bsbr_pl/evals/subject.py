@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
+from bsbr_pl.attention.parts import ShortConvolution
 from bsbr_pl.data import TokenData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
@@ -69,8 +72,15 @@ def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model:
         "architecture": " + ".join(dict.fromkeys(layer_names(arguments["attention"]))),
         "attention": list(dict.fromkeys(spec.key for spec in _layers(arguments["attention"]))),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "conv_size": list(map(_taps, model.attentions)),
         "sizes": {size: built[size] for size in SIZE_NAMES},
     }
+
+
+def _taps(attention: nn.Module) -> int:
+    """The taps of an attention's short convolution; 1 if it has none."""
+    convolutions = [part for part in attention.modules() if isinstance(part, ShortConvolution)]
+    return max((part.weight.shape[-1] for part in convolutions), default=0) or 1
 
 
 def _layers(attention: Any) -> tuple[AttentionSpec, ...]:

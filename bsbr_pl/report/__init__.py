@@ -3,7 +3,6 @@
 `write_report` is a function of rows alone (bsbr_pl.results describes them): no torch, no checkpoint, no data.
 """
 
-import base64
 import itertools
 import re
 from collections.abc import Iterable
@@ -15,14 +14,20 @@ from markupsafe import Markup, escape
 
 from bsbr_pl.utils.files import write_whole
 
-from . import clocks, costs, quality, sources, study, verdict
+from . import clocks, costs, latex, quality, sources, study, verdict
 from .budgets import warned, warnings
 from .figures import Row
+from .labels import kind, look
 from .plots import Picture
 from .studies import Findings
 from .tables import WORDS, Table, markdown
 
-__all__ = ["warnings", "write_report"]
+__all__ = ["warnings", "write_latex", "write_report"]
+
+FIRST, PROBLEMS = (
+    "Verdict",
+    "Problems",
+)  # sections: the one that is not folded, and the one that is open if it says more
 
 
 class Words(NamedTuple):
@@ -54,29 +59,49 @@ def write_report(rows: Iterable[Row], folder: Path) -> Path:
             write_whole(folder / "tables" / f"{part.name}.csv", part.to_csv().encode())
         elif isinstance(part, Picture):
             write_whole(folder / "plots" / part.file, part.content)
-    page = {"title": WORDS["title"], "lead": WORDS["lead"], "warnings": warned(findings), "sections": sections}
+    architectures = sorted({c.architecture for c in findings.checkpoints.values()})
+    page = {"title": WORDS["title"], "lead": WORDS["lead"], "warnings": warned(findings), "sections": sections,
+            "first": FIRST, "problems": PROBLEMS, "architectures": architectures}  # fmt: skip
     for name in ("report.md", "report.html"):
         write_whole(folder / name, PAGES.get_template(name).render(page).encode())
     return folder / "report.html"
 
 
+def write_latex(rows: Iterable[Row], folder: Path) -> Path:
+    """Write the tables (booktabs) and the figures (PDF, 3.25 inches wide) of a paper into `folder`.
+
+    Returns:
+        the path of all.tex, which shows them all.
+
+    Raises:
+        OSError: naming the file that cannot be written.
+    """
+    return latex.write(itertools.chain(*contents(Findings(rows)).values()), folder)
+
+
 def contents(findings: Findings) -> dict[str, list[Part]]:
-    """Everything the report says, by title; a section without content is left out."""
+    """The parts of the report by section; a section without content is left out."""
+    start, end = findings.shared
+    words = " and ".join(filter(None, (start and f"begin with {start}", end and f"end with {end}")))
+    relative = f"All paths of checkpoints {words}, which is left out above." if words else None
     found: dict[str, list[Any]] = {
-        "Verdict": [] if findings.studies else [WORDS["nothing"]],
-        "Problems": [sources.problems(findings) or WORDS["no_problems"]],
+        FIRST: [] if findings.studies else [WORDS["nothing"]],
+        PROBLEMS: [sources.problems(findings) or WORDS["no_problems"]],
         **{title: [] for title in ("Certificates", "Accuracy", "Length and position", "Recall hits in text")},
         **{title: [] for title in ("Recall tasks", "Costs")},
         "Four clocks": clocks.plots(findings),
-        "Pareto fronts": [],
+        "Decode state": [],
         "Attention maps": sources.maps(findings),
         "Study": study.tables(findings.of("training").values()),
-        "Environments": [sources.environments(findings), sources.data_sets(findings), sources.commands(findings)],
+        "Environments": [relative, sources.environments(findings), sources.data_sets(findings)],
     }
+    found["Environments"].append(sources.commands(findings))
     for one in findings.studies:
-        found["Verdict"] += [Words("heading", one.title), Words("verdict", verdict.summary(one)), *verdict.tables(one)]
+        found[FIRST] += [Words("heading", one.title), Words("verdict", verdict.summary(one)), verdict.picture(one)]
+        background = verdict.background(one)
+        found[FIRST] += [verdict.first(one), background and Words("background", background), verdict.ranking(one)]
         found["Accuracy"].append(quality.by_checkpoint(one, findings))
-        found["Pareto fronts"] += verdict.fronts(one)
+        found["Decode state"].append(verdict.state_picture(one))
         if one.recall:
             found["Recall tasks"] += quality.recall(one)
         else:
@@ -90,7 +115,7 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
 
 def _present(parts: Iterable[Any]) -> list[Part]:
     """The parts that there are; bare text becomes a paragraph."""
-    return [Words("paragraph", part) if isinstance(part, str) else part for part in parts if part is not None]
+    return [Words("paragraph", part) if isinstance(part, str) else part for part in parts if part]
 
 
 def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
@@ -98,10 +123,19 @@ def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
     return [(side, list(of)) for side, of in itertools.groupby(parts, lambda part: part.kind == "picture")]
 
 
-def _uri(content: bytes | str, kind: str) -> str:
-    """A picture or a file within the page."""
-    content = content.encode() if isinstance(content, str) else content
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _inline(svg: bytes | str) -> Markup:
+    """An SVG as a part of the page."""
+    text = svg.decode() if isinstance(svg, bytes) else svg
+    return Markup(text.replace(' xmlns="http://www.w3.org/2000/svg"', ""))
+
+
+def _slug(title: str) -> str:
+    """The id of a section."""
+    return title.lower().replace(" ", "-")
+
+
+def _colour(architecture: str) -> str:
+    return look(kind(architecture))[0]
 
 
 def _breakable(text: str) -> Markup:
@@ -111,4 +145,5 @@ def _breakable(text: str) -> Markup:
 
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=jinja2.select_autoescape(),
                            trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
-PAGES.filters |= {"runs": _runs, "uri": _uri, "breakable": _breakable, "markdown": markdown}
+PAGES.filters |= {"runs": _runs, "inline": _inline, "breakable": _breakable}
+PAGES.filters |= {"markdown": markdown, "colour": _colour, "slug": _slug}

@@ -1,4 +1,4 @@
-"""What each was trained with: steps, tokens, FLOPs, batch, data; and the warnings if runs are not comparable."""
+"""Training budgets (steps, tokens, FLOPs, batch, data), and warnings about runs that are not comparable."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,16 +9,16 @@ import pandas as pd
 from .rows import Checkpoint, Row
 from .studies import Findings, Group, Study
 
-NAMED = 5  # checkpoints that a warning names
-PLANNED = (None, "", "max_steps", "max_epochs")  # what ends a run as it was planned
-STOPPED = "These runs did not finish, and are averaged with no other"
-UNKNOWN = "These are averaged with no other"
+NAMED = 5  # names in a sentence
+PLANNED = (None, "", "max_steps", "max_epochs")  # planned ends of a run
+STOPPED = "These runs did not finish, and are not averaged with others"
+UNKNOWN = "It is not known whether these runs finished, and they are not averaged with others"
 CHANGED = "Arguments were changed during these runs"
 UNEQUAL = "These have unequal budgets, so the ranking does not compare architectures"
 
 
 def warnings(rows: Iterable[Row]) -> list[str]:
-    """What a reader of these rows must know before the ranking, a sentence each."""
+    """Sentences that a reader must know before the ranking."""
     return warned(Findings(rows))
 
 
@@ -27,7 +27,7 @@ def warned(findings: Findings) -> list[str]:
     found = list(dict.fromkeys(map(unequal, findings.studies)))
     data = dict.fromkeys(study.data for study in findings.studies if study.ranked)
     if len(data) > 1:
-        found.append(f"Runs on different data, or with different tokenizers, are ranked apart: {'; '.join(data)}")
+        found.append(f"Runs with different data or tokenizers are ranked separately: {'; '.join(data)}")
     doubtful: dict[str, list[str]] = {STOPPED: [], UNKNOWN: [], CHANGED: []}
     for c in findings.checkpoints.values():
         if not c.finished:
@@ -61,7 +61,7 @@ def sentence(study: Study) -> str:
 
 
 def _flops(groups: Sequence[Group]) -> str:
-    """Training FLOPs from the least to the most, as they are counted."""
+    """The least and the most training FLOPs, as they are counted."""
     counted = pd.Series({group.label: group.checkpoint.get("run.flops") for group in groups}, dtype=float).dropna()
     if counted.empty:
         return "training FLOPs not counted"
@@ -79,7 +79,7 @@ def _power(number: float) -> str:
 
 
 def unequal(study: Study) -> str:
-    """That runs with other budgets stand in other tables, and what each was given; empty if there are none."""
+    """A warning about runs on the same data with other budgets, and the budget of each; empty if there are none."""
     studies = [one for one in study.beside if one.ranked]
     if len(studies) < 2 or study not in studies:
         return ""
@@ -102,7 +102,7 @@ def _given(c: Checkpoint) -> dict[str, Any]:
 
 
 def _in_words(given: Mapping[str, Any], runs: pd.DataFrame) -> str:
-    """The length of a run, and whatever else of its budget is not the same in all runs."""
+    """The length of a run, and the other parts of its budget that are not equal in all runs."""
     words, differ = given["budget"], runs.nunique(dropna=False) > 1
     if differ["batch"]:
         words += " of batches not recorded" if given["batch"] is None else f" of {given['batch']:,} windows"

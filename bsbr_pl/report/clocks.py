@@ -1,4 +1,4 @@
-"""The course of training by four clocks: steps, tokens, FLOPs, seconds."""
+"""Training curves by four clocks: steps, tokens, FLOPs, seconds."""
 
 from collections import defaultdict
 from typing import Any
@@ -17,7 +17,7 @@ CLOCKS = ("steps", "tokens", "training FLOPs", "measured seconds")
 
 
 def plots(findings: Findings) -> list[Picture | str]:
-    """Validation loss by each clock, for each data set and machine; and in words, which runs have no course."""
+    """Validation loss by each clock, for each data set and machine; and sentences about runs without a curve."""
     training, found, missing = findings.of("training"), [], defaultdict(list)
     for digest, checkpoint in findings.checkpoints.items():
         course = training[digest]["values"].get("metrics", {}).get(VALIDATION) if digest in training else None
@@ -58,7 +58,7 @@ def clock_values(checkpoint: Checkpoint, training: Row) -> dict[str, Any]:
 
 
 def machine(training: Row) -> str:
-    """What the seconds of a run depend on."""
+    """The machine and settings on which a run's seconds depend."""
     values = training["values"]
     environment = values.get("environment") or {}
     parts = {"": environment.get("gpu") or environment.get("cpu"), " ": environment.get("device")}

@@ -1,4 +1,4 @@
-"""What each costs, by length: times, memory, FLOPs, decode state; how they grow, and where they cross."""
+"""Costs by length: times, memory, FLOPs, decode state; their growth, and where they cross."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from .plots import Picture, curves
 from .studies import Findings
 from .tables import SCALES, Column, Table, table
 
+TABLE_ALONE = ("forward_bytes", "forward_flops")  # costs without a plot
 SUBQUADRATIC = 1.1  # the largest exponent that is called so
 CROSSED = ("forward", "training", "decode", "training_bytes")
 TIME = "Median of the rounds, with its 95 % bootstrap interval. "
@@ -39,7 +40,7 @@ def of_place(findings: Findings, place: str) -> list[Table | Picture | str | Non
 
 
 def source(findings: Findings, costs: pd.DataFrame) -> str:
-    """Where costs are from, and whether all of a length were timed against each other."""
+    """Environments and commands of costs; and whether all of a length were timed in the same rounds."""
     rows = list(costs["row"])
     rounds = {(row["identity"]["length"], str(row["about"].get("timed_with"))) for row in rows}
     apart = len(rounds) > costs["length"].nunique()
@@ -58,12 +59,13 @@ def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table
         facts |= {"source": source(findings, of)}
         above = frame.map(lambda figure: figure if getattr(figure, "value", 0) > 0 else None)
         made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
-        made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
+        if cost not in TABLE_ALONE:
+            made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
     return made
 
 
 def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | None:
-    """How every cost grows with the length."""
+    """The exponent with which every cost grows with the length."""
     shortest, found = fitted_from(costs["length"]), []
     for body, of in costs.groupby("body"):
         powers = {name: power(of, cost, shortest) for cost, name, *_ in COSTS}
@@ -84,7 +86,7 @@ def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | No
 
 
 def crossovers(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | str | None]:
-    """From which length on one costs less than another: than `standard`, or every pair if there is none."""
+    """The length above which one costs less than `standard`; of every pair if there is no `standard`."""
     by_body = dict(iter(costs.groupby("body")))
     standard = [name for name in by_body if kind(name) == "standard"]
     pairs = [(a, b) for b in standard or by_body for a in by_body if a not in standard and a != b]

@@ -15,8 +15,8 @@ from .tables import Column, Measured
 Row = dict[str, Any]  # a row of results.jsonl
 LONG = 2048  # tokens from which on exponents are fitted, if there are two such lengths
 OWN = 0  # as a length: that at which training validated
-LISTS = {"slices": "slice", "recall": "slice", "by_position": "stop"}  # in the values, and what names an entry
-FIGURE = ["length", "part", "which", "name", "at"]  # what tells a figure of a checkpoint from its others
+LISTS = {"slices": "slice", "recall": "slice", "by_position": "stop"}  # in the values, and the name of an entry
+FIGURE = ["length", "part", "which", "name", "at"]  # identify a figure of a checkpoint
 
 
 def entries(length: int, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -41,7 +41,7 @@ def pooled(rows: Iterable[tuple[int, Row]], runs: int) -> pd.DataFrame:
 
     Args:
         rows: length (or OWN) and row, of every run.
-        runs: how many there are; a figure that one of them lacks is left out.
+        runs: number of runs; a figure that is missing in one run is left out.
 
     Returns:
         Columns length, part, which, name, at, and figure (Measured).
@@ -72,9 +72,9 @@ def wide(figures: pd.DataFrame, index: str, columns: str, **where: Any) -> pd.Da
 
 
 def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
-    """Bits per byte more than others have, documents paired, seeds averaged.
+    """Difference in bits per byte to others, paired by document, seeds averaged.
 
-    A tie if the interval over documents holds 0, or if the seeds of the two overlap.
+    A tie if the interval over documents contains 0, or if the seeds of the two overlap.
     """
     nats, size = _blocks(rows)
     theirs, their_size = _blocks(others)
@@ -90,7 +90,7 @@ def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
 
 
 def _blocks(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """Nats (seeds, blocks) of blocks of documents, and their bytes (blocks,); no blocks if seeds differ in theirs."""
+    """Nats (seeds, blocks) of blocks of documents, and their bytes (blocks,); empty if the seeds have other blocks."""
     blocks = [row["values"].get("blocks") for row in rows]
     sizes = {(len(block["nats"]), *block["bytes"]) for block in blocks if block}
     if not blocks or None in blocks or len(sizes) > 1 or len(blocks[0]["nats"]) != len(blocks[0]["bytes"]):
@@ -99,7 +99,7 @@ def _blocks(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names of points (x, y) that no other point is below in one and not above in the other, in order of x."""
+    """The names of the points on the Pareto front (less is better), in order of x."""
 
     def beaten(x: float, y: float) -> bool:
         return any(a <= x and b <= y and (a, b) != (x, y) for a, b in points.values())
@@ -113,7 +113,7 @@ def nearest(lengths: Iterable[int], length: int | None) -> int | None:
 
 
 def only(figures: pd.DataFrame, **where: Any) -> Measured | None:
-    """The one figure that these columns tell, or None."""
+    """The first figure with these values in its columns, or None."""
     for name, value in where.items():
         figures = figures[figures[name] == value]
     return None if figures.empty else figures["figure"].iloc[0]
@@ -140,13 +140,13 @@ def samples(costs: pd.DataFrame, cost: str) -> dict[int, list[float]]:
 
 
 def power(costs: pd.DataFrame, cost: str, shortest: int) -> Measured | None:
-    """The exponent that a cost of one body grows with; None with fewer than two lengths."""
+    """The growth exponent of a cost of one body; None with fewer than two lengths."""
     found = exponent(samples(costs, cost), shortest)
     return None if found is None else Measured(found["exponent"], *found["interval"])
 
 
 def failed(certificate: Row) -> str:
-    """The first check that failed, with what was measured and its limit, and how many more did."""
+    """The first check that failed, with its value and its limit; and the number of other failed checks."""
     checks = [check for check in certificate["values"]["checks"] if not check["passed"]]
     if not checks:
         return "no check says why"

@@ -1,4 +1,4 @@
-"""Names and looks of what is compared. Both follow from the architecture's key: there is no list of architectures."""
+"""Names, colours and markers. All follow from the architecture's key: there is no list of architectures."""
 
 import re
 import zlib
@@ -10,7 +10,7 @@ from matplotlib import colors
 
 from .rows import Checkpoint, key
 
-UNSHOWN = ("model.attention", "length")  # the name's first part says the one, the run's own words the other
+UNSHOWN = ("model.attention", "length")  # the label has them in other words
 COLOURS = ("#d55e00", "#222222", "#e69f00", "#56b4e9", "#0072b2", "#7a5fb5", "#cc79a7", "#009e73", "#8c6d46", "#a6a300",
            "#b03a48", "#5f7d8c")  # fmt: skip
 MARKERS = "osD^v*PX<>hp"
@@ -21,10 +21,10 @@ SALT = "110653"  # of the digests: with this one, the architectures of the publi
 def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
     """A short name for each checkpoint, by digest; only seeds of one configuration share it.
 
-    The architecture and its options, and in brackets what differs from others that were trained on the same data:
-    arguments of the model, if they differ between those of one architecture; anything else (windows, budget, precision,
-    ...) if it differs between any two; that a run did not finish, and what was changed in it. Runs that did not finish
-    share no name: they are not seeds of any other.
+    A label is the architecture with its options. Brackets have the differences to other runs on the same data:
+    arguments of the model, if they differ between runs of one architecture; everything else (windows, budget,
+    precision, ...) if it differs between any two runs; whether a run did not finish; its changed arguments. Runs that
+    did not finish share no label, because they are not seeds of any other run.
     """
     usable = sorted(checkpoints, key=lambda c: (c.name, c.digest))
     values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
@@ -41,7 +41,7 @@ def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
 
 
 def _among(c: Checkpoint, name: str) -> tuple[str, str, str]:
-    """Where the values of an argument are compared: among those of the architecture, or among all on the same data."""
+    """The runs among which an argument is compared: those of the architecture, or all on the same data."""
     return c.fingerprint, c.architecture if name.startswith("model.") else "", name
 
 
@@ -50,7 +50,7 @@ def _bracketed(name: str, words: Sequence[str]) -> str:
 
 
 def _told_apart(unfinished: Sequence[Checkpoint], names: Mapping[str, str]) -> dict[str, str]:
-    """Names for runs that did not finish and would share one: with their seeds, and numbers if seeds are equal."""
+    """Different labels for unfinished runs: with their seeds, and with numbers if seeds are equal."""
     found: dict[str, str] = {}
     for c in unfinished:
         name = names[c.digest]
@@ -63,7 +63,7 @@ def _told_apart(unfinished: Sequence[Checkpoint], names: Mapping[str, str]) -> d
 
 
 def body_names(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
-    """A name for each body, what costs are of: its architecture, and the sizes in which bodies of one differ."""
+    """A name for each body (architecture and sizes): the architecture, and the sizes that differ within it."""
     sizes: dict[str, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
     first: dict[str, Checkpoint] = {}
     for c in sorted(checkpoints, key=lambda c: (c.body, c.digest)):
@@ -90,7 +90,7 @@ def look(label: str) -> tuple[str, str]:
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """How each label is drawn: labels of one colour differ in their lines."""
+    """The style of each label. Labels of one colour have different lines."""
     seen: dict[str, int] = {}
     found = {}
     for name in sorted(set(names)):

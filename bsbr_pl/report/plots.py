@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,24 +11,35 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+from matplotlib.text import Text
+from matplotlib.ticker import AutoLocator, FixedLocator, LogLocator, NullLocator
 
 from .figures import front
 from .labels import styles
-from .tables import WORDS, Measured
+from .svg import svg
+from .tables import WORDS, Column, Measured
 
 SETTINGS: Any = {
-    **{"svg.hashsalt": "bsbr_pl", "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5},
+    **{"svg.hashsalt": "bsbr_pl", "text.parse_math": False, "font.size": 9.5, "pdf.fonttype": 42},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4", "axes.grid": True},
     **{"grid.color": "0.9", "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False},
 }
-NOTHING: Mapping[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+NOTHING: Mapping[str, Any] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 MOST_TICKS = 8  # lengths that are all marked on an axis
+PAPER, PAPER_FONT = 3.25, 7.5  # inches, the width of a column of a paper; points
 
 
 @dataclass
 class Picture:
-    """A picture, the name of its file, and what it shows."""
+    """A picture, the name of its file, and what it shows.
+
+    Args:
+        other: the same picture as SVG with other scales.
+        switch: the name of those scales.
+    """
 
     name: str
     title: str
@@ -36,6 +47,8 @@ class Picture:
     format: str  # png or svg
     content: bytes
     figure: Figure | None = None
+    other: str = ""
+    switch: str = ""
     kind = "picture"
 
     @property
@@ -49,34 +62,65 @@ class Plot:
     Args:
         key: of the plot in words.toml.
         place: the end of the file's name.
-        facts: what {names} in its title, caption and axes stand for.
+        facts: the values of {names} in its title, caption and axes.
     """
 
     def __init__(self, key: str, place: str, /, **facts: Any) -> None:
         self.words = {name: text.format(**facts) for name, text in WORDS["plots"][key].items()}
         self.name = f"{key}_{place}"
+        self.hover: dict[str, list[str]] = {}
         self.figure = Figure(figsize=(5.6, 3.3), layout="constrained")
         self.axes: Axes = self.figure.add_subplot()
+        self.axes.set(xlabel=ascii(self.words["x"])[1:-1], ylabel=self.words["y"])
 
-    def picture(self) -> Picture:
-        """With the axes' names; below them the legend, each name once, in as many columns as fit, and room for it."""
-        self.axes.set(xlabel=self.words["x"], ylabel=self.words["y"])
-        handles = dict(zip(*reversed(self.axes.get_legend_handles_labels()), strict=True))
-        names = ["\n".join(textwrap.wrap(ascii(name)[1:-1], 68)) for name in handles]
-        width = self.figure.get_figwidth() * 12  # letters
-        columns = max(1, min(len(names), int(width // (max(map(len, names), default=1) + 6))))
-        lines = sum(name.count("\n") + 1 for name in names)
-        self.figure.set_figheight(self.figure.get_figheight() + 0.2 * -(-lines // columns))
-        place: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": 8.5}
-        self.figure.legend(list(handles.values()), names, **place)
+    def series(self, name: str, xs: Sequence[Any], ys: Sequence[Any], said: Iterable[str], **look: Any) -> None:
+        """A line with markers; `said`: the words of its points."""
+        self.axes.plot(xs, ys, label=name, gid=name, **look)
+        self.hover.setdefault(name, []).extend(word.replace("|", "/") for word in said)
+
+    def picture(self, switched: Sequence[Axis] = ()) -> Picture:
+        """The picture; with `switched`, also one with these axes logarithmic instead of linear, or the reverse."""
         title, caption = self.words["title"], self.words["caption"]
-        return Picture(self.name, title, caption, "svg", drawn(self.figure, "svg"), self.figure)
+        found = Picture(self.name, title, caption, "svg", self._svg(self.name), self.figure)
+        if switched:
+            kept = [(axis, axis.get_scale(), axis.get_major_locator()) for axis in switched]
+            for axis in switched:
+                _logarithmic(axis) if axis.get_scale() == "linear" else _linear(axis)
+            found.switch = f"{kept[0][0].get_scale()} scale"
+            found.other = self._svg(f"{self.name}-switched").decode()
+            for axis, scale, locator in kept:
+                _logarithmic(axis, locator) if scale == "log" else _linear(axis)
+        return found
+
+    def _svg(self, name: str) -> bytes:
+        with rc_context(SETTINGS):
+            return svg(self.figure, name, self.hover).encode()
 
 
-def drawn(figure: Figure, form: str) -> bytes:
-    """The figure as `png` or `svg`, without a date or a version in it."""
+def drawn(figure: Figure, form: str, width: float | None = None) -> bytes:
+    """The figure with its legend as `png` or `pdf`, without a date or a version in it.
+
+    Args:
+        width: in inches, for a paper: with small letters; None for the width of the figure.
+    """
     stream = io.BytesIO()
+    size = 8.5 if width is None else PAPER_FONT
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     with rc_context(SETTINGS):
+        if width is not None:
+            figure.set_size_inches(width, width * 0.62)
+            for text in figure.findobj(Text):
+                text.set_fontsize(PAPER_FONT)  # type: ignore[attr-defined]
+        if handles and not figure.legends:
+            letters = figure.get_figwidth() * 102 / size
+            names = ["\n".join(textwrap.wrap(ascii(name)[1:-1], int(letters) - 6)) for name in handles]
+            columns = max(1, min(len(names), int(letters // (max(map(len, names)) + 6))))
+            lines = sum(name.count("\n") + 1 for name in names)
+            figure.set_figheight(figure.get_figheight() + 0.0235 * size * -(-lines // columns))
+            place: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": size}
+            figure.legend(list(handles.values()), names, **place)
         figure.savefig(stream, format=form, dpi=144, metadata=NOTHING[form])
     return stream.getvalue()
 
@@ -85,18 +129,31 @@ def _plain(value: float, _: float = 0) -> str:
     return f"{value:,.10g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _logarithmic(axis: Axis, ticks: Sequence[float] | None = None) -> None:
+def _logarithmic(axis: Axis, ticks: Any = None) -> None:
     """With plain numbers at `ticks`, or at 1, 3, 10, 30, ..."""
     axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": "log"})
     axis.set_minor_locator(NullLocator())
-    axis.set_major_locator(LogLocator(10, subs=(1.0, 3.0)) if ticks is None else FixedLocator(list(ticks)))
+    axis.set_major_locator(ticks or LogLocator(10, subs=(1.0, 3.0)))
     axis.set_major_formatter(_plain)
+
+
+def _linear(axis: Axis) -> None:
+    axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": "linear"})
+    axis.set_major_locator(AutoLocator())
+    axis.set_major_formatter(_plain)
+
+
+def _words(x: Any, figure: Measured) -> str:
+    """A point in words: `512: 1.143 [1.141, 1.145]`."""
+    if not isinstance(x, str):
+        x = _plain(x) if float(x).is_integer() else Column("").number(x)
+    return f"{x}: {' '.join(Column('').parts(figure)).strip()}"
 
 
 def curves(
     key: str, place: str, lines: pd.DataFrame, /, scale: float = 1, log_y: bool = False, **facts: Any
 ) -> Picture | None:
-    """A line with its interval for each row of a frame of figures, by label; None for a single column.
+    """A line with its interval for each row of a frame of figures, by label; None unless one has two points.
 
     Args:
         lines: a column for each x: numbers on a logarithmic axis, words in their order.
@@ -104,7 +161,7 @@ def curves(
     """
     lines = lines.dropna(how="all").dropna(how="all", axis=1)
     at = list(lines.columns)
-    if len(at) < 2:
+    if lines.notna().sum(axis=1).max() < 2 or lines.empty:
         return None
     words = any(isinstance(x, str) for x in at)
     with rc_context(SETTINGS):
@@ -114,12 +171,16 @@ def curves(
             points = points.dropna().map(lambda point: point.times(scale))
             xs = [at.index(x) if words else x for x in points.index]
             low, high = zip(*points.map(lambda point: point.bounds), strict=True)
-            plot.axes.fill_between(xs, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0)
-            plot.axes.plot(xs, points.map(lambda point: point.value), label=label, **looks[label])
+            if low != high:
+                plot.axes.fill_between(xs, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0, gid=label)
+            values = [point.value for point in points]
+            said = map(Measured, values) if log_y else points  # intervals of costs are in their tables
+            plot.series(str(label), xs, values, map(_words, points.index, said), **looks[label])
         if words:
             plot.axes.set_xticks(range(len(at)), [ascii(x)[1:-1] for x in at], rotation=20, ha="right")
         else:
-            _logarithmic(plot.axes.xaxis, sorted(at) if len(at) <= MOST_TICKS else [2**i for i in range(0, 24, 2)])
+            ticks = sorted(at) if len(at) <= MOST_TICKS else [2**i for i in range(0, 24, 2)]
+            _logarithmic(plot.axes.xaxis, FixedLocator(ticks))
             plot.axes.set_xlim(min(at) / 1.15, max(at) * 1.15)
         if log_y:
             _logarithmic(plot.axes.yaxis)
@@ -136,7 +197,10 @@ def courses(key: str, place: str, lines: pd.DataFrame, x: str, /, **facts: Any) 
         plot = Plot(key, place, **facts)
         looks = styles(lines["label"])
         for label, xs, ys in zip(lines["label"], lines[x], lines["value"], strict=True):
-            plot.axes.plot(xs, ys, label=label, **looks[label] | {"markersize": 3.5})
+            points = pd.Series(list(ys), list(xs), dtype=float).dropna()
+            points = points[points.index.notna()]
+            said = map(_words, points.index, map(Measured, points))
+            plot.series(label, list(points.index), list(points), said, **looks[label] | {"markersize": 3.5})
         plot.axes.xaxis.set_major_formatter(_plain)
         return plot.picture()
 
@@ -154,18 +218,14 @@ def pareto(
         return None
     best = front({label: (x, worse * figure.value) for label, (x, figure) in points.items()})
     with rc_context(SETTINGS):
-        plot = Plot(key, place, front=", ".join(best), **facts)
+        plot = Plot(key, place, best=", ".join(best), **facts)
         looks = styles(points)
         plot.axes.plot([points[n][0] for n in best], [points[n][1].value for n in best], color="0.6", zorder=1, ls="--")
         for label, (x, figure) in points.items():
-            low, high = figure.bounds
-            spread = [[max(0.0, figure.value - low)], [max(0.0, high - figure.value)]]
             look = looks[label] | {"linestyle": "none", "markersize": 8}
-            plot.axes.errorbar([x], [figure.value], yerr=spread, label=label, elinewidth=1, **look)
-            if label in best:
-                plot.axes.scatter([x], [figure.value], s=190, facecolors="none", edgecolors="0.45", zorder=1)
-        xs = [x for x, _ in points.values()]
-        if max(xs) > 4 * min(xs) > 0:
-            _logarithmic(plot.axes.xaxis)
+            plot.axes.plot([x, x], figure.bounds, color=looks[label]["color"], linewidth=1, gid=label)
+            plot.series(label, [x], [figure.value], [_words(x, figure)], **look)
         plot.axes.margins(0.12)
-        return plot.picture()
+        xs = [x for x, _ in points.values()]
+        _logarithmic(plot.axes.xaxis) if max(xs) > 4 * min(xs) > 0 else _linear(plot.axes.xaxis)
+        return plot.picture([plot.axes.xaxis] if 0 < min(xs) < max(xs) else [])

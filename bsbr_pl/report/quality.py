@@ -1,4 +1,4 @@
-"""How well each predicts: every checkpoint, by length and position, on tokens seen before, on recall tasks."""
+"""Accuracy: of every checkpoint, by length and position, on recall hits, on recall tasks."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +18,7 @@ AGREES = 1e-6  # nats a token by which an evaluation may differ from the run's o
 
 
 def by_checkpoint(study: Study, findings: Findings) -> Table | None:
-    """Every checkpoint by itself, beside what its own run measured."""
+    """Every checkpoint, with the loss that its own run measured."""
     training = findings.of("training") if study.place.split == "val" else {}  # it validated on no other split
     found = []
     for group, m in study.members:
@@ -49,7 +49,7 @@ def own_loss(checkpoint: Checkpoint, training: Row | None) -> float | None:
 
 
 def to_own(checkpoint: Checkpoint, training: Row | None, row: Row) -> Measured | None:
-    """The loss less the run's own, if both are the same measurement: device, float32 and length."""
+    """The loss minus the run's own, if device, float32 and length are the same."""
     recorded, loss = own_loss(checkpoint, training), row["values"].get("loss")
     if training is None or recorded is None or loss is None:
         return None
@@ -86,7 +86,7 @@ def _by_position(study: Study, length: int) -> Picture | None:
 
 
 def by_distance(study: Study) -> Parts:
-    """Loss by the distance at which a token's bigram was last seen."""
+    """Loss by the distance to the last occurrence of a token's bigram."""
     hits = {"length": OWN, "part": "recall", "name": "loss"}
     frame = study.wide("which", **hits)
     columns = [Column(name, "nats", "low") for name in frame]
@@ -114,7 +114,7 @@ def recall(study: Study) -> Parts:
 
 
 def routing(study: Study) -> Table | None:
-    """Of every layer that chooses among chunks: whether its router missed, or what it found was lost behind it."""
+    """For every layer with a router: how often it hits, and the accuracy with and without a hit."""
     found: list[dict[str, Any]] = []
     for group, member in study.members:
         with suppress(AttributeError, KeyError, TypeError):  # the schema does not say what `retrieval` holds

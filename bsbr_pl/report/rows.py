@@ -1,11 +1,11 @@
-"""Rows of results.jsonl, as the report reads them: of which checkpoint, environment, data and command each is.
+"""Rows of results.jsonl by checkpoint, environment, data and command.
 
-bsbr_pl.results describes a row and checks it. What a row does not say stays absent.
+bsbr_pl.results describes a row and checks it. A fact that no row has stays absent.
 """
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,7 +17,7 @@ MEASURED = ("certificate", "text", "recall", "cost")  # kinds that were measured
 
 
 class Checkpoint:
-    """What rows say of one checkpoint.
+    """The facts of one checkpoint.
 
     Args:
         digest: of its weights.
@@ -27,16 +27,16 @@ class Checkpoint:
     def __init__(self, digest: str, about: Mapping[str, Any]) -> None:
         self.digest, self.about = digest, about
         self.name: str = self.get("checkpoint.name") or digest
-        self.body: str = self.get("checkpoint.body") or ""  # that its costs are of
+        self.body: str = self.get("checkpoint.body") or ""  # of its architecture and sizes: its cost rows have the same
         self.architecture: str = self.get("architecture") or "unknown"
-        self.fingerprint: str = self.get("data.fingerprint") or ""  # of the data that it was trained on
+        self.fingerprint: str = self.get("data.fingerprint") or ""  # of its training data
         self.seed: int | None = self.get("seed")
         self.finished: bool | None = self.get("run.finished")
         self.steps: int = self.get("run.steps") or 0
         self.length: str = self.get("run.length") or "not known whether its run finished"  # of the run, in words
         self.budget: str = f"{self.steps:,} steps" if self.finished else self.length  # whatever ended it
-        self.marks: list[str] = self.get("run.marks") or []  # what must be said wherever the run is named
-        stem = PurePosixPath(self.name).stem  # best and last of one run are no seeds
+        self.marks: list[str] = self.get("run.marks") or []  # warnings shown with its name
+        stem = PurePosixPath(self.name).stem  # best and last of one run are not two seeds
         #: All that was chosen for the run but its seed; runs that agree in it are seeds.
         self.config = {"checkpoint": stem} | (self.get("config") or {}) | {"length": self.length}
 
@@ -48,19 +48,41 @@ class Checkpoint:
         return found
 
 
+def shared_ends(paths: Iterable[str]) -> tuple[str, str]:
+    """What all paths start with and end with, as `runs/` and `/last.ckpt`; at least one part of each path is left."""
+    parts = [path.split("/") for path in paths]
+    start = _common([of[:-1] for of in parts])
+    end = _common([of[len(start) + 1 :][::-1] for of in parts])[::-1]
+    return "".join(f"{part}/" for part in start), "".join(f"/{part}" for part in end)
+
+
+def _common(lists: Sequence[Sequence[str]]) -> list[str]:
+    """What all lists begin with."""
+    found = []
+    for part, *others in zip(*lists, strict=False):
+        if set(others) - {part}:
+            break
+        found.append(part)
+    return found
+
+
 class Rows:
-    """The rows that count, and the checkpoints they are of. The same for every order of the rows.
+    """The valid rows and their checkpoints. The order of the rows does not matter.
 
     Left out: rows of an older version of a measurement, and accuracies on other data than that of the training.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.by_kind = _by_kind(rows)
+        self.by_kind, self.shared = _by_kind(rows), ("", "")
         abouts: dict[str, Mapping[str, Any]] = {}
         for row in sorted(itertools.chain(*self.by_kind.values()), key=_told):
             if digest := _digest(row):
                 abouts[digest] = row["about"]
         self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
+        paths = [c.name for c in self.checkpoints.values()] + [name for name, _ in self.problems(of_maps=False)]
+        self.shared = shared_ends(paths)
+        for checkpoint in self.checkpoints.values():
+            checkpoint.name = self.short(checkpoint.name)
         self.measured: list[Row] = []
         for kind in MEASURED:
             known = [(row, self.checkpoints.get(_digest(row) or "")) for row in self.by_kind.get(kind, [])]
@@ -77,21 +99,26 @@ class Rows:
         rows = self.by_kind.get(kind, [])
         return {row["identity"]["checkpoint"]: row for row in rows if not place or self.place(row) == place}
 
+    def short(self, path: str) -> str:
+        """A path without what all of them share."""
+        return path.removeprefix(self.shared[0]).removesuffix(self.shared[1])
+
     def place(self, row: Row) -> str:
         """E1, E2, ... that a row was measured in."""
         return self._places[environment(row)]
 
     def problems(self, of_maps: bool) -> list[tuple[str, str]]:
-        """Checkpoint and what went wrong with it; or, by themselves, which map could not be had."""
+        """Path of a checkpoint and the problem with it: of missing maps alone, or all others."""
         found = []
         for row in self.by_kind.get("problem", []):
             is_map = (row["identity"].get("of") or {}).get("kind") == "map"
             if row["values"]["problem"] and is_map == of_maps:
-                found.append((Checkpoint(row["identity"]["checkpoint"], row["about"]).name, row["values"]["problem"]))
+                name = Checkpoint(row["identity"]["checkpoint"], row["about"]).name
+                found.append((self.short(name), row["values"]["problem"]))
         return sorted(found)
 
     def source(self, rows: Iterable[Row]) -> str:
-        """Where numbers are from, for a caption."""
+        """The environments and commands of rows, for a caption."""
         rows = list(rows)
         places, commands = listed(map(self.place, rows)), listed(map(self.commands.__getitem__, map(command, rows)))
         return f"Environment {places}; command{'s' * (',' in commands)} {commands}." if rows else ""
@@ -130,18 +157,18 @@ def _digest(row: Row) -> str | None:
 
 
 def _told(row: Row) -> tuple[int, bool, str]:
-    """Of several descriptions of a checkpoint the last counts: its run went on longest, or is known to be finished."""
+    """Sorts descriptions of one checkpoint; the last counts: most steps, or known to be finished."""
     run = row["about"].get("run") or {}
     return run.get("steps") or 0, bool(run.get("finished")), key(row["about"])
 
 
 def environment(row: Row) -> str:
-    """What a row was measured in, as text."""
+    """The environment of a row, as text."""
     return key(row["identity"].get("environment") or {})
 
 
 def command(row: Row) -> str:
-    """What made a row."""
+    """The command that wrote a row."""
     return row["about"].get("command") or "not recorded"
 
 

@@ -1,11 +1,13 @@
-"""What the numbers rest on: certificates, environments, data, commands, maps; and what could not be measured."""
+"""Certificates, environments, data, commands, attention maps and problems."""
 
 import base64
+import io
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from .figures import failed
 from .plots import Picture
@@ -15,22 +17,23 @@ from .tables import Cell, Column, Table, table
 
 CHECKS = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
 HIDDEN = ("batch_size", "eval_batch_size", "num_workers", "cache_dir", "seed", "context_length")  # of data
-PNG = b"\x89PNG\r\n\x1a\n"
+THUMBNAIL, QUALITY = 360, 15  # pixels, of 100: of maps in the page; plots/ has them in full
+MOST_PIXELS = 4_000_000  # of a map
 
 
 def problems(findings: Findings) -> Table | None:
-    """What went wrong with which checkpoint; and runs that did not finish or were changed."""
+    """Each checkpoint's problem; also runs that did not finish or were changed."""
     found = [*findings.problems(of_maps=False), *marks(findings)]
     return table("problems", "", pd.DataFrame(found, columns=["checkpoint", "what went wrong"]))
 
 
 def marks(findings: Findings) -> list[tuple[str, str]]:
-    """Checkpoints whose run did not finish, or was changed, and the words for it."""
+    """Checkpoints whose run did not finish or was changed, and the words for it."""
     return [(c.name, "; ".join(c.marks)) for c in findings.checkpoints.values() if c.marks]
 
 
 def certificates(findings: Findings, place: str) -> Table | None:
-    """What each checkpoint was certified by in one environment; of the suffix checks, the largest."""
+    """The checks of each checkpoint in one environment; of the suffix checks, the largest."""
     certified = findings.of("certificate", place)
     found: list[dict[str, Any]] = []
     limits: dict[str, float] = {}
@@ -57,7 +60,7 @@ def _worst(measured: pd.Series) -> Cell:
 
 
 def environments(findings: Findings) -> Table | None:
-    """What E1, E2, ... stand for."""
+    """The environments E1, E2, ..."""
     found = [{"id": place, **facts} for place, facts in findings.environments.items()]
     frame = pd.DataFrame(found, dtype=object).map(_plain)
     return table("environments", "", frame, map(Column, frame))
@@ -70,7 +73,7 @@ def _plain(value: Any) -> Cell:
 
 
 def data_sets(findings: Findings) -> Table | None:
-    """What D1, D2, ... stand for."""
+    """The data sets D1, D2, ..."""
     seen = {c.fingerprint: c for c in reversed(findings.checkpoints.values())}
     found = []
     for fingerprint, number in findings.data.items():
@@ -82,24 +85,40 @@ def data_sets(findings: Findings) -> Table | None:
 
 
 def commands(findings: Findings) -> Table | None:
-    """What C1, C2, ... stand for, and how much each measured."""
+    """The commands C1, C2, ..., and how many rows each measured."""
     made = zip(map(command, findings.measured), map(findings.place, findings.measured), strict=True)
     rows = pd.DataFrame(made, columns=["command", "environment"])
     found = rows.groupby("command")["environment"].agg(environment=listed, rows="size").reset_index()
     return table("commands", "", found.assign(id=found["command"].map(findings.commands)))
 
 
+def _thumbnail(png: bytes) -> str:
+    """A PNG as a small picture within the page.
+
+    Raises:
+        ValueError: it is too large.
+        OSError: it is no PNG.
+    """
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"a map must have at most {MOST_PIXELS:,} pixels, got {image.size}")
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(stream, "webp", quality=QUALITY, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
 def maps(findings: Findings) -> list[Picture | str]:
-    """The attention map of one checkpoint of each label and data set; and in words, which have none."""
+    """The attention map of one checkpoint of each label and data set; and sentences about those without a map."""
     rows, found = findings.of("map"), dict[tuple[str, str], Picture]()
     for digest, checkpoint in findings.checkpoints.items():
-        label = findings.labels[digest]
-        png = b""
-        with suppress(ValueError, KeyError):
-            png = base64.b64decode(rows[digest]["values"]["png"])
-        if png.startswith(PNG):
-            caption = f"{checkpoint.name}. {rows[digest]['values']['caption']}"
-            shown = Picture(f"attention_{len(found) + 1}", f"Attention of {label}", caption, "png", png)
-            found.setdefault((checkpoint.fingerprint, label), shown)
-    missing = [f"Without a map: {name}: {problem}" for name, problem in findings.problems(of_maps=True)]
+        label, name = findings.labels[digest], f"attention_{len(found) + 1}"
+        if digest in rows and (checkpoint.fingerprint, label) not in found:
+            with suppress(ValueError, OSError, SyntaxError, Image.DecompressionBombError):  # no picture
+                png = base64.b64decode(rows[digest]["values"]["png"])
+                caption = f"{checkpoint.name}. {rows[digest]['values']['caption']}"
+                shown = Picture(name, f"Attention of {label}", caption, "png", png, other=_thumbnail(png))
+                found[checkpoint.fingerprint, label] = shown
+    missing = [f"No map of {name}: {problem}" for name, problem in findings.problems(of_maps=True)]
     return [*found.values(), *missing]

@@ -1,8 +1,7 @@
-"""What may be compared with what.
+"""Comparable runs.
 
-Nothing is averaged but seeds: a `Study` holds what may stand in one table, trained with one budget, measured in one
-environment on one split of one data set; a `Group` of it, finished runs that differ in their seed alone. A run that did
-not finish is a group by itself.
+A `Study` has runs with one budget, measured in one environment on one split of one data set: one table. A `Group` of a
+study has finished runs that differ only in their seed, and averages them. A run that did not finish is its own group.
 """
 
 import re
@@ -41,7 +40,7 @@ class Member:
 
     @property
     def own(self) -> Row | None:
-        """What was found at the length that training validated at, or the shortest; on a recall task, all."""
+        """The row at the length of the training's validation, or at the shortest; of a recall task, the only row."""
         found, length = self.accuracies, self.checkpoint.get("data.validation_length")
         return found.get(OWN) or found.get(length) or found.get(min(found, default=0))
 
@@ -53,7 +52,7 @@ class Member:
 
 @dataclass(eq=False)
 class Group:
-    """Finished runs that differ in their seed alone and share their certificate's outcome; or one unfinished run."""
+    """Finished runs that differ only in their seed, with one outcome of the certificate; or one unfinished run."""
 
     label: str
     members: list[Member]
@@ -76,7 +75,7 @@ class Group:
 
     @cached_property
     def figures(self) -> pd.DataFrame:
-        """What its seeds have together."""
+        """Means over its seeds."""
         return pooled(chain.from_iterable(member.rows for member in self.members), len(self.members))
 
     def quality(self, name: str) -> Measured | None:
@@ -85,7 +84,7 @@ class Group:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is known of it beside figures and costs, by the keys of words.toml."""
+        """Its other facts, by the keys of words.toml."""
         seeds, runs = {member.checkpoint.seed for member in self.members}, len(self.members)
         counted = Measured(len(seeds), note=f"{runs} runs" if len(seeds) < runs else "")
         return {
@@ -112,7 +111,7 @@ class Group:
 
 
 class Place(NamedTuple):
-    """Where accuracies may be compared."""
+    """Accuracies of one place are comparable."""
 
     recall: bool
     data: str  # fingerprint
@@ -125,10 +124,10 @@ class Study:
 
     Attributes:
         name: for files.
-        groups: those ranked, the best first; those that could not be ranked; the disqualified.
-        data: which data and which tokenizer, in words.
-        source: where its numbers are from.
-        beside: the studies of every budget on the same data, this one among them.
+        groups: the ranked, the best first; those that could not be ranked; the disqualified.
+        data: data and tokenizer, in words.
+        source: environments and commands of its numbers.
+        beside: the studies of every budget on the same data, with this one.
     """
 
     name: str
@@ -155,8 +154,16 @@ class Study:
         self.longest = max(self.costs["length"], default=0)
 
     @property
+    def compressors(self) -> dict[str, float]:
+        """Bits per byte of the same text by compressor, the best first; none if no row says."""
+        found: dict[str, float] = {}
+        for _, member in self.members:
+            found |= (member.own or {"values": {}})["values"].get("compressed") or {}
+        return dict(sorted(found.items(), key=lambda one: one[1]))
+
+    @property
     def facts(self) -> dict[str, Any]:
-        """What {names} in words.toml stand for."""
+        """The values of {names} in words.toml."""
         units, accuracy = ("samples", "accuracy") if self.recall else ("documents", "top-1 accuracy")
         return {"title": self.title, "source": self.source, "units": units, "accuracy": accuracy}
 
@@ -181,7 +188,7 @@ class Study:
 
     @cached_property
     def overview(self) -> pd.DataFrame:
-        """All that is known of each group, in the columns of the verdict."""
+        """Everything about each group, in the columns of the verdict."""
         shortest, length = fitted_from(self.costs["length"]), self.lengths[-1:] if len(self.lengths) > 1 else []
         rows = [{**group.facts, "exponent": power(group.costs, "training", shortest)} for group in self.groups]
         frames = [
@@ -196,14 +203,14 @@ class Study:
         return frame.assign(above=pd.Series(self._above(), dtype=object), front=pd.Series(self._front(), dtype=object))
 
     def _above(self) -> list[Measured | None]:
-        """Bits per byte above the best, of each that is ranked."""
+        """Bits per byte above the best, of each ranked group."""
         if self.recall or len(self.ranked) < 2:
             return []
         best, *others = self.ranked
         return [Measured(0.0, note="best"), *(difference(group.own, best.own) for group in others)]
 
     def _front(self) -> list[str]:
-        """`front` for those ranked that no other is both better and quicker to train than."""
+        """`front` for each ranked group on the Pareto front of quality and training time."""
         points = {}
         for group in self.ranked:
             quality, seconds = group.quality(self.quality), group.cost(group.training_length, "training")
@@ -213,7 +220,7 @@ class Study:
 
 
 class Findings(Rows):
-    """What rows say, sorted into what may be compared."""
+    """Rows, sorted into comparable studies."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         super().__init__(rows)
@@ -275,7 +282,7 @@ class Findings(Rows):
         return Study(name, title, place, groups, words, self.source(rows))
 
     def _members(self, environment: str) -> dict[Place, list[Member]]:
-        """What was measured in one environment, by data and split."""
+        """The measured checkpoints of one environment, by data and split."""
         certificates = self.of("certificate", environment)
         own: dict[str, dict[Place, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
         for row in self.by_kind["text"] + self.by_kind["recall"]:

@@ -17,7 +17,7 @@ RUNS = ["task", "model", "rate", "steps", "seed", "architecture", "quality", "te
 
 
 def runs(rows: Iterable[Row]) -> pd.DataFrame:
-    """The runs that count, those of the phase `final` that were validated; each once.
+    """The runs of the phase `final` that were validated; each once.
 
     Columns: task, model, rate, steps, seed, architecture, quality (bits per byte, or the mean accuracy over the
     segments of a recall task), text (whether it is bits per byte), segments (name -> accuracy).

@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
@@ -40,7 +40,7 @@ Cell = str | int | float | Measured | None  # None: not measured
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table, as words.toml describes it."""
+    """A column of a table, as words.toml describes it; `interval` names the intervals in its cells."""
 
     name: str
     unit: str = ""
@@ -48,6 +48,7 @@ class Column:
     signed: bool = False
     decimals: int | None = None
     key: Any = None
+    interval: str = ""
 
     @property
     def header(self) -> str:
@@ -87,12 +88,12 @@ class Shown(NamedTuple):
     note: str
     best: bool
     text: bool  # no number
-    key: str  # that rows are sorted by
+    key: str  # its number with six digits in the column's unit, by which rows are sorted; "" if `value` is the same
 
 
 @dataclass
 class Table:
-    """A table and all that is needed to write it down.
+    """A table with its texts.
 
     Args:
         name: of its file; letters, digits, `_` and `-`.
@@ -101,7 +102,7 @@ class Table:
         columns: the first names the row.
         frame: a column of cells for each of `columns`, by its header.
         ranked: rows, from the first, among which the best are marked.
-        folded: whether the page shows it only when asked to.
+        folded: whether the page hides it until a click.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Table:
     frame: pd.DataFrame
     ranked: int
     folded: bool = False
+    key: str = ""  # in words.toml
     kind = "table"
 
     def to_csv(self) -> str:
@@ -139,13 +141,15 @@ class Table:
         shown = []
         for i, cell in enumerate(cells):
             parts, value = column.parts(cell), _value(cell)
-            key = repr(float(value)) if isinstance(value, Real) else parts[0]
+            key = f"{column.scaled(value):.6g}" if isinstance(value, Real) else ""
+            key = "" if key == parts[0].replace(",", "") else key
             shown.append(Shown(*parts, i < self.ranked and value == best is not None, isinstance(cell, str), key))
         return shown
 
     def to_markdown(self) -> str:
         frame = pd.DataFrame(self.grid, columns=self.frame.columns, dtype=object).map(_marked)
-        return pipes(frame.set_axis(frame.columns.map(markdown), axis=1))
+        names = [f"{c.header} [{c.interval}]" if c.interval else c.header for c in self.columns]
+        return pipes(frame.set_axis(list(map(markdown, names)), axis=1))
 
 
 def _value(cell: Cell) -> Any:
@@ -168,6 +172,11 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!~$&])", r"\\\1", " ".join(text.split()))
 
 
+def _column(words: Mapping[str, Any], facts: Mapping[str, Any]) -> Column:
+    texts = {name: words.get(name, "").format(**facts) for name in ("name", "interval")}
+    return Column(**{**words, **texts})
+
+
 def table(
     key: str, place: str, frame: pd.DataFrame, /, more: Iterable[Column] = (), ranked: int | None = None, **facts: Any
 ) -> Table | None:
@@ -179,12 +188,12 @@ def table(
         frame: cells; its columns have the keys or names of the table's columns.
         more: the columns that "*" stands for.
         ranked: rows, from the first, that are ranked; all if None.
-        facts: what {names} in the title, the caption and the columns stand for.
+        facts: the values of {names} in the title, the caption and the columns.
     """
     words = WORDS["tables"][key]
     columns: list[Column] = []
     for column in words["columns"]:
-        columns += more if column == "*" else [Column(**column | {"name": column["name"].format(**facts)})]
+        columns += more if column == "*" else [_column(column, facts)]
     cells = {}
     for column in columns:
         if (source := column.name if column.key is None else column.key) in frame:
@@ -199,4 +208,4 @@ def table(
     cells_kept = shown.loc[full, kept].reset_index(drop=True)
     name, title, caption = f"{key}_{place}" if place else key, words["title"], words["caption"]
     number = int(full[:ranked].sum())
-    return Table(name, title.format(**facts), caption.format(**facts), columns, cells_kept, number)
+    return Table(name, title.format(**facts), caption.format(**facts), columns, cells_kept, number, key=key)

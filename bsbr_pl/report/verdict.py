@@ -1,47 +1,69 @@
-"""The verdict: every architecture in one row, in words, and on the fronts of quality and cost."""
+"""The verdict: which is the best, what makes the comparison unequal, one picture and one table; the rest is folded."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .budgets import sentence, unequal
+import pandas as pd
+
+from .budgets import named, sentence, unequal
 from .plots import Picture, pareto
-from .studies import Study
+from .studies import Group, Study
 from .tables import SCALES, WORDS, Column, Measured, Table, table
 
-#: Costs that are said in words: the key in the values, what is said of the least, the unit.
+#: Costs in the verdict: the key in the values, the words for the least, the unit.
 CHEAPEST = (
     ("decode", "Cheapest decoded token", "ms"),
     ("training", "Quickest training pass", "s"),
     ("state_bytes", "Smallest decode state", "MB"),
 )
+EQUAL = 1.01  # parameters that differ by a factor of at most this are called equal
+TIED, APART, UNSURE, UNKNOWN = "tied", "apart", "one seed cannot tell", "not compared"
 
 
-def tables(study: Study) -> list[Table | None]:
-    """One row for each group, the best first, the disqualified at the end: in at most seven columns, and in all."""
-    frame, unshown = study.overview, [] if study.recall else ["accuracy"]
-    unshown.append("certificate" if set(frame["certificate"]) == {"passed"} else "cost state_bytes")
-    first = frame.drop(columns=unshown, errors="ignore")
-    whole = ranking(study)
-    if whole:
-        whole.folded = True
-    return [table("first", study.name, first, ranked=len(study.ranked), **_facts(study)), whole]
+def first(study: Study) -> Table | None:
+    """The first table: at most seven columns, the best first; compressors of the same text between the models."""
+    rows, number = study.overview.to_dict("records"), len(study.ranked)
+    several = any(len(group.members) > 1 for group in study.ranked)
+    against = against_best(study)
+    for row, group in zip(rows, study.groups, strict=True):
+        if figure := group.quality(study.quality):
+            one_of_several = several and len(group.members) == 1  # has another kind of interval
+            bounds = (None, None) if one_of_several else (figure.low, figure.high)
+            note = "tied with the best" * (against.get(group.label) == TIED)
+            row[f"best {study.quality}"] = Measured(figure.value, *bounds, note)
+        if "cost training" in row:
+            row["run.flops"] = None
+    ranked, rest = rows[:number], rows[number:]
+    for name, bits in study.compressors.items() if ranked and not study.recall else ():
+        place = sum(row["best bits_per_byte"].value <= bits for row in ranked)
+        ranked.insert(place, {"architecture": f"{name} (compressor)", "best bits_per_byte": Measured(bits)})
+    frame = pd.DataFrame([*ranked, *rest], dtype=object)
+    if set(study.overview["certificate"]) == {"passed"}:
+        frame = frame.drop(columns="certificate")
+    return table("first", study.name, frame, ranked=len(ranked), **_facts(study))
 
 
 def ranking(study: Study) -> Table | None:
     """One row for each group in all columns, the best first, the disqualified at the end."""
     slices = [Column(name, "%", "high") for name in study.overview if name.startswith("accuracy, ")]
     several = slices if len(slices) > 1 else []
-    return table("verdict", study.name, study.overview, several, len(study.ranked), **_facts(study))
+    found = table("verdict", study.name, study.overview, several, len(study.ranked), **_facts(study))
+    if found:
+        found.folded = True
+    return found
 
 
 def _facts(study: Study) -> dict[str, Any]:
-    """What {names} of the verdict's tables in words.toml stand for."""
+    """The values of {names} of the verdict's tables in words.toml."""
     words, several = WORDS["tables"]["verdict"], any(len(group.members) > 1 for group in study.groups)
     averaged, overlap = ", seeds averaged" * several, ", or seeds of the two overlap" * several
     paired = words["paired"].format(averaged=averaged, overlap=overlap)
+    over = f"95 % over {study.facts['units']}"
     return study.facts | {
         "longest": f"{study.longest:,}",
         "far": f"{max(study.lengths, default=0):,}",
         "quality": "accuracy" if study.recall else "bits per byte",
+        "interval": "least to largest seed" if any(len(group.members) > 1 for group in study.ranked) else over,
         "spread": f"{'the least and the largest of several seeds, else ' * several}95 % bootstrap intervals",
         "unequal": words["unequal"] * bool(unequal(study)),
         "paired": paired * (len(study.ranked) > 1 and not study.recall),
@@ -50,18 +72,48 @@ def _facts(study: Study) -> dict[str, Any]:
 
 
 def _on_front(study: Study) -> list[str]:
-    """Those ranked that no other is both better and quicker to train than."""
+    """The ranked groups for which no other is both better and quicker to train."""
     return list(study.overview[study.overview["front"] == "front"]["architecture"])
 
 
+def against_best(study: Study) -> dict[str, str]:
+    """Label -> how each ranked group stands to the best one: TIED, APART, UNSURE or UNKNOWN.
+
+    Text: tied if `studies.difference` says so. Recall: tied if both have several seeds and their ranges overlap. If one
+    of the two has one seed, nothing is called apart.
+    """
+    found, best = {}, study.ranked[0] if study.ranked else None
+    above = study.overview["above"] if "above" in study.overview else pd.Series(dtype=object)
+    for i, group in enumerate(study.ranked[1:], 1):
+        assert best is not None
+        one_seed = min(len(group.members), len(best.members)) == 1
+        more = above.get(i)
+        if study.recall:
+            low, high = group.quality(study.quality).bounds  # type: ignore[union-attr]
+            least, most = best.quality(study.quality).bounds  # type: ignore[union-attr]
+            tied = not one_seed and low <= most and least <= high
+        else:
+            tied = isinstance(more, Measured) and more.note == "tied"
+        unknown = not study.recall and not isinstance(more, Measured)
+        found[group.label] = TIED if tied else UNSURE if one_seed else UNKNOWN if unknown else APART
+    return found
+
+
 def summary(study: Study) -> str:
-    """The verdict in words."""
-    frame = study.overview.set_index("architecture")
-    out = sorted(set(frame.index[frame["certificate"].str.startswith("disqualified")]))
-    last = [f"Disqualified: {', '.join(out)}."] if out else []
+    """The verdict in words: the best, its ties, what is unequal, compressors that are better, the disqualified."""
     if not study.ranked:
-        return " ".join(["Nothing is ranked: no certified checkpoint has an accuracy.", *last])
-    words = [_best(study), sentence(study)]
+        words = ["Nothing is ranked: no certified checkpoint has an accuracy."]
+    else:
+        words = [_best(study), _parameters(study.ranked), _convolutions(study.ranked), _compressors(study)]
+    out = sorted({group.label for group in study.groups if group.status == "disqualified"})
+    return " ".join(filter(None, [*words, f"Disqualified: {named(out)}." if out else ""]))
+
+
+def background(study: Study) -> str:
+    """The budget, the least costs and the Pareto front, in words; empty if nothing is ranked."""
+    if not study.ranked:
+        return ""
+    frame, words = study.overview.set_index("architecture"), [sentence(study)]
     for cost, least_of, unit in CHEAPEST:
         if f"cost {cost}" in frame:
             found = frame[f"cost {cost}"][: len(study.ranked)].dropna().map(lambda figure: figure.value)
@@ -70,51 +122,97 @@ def summary(study: Study) -> str:
                 words.append(f"{least_of} at {study.longest:,} tokens: {names}, {least}\u00a0{unit}.")
     if len(study.ranked) > 1 and (on_front := _on_front(study)):
         words.append(f"On the Pareto front with training time: {', '.join(on_front)}.")
-    return " ".join(words + last)
+    return " ".join(words)
 
 
 def _best(study: Study) -> str:
-    """Which is the best, and which are tied with it; first of all, that other budgets stand apart."""
+    """The best and those tied with it; before it, that other budgets have tables of their own."""
     best, unit = study.ranked[0], "% right" if study.recall else "bits per byte"
     quality = best.quality(study.quality)
     assert quality is not None
     words = f"{best.label}, {Column('', '%' if study.recall else '').number(quality.value)} {unit}{_ties(study)}"
-    if not (others := unequal(study)):
-        return f"Best: {words}."
-    return f"{others}. {'Best' if len(study.ranked) > 1 else 'The only one'} with this budget: {words}."
+    title, others = "Best" if len(study.ranked) > 1 else "The only one", unequal(study)
+    return f"{others}. {title} with this budget: {words}." if others else f"{title}: {words}."
 
 
 def _ties(study: Study) -> str:
     """Which are tied with the best, and what one seed cannot tell."""
-    if study.recall or len(study.ranked) < 2:
-        return ""
-    frame = study.overview[1 : len(study.ranked)].set_index("architecture")
-    tied = frame["above"].map(lambda more: bool(more and more.note))
-    names, unsure = ", ".join(frame.index[tied]), ", ".join(frame.index[~tied & (frame["runs"] == 1)])
-    words = f"; tied with: {names}" if names else ""
-    if len(study.ranked[0].members) == 1:
-        return f"{words}; one seed cannot tell whether {'others are' if names else 'another is'} tied with it"
+    stands = against_best(study)
+    tied, unsure = (named([name for name in stands if stands[name] == which]) for which in (TIED, UNSURE))
+    words = f"; tied with: {tied}" if tied else ""
+    if len(study.ranked[0].members) == 1 and stands:
+        return f"{words}; one seed cannot tell whether {'others are' if tied else 'another is'} tied with it"
     if unsure:
         return f"{words}; one seed cannot tell whether these are tied with it: {unsure}"
-    return words or "; none is tied with it" * bool(frame["above"].notna().all())
+    return words or "; none is tied with it" * bool(stands and set(stands.values()) == {APART})
 
 
-def fronts(study: Study) -> list[Picture | None]:
-    """Quality against the time to train and against the decode state."""
+def _parameters(groups: Sequence[Group]) -> str:
+    """That parameters are unequal, if they are by more than 1 %."""
+    counted = pd.Series({group.label: group.checkpoint.get("parameters") for group in groups}, dtype=float).dropna()
+    if counted.empty or counted.max() <= EQUAL * counted.min():
+        return ""
+    least, most = counted.idxmin(), counted.idxmax()
+    return f"Unequal parameters: from {counted[least]:,.0f} ({least}) to {counted[most]:,.0f} ({most})."
+
+
+def _convolutions(groups: Sequence[Group]) -> str:
+    """That some have a short convolution before their attention and others have none, as far as rows say."""
+    known = {group.label: max(sizes) for group in groups if (sizes := group.checkpoint.get("conv_size"))}
+    having, lacking = ([name for name in known if (known[name] > 1) == which] for which in (True, False))
+    if not having or not lacking:
+        return ""
+    return f"Unequal convolutions: {named(having)} with a short convolution, {named(lacking)} without."
+
+
+def _compressors(study: Study) -> str:
+    """Which models are worse than a compressor of the same text."""
+    bits = study.compressors
+    if study.recall or not bits:
+        return ""
+    number, words = Column("").number, []
+    for name, of in bits.items():
+        quality = [(group.label, group.quality(study.quality)) for group in study.ranked]
+        if worse := [label for label, figure in quality if figure and figure.value > of]:
+            words.append(f"Worse than {name} ({number(of)}): {named(worse)}.")
+    return " ".join(words) or f"No model is worse than {' or '.join(f'{n} ({number(of)})' for n, of in bits.items())}."
+
+
+def picture(study: Study) -> Picture | None:
+    """Quality against the first cost that is known: time of a training pass, training FLOPs, parameters."""
+    return (
+        _front(study, "pareto_training", _training, "ms")
+        or _front(study, "pareto_flops", _fact("run.flops"), "GFLOP")
+        or _front(study, "pareto_parameters", _fact("parameters"), "")
+    )
+
+
+def state_picture(study: Study) -> Picture | None:
+    """Quality against the size of the decode state."""
+    return _front(study, "pareto_state", lambda group: group.cost(study.longest, "state_bytes"), "MB")
+
+
+def _training(group: Group) -> Measured | None:
+    return group.cost(group.training_length, "training")
+
+
+def _fact(path: str) -> Callable[[Group], Measured | None]:
+    def cost(group: Group) -> Measured | None:
+        value = group.checkpoint.get(path)
+        return None if value is None else Measured(value)
+
+    return cost
+
+
+def _front(study: Study, key: str, cost: Callable[[Group], Measured | None], unit: str) -> Picture | None:
+    """Quality against one cost in a unit; None unless two groups have both."""
     y, scale = ("accuracy (%)", 100) if study.recall else ("bits per byte", 1)
     quality, better = ("Accuracy", "upper") if study.recall else ("Bits per byte", "lower")
-    at: set[str] = set()
-    times: dict[str, tuple[float, Measured]] = {}
-    states: dict[str, tuple[float, Measured]] = {}
+    points: dict[str, tuple[float, Measured]] = {}
     for group in study.ranked:
-        figure, length = group.quality(study.quality), group.training_length
-        if figure and (seconds := group.cost(length, "training")):
-            times[group.label] = SCALES["ms"] * seconds.value, figure.times(scale)
-            at.add(f"{length:,}")
-        if figure and (state := group.cost(study.longest, "state_bytes")):
-            states[group.label] = SCALES["MB"] * state.value, figure.times(scale)
-    facts = {"y": y, "quality": quality, "better": better, "longest": f"{study.longest:,}", **study.facts}
-    return [
-        pareto("pareto_training", study.name, times, study.worse, at=" or ".join(sorted(at)), **facts),
-        pareto("pareto_state", study.name, states, study.worse, **facts),
-    ]
+        figure, found = group.quality(study.quality), cost(group)
+        if figure and found:
+            points[group.label] = SCALES.get(unit, 1) * found.value, figure.times(scale)
+    at = " or ".join(f"{n:,}" for n in sorted({group.training_length or 0 for group in study.ranked}))
+    facts = _facts(study) | {"y": y, "quality": quality, "better": better, "at": at}
+    return pareto(key, study.name, points, study.worse, **facts)

@@ -194,7 +194,7 @@ class Evaluated:
 
     @property
     def summaries(self) -> list[str]:
-        return list(map(verdict.summary, self.findings.studies))
+        return [f"{verdict.summary(study)} {verdict.background(study)}" for study in self.findings.studies]
 
 
 def evaluate(results: Path, runs: Path) -> Evaluated:
@@ -348,7 +348,7 @@ def test_other_data_and_other_tokenizers_are_ranked_apart(take, runs, results, t
     found = tables(evaluation)
     assert [[row["seeds"].value for row in rows] for rows in found] == [[1], [1], [1]]
     (apart,) = evaluation.warnings
-    assert apart.startswith("Runs on different data, or with different tokenizers, are ranked apart: ")
+    assert apart.startswith("Runs with different data or tokenizers are ranked separately: ")
     for words in ("D1, tokenizer", "D2, tokenizer", "D3, tokenizer", "tokenizer bytes", "tokenizer bpe (300 ids)"):
         assert words in apart
 
@@ -377,7 +377,7 @@ def test_a_copy_without_its_record_is_not_known_to_be_finished(take, runs, resul
     said = {"/".join(Path(c.name).parts[-3:]): c.run.status for c in evaluation.checkpoints}
     assert said["seed1/checkpoints/best.ckpt"] == "at 6 of 8 steps, not known whether its run finished"
     _, unknown = evaluation.warnings
-    assert unknown.startswith("These are averaged with no other: ")
+    assert unknown.startswith("It is not known whether these runs finished, and they are not averaged with others: ")
     assert str(best) in unknown
 
 
@@ -415,8 +415,8 @@ def test_a_run_that_was_changed_is_marked_and_is_no_seed(take, runs, results):
     words = "learning_rate changed at step 5 (0.003 to 0.001)"
     assert sorted(row["architecture"] for row in rows) == ["bsbr(chunk_size=8)", f"bsbr(chunk_size=8) [{words}]"]
     (changed,) = evaluation.warnings
-    assert changed == f"Arguments were changed during these runs: {runs}/seed1/checkpoints/best.ckpt ({words})."
-    assert evaluation.marks == [(f"{runs}/seed1/checkpoints/best.ckpt", words)]
+    assert changed == f"Arguments were changed during these runs: seed1 ({words})."
+    assert evaluation.marks == [("seed1", words)]
 
 
 def test_a_run_that_ended_early_has_the_budget_of_its_steps(take, runs, results):

@@ -1,8 +1,10 @@
 """evaluate.py on real checkpoints: trained ones, a leaky one, damaged and hostile ones."""
 
 import base64
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import shutil
@@ -156,7 +158,7 @@ def test_everything_is_measured_once(runs, evaluated):
     routed, (layer,) = recall["values"]["retrieval"], recall["values"]["retrieval"]["layers"]
     assert (routed["accuracy"], routed["questions"]) == (pytest.approx(recall["values"]["accuracy"]), 40)
     assert 0 < layer["questions"] < routed["questions"], "some answers stand in the chunk of their question"
-    table = (evaluated / "report.html").read_text().split("The router and what it found", 1)[1].split("</table>")[0]
+    table = (evaluated / "report.html").read_text().split("The router: ", 1)[1].split("</table>")[0]
     assert f">{layer['questions']}<" in table
     assert not any("UpperTriangle" in row["about"]["architecture"] for row in texts)
     costs = rows(evaluated, "cost")
@@ -204,6 +206,20 @@ def test_what_is_no_checkpoint_is_named_and_runs_no_code(runs, evaluated):
     assert "1000000000 layers" in (read(runs / "broken" / "endless.ckpt").problem or "")
     assert read(runs / "broken" / "huge.ckpt").problem
     assert "disqualified" in report
+
+
+def test_rows_hold_the_compressors_of_their_text_and_the_convolutions(runs, evaluated):
+    own = [row for row in rows(evaluated, "text") if "compressed" in row["values"]]
+    assert {row["identity"]["length"] for row in own} == {32}, "at the length of validation alone"
+    for row in own:
+        text = read(Path(row["about"]["checkpoint"]["name"])).open_data().text_data.text("val")
+        sizes = {"xz -9": len(lzma.compress(text, preset=9)), "gzip -9": len(gzip.compress(text, 9))}
+        assert len(text) >= row["values"]["bytes"]
+        assert row["values"]["compressed"] == {name: 8 * size / len(text) for name, size in sizes.items()}
+    taps = {row["about"]["attention"][0]: row["about"]["conv_size"] for row in own}
+    expected = {"standard": 1, "linear": 4, "bsbr": 4}
+    assert taps
+    assert all(set(sizes) == {expected[name]} for name, sizes in taps.items() if name in expected)
 
 
 def test_another_precision_is_another_row(runs, evaluated, tmp_path):

@@ -72,8 +72,8 @@ def test_unfinished_runs_are_no_seeds_of_any_other():
     unequal, unfinished = warnings(bench.rows)
     given = "linear(chunk_size=8) 200 steps, linear(chunk_size=8) stopped at 50 of 200 steps."
     assert unequal == f"These have unequal budgets, so the ranking does not compare architectures: {given}"
-    assert unfinished.startswith("These runs did not finish, and are averaged with no other: ")
-    assert "runs/linear_1/last.ckpt (stopped at 50 of 200 steps)" in unfinished
+    assert unfinished.startswith("These runs did not finish, and are not averaged with others: ")
+    assert "runs/linear_1 (stopped at 50 of 200 steps)" in unfinished
     assert len(marks(Findings(bench.rows))) == 3
     groups = [group for study in Findings(bench.rows).studies for group in study.groups]
     assert [len(group.members) for group in groups] == [1, 1, 1, 1]
@@ -87,7 +87,7 @@ def test_runs_of_other_budgets_are_never_ranked_together():
     given = "linear(chunk_size=8) 200 steps, standard 100 steps. The only one with this budget: "
     assert all(given in said and "tied" not in said for said in words)
     shown = verdict.ranking(findings.studies[1])
-    assert shown.caption.startswith("Only runs with this budget; those with others stand in other tables. ")
+    assert shown.caption.startswith("These runs have the same budget. Runs with other budgets are in other tables. ")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_whatever_makes_budgets_unequal_is_said(change, words):
 def test_other_data_is_ranked_apart_and_said():
     (apart,) = warnings(measured(about("linear", 0), about("linear", 1, data__fingerprint="e" * 32)).rows)
     assert apart == (
-        "Runs on different data, or with different tokenizers, are ranked apart: "
+        "Runs with different data or tokenizers are ranked separately: "
         "data TextData texts D1, tokenizer bytes; data TextData texts D2, tokenizer bytes."
     )
 
@@ -115,8 +115,8 @@ def test_other_data_is_ranked_apart_and_said():
 def test_a_changed_run_is_named_and_no_more_than_five_are_listed():
     ones = [about("linear", seed, run__changes=["rate changed"], run__marks=["rate changed"]) for seed in range(7)]
     (changed,) = warnings(measured(*ones).rows)
-    assert changed.startswith("Arguments were changed during these runs: runs/linear_0/last.ckpt (rate changed), ")
-    assert changed.endswith("runs/linear_4/last.ckpt (rate changed), and 2 more: see Problems.")
+    assert changed.startswith("Arguments were changed during these runs: linear_0 (rate changed), ")
+    assert changed.endswith("linear_4 (rate changed), and 2 more: see Problems.")
 
 
 def test_a_budget_in_words():

@@ -1,6 +1,8 @@
 """The report as a whole: complete, the same every time, harmless whatever a file is called, and seen in a browser."""
 
 import csv
+import html
+import json
 import os
 import re
 import shutil
@@ -23,8 +25,8 @@ QUIET += " --disable-component-update --disable-sync --hide-scrollbars --force-d
 ARCHITECTURES = {"bsbr": 1.50, "standard": 1.52, "sliding_window": 1.70, "linear": 1.66, "gau": 1.58}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 SECTIONS = ["Verdict", "Problems", "Certificates", "Accuracy", "Length and position", "Recall hits in text"]
-SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Pareto fronts", "Attention maps", "Study", "Environments"]
-VOID = {"meta", "img", "wbr"}
+SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Decode state", "Attention maps", "Study", "Environments"]
+VOID = {"meta", "img", "wbr", "input"}
 
 
 def full(names: dict[str, float] = ARCHITECTURES) -> Bench:
@@ -112,14 +114,14 @@ def test_the_report_holds_every_section_table_and_plot(written):
     for words in (
         "Best: bsbr",
         "disqualified: suffix_0 0.2500 above 1.00e-08",
-        "runs/broken.ckpt",
+        "broken.ckpt",
         "sub-quadratic: grows as T^1.04",
         "not reached by 16,384",
         "evaluate.py runs",
         "a GPU",
         "0123456789",
-        "Without a map: runs/gau_0/last.ckpt: there is no map",
-        "any validation by runs/hopfield_0/last.ckpt",
+        "No map of gau_0/last.ckpt: there is no map",
+        "any validation by hopfield_0/last.ckpt",
     ):
         assert words in shown, words
     assert "what went wrong" in shown
@@ -290,9 +292,9 @@ def test_a_map_is_shown_for_one_checkpoint_of_each_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ({}, "any validation by runs/standard_0/last.ckpt"),
+        ({}, "any validation by last.ckpt"),
         ({"val/loss": {"step": [], "value": []}}, "any validation by"),
-        ({"val/loss": {"step": [199], "value": [1.5]}}, "more than one validation by runs/standard_0/last.ckpt"),
+        ({"val/loss": {"step": [199], "value": [1.5]}}, "more than one validation by last.ckpt"),
     ],
 )
 def test_a_course_of_fewer_than_two_points_is_not_drawn(tmp_path, metrics, words):
@@ -351,6 +353,35 @@ def test_a_click_on_a_header_sorts_the_rows(written, browse, clicks, expected, t
     sorting = tmp_path / "sorting.html"
     sorting.write_text((written / "report.html").read_text().replace("</body>", f"<script>{script}</script></body>"))
     dom = browse(sorting, 1280, "--dump-dom")
-    rows = re.findall(r'<th scope="row" data-sort="(\w+)', dom[dom.index(table[1:]) :])[:6]
+    rows = re.findall(r'<th scope="row">(.*?)</th>', dom[dom.index(table[1:]) :])[:6]
+    rows = [row.replace("<wbr>", "").split("(")[0] for row in rows]
     assert rows[:2] == expected
     assert rows[5] == "hopfield", "the disqualified stay last"
+
+
+PROBE = """<script>
+const scale = document.querySelector(".scale input");
+const shown = () => all("div", scale.closest("figure")).map(div => div.hidden);
+const before = shown();
+scale.click();
+const line = document.querySelector("#plot-by_length_E1_D2_val polyline[data-hover]"), plot = line.closest("svg");
+all("details").forEach(one => { one.open = true; });
+const at = new DOMPoint(line.points[1].x, line.points[1].y).matrixTransform(plot.getScreenCTM());
+plot.dispatchEvent(new PointerEvent("pointermove", {clientX: at.x, clientY: at.y}));
+document.querySelector('#filter input[value="standard"]').click();
+const names = all("#table-first_E1_D2_val tbody tr:not([hidden]) th").map(cell => cell.textContent);
+const hidden = all("[data-series=standard]").every(one => one.hasAttribute("hidden"));
+document.title = JSON.stringify([before, shown(), tip.textContent, names, hidden]);
+</script></body>"""
+
+
+def test_scales_are_switched_values_are_read_and_architectures_are_hidden(written, browse, tmp_path):
+    probe = tmp_path / "probe.html"
+    probe.write_text((written / "report.html").read_text().replace("</body>", PROBE))
+    title = re.search(r"<title>(.*?)</title>", browse(probe, 1280, "--dump-dom"))
+    assert title
+    before, after, tip, names, hidden = json.loads(html.unescape(title[1]))
+    assert [before[-2:], after[-2:]] == [[False, True], [True, False]]
+    assert re.fullmatch(r"bsbr\(chunk_size=8\)\n512: 1\.[45]\d\d \[1\.[45]\d\d, 1\.[45]\d\d\]", tip)
+    assert [name.split("(")[0] for name in names] == ["bsbr", "gau", "linear", "sliding_window", "hopfield"]
+    assert hidden
