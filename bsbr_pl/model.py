@@ -14,13 +14,15 @@ from .attention.parts import check_number, check_positive
 AttentionFactory = Callable[[int, int], Attention]
 
 
-def check_ids(input_ids: Tensor) -> None:
-    """Raise a ValueError unless these are token ids (B, T), at least one."""
-    if input_ids.dim() != 2 or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            "input_ids must be (batch, length) in int64, both at least 1, got shape "
-            f"{tuple(input_ids.shape)} in {str(input_ids.dtype).removeprefix('torch.')}"
-        )
+def check_ids(input_ids: Tensor, step: bool = False) -> None:
+    """Raise a ValueError unless these are token ids (B, T), or (B,) of one `step`, at least one."""
+    wanted = "(batch,) in int64, at least 1" if step else "(batch, length) in int64, both at least 1"
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(f"input_ids must be {wanted}, got a {type(input_ids).__name__}: make it a torch.tensor")
+    dims = 1 if step else 2
+    if input_ids.dim() != dims or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
+        found = f"shape {tuple(input_ids.shape)} in {str(input_ids.dtype).removeprefix('torch.')}"
+        raise ValueError(f"input_ids must be {wanted}, got {found}")
 
 
 #: Name -> activation: relu(x)^2 (So et al. 2021, arXiv 2109.08668, section 4), and GELU in the tanh form of GPT-2.
@@ -200,13 +202,30 @@ class LanguageModel(nn.Module):
 
     def step(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token per sequence: ids (B,) -> logits of the next token (B, vocab_size), and the states."""
+        check_ids(input_ids, step=True)
+        self.check_states(states, len(input_ids))
         x, states = self._decode(input_ids, states)
         return self.head(x), states
 
     def decode(self, input_ids: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
         """`hidden` of ids (B, T), which continue those of `states`: (B, T, D), and the states after them."""
         check_ids(input_ids)
-        return self._decode(input_ids, states or [Position(0), *[None] * len(self.attentions)])
+        if states is None:
+            return self._decode(input_ids, [Position(0), *[None] * len(self.attentions)])
+        self.check_states(states, len(input_ids))
+        return self._decode(input_ids, states)
+
+    def check_states(self, states: list[Any], batch_size: int) -> None:
+        """Raise a ValueError unless these are states of a model with as many attentions, after `batch_size` texts."""
+        wanted = len(self.attentions) + 1
+        if not isinstance(states, list) or len(states) != wanted:
+            found = f"{len(states)} elements" if isinstance(states, list) else f"a {type(states).__name__}"
+            raise ValueError(
+                f"states must be a list of {wanted}, a Position and the state of each attention, got {found}"
+            )
+        for part in (part for state in states[1:] for part in state if isinstance(part, Tensor)):
+            if part.dim() and len(part) != batch_size:
+                raise ValueError(f"input_ids must continue the {len(part)} texts of states, got {batch_size}")
 
     def _decode(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """ids (B, T), or one token (B,) -> the last layer's normed activations, and the states after them."""
@@ -243,8 +262,10 @@ class LanguageModel(nn.Module):
             seed: of the sampling.
 
         Raises:
-            ValueError: on an empty prompt, an argument out of range, or more tokens than there are positions.
+            ValueError: on an empty prompt, an argument out of range, more tokens than there are positions, or logits
+                that are not finite; names the first layer and token whose output is not finite.
         """
+        check_ids(input_ids)
         check_number("0 or more", lambda value: value >= 0, temperature=temperature)
         check_number("an integer of 0 or more", lambda n: n >= 0, whole=True, max_new_tokens=max_new_tokens)
         check_number("an integer from 0 to 2^64 - 1", lambda n: 0 <= n < 2**64, whole=True, seed=seed)
@@ -258,12 +279,28 @@ class LanguageModel(nn.Module):
             logits, states = self.prefill(input_ids)
             self.check_length(input_ids.shape[1] + max_new_tokens - 1)  # the last token is not read
             for i in range(max_new_tokens):
+                if not logits.isfinite().all():
+                    raise ValueError(self._explain_not_finite(torch.cat(ids, 1)))
                 ids.append(_sample(logits, temperature, top_k, generator)[:, None])
                 if i + 1 < max_new_tokens:
                     logits, states = self.step(ids[-1][:, 0], states)
         finally:
             self.train(training)
         return torch.cat(ids, 1)
+
+    def _explain_not_finite(self, input_ids: Tensor) -> str:
+        """Names the first layer whose output for ids (B, T) is not finite, and the first such token."""
+        x = self.embed(input_ids)
+        layers: dict[str, Callable[[Tensor], Tensor]] = {"embedding": nn.Identity()}
+        layers |= {f"branches.{i} ({type(branch.inner).__name__})": branch for i, branch in enumerate(self.branches)}
+        for name, layer in (layers | {"norm": self.norm, "head": self.head}).items():
+            x = layer(x)
+            failed = ~x.isfinite().all(-1)  # (B, T)
+            if failed.any():
+                text, token = failed.nonzero()[0].tolist()
+                where = f"the output of {name} is not finite at token {token} of text {text}"
+                return f"cannot sample: {where}; load other weights, or use a higher precision"
+        return "cannot sample: `step` of an attention gives numbers that are not finite, and `forward` does not"
 
     @torch.no_grad()
     def get_attention_weights(self, input_ids: Tensor) -> Tensor:

@@ -267,6 +267,77 @@ def test_bad_generation_is_refused(arguments, words):
         model_of("standard").generate(**{"input_ids": ids(1, 3), "max_new_tokens": 2} | arguments)
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (
+            [[1, 2]],
+            r"input_ids must be \(batch, length\) in int64, both at least 1, got a list: make it a ",
+        ),
+        (ids(3), r"input_ids must be \(batch, length\) .* got shape \(3,\) in int64"),
+        (ids(1, 3).float(), r"input_ids must be \(batch, length\) .* got shape \(1, 3\) in float32"),
+        (None, "got a NoneType"),
+    ],
+)
+def test_generation_says_what_are_no_ids(bad, words):
+    for max_new_tokens in (0, 2):
+        with pytest.raises(ValueError, match=words):
+            model_of("standard").generate(bad, max_new_tokens)
+
+
+@every_architecture
+def test_states_of_other_texts_or_layers_are_refused(name):
+    model, states = model_of(name), model_of(name).prefill(ids(3, 5))[1]
+    for batch in (1, 2):  # one text would be broadcast
+        with pytest.raises(ValueError, match=f"input_ids must continue the 3 texts of states, got {batch}"):
+            model.step(ids(batch), states)
+        with pytest.raises(ValueError, match=f"input_ids must continue the 3 texts of states, got {batch}"):
+            model.prefill(ids(batch, 2), states)
+    layers = len(model.attentions)
+    for wrong, found in ((states[:-1], f"{layers} elements"), ([], "0 elements"), (tuple(states), "a tuple")):
+        words = f"states must be a list of {layers + 1}, a Position and the state of each attention, got {found}"
+        for call in (lambda wrong=wrong: model.step(ids(3), wrong), lambda wrong=wrong: model.decode(ids(3, 1), wrong)):
+            with pytest.raises(ValueError, match=words):
+                call()
+
+
+@pytest.mark.parametrize("bad", [ids(3, 1), ids(0), ids(3).float(), torch.tensor(1), [1, 2, 3]])
+def test_a_step_says_what_are_no_ids(bad):
+    model = model_of("standard")
+    with pytest.raises(ValueError, match=r"input_ids must be \(batch,\) in int64, at least 1, got "):
+        model.step(bad, model.init_state(3))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (lambda model: model.branches[2].inner.out.weight, r"branches\.2 \(StandardAttention\) .* token 0 of text 0"),
+        (lambda model: model.branches[1].inner.into.weight, r"branches\.1 \(FeedForward\) .* token 0 of text 0"),
+        (lambda model: model.norm.bias, "norm is not finite at token 0 of text 0"),
+        (lambda model: model.embedding.weight[5], "embedding is not finite at token 3 of text 1"),
+        (lambda model: model.embedding.weight[6], "head is not finite at token 0 of text 0"),  # is in no prompt
+        (lambda model: model.positions.weight[6], "embedding is not finite at token 6 of text 0"),  # a generated token
+    ],
+)
+def test_logits_that_are_not_finite_name_the_layer_and_the_token(damage, where, temperature):
+    model, text = model_of("standard", positions=9), torch.tensor([[1, 2, 3, 4], [4, 3, 2, 5]])
+    with torch.no_grad():
+        damage(model).fill_(float("nan"))
+    with pytest.raises(ValueError, match=f"cannot sample: the output of {where}"):
+        model.generate(text, 5, temperature=temperature)
+
+
+def test_a_step_that_is_not_finite_while_forward_is_finite_is_said(monkeypatch):
+    model = model_of("standard")
+    step = model.attentions[1].step
+    monkeypatch.setattr(model.attentions[1], "step", lambda x, state: (x / 0, step(x, state)[1]))
+    with pytest.raises(
+        ValueError, match="`step` of an attention gives numbers that are not finite, and `forward`"
+    ):
+        model.generate(ids(1, 3), 3)
+
+
 def test_state_compression_has_no_map():
     model = model_of("bsbr", attention=partial(BSBRAttention, chunk_size=4, compression_factor=2))
     with pytest.raises(ValueError, match="no T x T attention map"):

@@ -54,6 +54,29 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def append(past: Tensor, new: Tensor) -> Tensor:
+    """`torch.cat((past, new), 2)` of a cache (B, H, T, K) and new tokens (B, H, n, K), in amortised O(n).
+
+    Without autograd, the result is a view of a buffer with room for at least T / 4 more tokens, and the next call
+    writes into this room. Only the first continuation of a view gets the room, any other one copies: a decode state
+    can be continued several times.
+    """
+    if torch.is_grad_enabled():  # a graph may need the numbers as they are
+        return torch.cat((past, new), 2)
+    T, end = past.shape[2], past.shape[2] + new.shape[2]
+    room = vars(past).get("room")
+    buffer = room.pop() if room else past[:, :, :0]
+    dtype = torch.promote_types(past.dtype, new.dtype)
+    frozen = buffer.is_inference() and not torch.is_inference_mode_enabled()
+    if end > buffer.shape[2] or buffer.dtype != dtype or frozen:
+        buffer = past.new_empty(*past.shape[:2], end + end // 4 + 64, past.shape[3], dtype=dtype)
+        buffer[:, :, :T] = past
+    buffer[:, :, T:end] = new
+    view = buffer[:, :, :end]
+    vars(view)["room"] = [buffer]
+    return view
+
+
 # Chunks.
 
 

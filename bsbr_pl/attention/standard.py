@@ -10,13 +10,13 @@ Decode state: the keys and values of all tokens (KV cache), 2 T D numbers, and c
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .base import Attention
 from .parts import (
     ConvInit,
     ShortConvolution,
+    append,
     at_least_fp32,
     causal_attention,
     causal_softmax,
@@ -81,7 +81,7 @@ class StandardAttention(Attention[KeyValueCache]):
             return x, state or self.init_state(len(x))
         q, k, v, conv_state = self.project(x, state)
         if state is not None:
-            k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
+            k, v = append(state.k, k), append(state.v, v)
         return self.emit(causal_attention(q, k, v), x), KeyValueCache(k, v, conv_state)
 
     def init_state(self, batch_size: int) -> KeyValueCache:
