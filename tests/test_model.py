@@ -332,9 +332,7 @@ def test_a_step_that_is_not_finite_while_forward_is_finite_is_said(monkeypatch):
     model = model_of("standard")
     step = model.attentions[1].step
     monkeypatch.setattr(model.attentions[1], "step", lambda x, state: (x / 0, step(x, state)[1]))
-    with pytest.raises(
-        ValueError, match="`step` of an attention gives numbers that are not finite, and `forward`"
-    ):
+    with pytest.raises(ValueError, match="`step` of an attention gives numbers that are not finite, and `forward`"):
         model.generate(ids(1, 3), 3)
 
 
