@@ -30,27 +30,28 @@ SEEDS = st.integers(0, 2**32)
 UNDIVIDED, ODD = "compression_factor must divide", ("rotary positions need an even head width", "key_dim must be even")
 SIZES = st.integers(1, 3) | st.integers(1, 9) | st.sampled_from([64, 2**31, 2**62])
 ROPE = {"rope": st.booleans()}
-SOFTMAX = {**ROPE, "bias": st.booleans(), "conv_size": st.integers(1, 5)}
+CONVOLUTION = {"conv_size": st.integers(1, 6), "conv_init": st.sampled_from(["identity", "uniform"])}
+SOFTMAX = {**ROPE, **CONVOLUTION, "bias": st.booleans()}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
-    "linear": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
-    "delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
-    "gated_delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
+    "linear": {"chunk_size": SIZES, **CONVOLUTION},
+    "delta_net": {"chunk_size": SIZES, **CONVOLUTION},
+    "gated_delta_net": {"chunk_size": SIZES, **CONVOLUTION},
     "gla": {
         "chunk_size": SIZES,
-        "conv_size": st.integers(1, 6),
+        **CONVOLUTION,
         "expand_k": st.sampled_from([1, 1.0, 2.0]),
         "gate_rank": st.integers(1, 9),
         "tied_keys": st.booleans(),
     },
     "mamba2": {
         "chunk_size": SIZES,
-        "conv_size": st.integers(1, 6),
+        **CONVOLUTION,
         "expansion_factor": st.integers(1, 3),
         "key_dim": st.integers(1, 9),
     },
-    "kda": {"chunk_size": SIZES, "conv_size": st.integers(1, 6), "allow_neg_eigval": st.booleans()},
+    "kda": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
     "fox": {
         "chunk_size": SIZES,
         **dict.fromkeys(("rope", "qk_norm", "kv_shift", "output_gate"), st.booleans()),
