@@ -25,6 +25,9 @@ def check_ids(input_ids: Tensor, step: bool = False) -> None:
         raise ValueError(f"input_ids must be {wanted}, got {found}")
 
 
+#: Standard deviation s of the logits at the start: the first loss is about ln(vocab_size) + s^2 / 2.
+LOGIT_STD = 0.3
+
 #: Name -> activation: relu(x)^2 (So et al. 2021, arXiv 2109.08668, section 4), and GELU in the tanh form of GPT-2.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: x.relu().square(),
@@ -86,6 +89,8 @@ class LanguageModel(nn.Module):
         positions: number of learned positions, which is then the longest sequence; 0 for none.
         ff_activation: of the feed-forward networks, `relu2` or `gelu`.
         ff_bias: give the feed-forward networks' linear maps a bias.
+        out_init: initial size c of the branches: the last map of each starts at N(0, c^2 / (fan_in D number of
+            branches)). All branches together then add about c^2 times the variance of the embedding.
 
     Raises:
         ValueError: names the argument, its value and what it must be.
@@ -105,6 +110,7 @@ class LanguageModel(nn.Module):
         positions: int = 0,
         ff_activation: str = "relu2",
         ff_bias: bool = False,
+        out_init: float = 0.5,
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers)
@@ -112,6 +118,7 @@ class LanguageModel(nn.Module):
         check_number("0 (no feed-forward networks) or more", lambda width: width >= 0, whole=True, ff_dim=ff_dim)
         check_number("at least 0 and below 1", lambda share: 0 <= share < 1, dropout=dropout)
         check_number("0 (none) or more", lambda number: number >= 0, whole=True, positions=positions)
+        check_number("0 (silent branches) or more", lambda size: size >= 0, out_init=out_init)
         factories = list(attention) if isinstance(attention, Sequence) else [attention] * num_layers
         if len(factories) != num_layers:
             raise ValueError(
@@ -134,19 +141,30 @@ class LanguageModel(nn.Module):
         branches = [Residual(inner, hidden_dim, dropout) for inner in inners]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(hidden_dim)
-        self._init_weights()
+        self._init_weights(out_init)
 
-    def _init_weights(self) -> None:
-        """Normal weights; the last map of every branch starts at 0, so the model starts as a bigram model."""
-        nn.init.normal_(self.embedding.weight, std=self.norm.weight.numel() ** -0.5)
+    @torch.no_grad()
+    def _init_weights(self, out_init: float) -> None:
+        """The start: a guess among all tokens, because every logit is about N(0, LOGIT_STD^2).
+
+        Linear maps start at N(0, 1 / fan_in), for `out` see `out_init`. Embeddings start at N(0, 1 / D), so each has
+        about length 1. The head is tied to them: with equal weights in the last norm, every token would predict itself
+        with a logit of sqrt(D) times that weight. So the weights alternate between LOGIT_STD and -LOGIT_STD.
+        """
+        width, branches = self.norm.weight.numel(), len(self.branches)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        nn.init.constant_(self.norm.weight, LOGIT_STD)
+        self.norm.weight[1::2] *= -1
         if self.positions is not None:
             nn.init.zeros_(self.positions.weight)
         for branch in self.branches:
             for module in branch.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            for parameter in branch.inner.out.parameters():
-                nn.init.zeros_(parameter)
+            out = branch.inner.out
+            nn.init.normal_(out.weight, std=out_init * (out.in_features * width * branches) ** -0.5)
+            if out.bias is not None:
+                nn.init.zeros_(out.bias)
 
     @property
     def attentions(self) -> list[Attention]:

@@ -14,7 +14,7 @@ exp(g_ti - g_si) for s <= t, else 0 (`decayed_products`):
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
 Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; W_1 W_2 and W_3 W_4 have rank V, the width of a head.
-Differences: the convolution starts as the identity; q is not divided by sqrt(K), which RMSNorm makes invisible.
+Difference: q is not divided by sqrt(K), which RMSNorm makes invisible.
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution.
 """

@@ -59,7 +59,7 @@ class LinearAttention(Attention[Sums]):
         num_heads: int,
         chunk_size: int = 64,
         conv_size: int = 4,
-        conv_init: ConvInit = "identity",
+        conv_init: ConvInit = "uniform",
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)

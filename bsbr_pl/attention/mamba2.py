@@ -11,7 +11,7 @@ sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s
     O = exp(g) Q S + (Q K^T * G) dt V + d V ;   S <- exp(g_C) S + (exp(g_C - g) K)^T dt V
 
 Source: Dao and Gu 2024, arXiv 2405.21060, eq. 6 and 16 (the map), section 6 (the fast form), section 7.1 (the layer).
-Differences: the convolution starts as the identity.
+Differences: the convolution starts as the identity (published: conv_init="uniform").
 Cost: O(T (C + K) E).
 Decode state: S, K E numbers, and conv_size - 1 inputs of the convolution.
 """
@@ -60,7 +60,7 @@ class Mamba2Attention(Attention[Memory]):
         num_heads: int,
         chunk_size: int = 64,
         conv_size: int = 4,
-        conv_init: ConvInit = "uniform",
+        conv_init: ConvInit = "identity",
         expansion_factor: int = 2,
         key_dim: int = 64,
     ) -> None:
