@@ -14,14 +14,19 @@ from .attention.parts import check_number, check_positive
 AttentionFactory = Callable[[int, int], Attention]
 
 
-def check_ids(input_ids: Tensor) -> None:
-    """Raise a ValueError unless these are token ids (B, T), at least one."""
-    if input_ids.dim() != 2 or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            "input_ids must be (batch, length) in int64, both at least 1, got shape "
-            f"{tuple(input_ids.shape)} in {str(input_ids.dtype).removeprefix('torch.')}"
-        )
+def check_ids(input_ids: Tensor, step: bool = False) -> None:
+    """Raise a ValueError unless these are token ids (B, T), or (B,) of one `step`, at least one."""
+    wanted = "(batch,) in int64, at least 1" if step else "(batch, length) in int64, both at least 1"
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(f"input_ids must be {wanted}, got a {type(input_ids).__name__}: make it a torch.tensor")
+    dims = 1 if step else 2
+    if input_ids.dim() != dims or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
+        found = f"shape {tuple(input_ids.shape)} in {str(input_ids.dtype).removeprefix('torch.')}"
+        raise ValueError(f"input_ids must be {wanted}, got {found}")
 
+
+#: Standard deviation s of the logits at the start: the first loss is about ln(vocab_size) + s^2 / 2.
+LOGIT_STD = 0.3
 
 #: Name -> activation: relu(x)^2 (So et al. 2021, arXiv 2109.08668, section 4), and GELU in the tanh form of GPT-2.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -85,6 +90,8 @@ class LanguageModel(nn.Module):
         positions: number of learned positions, which is then the longest sequence; 0 for none.
         ff_activation: of the feed-forward networks, `relu2` or `gelu`.
         ff_bias: give the feed-forward networks' linear maps a bias.
+        out_init: initial size c of the branches: the last map of each starts at N(0, c^2 / (fan_in D number of
+            branches)). All branches together then add about c^2 times the variance of the embedding.
 
     Raises:
         ValueError: names the argument, its value and what it must be.
@@ -104,6 +111,7 @@ class LanguageModel(nn.Module):
         positions: int = 0,
         ff_activation: str = "relu2",
         ff_bias: bool = False,
+        out_init: float = 0.5,
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers)
@@ -111,6 +119,7 @@ class LanguageModel(nn.Module):
         check_number("0 (no feed-forward networks) or more", lambda width: width >= 0, whole=True, ff_dim=ff_dim)
         check_number("at least 0 and below 1", lambda share: 0 <= share < 1, dropout=dropout)
         check_number("0 (none) or more", lambda number: number >= 0, whole=True, positions=positions)
+        check_number("0 (silent branches) or more", lambda size: size >= 0, out_init=out_init)
         factories = list(attention) if isinstance(attention, Sequence) else [attention]
         if not factories or num_layers % len(factories):
             raise ValueError(
@@ -135,19 +144,30 @@ class LanguageModel(nn.Module):
         branches = [Residual(inner, hidden_dim, dropout) for inner in inners]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(hidden_dim)
-        self._init_weights()
+        self._init_weights(out_init)
 
-    def _init_weights(self) -> None:
-        """Normal weights; the last map of every branch starts at 0, so the model starts as a bigram model."""
-        nn.init.normal_(self.embedding.weight, std=self.norm.weight.numel() ** -0.5)
+    @torch.no_grad()
+    def _init_weights(self, out_init: float) -> None:
+        """The start: a guess among all tokens, because every logit is about N(0, LOGIT_STD^2).
+
+        Linear maps start at N(0, 1 / fan_in), for `out` see `out_init`. Embeddings start at N(0, 1 / D), so each has
+        about length 1. The head is tied to them: with equal weights in the last norm, every token would predict itself
+        with a logit of sqrt(D) times that weight. So the weights alternate between LOGIT_STD and -LOGIT_STD.
+        """
+        width, branches = self.norm.weight.numel(), len(self.branches)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        nn.init.constant_(self.norm.weight, LOGIT_STD)
+        self.norm.weight[1::2] *= -1
         if self.positions is not None:
             nn.init.zeros_(self.positions.weight)
         for branch in self.branches:
             for module in branch.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            for parameter in branch.inner.out.parameters():
-                nn.init.zeros_(parameter)
+            out = branch.inner.out
+            nn.init.normal_(out.weight, std=out_init * (out.in_features * width * branches) ** -0.5)
+            if out.bias is not None:
+                nn.init.zeros_(out.bias)
 
     @property
     def attentions(self) -> list[Attention]:
@@ -203,13 +223,30 @@ class LanguageModel(nn.Module):
 
     def step(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token per sequence: ids (B,) -> logits of the next token (B, vocab_size), and the states."""
+        check_ids(input_ids, step=True)
+        self.check_states(states, len(input_ids))
         x, states = self._decode(input_ids, states)
         return self.head(x), states
 
     def decode(self, input_ids: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
         """`hidden` of ids (B, T), which continue those of `states`: (B, T, D), and the states after them."""
         check_ids(input_ids)
-        return self._decode(input_ids, states or [Position(0), *[None] * len(self.attentions)])
+        if states is None:
+            return self._decode(input_ids, [Position(0), *[None] * len(self.attentions)])
+        self.check_states(states, len(input_ids))
+        return self._decode(input_ids, states)
+
+    def check_states(self, states: list[Any], batch_size: int) -> None:
+        """Raise a ValueError unless these are states of a model with as many attentions, after `batch_size` texts."""
+        wanted = len(self.attentions) + 1
+        if not isinstance(states, list) or len(states) != wanted:
+            found = f"{len(states)} elements" if isinstance(states, list) else f"a {type(states).__name__}"
+            raise ValueError(
+                f"states must be a list of {wanted}, a Position and the state of each attention, got {found}"
+            )
+        for part in (part for state in states[1:] for part in state if isinstance(part, Tensor)):
+            if part.dim() and len(part) != batch_size:
+                raise ValueError(f"input_ids must continue the {len(part)} texts of states, got {batch_size}")
 
     def _decode(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """ids (B, T), or one token (B,) -> the last layer's normed activations, and the states after them."""
@@ -246,8 +283,10 @@ class LanguageModel(nn.Module):
             seed: of the sampling.
 
         Raises:
-            ValueError: on an empty prompt, an argument out of range, or more tokens than there are positions.
+            ValueError: on an empty prompt, an argument out of range, more tokens than there are positions, or logits
+                that are not finite; names the first layer and token whose output is not finite.
         """
+        check_ids(input_ids)
         check_number("0 or more", lambda value: value >= 0, temperature=temperature)
         check_number("an integer of 0 or more", lambda n: n >= 0, whole=True, max_new_tokens=max_new_tokens)
         check_number("an integer from 0 to 2^64 - 1", lambda n: 0 <= n < 2**64, whole=True, seed=seed)
@@ -261,12 +300,28 @@ class LanguageModel(nn.Module):
             logits, states = self.prefill(input_ids)
             self.check_length(input_ids.shape[1] + max_new_tokens - 1)  # the last token is not read
             for i in range(max_new_tokens):
+                if not logits.isfinite().all():
+                    raise ValueError(self._explain_not_finite(torch.cat(ids, 1)))
                 ids.append(_sample(logits, temperature, top_k, generator)[:, None])
                 if i + 1 < max_new_tokens:
                     logits, states = self.step(ids[-1][:, 0], states)
         finally:
             self.train(training)
         return torch.cat(ids, 1)
+
+    def _explain_not_finite(self, input_ids: Tensor) -> str:
+        """Names the first layer whose output for ids (B, T) is not finite, and the first such token."""
+        x = self.embed(input_ids)
+        layers: dict[str, Callable[[Tensor], Tensor]] = {"embedding": nn.Identity()}
+        layers |= {f"branches.{i} ({type(branch.inner).__name__})": branch for i, branch in enumerate(self.branches)}
+        for name, layer in (layers | {"norm": self.norm, "head": self.head}).items():
+            x = layer(x)
+            failed = ~x.isfinite().all(-1)  # (B, T)
+            if failed.any():
+                text, token = failed.nonzero()[0].tolist()
+                where = f"the output of {name} is not finite at token {token} of text {text}"
+                return f"cannot sample: {where}; load other weights, or use a higher precision"
+        return "cannot sample: `step` of an attention gives numbers that are not finite, and `forward` does not"
 
     @torch.no_grad()
     def get_attention_weights(self, input_ids: Tensor) -> Tensor:

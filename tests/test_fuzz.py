@@ -30,35 +30,36 @@ SEEDS = st.integers(0, 2**32)
 UNDIVIDED, ODD = "compression_factor must divide", ("rotary positions need an even head width", "key_dim must be even")
 SIZES = st.integers(1, 3) | st.integers(1, 9) | st.sampled_from([64, 2**31, 2**62])
 ROPE = {"rope": st.booleans()}
-SOFTMAX = {**ROPE, "bias": st.booleans(), "conv_size": st.integers(1, 5)}
+CONVOLUTION = {"conv_size": st.integers(1, 6), "conv_init": st.sampled_from(["identity", "uniform"])}
+SOFTMAX = {**ROPE, **CONVOLUTION, "bias": st.booleans()}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
-    "linear": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
-    "delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
-    "gated_delta_net": {"chunk_size": SIZES, "conv_size": st.integers(1, 6)},
+    "linear": {"chunk_size": SIZES, **CONVOLUTION},
+    "delta_net": {"chunk_size": SIZES, **CONVOLUTION},
+    "gated_delta_net": {"chunk_size": SIZES, **CONVOLUTION},
     "gated_delta_product": {
         "chunk_size": SIZES,
-        "conv_size": st.integers(1, 6),
+        **CONVOLUTION,
         "num_steps": st.integers(1, 4),
         "forget_gate": st.booleans(),
         "allow_neg_eigval": st.booleans(),
     },
-    "retnet": {"chunk_size": SIZES, "conv_size": st.integers(1, 6), "expand_v": st.sampled_from([1, 1.0, 2.0])},
+    "retnet": {"chunk_size": SIZES, **CONVOLUTION, "expand_v": st.sampled_from([1, 1.0, 2.0])},
     "gla": {
         "chunk_size": SIZES,
-        "conv_size": st.integers(1, 6),
+        **CONVOLUTION,
         "expand_k": st.sampled_from([1, 1.0, 2.0]),
         "gate_rank": st.integers(1, 9),
         "tied_keys": st.booleans(),
     },
     "mamba2": {
         "chunk_size": SIZES,
-        "conv_size": st.integers(1, 6),
+        **CONVOLUTION,
         "expansion_factor": st.integers(1, 3),
         "key_dim": st.integers(1, 9),
     },
-    "kda": {"chunk_size": SIZES, "conv_size": st.integers(1, 6), "allow_neg_eigval": st.booleans()},
+    "kda": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
     "rwkv7": {"chunk_size": st.integers(1, 128), "rank": st.integers(1, 9)},
     "fox": {
         "chunk_size": SIZES,
@@ -66,7 +67,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     },
     "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2) | st.just(1), **ROPE},
     "gau": {"chunk_size": SIZES, "expansion_factor": st.integers(1, 3), "key_dim": st.integers(1, 9), **ROPE},
-    "moba": {"chunk_size": SIZES, "top_k": SIZES, "conv_size": st.integers(1, 5), **ROPE},
+    "moba": {"chunk_size": SIZES, "top_k": SIZES, **CONVOLUTION, **ROPE},
     "bsbr": {
         "chunk_size": SIZES,
         "retrieval_top_k": st.none() | SIZES,

@@ -1,5 +1,6 @@
 """The language model around any attention: causality, decoding, generation, costs, and what it says to bad input."""
 
+import math
 from functools import partial
 
 import pytest
@@ -168,10 +169,58 @@ def test_without_feed_forward_there_are_attentions_alone():
     assert [type(branch.inner) for branch in model.branches] == [StandardAttention] * 3
 
 
-@pytest.mark.parametrize("options", [{}, {"positions": 6, "ff_bias": True}])
-def test_a_model_starts_as_a_guess_without_context(options):
-    """What writes into the residual stream starts at 0: logits depend on the current token alone."""
-    model = LanguageModel(StandardAttention, V, hidden_dim=16, num_layers=2, num_heads=2, **options)
+@pytest.mark.parametrize("hidden_dim", [32, 128, 768])
+@pytest.mark.parametrize("vocab_size", [256, 8192])
+@every_architecture
+@torch.no_grad()
+def test_the_first_loss_is_that_of_guessing(name, vocab_size, hidden_dim):
+    """Within 0.1 of ln V; and a token predicts itself neither more nor less than others, though the head is tied."""
+    torch.manual_seed(0)
+    factory = partial(ARCHITECTURES[name], **OPTIONS.get(name, {}))
+    model = LanguageModel(factory, vocab_size, hidden_dim, num_layers=2)
+    text = torch.randint(vocab_size, (8, 65))
+    logits = model(text[:, :-1]).mT
+    following, current = (torch.nn.functional.cross_entropy(logits, targets) for targets in (text[:, 1:], text[:, :-1]))
+    assert following.item() == pytest.approx(math.log(vocab_size), abs=0.1)
+    assert current.item() == pytest.approx(math.log(vocab_size), abs=0.15)
+
+
+@pytest.mark.parametrize(("out_init", "options"), [(0.5, {}), (1.5, {"positions": 6, "ff_bias": True}), (0.0, {})])
+def test_initial_weights_have_the_variance_of_their_formula(out_init, options):
+    torch.manual_seed(0)
+    model = LanguageModel(
+        partial(StandardAttention, bias=True),
+        997,
+        hidden_dim=128,
+        num_layers=3,
+        num_heads=2,
+        out_init=out_init,
+        **options,
+    )
+    attention, network = model.branches[0].inner, model.branches[5].inner
+    assert attention.qkv.weight.std().item() == pytest.approx(128**-0.5, rel=0.02)
+    assert network.into.weight.std().item() == pytest.approx(128**-0.5, rel=0.02)
+    assert model.embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.02)
+    for out, fan_in in ((attention.out, 128), (network.out, 512)):
+        assert out.weight.std().item() == pytest.approx(out_init / (fan_in * 128 * 6) ** 0.5, rel=0.02)
+        assert out.bias is None or not out.bias.any()
+    assert model.norm.weight.tolist() == pytest.approx([0.3, -0.3] * 64)
+
+
+def test_branches_start_small_and_not_silent():
+    """What all branches add to the embedding has about c^2 times its variance, in a deep model too."""
+    for num_layers in (1, 8):
+        torch.manual_seed(0)
+        model = LanguageModel(StandardAttention, 997, hidden_dim=128, num_layers=num_layers, out_init=0.5)
+        text = torch.randint(997, (8, 16))
+        x = before = model.embed(text)
+        for branch in model.branches:
+            x = branch(x)
+        assert 0.25 / 4 < ((x - before).var() / before.var()).item() < 0.25 * 4
+
+
+def test_silent_branches_start_as_a_guess_without_context():
+    model = LanguageModel(StandardAttention, V, hidden_dim=16, num_layers=2, num_heads=2, out_init=0.0)
     one, other = ids(1, 6), ids(1, 6, seed=1)
     other[:, -1] = one[:, -1]
     assert torch.equal(model(one)[:, -1], model(other)[:, -1])
@@ -209,6 +258,7 @@ def test_longer_than_anything_seen_is_no_error():
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1.0"),
         ({"dropout": None}, r"dropout must be at least 0 and below 1, got None"),
         ({"positions": -1}, r"positions must be 0 \(none\) or more, got -1"),
+        ({"out_init": -0.1}, r"out_init must be 0 \(silent branches\) or more, got -0.1"),
         ({"positions": 3}, r"a text must have at most 3 tokens \(positions\), got 4"),
         ({"ff_activation": "relu"}, "ff_activation must be one of relu2, gelu, got 'relu'"),
         ({"attention": None}, "attention must be an Attention class or another builder of one, got None"),
@@ -266,6 +316,75 @@ def test_what_are_no_ids_is_said(name, bad):
 def test_bad_generation_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         model_of("standard").generate(**{"input_ids": ids(1, 3), "max_new_tokens": 2} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (
+            [[1, 2]],
+            r"input_ids must be \(batch, length\) in int64, both at least 1, got a list: make it a ",
+        ),
+        (ids(3), r"input_ids must be \(batch, length\) .* got shape \(3,\) in int64"),
+        (ids(1, 3).float(), r"input_ids must be \(batch, length\) .* got shape \(1, 3\) in float32"),
+        (None, "got a NoneType"),
+    ],
+)
+def test_generation_says_what_are_no_ids(bad, words):
+    for max_new_tokens in (0, 2):
+        with pytest.raises(ValueError, match=words):
+            model_of("standard").generate(bad, max_new_tokens)
+
+
+@every_architecture
+def test_states_of_other_texts_or_layers_are_refused(name):
+    model, states = model_of(name), model_of(name).prefill(ids(3, 5))[1]
+    for batch in (1, 2):  # one text would be broadcast
+        with pytest.raises(ValueError, match=f"input_ids must continue the 3 texts of states, got {batch}"):
+            model.step(ids(batch), states)
+        with pytest.raises(ValueError, match=f"input_ids must continue the 3 texts of states, got {batch}"):
+            model.prefill(ids(batch, 2), states)
+    layers = len(model.attentions)
+    for wrong, found in ((states[:-1], f"{layers} elements"), ([], "0 elements"), (tuple(states), "a tuple")):
+        words = f"states must be a list of {layers + 1}, a Position and the state of each attention, got {found}"
+        for call in (lambda wrong=wrong: model.step(ids(3), wrong), lambda wrong=wrong: model.decode(ids(3, 1), wrong)):
+            with pytest.raises(ValueError, match=words):
+                call()
+
+
+@pytest.mark.parametrize("bad", [ids(3, 1), ids(0), ids(3).float(), torch.tensor(1), [1, 2, 3]])
+def test_a_step_says_what_are_no_ids(bad):
+    model = model_of("standard")
+    with pytest.raises(ValueError, match=r"input_ids must be \(batch,\) in int64, at least 1, got "):
+        model.step(bad, model.init_state(3))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (lambda model: model.branches[2].inner.out.weight, r"branches\.2 \(StandardAttention\) .* token 0 of text 0"),
+        (lambda model: model.branches[1].inner.into.weight, r"branches\.1 \(FeedForward\) .* token 0 of text 0"),
+        (lambda model: model.norm.bias, "norm is not finite at token 0 of text 0"),
+        (lambda model: model.embedding.weight[5], "embedding is not finite at token 3 of text 1"),
+        (lambda model: model.embedding.weight[6], "head is not finite at token 0 of text 0"),  # is in no prompt
+        (lambda model: model.positions.weight[6], "embedding is not finite at token 6 of text 0"),  # a generated token
+    ],
+)
+def test_logits_that_are_not_finite_name_the_layer_and_the_token(damage, where, temperature):
+    model, text = model_of("standard", positions=9), torch.tensor([[1, 2, 3, 4], [4, 3, 2, 5]])
+    with torch.no_grad():
+        damage(model).fill_(float("nan"))
+    with pytest.raises(ValueError, match=f"cannot sample: the output of {where}"):
+        model.generate(text, 5, temperature=temperature)
+
+
+def test_a_step_that_is_not_finite_while_forward_is_finite_is_said(monkeypatch):
+    model = model_of("standard")
+    step = model.attentions[1].step
+    monkeypatch.setattr(model.attentions[1], "step", lambda x, state: (x / 0, step(x, state)[1]))
+    with pytest.raises(ValueError, match="`step` of an attention gives numbers that are not finite, and `forward`"):
+        model.generate(ids(1, 3), 3)
 
 
 def test_state_compression_has_no_map():

@@ -70,7 +70,7 @@ def test_the_words_of_a_spec_are_the_key_and_what_is_not_the_default():
 
 def test_settings_are_all_options_with_their_defaults():
     settings = AttentionSpec(StandardAttention, {"bias": True}).settings
-    assert settings == {"rope": True, "bias": True, "conv_size": 1}
+    assert settings == {"rope": True, "bias": True, "conv_size": 1, "conv_init": "identity"}
     assert AttentionSpec(BSBRAttention, {"chunk_size": 7}).settings["chunk_size"] == 7
 
 

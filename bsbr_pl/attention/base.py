@@ -127,7 +127,10 @@ class Attention(nn.Module, Generic[State]):
         return self.prefill(x)[0]
 
     def init_state(self, batch_size: int) -> State:
-        """The decode state before the first token, on the device and in the dtype of the parameters."""
+        """The decode state before the first token, on the device and in the dtype of the parameters.
+
+        The first axis of its tensors is B. No call changes a state that it is given: a state may be continued twice.
+        """
         raise NotImplementedError
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

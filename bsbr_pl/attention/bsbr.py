@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from .base import Attention
 from .kernels import for_products, window_attention
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_number,
@@ -77,6 +78,7 @@ class BSBRAttention(Attention[Chunks]):
         rope: rotate q and k of the local attention. Without it, only the convolution depends on order.
         overlap: see the last C tokens exactly; False for those of the own chunk.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         bias: give `qkv` and `out` a bias; `chunk_query` and `chunk_key` have none.
     """
 
@@ -95,6 +97,7 @@ class BSBRAttention(Attention[Chunks]):
         rope: bool = True,
         overlap: bool = True,
         conv_size: int = 4,
+        conv_init: ConvInit = "identity",
         bias: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
@@ -113,7 +116,7 @@ class BSBRAttention(Attention[Chunks]):
         self.rope = rope
         self.overlap = overlap
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.chunk_query = nn.Linear(hidden_dim, num_heads * self.router_dim, bias=False)
         self.chunk_key = nn.Linear(hidden_dim, num_heads * self.router_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)

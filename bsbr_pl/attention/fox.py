@@ -22,7 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .parts import at_least_fp32, causal_attention, causal_softmax, check_positive, merge_heads, rotary, split_heads
+from .parts import (
+    append,
+    at_least_fp32,
+    causal_attention,
+    causal_softmax,
+    check_positive,
+    merge_heads,
+    rotary,
+    split_heads,
+)
 
 
 class AgingCache(NamedTuple):
@@ -123,7 +132,7 @@ class FoXAttention(Attention[AgingCache]):
             return x, state or self.init_state(len(x))
         q, k, v, log_f, last_kv = self.project(x, state)
         if state is not None:
-            k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
+            k, v = append(state.k, k), append(state.v, v)
         mixed, age = self.mix(q, k, v, log_f, None if state is None else state.age)
         return self.emit(mixed, x), AgingCache(k, v, age, last_kv)
 
@@ -133,8 +142,13 @@ class FoXAttention(Attention[AgingCache]):
         return AgingCache(empty, empty, at_least_fp32(empty[..., :1]), kv)
 
     def step(self, x: Tensor, state: AgingCache) -> tuple[Tensor, AgingCache]:
-        output, state = self.prefill(x[:, None], state)
-        return output[:, 0], state
+        x = x[:, None]
+        q, k, v, log_f, last_kv = self.project(x, state)
+        k, v = append(state.k, k), append(state.v, v)
+        age = F.pad(state.age + log_f, (0, 0, 0, 1))
+        q, k_, v_ = (at_least_fp32(part) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k_, v_, attn_mask=age.mT)
+        return self.emit(mixed, x)[:, 0], AgingCache(k, v, age, last_kv)
 
     def state_size(self, num_tokens: int) -> int:
         return num_tokens * (2 * self.hidden_dim + self.num_heads) + self.init_state(1).kv.numel()

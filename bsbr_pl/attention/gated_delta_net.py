@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .base import Attention
 from .kernels import choose, gated_delta_rule_kernel, has_delta_rule
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -52,14 +53,17 @@ class GatedDeltaNetAttention(Attention[Memory]):
         num_heads: heads H.
         chunk_size: tokens C computed at once; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 4) -> None:
+    def __init__(
+        self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 4, conv_init: ConvInit = "uniform"
+    ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
         self.chunk_size = chunk_size
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.beta = nn.Linear(hidden_dim, num_heads)
         self.decay = nn.Linear(hidden_dim, num_heads)
         self.log_rate = nn.Parameter(torch.zeros(num_heads))  # log A

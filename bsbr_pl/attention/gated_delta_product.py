@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .base import Attention
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -54,6 +55,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
         num_heads: heads H.
         chunk_size: tokens C computed at once; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         num_steps: steps n per token, each with a key and a value of its own.
         forget_gate: decay the memory; without it, this is DeltaProduct.
         allow_neg_eigval: beta is in (0, 2); False for (0, 1).
@@ -65,6 +67,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
         num_heads: int,
         chunk_size: int = 32,
         conv_size: int = 4,
+        conv_init: ConvInit = "uniform",
         num_steps: int = 2,
         forget_gate: bool = True,
         allow_neg_eigval: bool = True,
@@ -76,7 +79,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
         self.beta_scale = 2 if allow_neg_eigval else 1
         width = (2 * num_steps + 1) * hidden_dim
         self.qkv = nn.Linear(hidden_dim, width, bias=False)  # q, the keys of all steps, the values of all steps
-        self.conv = ShortConvolution(width, conv_size)
+        self.conv = ShortConvolution(width, conv_size, conv_init)
         self.beta = nn.Linear(hidden_dim, num_steps * num_heads)
         self.decay = nn.Linear(hidden_dim, num_heads) if forget_gate else None
         self.log_rate = nn.Parameter(torch.zeros(num_heads)) if forget_gate else None  # log A

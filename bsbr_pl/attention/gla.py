@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .base import Attention
 from .decays import decay_map, decayed_products, decayed_sum, power_of_two
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_number,
@@ -52,6 +53,7 @@ class GLAAttention(Attention[Memory]):
         num_heads: heads H.
         chunk_size: tokens C computed at once, rounded up to a power of two; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         expand_k: width of the keys of all heads, over D.
         gate_rank: width between the two maps that give the decay.
         tied_keys: the keys are 1 - alpha (HGRN2), and the decay is one map of full rank.
@@ -63,6 +65,7 @@ class GLAAttention(Attention[Memory]):
         num_heads: int,
         chunk_size: int = 64,
         conv_size: int = 4,
+        conv_init: ConvInit = "uniform",
         expand_k: float = 1.0,
         gate_rank: int = 16,
         tied_keys: bool = False,
@@ -77,7 +80,7 @@ class GLAAttention(Attention[Memory]):
         keys = num_heads * self.key_dim
         self.widths = [keys, hidden_dim] if tied_keys else [keys, keys, hidden_dim]
         self.qkv = nn.Linear(hidden_dim, sum(self.widths), bias=False)
-        self.conv = ShortConvolution(sum(self.widths), conv_size)
+        self.conv = ShortConvolution(sum(self.widths), conv_size, conv_init)
         low_rank = nn.Sequential(nn.Linear(hidden_dim, gate_rank, bias=False), nn.Linear(gate_rank, keys))
         self.decay = nn.Linear(hidden_dim, keys) if tied_keys else low_rank
         self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False)

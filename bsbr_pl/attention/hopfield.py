@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from .base import Attention
-from .parts import at_least_fp32, causal_attention, causal_softmax, check_number, merge_heads, rotary, split_heads
+from .parts import (
+    append,
+    at_least_fp32,
+    causal_attention,
+    causal_softmax,
+    check_number,
+    merge_heads,
+    rotary,
+    split_heads,
+)
 
 
 class StoredPatterns(NamedTuple):
@@ -72,7 +81,7 @@ class HopfieldAttention(Attention[StoredPatterns]):
             return x, state or self.init_state(len(x))
         xi, k, v = self.project(x, start=0 if state is None else state.k.shape[2])
         if state is not None:
-            k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
+            k, v = append(state.k, k), append(state.v, v)
         for stored in (k,) * self.num_updates + (v,):
             xi = causal_attention(self.beta * xi, k, stored, scale=1.0)
         return self.emit(xi, x), StoredPatterns(k, v)

@@ -14,7 +14,7 @@ exp(g_ti - g_si) for s <= t, else 0 (`decayed_products`):
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
 Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; W_1 W_2 and W_3 W_4 have rank V, the width of a head.
-Differences: the convolution starts as the identity; q is not divided by sqrt(K), a factor that RMSNorm cancels.
+Difference: q is not divided by sqrt(K), a factor that RMSNorm cancels.
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from .base import Attention
 from .decays import decay_map, decayed_products, power_of_two
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -52,6 +53,7 @@ class KDAAttention(Attention[Memory]):
         num_heads: heads H.
         chunk_size: tokens C computed at once, rounded up to a power of two; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
     """
 
@@ -61,6 +63,7 @@ class KDAAttention(Attention[Memory]):
         num_heads: int,
         chunk_size: int = 64,
         conv_size: int = 4,
+        conv_init: ConvInit = "uniform",
         allow_neg_eigval: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
@@ -68,7 +71,7 @@ class KDAAttention(Attention[Memory]):
         self.chunk_size = chunk_size
         self.allow_neg_eigval = allow_neg_eigval
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.beta = nn.Linear(hidden_dim, num_heads, bias=False)
         self.decay = self.low_rank()
         self.log_rate = nn.Parameter(torch.empty(num_heads, 1).uniform_(1, 16).log())  # log A

@@ -11,7 +11,7 @@ sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s
     O = exp(g) Q S + (Q K^T * G) dt V + d V ;   S <- exp(g_C) S + (exp(g_C - g) K)^T dt V
 
 Source: Dao and Gu 2024, arXiv 2405.21060, eq. 6 and 16 (the map), section 6 (the fast form), section 7.1 (the layer).
-Differences: the convolution starts as the identity.
+Differences: the convolution starts as the identity (published: conv_init="uniform").
 Cost: O(T (C + K) E).
 Decode state: S (K E numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .base import Attention
 from .decays import decay_map, decayed_sum, decays, power_of_two
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -48,6 +49,7 @@ class Mamba2Attention(Attention[Memory]):
         num_heads: heads H; the published width of a head, E / H, is 64.
         chunk_size: tokens C computed at once, rounded up to a power of two; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         expansion_factor: E / D.
         key_dim: width K of a query and a key, the state size N of the paper.
     """
@@ -58,6 +60,7 @@ class Mamba2Attention(Attention[Memory]):
         num_heads: int,
         chunk_size: int = 64,
         conv_size: int = 4,
+        conv_init: ConvInit = "identity",
         expansion_factor: int = 2,
         key_dim: int = 64,
     ) -> None:
@@ -68,7 +71,7 @@ class Mamba2Attention(Attention[Memory]):
         self.value_dim = expansion_factor * hidden_dim
         channels = 2 * key_dim + self.value_dim
         self.qkv = nn.Linear(hidden_dim, channels, bias=False)
-        self.conv = ShortConvolution(channels, conv_size)
+        self.conv = ShortConvolution(channels, conv_size, conv_init)
         self.conv_bias = nn.Parameter(torch.zeros(channels))
         self.dt = nn.Linear(hidden_dim, num_heads)
         self.log_rate = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())  # log A

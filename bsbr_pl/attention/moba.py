@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from .base import Attention
 from .parts import (
+    ConvInit,
     ShortConvolution,
+    append,
     at_least_fp32,
     causal_softmax,
     check_positive,
@@ -54,6 +56,7 @@ class MoBAAttention(Attention[BlockCache]):
         top_k: chunks that a query attends to, its own included.
         rope: rotate queries and keys by their position.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class MoBAAttention(Attention[BlockCache]):
         top_k: int = 3,
         rope: bool = True,
         conv_size: int = 1,
+        conv_init: ConvInit = "identity",
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, top_k=top_k)
@@ -71,7 +75,7 @@ class MoBAAttention(Attention[BlockCache]):
         self.top_k = top_k
         self.rope = rope
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 
     @property
@@ -161,7 +165,7 @@ class MoBAAttention(Attention[BlockCache]):
         q, k, v, conv_state = self.project(x, state)
         h = at_least_fp32(k[:, :, :0])
         if state is not None:
-            k, v, h = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2), state.h
+            k, v, h = append(state.k, k), append(state.v, v), state.h
         h = torch.cat((h, self.chunk_keys(k[:, :, h.shape[2] * self.chunk_size :])), 2)
         return self.emit(self.mix(q, k, v, h), x), BlockCache(k, v, h, conv_state)
 

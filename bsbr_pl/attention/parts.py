@@ -5,7 +5,7 @@ The letters are those of `base.py`.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,29 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(B, H, T, V) -> (B, T, H*V)."""
     return x.transpose(1, 2).flatten(2)
+
+
+def append(past: Tensor, new: Tensor) -> Tensor:
+    """`torch.cat((past, new), 2)` of a cache (B, H, T, K) and new tokens (B, H, n, K), in amortised O(n).
+
+    Without autograd, the result is a view of a buffer with room for at least T / 4 more tokens, and the next call
+    writes into this room. Only the first continuation of a view gets the room, any other one copies: a decode state
+    can be continued several times.
+    """
+    if torch.is_grad_enabled():  # a graph may need the numbers as they are
+        return torch.cat((past, new), 2)
+    T, end = past.shape[2], past.shape[2] + new.shape[2]
+    room = vars(past).get("room")
+    buffer = room.pop() if room else past[:, :, :0]
+    dtype = torch.promote_types(past.dtype, new.dtype)
+    frozen = buffer.is_inference() and not torch.is_inference_mode_enabled()
+    if end > buffer.shape[2] or buffer.dtype != dtype or frozen:
+        buffer = past.new_empty(*past.shape[:2], end + end // 4 + 64, past.shape[3], dtype=dtype)
+        buffer[:, :, :T] = past
+    buffer[:, :, T:end] = new
+    view = buffer[:, :, :end]
+    vars(view)["room"] = [buffer]
+    return view
 
 
 # Chunks.
@@ -215,26 +238,34 @@ def compiles_for_gpu(x: Tensor) -> bool:
 
 # Short convolution.
 
+ConvInit = Literal["identity", "uniform"]
+
 
 class ShortConvolution(nn.Module):
-    """Depthwise causal convolution: y_t = sum_{i < size} w_i * x_{t-i}, one filter per channel; starts as the identity.
+    """Depthwise causal convolution: y_t = sum_{i < size} w_i * x_{t-i}, one filter per channel.
 
     Args:
         channels: number of channels D.
         size: number of taps, the current token included; 1 is the identity, without parameters.
+        init: initial taps: `identity` (w_0 = 1, the others 0) or `uniform` (all from U(-1/sqrt(size), 1/sqrt(size))).
     """
 
     weight: Tensor  # (D, 1, size); empty for size 1
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, size: int, init: ConvInit = "identity") -> None:
         super().__init__()
         check_positive(conv_size=size)
+        if init not in get_args(ConvInit):
+            raise ValueError(f"conv_init must be one of {', '.join(get_args(ConvInit))}, got {init!r}")
         if size == 1:
             self.register_buffer("weight", torch.zeros(channels, 1, 0), persistent=False)
             return
         self.weight = nn.Parameter(torch.zeros(channels, 1, size))
         with torch.no_grad():
-            self.weight[..., -1] = 1.0
+            if init == "identity":
+                self.weight[..., -1] = 1.0
+            else:
+                self.weight.uniform_(-(size**-0.5), size**-0.5)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, T, D) and the size - 1 inputs before it, zeros if None -> y (B, T, D) and the last size - 1 inputs."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .base import Attention
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_number,
@@ -49,11 +50,18 @@ class RetNetAttention(Attention[Memory]):
         num_heads: heads H.
         chunk_size: tokens C computed at once; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         expand_v: E / D; expand_v * D / H must be whole.
     """
 
     def __init__(
-        self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 1, expand_v: float = 2.0
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        chunk_size: int = 64,
+        conv_size: int = 1,
+        conv_init: ConvInit = "identity",
+        expand_v: float = 2.0,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
@@ -63,7 +71,7 @@ class RetNetAttention(Attention[Memory]):
         self.value_dim = int(expand_v * hidden_dim)
         self.log_gamma = [math.log1p(-(2 ** (-5 - 4 * h / max(1, num_heads - 1)))) for h in range(num_heads)]
         self.qkv = nn.Linear(hidden_dim, 2 * hidden_dim + self.value_dim, bias=False)
-        self.conv = ShortConvolution(2 * hidden_dim + self.value_dim, conv_size)
+        self.conv = ShortConvolution(2 * hidden_dim + self.value_dim, conv_size, conv_init)
         self.gate = nn.Linear(hidden_dim, self.value_dim, bias=False)
         self.norm = nn.RMSNorm(self.value_dim // num_heads, eps=1e-5)
         self.out = nn.Linear(self.value_dim, hidden_dim, bias=False)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .base import Attention
 from .kernels import has_window, window_attention
 from .parts import (
+    ConvInit,
     ShortConvolution,
     at_least_fp32,
     check_positive,
@@ -46,6 +47,7 @@ class SlidingWindowAttention(Attention[Window]):
         rope: rotate queries and keys by their position. Without it, the order within the window is invisible.
         bias: give the linear maps a bias.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
     """
 
     def __init__(
@@ -56,13 +58,14 @@ class SlidingWindowAttention(Attention[Window]):
         rope: bool = True,
         bias: bool = False,
         conv_size: int = 1,
+        conv_init: ConvInit = "identity",
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(window_size=window_size)
         self.window_size = window_size
         self.rope = rope
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
 
     @property

@@ -10,11 +10,20 @@ Decode state: the KV cache (2 T D numbers) and the last conv_size - 1 inputs of 
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .base import Attention
-from .parts import ShortConvolution, at_least_fp32, causal_attention, causal_softmax, merge_heads, rotary, split_heads
+from .parts import (
+    ConvInit,
+    ShortConvolution,
+    append,
+    at_least_fp32,
+    causal_attention,
+    causal_softmax,
+    merge_heads,
+    rotary,
+    split_heads,
+)
 
 
 class KeyValueCache(NamedTuple):
@@ -32,15 +41,22 @@ class StandardAttention(Attention[KeyValueCache]):
         rope: rotate queries and keys by their position. Without it, the order of past tokens is invisible.
         bias: give the linear maps a bias.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
+        conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
     """
 
     def __init__(
-        self, hidden_dim: int, num_heads: int, rope: bool = True, bias: bool = False, conv_size: int = 1
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        rope: bool = True,
+        bias: bool = False,
+        conv_size: int = 1,
+        conv_init: ConvInit = "identity",
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         self.rope = rope
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size)
+        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
 
     def project(self, x: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,7 +81,7 @@ class StandardAttention(Attention[KeyValueCache]):
             return x, state or self.init_state(len(x))
         q, k, v, conv_state = self.project(x, state)
         if state is not None:
-            k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
+            k, v = append(state.k, k), append(state.v, v)
         return self.emit(causal_attention(q, k, v), x), KeyValueCache(k, v, conv_state)
 
     def init_state(self, batch_size: int) -> KeyValueCache:

@@ -83,10 +83,15 @@ def call(model: LanguageModel, ids: Tensor, one: str) -> Callable[[], object]:
     if one != "decode":
         raise ValueError(f"passes must be among {', '.join(PASSES)}, got {one!r}")
     with torch.no_grad():
-        states = model.prefill(ids[:, :-1])[1]
+        states = start = model.prefill(ids[:, :-1])[1]
+    T = ids.shape[1] - 1
+    longest = min(T + max(1, T // 16), model.max_length or 2 * T)
 
     @torch.no_grad()
-    def decode() -> object:
-        return model.step(ids[:, -1], states)
+    def decode() -> object:  # continues the text, as `generate` does: a second step from one state copies its cache
+        nonlocal states
+        output, after = model.step(ids[:, -1], states)
+        states = start if after[0].tokens >= longest else after
+        return output, after
 
     return decode

@@ -27,7 +27,7 @@ from .checkpoints import open_checkpoint
 from .matching import reach_option, step_times
 from .subject import Subject, describe_model
 
-VERSION = 1  # changes whenever the same arguments would train other weights
+VERSION = 2  # changes whenever the same arguments would train other weights
 
 
 def default_task(vocab_size: int = 16, seed: int = 0) -> InductionData:

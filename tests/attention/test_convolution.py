@@ -1,9 +1,12 @@
 """The short convolution against its definition, a sum over taps, and against torch's own."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.attention.parts import DepthwiseConvolution, ShortConvolution
 
 
@@ -30,6 +33,31 @@ def test_one_tap_learns_nothing_and_more_start_as_the_identity():
     assert ShortConvolution(6, 1).state_dict() == {}
     started = ShortConvolution(6, 4)
     assert torch.equal(started(x, started.init_state(2))[0], x)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_uniform_taps_have_the_variance_of_their_formula(size):
+    torch.manual_seed(0)
+    taps = ShortConvolution(40_000, size, "uniform").weight
+    assert size**-0.5 * 0.999 < taps.abs().max() <= size**-0.5
+    for tap in taps[:, 0].unbind(1):  # U(-a, a) has variance a^2 / 3 and mean 0
+        assert tap.var().item() == pytest.approx(1 / (3 * size), rel=0.02)
+        assert abs(tap.mean().item()) < 4 * (3 * size * 40_000) ** -0.5
+    assert list(ShortConvolution(6, 1, "uniform").parameters()) == []
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_starts_its_taps_as_it_is_told(name):
+    if "conv_init" not in inspect.signature(ARCHITECTURES[name]).parameters:
+        assert not any(isinstance(part, ShortConvolution) for part in ARCHITECTURES[name](16, 2).modules())
+        return
+    identity = torch.tensor([0.0, 0.0, 1.0])
+    for init in ("identity", "uniform"):
+        taps = ARCHITECTURES[name](16, 2, conv_size=3, conv_init=init).conv.weight[:, 0]
+        assert bool((taps == identity).all()) == (init == "identity")
+        assert taps.std(0).min() > 0.2 or init == "identity"
+    with pytest.raises(ValueError, match="conv_init must be one of identity, uniform, got 'zeros'"):
+        ARCHITECTURES[name](16, 2, conv_init="zeros")
 
 
 def test_its_gradients_are_those_of_torch():

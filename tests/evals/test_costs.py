@@ -8,6 +8,7 @@ import torch
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.evals.costs import call, measure_costs
+from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.memory import LiveTensors
 from bsbr_pl.values import crossover, exponent
 
@@ -105,6 +106,13 @@ def test_decoding_one_token_repeats_the_same_token(make_module):
         decode = call(model, torch.randint(257, (1, 21), generator=torch.Generator().manual_seed(0)), "decode")
         first, second = decode(), decode()
         assert torch.equal(first[0], second[0]), name
+
+
+@pytest.mark.parametrize(("positions", "lengths"), [(0, [33, 34, 33, 34]), (33, [33, 33, 33, 33])])
+def test_decoding_continues_for_a_sixteenth_of_the_text_and_starts_again(positions, lengths):
+    model = LanguageModel(ARCHITECTURES["standard"], 9, 16, positions=positions)
+    decode = call(model.eval(), torch.zeros(1, 33, dtype=torch.long), "decode")
+    assert [decode()[1][0].tokens for _ in range(4)] == lengths
 
 
 def test_an_unknown_pass_is_named(make_module):
