@@ -25,6 +25,7 @@ from bsbr_pl.data import InductionData
 from bsbr_pl.evals.checkpoints import find, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.pictures import course, draw_map
+from bsbr_pl.evals.subject import Subject, describe_model
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import Results, open_problems
 from callbacks import RunRecorder
@@ -438,3 +439,14 @@ def test_the_commands_are_listed(capsys):
         with pytest.raises(SystemExit) as stop:
             command([name, "--help"])
         assert stop.value.code == 0
+
+
+def test_rows_of_another_commit_are_not_taken_over(make_module, monkeypatch):
+    module = make_module("linear")
+    about = describe_model("a", "0", module.hparams, module.model)
+    found = []
+    for commit in ("one", "two"):
+        monkeypatch.setattr("bsbr_pl.evals.evaluation.git_commit", lambda commit=commit: {"commit": commit})
+        found.append(Evaluation(Results(None)).identity(Subject(module.model, about), "certificate"))
+    assert [identity["environment"].pop("commit") for identity in found] == [{"commit": "one"}, {"commit": "two"}]
+    assert found[0] == found[1]

@@ -122,3 +122,10 @@ def test_peak_is_a_rate_that_products_reach_and_uses_no_random_state():
     state = torch.get_rng_state()
     assert 1e8 < matmul_peak(size=256, tries=3) < 1e14
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_peak_is_that_of_the_fastest_product(monkeypatch):
+    """Products of 3, 2 and 4 seconds: 2 * 64^3 operations in 2 seconds."""
+    clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0])
+    monkeypatch.setattr("bsbr_pl.utils.flops.time.perf_counter", lambda: next(clock))
+    assert matmul_peak(size=64, tries=3) == 2 * 64**3 / 2

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 
 import pytest
@@ -50,3 +51,16 @@ def test_git_commit_is_that_of_the_code(tmp_path, monkeypatch):
     assert git_commit() == {"commit": commit, "changed": False}
     package.write_text("changed")
     assert git_commit() == {"commit": commit, "changed": True}
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    path, done = tmp_path / "record.json", []
+
+    def fsync(number: int) -> None:
+        (aside,) = tmp_path.iterdir()
+        done.append((os.fstat(number).st_size, aside.name != path.name, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(path, {"a": 1})
+    assert done == [(len('{"a": 1}'), True, False)]
+    assert path.read_text() == '{"a": 1}'
