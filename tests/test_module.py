@@ -376,6 +376,7 @@ def test_training_is_adamw_by_hand(tmp_path, limits, batches, rates):
     seen = Gradients()
     trainer(tmp_path, callbacks=[seen], **limits).fit(module, loader(4 * batches))
     assert len(seen.steps) == len(rates)
+    assert all(group["betas"] == (beta1, beta2) for group in module.configure_optimizers()["optimizer"].param_groups)
     for name, w in weights.items():
         m = v = torch.zeros_like(w)
         for t, (gradients, share) in enumerate(zip(seen.steps, rates, strict=True), 1):

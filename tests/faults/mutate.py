@@ -26,7 +26,8 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,11 @@ MODULES = (
     *(f"bsbr_pl/utils/{name}.py" for name in ("flops", "macs", "memory", "timing", "records", "research", "files")),
     *("bsbr_pl/evals/analysis.py", "callbacks/*.py"),
 )
-#: Tests of pages, of other processes, and of speed: they execute everything or nothing, and take long.
-NOT_RUN = ("test_benchmarks", "test_children", "test_docs", "test_published", "test_readme", "test_study", "test_wheel")
+#: Tests of pages, text, command lines and speed: they take long, or execute everything.
+NOT_RUN = {
+    *("test_benchmarks", "test_children", "test_docs", "test_import", "test_layers", "test_mistakes", "test_published"),
+    *("test_readme", "test_sizes", "test_slow_tests", "test_study", "test_tensorboard", "test_toy", "test_wheel"),
+}
 SECONDS = 60.0  # of the tests of one change, as they take without it
 SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -56,9 +60,12 @@ NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "amax": "amin",
 
 UNORDERED = ("min", "max", "isinstance", "getattr", "hasattr")  # calls whose first arguments are not swapped
 #: Imported once, before a process is made for each change.
-LOADED = ("pytest", "torch", "lightning", "torchmetrics", "datasets", "tokenizers", "pandas", "jsonargparse", "jinja2",
-          "matplotlib.figure", "fvcore.nn", "tensorboard", "torch.utils.tensorboard", "safetensors.torch", "filelock",
-          "torch._dynamo")  # fmt: skip
+LOADED = (
+    *("torch", "torch._dynamo", "torch.distributed.checkpoint.state_dict", "torch.nn.attention.varlen"),
+    *("lightning.pytorch.cli", "torchmetrics", "torch.utils.tensorboard", "hypothesis.strategies", "datasets"),
+    *("tokenizers", "safetensors.torch", "pandas", "jsonargparse", "docstring_parser", "jinja2", "matplotlib.figure"),
+    *("fvcore.nn", "filelock", "tensorboard.backend.event_processing.event_accumulator"),
+)
 
 Change = dict[str, Any]  # file, line, what, old, new: `old` at `line` and `column` of the file becomes `new`
 
@@ -182,18 +189,19 @@ class Tests:
         self.known: dict[str, Any] = json.loads(cache.read_text()) if cache.exists() else {}
 
     def trace(self) -> None:
-        """Run the test files that are new or have changed."""
+        """Run the tests that are new, in test files that have changed."""
         for file in sorted(self.root.glob("tests/**/test_*.py")):
             name, content = str(file.relative_to(self.root)), hashlib.sha256(file.read_bytes()).hexdigest()
-            if file.stem in NOT_RUN or self.known.get(name, {}).get("sha256") == content:
+            before = self.known.get(name, {"sha256": "", "tests": {}})
+            if file.stem in NOT_RUN or before["sha256"] == content:
                 continue
-            out = Path(tempfile.mkstemp()[1])
-            _forked(self.root, lambda name=name, out=out: _pytest([name], [Tracer(self.root, out)]), 1200)
-            tests = json.loads(out.read_text() or "{}")
-            out.unlink()
-            self.known[name] = {"sha256": content, "tests": tests}
+            out, known = self.root / "trace.json", before["tests"]
+            _forked(self.root, partial(_pytest, [name], [Tracer(self.root, known, out)]), 1200)
+            found = json.loads(out.read_text()) if out.exists() else {}
+            out.unlink(missing_ok=True)
+            self.known[name] = {"sha256": content, "tests": known | found}
             self.cache.write_text(json.dumps(self.known))
-            print(f"{name}: {len(tests)} tests", flush=True)
+            print(f"{name}: {len(found)} tests", flush=True)
 
     def of(self, change: Change) -> list[str]:
         """The tests that execute the changed function (of a changed module: any of its functions), quickest first."""
@@ -215,8 +223,8 @@ class Tests:
 class Tracer:
     """A pytest plugin: notes which functions of the product each passing test executes, its fixtures included."""
 
-    def __init__(self, root: Path, out: Path) -> None:
-        self.root, self.out = f"{root}/", out
+    def __init__(self, root: Path, known: Collection[str], out: Path) -> None:
+        self.root, self.known, self.out = f"{root}/", known, out
         self.active: list[set[str]] = []
         self.of_fixture: dict[str, set[str]] = collections.defaultdict(set)
         self.found: dict[str, tuple[float, set[str]]] = {}
@@ -234,6 +242,9 @@ class Tracer:
         sys.settrace(self._called)
         yield
         self.active.pop()
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if item.nodeid not in self.known]
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
@@ -291,20 +302,8 @@ def outcome(root: Path, change: Change, tests: list[str], seconds: float) -> dic
 
 
 def _pytest(arguments: list[str], plugins: list[Any]) -> int:
-    options = [
-        "-q",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-        "-p",
-        "no:xdist",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=",
-        "-m",
-        "not slow",
-        "--tb=line",
-    ]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # no other processes, and seconds less
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow", "--tb=line"]
     return int(pytest.main([*options, *arguments], plugins))
 
 
