@@ -450,3 +450,14 @@ def test_rows_of_another_commit_are_not_taken_over(make_module, monkeypatch):
         found.append(Evaluation(Results(None)).identity(Subject(module.model, about), "certificate"))
     assert [identity["environment"].pop("commit") for identity in found] == [{"commit": "one"}, {"commit": "two"}]
     assert found[0] == found[1]
+
+
+def test_weights_of_another_model_are_another_checkpoint(make_module, tmp_path):
+    """Rotary positions have no weights: two models with equal weights, and not the same predictions."""
+    for name, rope in (("a", True), ("b", False), ("c", True)):
+        module = make_module("standard", rope=rope)
+        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+        torch.save(content | {"pytorch-lightning_version": "2.6.6", "name": name}, tmp_path / f"{name}.ckpt")
+    a, b, c = (read(tmp_path / f"{name}.ckpt").digest for name in "abc")
+    assert a == c != b
+    assert [checkpoint.digest for checkpoint in read_all([tmp_path])] == [a, b]

@@ -58,6 +58,8 @@ SWAPS: dict[type, type] = {
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "amax": "amin", "floor": "ceil", "ceil": "floor"}
 
+SHOWN = ("print", "tqdm", "bar.update", "rank_zero_info", "rank_zero_warn", "warnings.warn")  # what a reader sees
+CHECKS = (None, "strict", "encoding", "stacklevel")  # keywords without effect where nothing else is wrong
 UNORDERED = ("min", "max", "isinstance", "getattr", "hasattr")  # calls whose first arguments are not swapped
 #: Imported once, before a process is made for each change.
 LOADED = (
@@ -95,7 +97,7 @@ def _changeable(tree: ast.AST) -> Iterator[Any]:
             skipped = isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom)
             if not isinstance(node, ast.AST) or skipped or name in ("annotation", "returns", "decorator_list", "bases"):
                 continue
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "rank_zero_info", "warnings.warn"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in SHOWN:
                 continue
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 continue
@@ -133,10 +135,10 @@ def _other(value: bool | int | float) -> bool | int | float:
 def _calls(node: ast.Call) -> Iterator[tuple[str, Any, Any]]:
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     starred = any(isinstance(argument, ast.Starred) for argument in node.args)
-    if len(node.args) > 1 and not starred and name not in UNORDERED:
+    if len(set(map(ast.dump, node.args[:2]))) == 2 and not starred and name not in UNORDERED:
         yield "arguments", node, ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
     for i, keyword in enumerate(node.keywords):
-        if keyword.arg:
+        if keyword.arg not in CHECKS:
             yield "keyword", node, ast.Call(node.func, node.args, node.keywords[:i] + node.keywords[i + 1 :])
     if name in NAMES:
         new: Any = ast.Name(NAMES[name])

@@ -129,3 +129,14 @@ def test_peak_is_that_of_the_fastest_product(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0])
     monkeypatch.setattr("bsbr_pl.utils.flops.time.perf_counter", lambda: next(clock))
     assert matmul_peak(size=64, tries=3) == 2 * 64**3 / 2
+
+
+@pytest.mark.parametrize("length", [160, 515])
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=[f"{n}{o or ''}" for n, o in OPTIONS])
+def test_the_closed_form_of_a_layer_is_exact(name, options, length):
+    """Lengths that are no multiple of a chunk; only Linear has products that torch's counter takes for elementwise."""
+    layer = ARCHITECTURES[name](64, 2, **options)
+    counted = count_flops(layer, torch.zeros(1, length, 64))
+    if name == "linear":
+        counted += 2 * -(-length // 64) * 64 * 64  # q . z
+    assert layer.flops(length) == counted
