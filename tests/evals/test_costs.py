@@ -157,3 +157,16 @@ def test_each_pass_does_what_it_says(name, make_module):
     gradients = torch.autograd.grad(hidden[:, :20].sum(), list(model.parameters()), allow_unused=True)
     torch.testing.assert_close(call(model, ids, "training")(), gradients)
     torch.testing.assert_close(call(model, ids, "decode")()[0], model(ids)[:, 20], msg="the token after all others")
+
+
+def test_each_round_is_one_pass_and_memory_is_a_pass_of_its_own(make_module, monkeypatch):
+    model = make_module("linear").model
+    calls, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids: (calls.append(torch.is_grad_enabled()), hidden(ids))[1])
+    found = measure_costs({"m": model}, 20, rounds=3, passes=["forward", "training"])["m"]
+    assert calls == [False] * 4 + [True] * 4 + [False, True], "one round of warm-up, three that count"
+    assert not found.keys() & {"decode"}
+    assert set(measure_costs({"m": model}, 20, rounds=1, passes=["decode"], memory=False)["m"]) == {
+        "decode", "forward_flops", "state_bytes"
+    }  # fmt: skip
+    assert len(calls) == 10
