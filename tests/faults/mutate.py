@@ -206,20 +206,28 @@ class Tests:
             print(f"{name}: {len(found)} tests", flush=True)
 
     def of(self, change: Change) -> list[str]:
-        """The tests that execute the changed function (of a changed module: any of its functions), quickest first."""
+        """The tests that execute the changed function; of code outside functions, any function of the module.
+
+        Those of the module's own test file come first, and of each file those that execute the least else. Together
+        they take at most SECONDS, and those of a file follow each other, because they share fixtures.
+        """
         function = functions((self.root / change["file"]).read_text()).get(change["line"])
-        own = f"test_{Path(change['file']).stem}.py"
-        found = []
-        for file, known in self.known.items():
-            for name, (seconds, executed) in known["tests"].items():
-                if any(f == change["file"] and function in (None, g) for f, g in map(str.split, executed)):
-                    found.append((not file.endswith(own), seconds, name))
-        chosen, total = [], 0.0
-        for _, seconds, name in sorted(found, key=lambda one: (one[1] > 1, *one)):
+        found = self._executing(change["file"], function)
+        found = found or self._executing(change["file"], None)  # a thread that was not traced may execute it
+        chosen, total = dict[str, list[str]](), 0.0
+        for _, file, name, seconds in found:
             total += seconds
             if total < SECONDS or not chosen:
-                chosen.append(name)
-        return chosen
+                chosen.setdefault(file, []).append(name)
+        return [name for names in chosen.values() for name in names]
+
+    def _executing(self, module: str, function: str | None) -> list[Any]:
+        own, found = f"test_{Path(module).stem}.py", []
+        for file, known in self.known.items():
+            for name, (seconds, executed) in known["tests"].items():
+                if any(f == module and function in (None, g) for f, g in map(str.split, executed)):
+                    found.append(((not file.endswith(own), len(executed)), file, name, seconds))
+        return sorted(found)
 
 
 class Tracer:
