@@ -149,6 +149,9 @@ def test_the_shortest_length_of_a_fit_counts():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_pass_does_what_it_says(name, make_module):
     model = make_module(name, dropout=0.5).model.double().train()
+    with torch.no_grad():
+        for parameter in model.parameters():  # untrained branches add nothing
+            parameter.add_(0.1)
     ids = torch.randint(257, (1, 21), generator=torch.Generator().manual_seed(0))
     measure_costs({"m": model}, 20, rounds=1, passes=[], memory=False)
     assert not model.training, "without dropout"
