@@ -151,7 +151,7 @@ def test_each_pass_does_what_it_says(name, make_module):
     model = make_module(name, dropout=0.5).model.double().train()
     with torch.no_grad():
         for parameter in model.parameters():  # untrained branches add nothing
-            parameter.add_(0.1)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     ids = torch.randint(257, (1, 21), generator=torch.Generator().manual_seed(0))
     measure_costs({"m": model}, 20, rounds=1, passes=[], memory=False)
     assert not model.training, "without dropout"
