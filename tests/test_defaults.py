@@ -43,3 +43,26 @@ def test_defaults_do_not_change_in_silence(name):
     subject = {**ARCHITECTURES, **DATA_SETS, "LanguageModule": LanguageModule}[name]
     found = {one.name: one.default for one in inspect.signature(subject).parameters.values()}
     assert {argument: found[argument] for argument in EXPECTED[name]} == EXPECTED[name]
+
+
+D, H, K = 24, 3, 8
+CONVOLUTION = 4 * 3 * D
+PARAMETERS = {  # parameters by hand: maps with a bias only where the formula has one
+    "standard": 4 * D * D,
+    "sliding_window": 4 * D * D,
+    "linear": 4 * D * D + CONVOLUTION,
+    "delta_net": 4 * D * D + CONVOLUTION + (D + 1) * H + K,
+    "gated_delta_net": 5 * D * D + CONVOLUTION + 2 * (D + 1) * H + H + K,
+    "gla": 5 * D * D + CONVOLUTION + 2 * 16 * D + D + K,
+    "mamba2": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * H + 2 * H + 2 * D,
+    "kda": 4 * D * D + CONVOLUTION + D * H + 2 * (2 * K * D + D) + H + K,
+    "fox": 4 * D * D + (D + 1) * H,
+    "hopfield": 4 * D * D + H,
+    "gau": 3 * (2 * D * D) + 128 * D + 2 * 4 * 128,
+    "bsbr": 6 * D * D + CONVOLUTION + H,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters(name):
+    assert sum(parameter.numel() for parameter in ARCHITECTURES[name](D, H).parameters()) == PARAMETERS[name]
