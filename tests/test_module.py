@@ -385,3 +385,13 @@ def test_training_is_adamw_by_hand(tmp_path, limits, batches, rates):
             update = (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-8)
             w = w - top * share * (update + (decay * w if name in matrices else 0))
         torch.testing.assert_close(module.state_dict()[name].double(), w, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_step_of_single_samples_is_not_cut():
+    module, within = module_of(), []
+    module.loop = SimpleNamespace(end_batch=lambda within_step: within.append(within_step))
+    module._step_loss.weighted(torch.tensor(1.0), torch.zeros(1, 4, dtype=torch.long))
+    module.on_train_batch_end(None, {}, 0)
+    module._step_loss = StepLoss()
+    module.on_train_batch_end(None, {}, 1)
+    assert within == [True, False]

@@ -1,5 +1,7 @@
 """A scripted clock gives exact dictionaries: what is timed, what is left out, what is logged and when."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning import Callback
@@ -8,6 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.flops import count_flops
 from callbacks import FlopCounter, StepTimer
+from callbacks.step_windows import over_ranks
 
 
 class Clock:
@@ -138,3 +141,12 @@ def test_utilization_is_flops_of_a_step_over_its_seconds_and_the_peak(make_data,
     assert step == 1
     assert a == {"flops/utilization": pytest.approx(flops / 2.25 / 1e12), "flops/step_flops": pytest.approx(flops)}
     assert b == {"flops/utilization": pytest.approx(flops / 3.25 / 1e12)}
+
+
+def test_numbers_of_processes_keep_their_precision():
+    def reduce(tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        return tensor + tensor if reduce_op == "sum" else tensor
+
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce))
+    assert over_ranks(trainer, [0.1, 2.0**40 + 1], "max") == [0.1, 2.0**40 + 1]
+    assert over_ranks(trainer, [2**25 + 1, 0.1], "sum") == [2**26 + 2, 0.2]

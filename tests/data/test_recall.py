@@ -149,3 +149,9 @@ def test_every_seed_and_epoch_has_an_order_of_its_own() -> None:
     assert len({tuple(order) for order in orders}) == 9, "seed 1 is not the second epoch of seed 0"
     assert all(sorted(order) == list(range(64)) for order in orders)
     assert all(0.25 < (np.diff(order) > 0).mean() < 0.75 for order in orders)
+
+
+def test_one_sample_is_enough_to_test() -> None:
+    data = MQARData(200, [(16, 2, 4)], [(16, 2, 1)], batch_size=4)
+    assert [batch["index"].tolist() for batch in data.test_dataloader()] == [[0]]
+    assert len(data.train_dataloader()) == 1
