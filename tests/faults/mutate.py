@@ -5,8 +5,8 @@
     python tests/faults/mutate.py random.jsonl --show                    # what survived, by module
 
 A change is made in a copy of the tree, in a forked process that has imported torch and Lightning but nothing of the
-product. It runs the fast tests that execute the changed function, the quickest of its own test file first, until one
-fails. Which tests execute a function, and how long they take, is found once for each test file (`changes.trace.json`).
+product. It runs the fast tests that execute the changed function, the most specific ones first, until one fails. Which
+tests execute a function, and how long they take, is found once for each test file (`changes.trace.json`).
 Every change is one line of the JSON file as soon as it is known; lines that exist are not measured again.
 """
 
@@ -49,6 +49,7 @@ NOT_RUN = {
     *("test_benchmarks", "test_children", "test_docs", "test_import", "test_layers", "test_mistakes", "test_published"),
     *("test_readme", "test_sizes", "test_slow_tests", "test_study", "test_tensorboard", "test_toy", "test_wheel"),
 }
+ALWAYS = ("tests/test_defaults.py",)  # it executes nothing that it checks
 SECONDS = 60.0  # of the tests of one change, as they take without it
 SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -57,7 +58,6 @@ SWAPS: dict[type, type] = {
     **{ast.Mod: ast.FloorDiv, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr},
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "amax": "amin", "floor": "ceil", "ceil": "floor"}
-
 SHOWN = ("print", "tqdm", "bar.update", "rank_zero_info", "rank_zero_warn", "warnings.warn")  # what a reader sees
 CHECKS = (None, "strict", "encoding", "stacklevel")  # keywords without effect where nothing else is wrong
 UNORDERED = ("min", "max", "isinstance", "getattr", "hasattr")  # calls whose first arguments are not swapped
@@ -219,7 +219,8 @@ class Tests:
             total += seconds
             if total < SECONDS or not chosen:
                 chosen.setdefault(file, []).append(name)
-        return [name for names in chosen.values() for name in names]
+        always = [name for file in ALWAYS for name in self.known.get(file, {"tests": ()})["tests"]]
+        return [*(name for names in chosen.values() for name in names), *always]
 
     def _executing(self, module: str, function: str | None) -> list[Any]:
         own, found = f"test_{Path(module).stem}.py", []

@@ -146,3 +146,26 @@ def test_the_closed_form_of_a_layer_is_exact(name, options, length):
     if name == "linear":
         counted += 2 * -(-length // 64) * 64 * 64  # q . z
     assert layer.flops(length) == counted
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x, w: w + x, {"add": 30}),  # of the output, not of the first input
+        (lambda x, w: x.sum(-1), {"sum": 30}),  # of the input
+        (lambda x, w: torch.linalg.vector_norm(x, dim=-1), {"linalg_vector_norm": 60}),
+        (lambda x, w: x.amax(-1), {"amax": 30}),
+        (lambda x, w: x.exp().rsqrt().relu(), {"exp": 30, "rsqrt": 30, "relu": 30}),
+        (lambda x, w: F.softplus(x), {"softplus": 90}),
+        (lambda x, w: x.sigmoid(), {"sigmoid": 120}),
+        (lambda x, w: F.rms_norm(x, (10,), w.expand(10)), {"rms_norm": 120}),
+        (lambda x, w: F.silu(x), {"silu": 150}),
+        (lambda x, w: x.softmax(-1), {"softmax": 150}),
+        (lambda x, w: F.layer_norm(x, (10,)), {"layer_norm": 150}),
+        (lambda x, w: torch.polar(w, x), {"polar": 60}),
+        (lambda x, w: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * w), {"mul": 90}),  # complex
+    ],
+)
+def test_elementwise_operations_by_hand(function, expected):
+    """Of x (3, 10) and w (1,)."""
+    assert count_macs(Calls(function, 1), torch.ones(3, 10)).elementwise == expected
