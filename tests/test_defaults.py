@@ -6,7 +6,13 @@ import pytest
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import DATA_SETS
+from bsbr_pl.evals.certificate import certify
+from bsbr_pl.evals.costs import measure_costs
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.utils.research import ExperimentRunner
+from bsbr_pl.utils.timing import measure
+from bsbr_pl.values import bootstrap_interval, crossover, exponent
+from callbacks import AttentionMaps, FlopCounter, LastCheckpoint
 
 CHUNKED = {"chunk_size": 64, "conv_size": 4}
 SAMPLES = {"num_train": 100_000, "seed": 0}
@@ -35,12 +41,24 @@ EXPECTED = {
     | {"bpe_vocab_size": 4096, "context_length": 512, "depths": (0.0, 0.25, 0.5, 0.75, 1.0), "num_test": 200},
     "LanguageModule": {"learning_rate": 3e-3, "min_learning_rate": 0.0, "warmup_steps": 50, "weight_decay": 0.1}
     | {"beta1": 0.9, "beta2": 0.95},
+    "measure": {"rounds": 10, "warmup": 2, "min_seconds": 0.0},
+    "measure_costs": {"rounds": 5, "seed": 0},
+    "bootstrap_interval": {"confidence": 0.95, "resamples": 2000, "seed": 0},
+    "exponent": {"shortest": 0, "resamples": 1000},
+    "crossover": {"resamples": 1000},
+    "certify": {"seed": 0},
+    "ExperimentRunner": {"rounds": 3, "seed": 0},
+    "FlopCounter": {"warmup_steps": 3},
+    "AttentionMaps": {"every_n_steps": 300, "max_length": 512},
+    "LastCheckpoint": {"every_n_steps": 100},
 }
+FUNCTIONS = (measure, measure_costs, bootstrap_interval, exponent, crossover, certify, ExperimentRunner, LanguageModule)
+OTHERS = {one.__name__: one for one in (*FUNCTIONS, FlopCounter, AttentionMaps, LastCheckpoint)}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_defaults_do_not_change_in_silence(name):
-    subject = {**ARCHITECTURES, **DATA_SETS, "LanguageModule": LanguageModule}[name]
+    subject = {**ARCHITECTURES, **DATA_SETS, **OTHERS}[name]
     found = {one.name: one.default for one in inspect.signature(subject).parameters.values()}
     assert {argument: found[argument] for argument in EXPECTED[name]} == EXPECTED[name]
 
