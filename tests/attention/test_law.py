@@ -459,3 +459,12 @@ def test_default_sizes_keep_the_law(name):
     expected = attention.emit(attention.attention_map(x) @ attention.values(x), x)
     torch.testing.assert_close(attention(x), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(torch.cat((y, continued), 1), expected, rtol=1e-9, atol=1e-9)
+
+
+@each_variant
+def test_state_size_counts_the_state(name, options):
+    attention = build(name, options)
+    for T in (1, C - 1, C, 3 * C + 2):
+        with torch.no_grad():
+            state = attention.prefill(sequence(T))[1]
+        assert size_of(state) == 3 * attention.state_size(T), f"after {T} tokens"
