@@ -137,8 +137,19 @@ def test_peak_is_that_of_the_fastest_product(monkeypatch):
     assert matmul_peak(size=64, tries=3) == 2 * 64**3 / 2
 
 
+ALL_OPTIONS = [
+    *OPTIONS,
+    *(("bsbr", {"chunk_size": 16} | more) for more in ({"overlap": False}, {"conv_size": 1}, {"retrieval_top_k": 99})),
+    *(("gla", {"chunk_size": 16} | more) for more in ({"expand_k": 0.5, "gate_rank": 3}, {"tied_keys": True})),
+    ("mamba2", {"key_dim": 24, "expansion_factor": 1, "conv_size": 2}),
+    ("gau", {"key_dim": 24, "expansion_factor": 1, "chunk_size": 16}),
+    ("fox", {"chunk_size": 16, "kv_shift": True, "output_gate": True}),
+    ("delta_net", {"chunk_size": 16, "conv_size": 1}),
+]
+
+
 @pytest.mark.parametrize("length", [160, 515])
-@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=[f"{n}{o or ''}" for n, o in OPTIONS])
+@pytest.mark.parametrize(("name", "options"), ALL_OPTIONS, ids=[f"{n}{o or ''}" for n, o in ALL_OPTIONS])
 def test_the_closed_form_of_a_layer_is_exact(name, options, length):
     """Lengths that are no multiple of a chunk; only Linear has products that torch's counter takes for elementwise."""
     layer = ARCHITECTURES[name](64, 2, **options)
