@@ -6,6 +6,7 @@ import pytest
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import DATA_SETS
+from bsbr_pl.data.tasks import mqar
 from bsbr_pl.evals.certificate import certify
 from bsbr_pl.evals.costs import measure_costs
 from bsbr_pl.module import LanguageModule
@@ -41,6 +42,7 @@ EXPECTED = {
     | {"bpe_vocab_size": 4096, "context_length": 512, "depths": (0.0, 0.25, 0.5, 0.75, 1.0), "num_test": 200},
     "LanguageModule": {"learning_rate": 3e-3, "min_learning_rate": 0.0, "warmup_steps": 50, "weight_decay": 0.1}
     | {"beta1": 0.9, "beta2": 0.95},
+    "mqar": {"random_filler": False, "power": 0.01},
     "measure": {"rounds": 10, "warmup": 2, "min_seconds": 0.0},
     "measure_costs": {"rounds": 5, "seed": 0},
     "bootstrap_interval": {"confidence": 0.95, "resamples": 2000, "seed": 0},
@@ -52,7 +54,17 @@ EXPECTED = {
     "AttentionMaps": {"every_n_steps": 300, "max_length": 512},
     "LastCheckpoint": {"every_n_steps": 100},
 }
-FUNCTIONS = (measure, measure_costs, bootstrap_interval, exponent, crossover, certify, ExperimentRunner, LanguageModule)
+FUNCTIONS = (
+    mqar,
+    measure,
+    measure_costs,
+    bootstrap_interval,
+    exponent,
+    crossover,
+    certify,
+    ExperimentRunner,
+    LanguageModule,
+)
 OTHERS = {one.__name__: one for one in (*FUNCTIONS, FlopCounter, AttentionMaps, LastCheckpoint)}
 
 
