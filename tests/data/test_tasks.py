@@ -276,7 +276,8 @@ def test_every_place_is_drawn() -> None:
     random = Random(7, np.arange(4000))
     inputs, _ = induction(random, 64, 10)
     assert set((inputs[:, :-1] == 9).argmax(1)) == set(range(62)), "the last answer is the token before the end"
-    inputs, _ = needle(random, lambda: np.arange(100), 45, 101, None)
+    inputs, targets = needle(random, lambda: np.arange(100), 45, 101, None)
+    assert set(inputs[:, -1]) == set(targets[:, -1]) == set(range(100)), "key and value: any token but the mark"
     place = (inputs == 100).argmax(1)
     assert set(place) == set(range(41))
     assert set(np.where(place > 0, inputs[:, 0], inputs[:, 3])) == set(range(61)), "the start of the haystack"
