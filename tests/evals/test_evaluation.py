@@ -459,5 +459,17 @@ def test_weights_of_another_model_are_another_checkpoint(make_module, tmp_path):
         content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
         torch.save(content | {"pytorch-lightning_version": "2.6.6", "name": name}, tmp_path / f"{name}.ckpt")
     a, b, c = (read(tmp_path / f"{name}.ckpt").digest for name in "abc")
+    about = read(tmp_path / "b.ckpt").about["checkpoint"]
+    assert (about["name"], about["digest"]) == ((tmp_path / "b.ckpt").as_posix(), b)
     assert a == c != b
     assert [checkpoint.digest for checkpoint in read_all([tmp_path])] == [a, b]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_leak_behind_weights_of_zero_is_found_in_a_model_with_random_weights(trained):
+    """The output maps of an untrained model are 0, so that it sees nothing, neither past nor future."""
+    torch.manual_seed(0)
+    module = LanguageModule(UpperTriangle, 50, hidden_dim=16, num_layers=1, num_heads=2)
+    torch.nn.init.zeros_(module.model.attentions[0].out.weight)
+    subject = Subject(module.model, describe_model("a", "0", module.hparams, module.model), trained=trained)
+    assert Evaluation(Results(None)).certify([subject]) == ([subject] if trained else [])
