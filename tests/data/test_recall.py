@@ -155,3 +155,8 @@ def test_one_sample_is_enough_to_test() -> None:
     data = MQARData(200, [(16, 2, 4)], [(16, 2, 1)], batch_size=4)
     assert [batch["index"].tolist() for batch in data.test_dataloader()] == [[0]]
     assert len(data.train_dataloader()) == 1
+
+
+def test_without_samples_nothing_is_tested() -> None:
+    assert MQARData(200, [(16, 2, 4)], [], batch_size=4).validation_length == 0
+    assert InductionData(16, 8, [], 64).validation_length == 0
