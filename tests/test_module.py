@@ -329,9 +329,11 @@ def test_a_step_is_the_mean_over_its_tokens():
 
 
 def test_dropout_differs_between_seeds_processes_steps_and_batches():
+    due: list[bool] = []
+
     def drawn(seed: int, rank: int, step: int, batch: int) -> tuple[float, ...]:
         module = module_of()
-        module.dropout_seed, module.loop = seed, SimpleNamespace(validate_after_batch=lambda due: None)
+        module.dropout_seed, module.loop = seed, SimpleNamespace(validate_after_batch=due.append)
         module._trainer = SimpleNamespace(global_rank=rank, global_step=step)
         module.on_train_batch_start({}, batch)
         return tuple(torch.rand(3).tolist())
@@ -341,6 +343,7 @@ def test_dropout_differs_between_seeds_processes_steps_and_batches():
         found = [drawn(*key) for key in keys]
         assert len(set(found)) == 16
         assert [drawn(*key) for key in keys] == found
+    assert due == [False] * 32, "no validation follows before the step says so"
 
 
 class Gradients(Callback):
@@ -395,3 +398,12 @@ def test_a_step_of_single_samples_is_not_cut():
     module._step_loss = StepLoss()
     module.on_train_batch_end(None, {}, 1)
     assert within == [True, False]
+
+
+def test_a_refused_resume_names_both_values(monkeypatch):
+    module = module_of()
+    module._fitting = True
+    monkeypatch.setattr(module, "_arguments", lambda: {"model.hidden_dim": 32, "model.learning_rate": 0.1})
+    run = {"arguments": {"model.hidden_dim": 16, "model.learning_rate": 0.2}, "changes": [], "step": 3}
+    with pytest.raises(ValueError, match=r"cannot be resumed with model.hidden_dim=32 instead of 16: "):
+        module.on_load_checkpoint({"run": run | {"epoch_steps": None}, "global_step": 3})
