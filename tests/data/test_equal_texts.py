@@ -214,3 +214,12 @@ def test_every_kind_of_source_notices_a_change(tmp_path: Path, kind: str) -> Non
     assert source.identity() != before
     file.write_text(row)
     assert source.identity() == before
+
+
+@pytest.mark.parametrize(
+    ("splits", "join", "named"), [(1, False, False), (2, False, True), (3, False, True), (3, True, False)]
+)
+def test_the_rule_for_equal_texts_is_part_of_the_identity(splits: int, join: bool, named: bool) -> None:
+    texts = {split: lambda: iter(()) for split in ("train", "val", "test")[:splits]}
+    held_out = HeldOut(0.0, 0.0)
+    assert ("equal_rows" in Rows(texts, dict, held_out, join, None).identity()) is named
