@@ -16,7 +16,7 @@ from bsbr_pl.values import bootstrap_interval, crossover, exponent
 from callbacks import AttentionMaps, FlopCounter, LastCheckpoint
 
 CHUNKED = {"chunk_size": 64, "conv_size": 4}
-SAMPLES = {"num_train": 100_000, "seed": 0}
+SAMPLES = {"num_train": 100_000, "seed": 0, "num_workers": 0}
 EXPECTED = {
     "standard": {"rope": True, "bias": False, "conv_size": 1},
     "sliding_window": {"window_size": 128, "rope": True, "bias": False, "conv_size": 1},
