@@ -327,3 +327,19 @@ def test_gpt2_trains_on_from_the_command_line(folder):
     assert sorted(measured, key=str) == [
         *(("certificate", None), ("cost", 16), ("map", None), ("text", 32), ("training", None))
     ]
+
+
+@pytest.mark.parametrize(
+    "change", [{"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}, {"add_cross_attention": True}]
+)
+def test_a_gpt2_with_other_equations_is_refused(change, tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "gpt2")
+    change_config(tmp_path / "gpt2", **change)
+    with pytest.raises(ValueError, match=f"{next(iter(change))} must be {not next(iter(change.values()))}, got"):
+        load_gpt2(tmp_path / "gpt2")
+
+
+def test_rotary_positions_are_compared_in_every_layer(trained):
+    layers = [StandardAttention, functools.partial(StandardAttention, rope=False)]
+    with pytest.raises(ValueError, match="'s attention, but one with rope=True"):
+        start_from(LanguageModule(layers, **SMALL), trained[1])

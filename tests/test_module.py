@@ -1,10 +1,12 @@
 """LanguageModule: what it measures, how it optimises, and what a checkpoint gives back."""
 
+import itertools
 import math
 import re
 import shutil
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from lightning import Callback, Trainer
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, BSBRAttention, StandardAttention
 from bsbr_pl.compiled import CompiledHidden
-from bsbr_pl.metrics import TokenMetrics
+from bsbr_pl.metrics import StepLoss, TokenMetrics, token_nats
 from bsbr_pl.module import LanguageModule
 
 SMALL = {"vocab_size": 17, "hidden_dim": 16, "num_layers": 2, "num_heads": 2}
@@ -300,3 +302,108 @@ def test_bad_arguments_are_named(arguments, words):
 
 def test_attention_is_the_contract():
     assert all(issubclass(cls, Attention) for cls in ARCHITECTURES.values())
+
+
+def test_the_loss_of_bf16_logits_is_computed_in_fp32():
+    random = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(2, 50, 300, generator=random)).bfloat16()
+    targets = torch.randint(300, (2, 50), generator=random)
+    exact = logits.double()
+    nats = exact.logsumexp(-1) - exact.gather(-1, targets[..., None])[..., 0]
+    found = token_nats(logits, targets)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, nats, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_is_the_mean_over_its_tokens():
+    """Of three batches with 1, 4 and 3 counted tokens, the last step of an epoch that accumulates four."""
+    targets = torch.full((3, 2, 4), -100)
+    for batch, count in enumerate((1, 4, 3)):
+        targets[batch].view(-1)[:count] = 0
+    losses, step = (2.0, 3.0, 7.0), StepLoss()
+    weighted = [float(step.weighted(torch.tensor(loss), y)) for loss, y in zip(losses, targets, strict=True)]
+    mean = (1 * 2 + 4 * 3 + 3 * 7) / 8
+    assert float(step.mean()) == pytest.approx(mean)
+    assert sum(weighted) / 4 * float(step.correction(4)) == pytest.approx(mean), "Lightning divides by four"
+    assert (step.samples, step.positions) == (6, 24)
+
+
+def test_dropout_differs_between_seeds_processes_steps_and_batches():
+    due: list[bool] = []
+
+    def drawn(seed: int, rank: int, step: int, batch: int) -> tuple[float, ...]:
+        module = module_of()
+        module.dropout_seed, module.loop = seed, SimpleNamespace(validate_after_batch=due.append)
+        module._trainer = SimpleNamespace(global_rank=rank, global_step=step)
+        module.on_train_batch_start({}, batch)
+        return tuple(torch.rand(3).tolist())
+
+    keys = list(itertools.product((0, 1), repeat=4))
+    with torch.random.fork_rng():
+        found = [drawn(*key) for key in keys]
+        assert len(set(found)) == 16
+        assert [drawn(*key) for key in keys] == found
+    assert due == [False] * 32, "no validation follows before the step says so"
+
+
+class Gradients(Callback):
+    """The gradients of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        self.steps.append({name: p.grad.double().clone() for name, p in module.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("limits", "batches", "rates"),
+    [
+        ({"max_epochs": -1, "max_steps": 3}, 1, [1 / 3, 2 / 3, 1.0]),  # warm-up longer than the run
+        (
+            {"max_epochs": 2},
+            5,
+            [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, *(0.1 + 0.45 * (1 + math.cos(math.pi * i / 5)) for i in range(1, 5))],
+        ),
+    ],
+    ids=["steps", "epochs"],
+)
+def test_training_is_adamw_by_hand(tmp_path, limits, batches, rates):
+    """Loshchilov and Hutter 2019, algorithm 2, with the gradients of the run and a learning rate a step, in fp64."""
+    beta1, beta2, decay, top = 0.6, 0.9, 0.5, 0.01
+    module = module_of(
+        learning_rate=top, min_learning_rate=0.1, warmup_steps=5, weight_decay=decay, beta1=beta1, beta2=beta2
+    )
+    matrices = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
+    weights = {name: p.detach().double().clone() for name, p in module.named_parameters()}
+    seen = Gradients()
+    trainer(tmp_path, callbacks=[seen], **limits).fit(module, loader(4 * batches))
+    assert len(seen.steps) == len(rates)
+    assert all(group["betas"] == (beta1, beta2) for group in module.configure_optimizers()["optimizer"].param_groups)
+    for name, w in weights.items():
+        m = v = torch.zeros_like(w)
+        for t, (gradients, share) in enumerate(zip(seen.steps, rates, strict=True), 1):
+            g = gradients[name]
+            m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+            update = (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + 1e-8)
+            w = w - top * share * (update + (decay * w if name in matrices else 0))
+        torch.testing.assert_close(module.state_dict()[name].double(), w, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_step_of_single_samples_is_not_cut():
+    module, within = module_of(), []
+    module.loop = SimpleNamespace(end_batch=lambda within_step: within.append(within_step))
+    module._step_loss.weighted(torch.tensor(1.0), torch.zeros(1, 4, dtype=torch.long))
+    module.on_train_batch_end(None, {}, 0)
+    module._step_loss = StepLoss()
+    module.on_train_batch_end(None, {}, 1)
+    assert within == [True, False]
+
+
+def test_a_refused_resume_names_both_values(monkeypatch):
+    module = module_of()
+    module._fitting = True
+    monkeypatch.setattr(module, "_arguments", lambda: {"model.hidden_dim": 32, "model.learning_rate": 0.1})
+    run = {"arguments": {"model.hidden_dim": 16, "model.learning_rate": 0.2}, "changes": [], "step": 3}
+    with pytest.raises(ValueError, match=r"cannot be resumed with model.hidden_dim=32 instead of 16: "):
+        module.on_load_checkpoint({"run": run | {"epoch_steps": None}, "global_step": 3})

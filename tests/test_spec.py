@@ -126,7 +126,7 @@ def test_a_registered_class_is_found_wherever_it_was_defined(monkeypatch):
     "class_path", ["torch.nn.Linear", "os.system", "antigravity.fly", "Nowhere", "bsbr_pl.nothing.X", "bsrb", "", 3]
 )
 def test_a_name_of_no_attention_is_refused_and_not_imported(class_path):
-    words = "attention must be one of standard, .*, bsbr, or an Attention class whose module is imported \\(--trust=PACKAGE\\), got "
+    words = "attention must be one of standard, .*, bsbr, or an Attention class whose module is imported .*, got "
     with pytest.raises(ValueError, match=words):
         AttentionSpec.of({"class_path": class_path, "init_args": {}})
 

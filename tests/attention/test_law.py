@@ -466,3 +466,23 @@ def test_bsbr_chunk_map_is_strict_and_may_retrieve_nothing():
     torch.testing.assert_close(plain.sum(-1)[..., 1:], torch.ones_like(plain.sum(-1)[..., 1:]))
     best = build("bsbr", {"chunk_size": C, "retrieval_top_k": 2}).chunk_map(x)
     assert ((best > 0).sum(-1) == torch.arange(5).clamp(max=2)).all()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_default_sizes_keep_the_law(name):
+    """Chunks and windows of 64 and 128, which span several blocks of the fast form, in 300 tokens."""
+    attention, x = build(name, {}), sequence(300, batch=1)
+    y, state = attention.prefill(x[:, :170])
+    continued = attention.prefill(x[:, 170:], state)[0]
+    expected = attention.emit(attention.attention_map(x) @ attention.values(x), x)
+    torch.testing.assert_close(attention(x), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.cat((y, continued), 1), expected, rtol=1e-9, atol=1e-9)
+
+
+@each_variant
+def test_state_size_counts_the_state(name, options):
+    attention = build(name, options)
+    for T in (1, C - 1, C, 3 * C + 2):
+        with torch.no_grad():
+            state = attention.prefill(sequence(T))[1]
+        assert size_of(state) == 3 * attention.state_size(T), f"after {T} tokens"

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_law import build, sequence
+from test_law import VARIANTS, build, sequence
 from torch import Tensor
 
 from bsbr_pl.attention import Attention
@@ -19,7 +19,7 @@ T = 21
 
 def convolved(attention: Attention, x: Tensor) -> Tensor:
     """The projections of x (T, D), each the sum over the last taps."""
-    projected, taps = x @ attention.qkv.weight.T, attention.conv.weight[:, 0]
+    projected, taps = F.linear(x, attention.qkv.weight, attention.qkv.bias), attention.conv.weight[:, 0]
     if not taps.numel():
         return projected
     size = taps.shape[1]
@@ -472,3 +472,153 @@ def test_one_step_with_beta_of_two_is_a_reflection():
     torch.testing.assert_close(product.mix(q, key, no_value, beta, log_alpha, S)[1], S, rtol=1e-12, atol=1e-12)
     erased = product.mix(q, key, no_value, beta / 2, log_alpha, S)
     torch.testing.assert_close(erased[0], torch.zeros_like(erased[0]), rtol=0, atol=1e-12)
+
+
+# The other architectures, from the formulas of their docstrings.
+
+
+def silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def rotated(x: Tensor, t: int) -> Tensor:
+    """Pair i of x (K,) turned by t * 10000^(-2i/K)."""
+    angle = t * 10_000 ** (-torch.arange(0, len(x), 2, dtype=x.dtype) / len(x))
+    a, b = x[::2], x[1::2]
+    return torch.stack((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1).flatten()
+
+
+def qkv_heads(attention: Attention, x: Tensor) -> list[Tensor]:
+    """q, k, v, each (T, H, K)."""
+    projected = convolved(attention, x) if hasattr(attention, "conv") else x @ attention.qkv.weight.T
+    return [heads(part, attention.num_heads) for part in projected.chunk(3, -1)]
+
+
+def through(attention: Attention, o: list[Tensor]) -> Tensor:
+    """Rows of heads (H, V) through the output map."""
+    y = torch.stack(o).flatten(1) @ attention.out.weight.T
+    return y if attention.out.bias is None else y + attention.out.bias
+
+
+def softmax_by_tokens(attention: Attention, x: Tensor) -> Tensor:
+    """Standard, SlidingWindow and Hopfield."""
+    q, k, v = qkv_heads(attention, x)
+    H, beta = q.shape[1], getattr(attention, "beta", torch.ones(2, 1, 1, dtype=x.dtype) / q.shape[2] ** 0.5)
+    outputs = []
+    for t in range(len(x)):
+        seen, o = range(max(0, t + 1 - (attention.reach or len(x))), t + 1), []
+        for h in range(H):
+            turn = rotated if attention.rope else lambda row, _: row
+            xi, keys = turn(q[t, h], t), torch.stack([turn(k[j, h], j) for j in seen])
+            for _ in range(getattr(attention, "num_updates", 0)):
+                xi = (beta[h, 0, 0] * (keys @ xi)).softmax(0) @ keys
+            o.append((beta[h, 0, 0] * (keys @ xi)).softmax(0) @ v[seen.start : t + 1, h])
+        outputs.append(torch.stack(o))
+    return through(attention, outputs)
+
+
+def linear_by_tokens(linear: Attention, x: Tensor) -> Tensor:
+    q, k, v = qkv_heads(linear, x)
+    q, k = (torch.where(part > 0, part + 1, part.exp()) for part in (q, k))
+    S, z, outputs = torch.zeros(2, 8, 8, dtype=x.dtype), torch.zeros(2, 8, dtype=x.dtype), []
+    for t in range(len(x)):
+        S, z = S + torch.einsum("hk,hv->hkv", k[t], v[t]), z + k[t]
+        outputs.append(torch.einsum("hk,hkv->hv", q[t], S) / ((q[t] * z).sum(-1, keepdim=True) + 1e-6))
+    return through(linear, outputs)
+
+
+def delta_by_tokens(delta: Attention, x: Tensor) -> Tensor:
+    """DeltaNet and GatedDeltaNet."""
+    q, k, v = (heads(part, 2) for part in silu(convolved(delta, x)).chunk(3, -1))
+    q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
+    beta, alpha = torch.sigmoid(x @ delta.beta.weight.T + delta.beta.bias), torch.ones(len(x), 2, dtype=x.dtype)
+    gate = torch.ones_like(x)
+    if hasattr(delta, "decay"):
+        alpha = torch.exp(-delta.log_rate.exp() * F.softplus(x @ delta.decay.weight.T + delta.decay.bias))
+        gate = silu(x @ delta.gate.weight.T)
+    S, outputs = torch.zeros(2, 8, 8, dtype=x.dtype), []
+    for t in range(len(x)):
+        S = alpha[t, :, None, None] * S
+        wrong = v[t] - torch.einsum("hk,hkv->hv", k[t], S)
+        S = S + beta[t, :, None, None] * torch.einsum("hk,hv->hkv", k[t], wrong)
+        outputs.append(rms_norm(torch.einsum("hk,hkv->hv", q[t], S), delta.norm.weight) * heads(gate, 2)[t])
+    return through(delta, outputs)
+
+
+def gau_by_tokens(gau: Attention, x: Tensor) -> Tensor:
+    C, u, v, z = gau.chunk_size, *(silu(x @ part.weight.T) for part in (gau.u, gau.v, gau.z))
+    q, k, q_lin, k_lin = (scale * z + offset for scale, offset in zip(gau.scale, gau.offset, strict=True))
+    turn, outputs = rotated if gau.rope else lambda row, _: row, []
+    for t in range(len(x)):
+        first = t // C * C
+        scores = [turn(q[t], t) @ turn(k[j], j) / C for j in range(first, t + 1)]
+        o = sum(score.clamp(min=0) ** 2 * v[first + i] for i, score in enumerate(scores))
+        o = o + sum((q_lin[t] @ k_lin[j] / first * v[j] for j in range(first)), start=torch.zeros_like(v[0]))
+        outputs.append(u[t] * o @ gau.out.weight.T)
+    return torch.stack(outputs)
+
+
+def bsbr_by_tokens(bsbr: Attention, x: Tensor) -> Tensor:
+    q, k, v = qkv_heads(bsbr, x)
+    (T, H, K), C, outputs = q.shape, bsbr.chunk_size, []
+    unit, eps = k, 1e-5
+    if bsbr.normalize:
+        centred = k - k.mean(-1, keepdim=True)
+        unit = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() / K**0.5
+    down, up = (getattr(bsbr, name, torch.eye(K, dtype=x.dtype).expand(H, K, K)) for name in ("down", "up"))
+    turn = rotated if bsbr.rope else lambda row, _: row
+    for t in range(T):
+        first = t // C * C
+        start, o = max(0, t - C + 1) if bsbr.overlap else first, []
+        r = heads(x[first] @ bsbr.chunk_query.weight.T[None], H)[0]
+        for h in range(H):
+            scores = [turn(q[t, h], t) @ turn(k[j, h], j) / K**0.5 for j in range(start, t + 1)]
+            local = torch.stack(scores).softmax(0) @ v[start : t + 1, h]
+            chunks = [slice(a, a + C) for a in range(0, first, C)]
+            means = [heads(x[c].mean(0) @ bsbr.chunk_key.weight.T[None], H)[0, h] for c in chunks]
+            scores = [r[h] @ mean / bsbr.router_dim**0.5 for mean in means]
+            best = sorted(range(len(chunks)), key=lambda i: -scores[i])[: bsbr.retrieval_top_k]
+            total = sum((scores[i].exp() for i in best), start=torch.tensor(float(bsbr.normalize)))
+            m = torch.zeros_like(local)
+            for i in best:
+                state = unit[chunks[i], h].T @ v[chunks[i], h] @ down[h]
+                m = m + scores[i].exp() / total * (q[t, h] @ state @ up[h])
+            o.append(local + (bsbr.gain[h, 0, 0] * m / (1 + m.square().mean()).sqrt() if bsbr.normalize else m))
+        outputs.append(torch.stack(o))
+    return through(bsbr, outputs)
+
+
+FORMULAS = {
+    **dict.fromkeys(("standard", "sliding_window", "hopfield"), softmax_by_tokens),
+    **{"linear": linear_by_tokens, "delta_net": delta_by_tokens, "gated_delta_net": delta_by_tokens},
+    **{"gau": gau_by_tokens, "bsbr": bsbr_by_tokens},
+}
+OWN = [variant for variant in VARIANTS if variant[0] in FORMULAS]
+
+
+@pytest.mark.parametrize(("name", "options"), OWN, ids=[f"{name}{options or ''}" for name, options in OWN])
+def test_it_is_its_formula(name, options):
+    attention, x = build(name, options), sequence(T, batch=1)
+    expected = FORMULAS[name](attention, x[0])
+    torch.testing.assert_close(attention(x)[0], expected, rtol=1e-10, atol=1e-10)
+    own, truth = (
+        torch.autograd.grad(y.square().sum(), list(attention.parameters()), allow_unused=True)
+        for y in (attention(x), expected)
+    )
+    torch.testing.assert_close(own, truth, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["gated_delta_net", "kda", "gla", "mamba2", "fox"])
+def test_a_decay_that_forgets_all_overflows_nothing(name):
+    """Decays of exp(-30) a token: over a chunk of 64 tokens, exp(1920) would be infinite in fp64."""
+    attention, x = build(name, {"chunk_size": 64}), sequence(130)
+    (decay,) = (
+        part
+        for n, part in attention.named_parameters()
+        if n in ("decay.bias", "decay.1.bias", "dt.bias", "forget.bias")
+    )
+    with torch.no_grad():
+        decay.fill_(30.0 if name in ("gated_delta_net", "kda", "mamba2") else -30.0)
+    y = attention(x)
+    torch.testing.assert_close(y, attention.emit(attention.attention_map(x) @ attention.values(x), x))
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(y.sum(), list(attention.parameters())))

@@ -51,3 +51,10 @@ def test_masks_by_hand():
     assert window_mask(3, None, device).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert chunk_mask(4, 2, device).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     assert window_mask(0, 2, device).shape == chunk_mask(0, 2, device).shape == (0, 0)
+
+
+@pytest.mark.parametrize("past", [0, 40])
+def test_a_window_in_low_precision_is_computed_in_fp32(past):
+    q, k, v = (part.detach().bfloat16() for part in inputs(200, past))
+    expected = masked_attention(*(part.double() for part in (q, k, v)), window_mask(past + 200, 100, q.device))
+    torch.testing.assert_close(window_attention(q, k, v, 100).double(), expected, rtol=1e-5, atol=1e-6)

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES, StandardAttention
+from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
 from callbacks import FlopCounter
 from callbacks.flop_counter import _dtype
+
+exact = LanguageModel.flops
 
 
 class Wrong(StandardAttention):
@@ -63,6 +66,13 @@ def test_disagreement_is_warned_about(make_data, make_trainer, lines):
     with pytest.warns(UserWarning, match="counts .* FLOPs at 32 tokens, the closed form says") as caught:
         fit(Wrong, make_data, make_trainer, lines, max_steps=1)
     assert {"fvcore", "torch"} <= {str(warning.message).split()[0] for warning in caught}
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.97, True), (0.99, False), (1.01, False), (1.03, True)])
+def test_a_difference_of_two_percent_is_too_much(make_data, make_trainer, lines, recwarn, monkeypatch, share, warned):
+    monkeypatch.setattr(LanguageModel, "flops", lambda model, length: int(share * exact(model, length)))
+    fit(StandardAttention, make_data, make_trainer, lines, max_steps=1)
+    assert any("the closed form says" in str(warning.message) for warning in recwarn) is warned
 
 
 def test_what_is_uncounted_is_named(make_data, make_trainer, lines, caplog):

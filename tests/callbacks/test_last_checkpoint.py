@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,3 +223,31 @@ def test_arguments_are_checked():
 def test_nothing_is_saved_in_fast_dev_run(make_module, make_data, make_trainer, tmp_path):
     make_trainer(callbacks=LastCheckpoint(1), fast_dev_run=2, enable_checkpointing=True).fit(make_module(), make_data())
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_what_was_logged_is_written_before_a_checkpoint(make_module, make_data, make_trainer, lines, monkeypatch):
+    done, log = [], lines.log_metrics
+    monkeypatch.setattr(lines, "log_metrics", lambda *args, **kwargs: (done.append("logged"), log(*args, **kwargs)))
+    monkeypatch.setattr(lines, "save", lambda: done.append("written"))
+    settings = {"logger": lines, "max_steps": 3, "log_every_n_steps": 1, "enable_checkpointing": True}
+    trainer = make_trainer(callbacks=LastCheckpoint(1), **settings)
+    save = trainer.save_checkpoint
+    monkeypatch.setattr(
+        trainer, "save_checkpoint", lambda *args, **kwargs: (done.append("saved"), save(*args, **kwargs))
+    )
+    trainer.fit(make_module(), make_data())
+    places = [i for i, what in enumerate(done) if what == "saved"]
+    assert len(places) == 3
+    assert [done[i - 1] for i in places] == ["written"] * 3
+
+
+@pytest.mark.parametrize(("own", "other"), [(True, False), (False, True), (False, False)])
+def test_a_signal_to_any_process_stops_all_of_them(own, other):
+    def decide(decision: bool, all: bool = True) -> bool:
+        return decision and other if all else decision or other
+
+    callback = LastCheckpoint()
+    callback._signal = signal.SIGTERM if own else None
+    at_an_edge = {"global_step": 10, "log_every_n_steps": 5, "world_size": 2}
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=decide), **at_an_edge)
+    assert callback._asked_to_stop(trainer) is (own or other)

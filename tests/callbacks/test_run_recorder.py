@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import RunRecorder, StepTimer
+from callbacks.run_recorder import History
 
 
 def record_of(folder) -> dict:
@@ -98,3 +99,26 @@ def test_a_run_that_fails_says_how(make_data, make_module, make_trainer, tmp_pat
 def test_fast_dev_run_writes_nothing(make_data, make_module, make_trainer, tmp_path):
     make_trainer(callbacks=RunRecorder(), fast_dev_run=2).fit(make_module(), make_data())
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_seconds_count_from_the_start_and_go_on_after_a_resume(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("callbacks.run_recorder.time.perf_counter", lambda: now[0])
+    history = History("folder")
+    assert history.seconds == 0.0, "before training"
+    history.start()
+    now[0] = 107.0
+    history.log_metrics({"a": 1, "b": torch.tensor(2.5)}, step=3)
+    now[0] = 109.0
+    history.log_metrics({"a": 2}, step=4)
+    assert history.metrics == {
+        "a": {"step": [3, 4], "seconds": [7.0, 9.0], "value": [1.0, 2.0]},
+        "b": {"step": [3], "seconds": [7.0], "value": [2.5]},
+    }
+    again = History("folder")
+    again.restore(history.metrics, history.seconds)
+    assert again.seconds == 9.0
+    again.start()
+    now[0] = 110.5
+    again.log_metrics({"b": 0}, step=5)
+    assert again.metrics["b"]["seconds"] == [7.0, 10.5]

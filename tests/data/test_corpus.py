@@ -304,3 +304,33 @@ def test_sizes_of_splits(prepared: tuple[TextData, Path]) -> None:
         documents = int((tokens == data.tokenizer.eos_id).sum()) - 1
         assert data.sizes[split] == {"documents": documents, "tokens": len(tokens), "bytes": len(data.text(split))}
     assert sum(sizes["documents"] for sizes in data.sizes.values()) == 59
+
+
+def test_another_format_is_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = text_data(folder, tmp_path, "bytes").fingerprint
+    monkeypatch.setattr(corpus, "FORMAT", corpus.FORMAT + 1)
+    assert text_data(folder, tmp_path, "bytes").fingerprint != before
+
+
+def test_bpe_is_learnt_from_the_training_text_alone(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("abab " * 200)
+    for split in ("val", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"zqzq {split} " * 2000)
+    tokenizer = TextData(str(tmp_path), "bpe", 260, cache_dir=str(tmp_path / "cache")).tokenizer
+    assert len(tokenizer.encode("abab")) == 1
+    assert len(tokenizer.encode("zqzq")) == 4
+
+
+def test_ids_beyond_16_bits_are_kept(tmp_path: Path) -> None:
+    """The end of text has id 65,792, behind 256 bytes and every pair of them; two pairs are merged."""
+    spec = json.loads(train_bpe(["ab"], 257))
+    letters = sorted(spec["model"]["vocab"], key=spec["model"]["vocab"].get)[:256]
+    pairs = [a + b for a in letters for b in letters if a + b not in ("ab", "cd")]
+    vocab = {token: i for i, token in enumerate([*letters, *pairs, "ab", "cd"])}
+    spec["model"] |= {"vocab": vocab, "merges": [["a", "b"], ["c", "d"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"added_tokens": []}))
+    (tmp_path / "text.txt").write_text("abcdab")
+    common = {"val_fraction": 0.0, "test_fraction": 0.0, "cache_dir": str(tmp_path / "cache")}
+    data = TextData(str(tmp_path / "text.txt"), str(tmp_path / "tokenizer.json"), **common)  # type: ignore[arg-type]
+    assert data.corpus.tokens("train").tolist() == [65_792, 65_790, 65_791, 65_790, 65_792]
+    assert data.text("train") == b"abcdab"

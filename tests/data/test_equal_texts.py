@@ -270,3 +270,30 @@ def test_what_is_tokenized_is_what_the_fingerprint_is_of(
     file.write_bytes(KINDS[name])
     assert list(source.pieces()) == texts
     assert source.identity() == before == open_source(str(file), DEFAULT).identity()
+
+
+@pytest.mark.parametrize("kind", ["one file", "rows", "own files"])
+def test_every_kind_of_source_notices_a_change(tmp_path: Path, kind: str) -> None:
+    row = json.dumps({"text": "old"})
+    names: dict[str, Any] = {
+        "one file": {"a.txt": row},
+        "rows": {"train.jsonl": row, "test.jsonl": row},
+        "own files": {"train.txt": row, "test.txt": row + "."},
+    }[kind]
+    path = write(tmp_path, names)
+    source = open_source(str(path / "a.txt") if kind == "one file" else str(path), DEFAULT)
+    before = source.identity()
+    file = path / next(iter(names))
+    file.write_text(row.replace("old", "new"))
+    assert source.identity() != before
+    file.write_text(row)
+    assert source.identity() == before
+
+
+@pytest.mark.parametrize(
+    ("splits", "join", "named"), [(1, False, False), (2, False, True), (3, False, True), (3, True, False)]
+)
+def test_the_rule_for_equal_texts_is_part_of_the_identity(splits: int, join: bool, named: bool) -> None:
+    texts = {split: lambda: iter(()) for split in ("train", "val", "test")[:splits]}
+    held_out = HeldOut(0.0, 0.0)
+    assert ("equal_rows" in Rows(texts, dict, held_out, join, None).identity()) is named

@@ -112,3 +112,51 @@ def test_bad_input(folder: Path, cache: str) -> None:
     needle = NeedleData(str(folder), "bytes", context_length=10**6, cache_dir=cache)
     with pytest.raises(ValueError, match="context_length=1000000 must be from 5 to"):
         next(iter(needle.train_dataloader()))
+
+
+def test_a_haystack_is_cut_from_the_text_of_its_split(folder: Path, cache: str) -> None:
+    data = NeedleData(str(folder), "bpe", 300, 64, depths=[0, 0.3, 1], num_train=40, num_test=20, cache_dir=cache)
+    streams = {split: "".join(map(chr, data.text_data.corpus.tokens(split))) for split in ("train", "val", "test")}
+    for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
+        found, depths = set(), set()
+        for batch in loader:
+            for row in batch["input_ids"].tolist():
+                place = row.index(data.vocab_size - 1)
+                depths.add(place)
+                found.add("".join(map(chr, row[:place] + row[place + 3 : -2])))
+        assert all(haystack in streams[split] for haystack in found)
+        assert not any(haystack in text for name, text in streams.items() if name != split for haystack in found)
+        assert len(found) > 30, "from different places"
+        assert depths == {0, 18, 59} if split == "val" else len(depths) > 15
+
+
+@pytest.mark.parametrize("power", [0.01, 1.0])
+def test_questions_come_as_late_as_power_says(power: float) -> None:
+    """The mean slot of one question, of those after the pair, with weights slot^(power - 1)."""
+    data = MQARData(200, [(64, 1, 10)], [(64, 1, 2000)], power=power)
+    slots = [(batch["targets"][:, 2::2] >= 0).float().argmax(1) + 1 for batch in data.test_dataloader()]
+    weights = np.arange(1, 32) ** (power - 1)
+    mean = (np.arange(1, 32) * weights).sum() / weights.sum()
+    assert float(torch.cat(slots).float().mean()) == pytest.approx(mean, abs=0.8)
+
+
+def test_every_seed_and_epoch_has_an_order_of_its_own() -> None:
+    orders = [
+        np.concatenate(InductionData(16, 8, [8], 64, seed=seed).samples("train").train_batches(8, epoch))
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len({tuple(order) for order in orders}) == 9, "seed 1 is not the second epoch of seed 0"
+    assert all(sorted(order) == list(range(64)) for order in orders)
+    assert all(0.25 < (np.diff(order) > 0).mean() < 0.75 for order in orders)
+
+
+def test_one_sample_is_enough_to_test() -> None:
+    data = MQARData(200, [(16, 2, 4)], [(16, 2, 1)], batch_size=4)
+    assert [batch["index"].tolist() for batch in data.test_dataloader()] == [[0]]
+    assert len(data.train_dataloader()) == 1
+
+
+def test_without_samples_nothing_is_tested() -> None:
+    assert MQARData(200, [(16, 2, 4)], [], batch_size=4).validation_length == 0
+    assert InductionData(16, 8, [], 64).validation_length == 0

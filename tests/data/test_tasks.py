@@ -269,3 +269,17 @@ def test_the_example_of_a_docstring_is_a_sample_of_the_task(task: Any, options: 
     example = drawn(task)
     np.testing.assert_array_equal(inputs[0], example[0])
     np.testing.assert_array_equal(targets[0], example[1])
+
+
+def test_every_place_is_drawn() -> None:
+    """Of 4,000 samples each of some 60 places gets about 66, and the chance that one gets none is 1e-27."""
+    random = Random(7, np.arange(4000))
+    inputs, _ = induction(random, 64, 10)
+    assert set((inputs[:, :-1] == 9).argmax(1)) == set(range(62)), "the last answer is the token before the end"
+    inputs, targets = needle(random, lambda: np.arange(100), 45, 101, None)
+    assert set(inputs[:, -1]) == set(targets[:, -1]) == set(range(100)), "key and value: any token but the mark"
+    place = (inputs == 100).argmax(1)
+    assert set(place) == set(range(41))
+    assert set(np.where(place > 0, inputs[:, 0], inputs[:, 3])) == set(range(61)), "the start of the haystack"
+    inputs, _ = selective_copy(random, 40, 3, 5)
+    assert (inputs[:, :37] > 0).any(0).all()

@@ -159,3 +159,14 @@ def test_bad_input(text_data: TextData, tmp_path: Path) -> None:
     # The shortest text that can be trained on: one window and its last target.
     one = remade(data, context_length=101, batch_size=1)
     assert [batch["index"].tolist() for batch in one.train_dataloader()] == [[0]]
+
+
+def test_every_epoch_of_every_seed_has_an_order_of_its_own(text_data: TextData) -> None:
+    found = [
+        Windows(text_data.corpus, "train", 64, seed).train_batches(8, epoch).ravel()
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len({tuple(order.argsort()) for order in found}) == 9, "seed 1 is not the second epoch of seed 0"
+    for order in found:
+        assert 0.25 < (np.diff(order) > 0).mean() < 0.75, "not in the order of the text"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from bsbr_pl.data import InductionData, TextData
+from bsbr_pl.data import InductionData, MQARData, TextData
 from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
 from bsbr_pl.values import ratio_interval
 
@@ -127,3 +127,114 @@ def test_recall_by_slice_equals_training(make_module):
     for row in found["slices"]:
         assert row["accuracy"] == pytest.approx(theirs[f"val/accuracy_{row['slice']}"])
         assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+
+
+class Bigrams(torch.nn.Module):
+    """Predicts the next token from the last one alone, by counts of a text: windows make no difference."""
+
+    def __init__(self, tokens: np.ndarray, vocab_size: int) -> None:
+        super().__init__()
+        counts = np.full((vocab_size, vocab_size), 0.1)
+        np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
+        self.log_counts = torch.nn.Parameter(torch.from_numpy(np.log(counts)).float())
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.log_counts[input_ids]
+
+
+def last_seen(window: list[tuple[int, int]], t: int) -> int:
+    """How many tokens ago the bigram of position t occurred in its window; 0 if it did not."""
+    return next((t - s for s in range(t - 1, -1, -1) if window[s] == window[t]), 0)
+
+
+@pytest.mark.parametrize("length", [100, 7])
+def test_every_figure_of_a_text_by_hand(texts, tmp_path, length):
+    data = TextData(
+        str(texts), "bpe", 300, eval_context_length=length, eval_batch_size=3, cache_dir=str(tmp_path),
+        val_fraction=0.3,
+    )  # fmt: skip
+    tokens = data.corpus.tokens("val").astype(int)
+    model = Bigrams(data.corpus.tokens("train").astype(int), data.vocab_size)
+    found = text_accuracy(model, data)
+    x, y = tokens[:-1], tokens[1:]
+    table = model.log_counts.detach().double()
+    nats = -table.log_softmax(-1).numpy()[x, y]
+    right = (table.argmax(-1).numpy()[x] == y).astype(float)
+    size = np.array([len(data.tokenizer.decode_bytes([token])) for token in y])
+    assert 0.2 < right.mean() < 0.95
+    assert found["loss"] == pytest.approx(nats.mean())
+    assert found["perplexity"] == pytest.approx(math.exp(nats.mean()))
+    assert found["accuracy"] == pytest.approx(right.mean())
+    assert found["bits_per_byte"] == pytest.approx(nats.sum() / math.log(2) / size.sum())
+    assert (found["tokens"], found["bytes"]) == (len(y), size.sum())
+
+    document = np.cumsum(x == data.tokenizer.eos_id) - 1  # an EOS begins a document, the next one is its last target
+    per_document = [np.bincount(document, values) for values in (nats, np.ones_like(nats), right, size)]
+    assert found["blocks"]["nats"] == pytest.approx(per_document[0].tolist())
+    assert found["blocks"]["bytes"] == per_document[3].tolist()
+    for name, (above, below) in {"loss": (0, 1), "accuracy": (2, 1), "bits_per_byte": (0, 3)}.items():
+        unit = math.log(2) if name == "bits_per_byte" else 1.0
+        interval = np.array(ratio_interval(per_document[above], per_document[below])) / unit
+        assert found["interval"][name] == pytest.approx(interval.tolist()), name
+
+    position = np.arange(len(x)) % length
+    for row in found["by_position"]:
+        inside = (row["start"] <= position) & (position < row["stop"])
+        assert row["loss"] == pytest.approx(nats[inside].mean())
+    edges = [row["start"] for row in found["by_position"]]
+    assert edges == [n for n in (0, 1, 2, 4, 8, 16, 32, 64) if n < length]
+
+    bigrams = list(zip(x.tolist(), y.tolist(), strict=True))
+    distance = np.array([last_seen(bigrams[t - p : t + 1], p) for t, p in enumerate(position)])
+    assert distance.max() > 32 or length == 7
+    classes = {"rest": (0, 1), "hits": (1, 1e9), "1 to 7 back": (1, 8), "8 to 31 back": (8, 32)}
+    classes |= {"32 to 127 back": (32, 128)}
+    rows = {row["slice"]: row for row in found["recall"]}
+    assert set(rows) == {
+        name for name, (start, stop) in classes.items() if ((start <= distance) & (distance < stop)).any()
+    }
+    for name, row in rows.items():
+        inside = (classes[name][0] <= distance) & (distance < classes[name][1])
+        assert row["tokens"] == inside.sum()
+        assert (row["loss"], row["accuracy"]) == (
+            pytest.approx(nats[inside].mean()),
+            pytest.approx(right[inside].mean()),
+        )
+
+
+class KnowsEvenKeys(torch.nn.Module):
+    """Answers the questions of MQAR about even keys rightly, and all others with token 0, which is no answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.confidence = torch.nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        answers = torch.zeros_like(input_ids)
+        for row, answer in zip(input_ids.tolist(), answers, strict=True):
+            for t, token in enumerate(row):
+                answer[t] = row[row.index(token) + 1] if t and token % 2 == 0 and row.index(token) < t else 0
+        return self.confidence * torch.nn.functional.one_hot(answers, 100)
+
+
+def test_every_figure_of_a_task_by_hand():
+    """Four questions and then eight in a sample: a sample counts by its share of right answers."""
+    data = MQARData(100, [(16, 4, 8)], [(16, 4, 60), (64, 8, 40)], batch_size=8)
+    found = recall_accuracy(KnowsEvenKeys(), data)
+    shares = {16: [], 64: []}
+    for batch in data.test_dataloader():
+        for x, y in zip(batch["input_ids"], batch["targets"], strict=True):
+            shares[len(x)].append(float((x[y >= 0] % 2 == 0).float().mean()))
+    assert [(row["slice"], row["length"]) for row in found["slices"]] == [("T16_N4", 16), ("T64_N8", 64)]
+    every = shares[16] + shares[64]
+    right, questions = 4 * sum(shares[16]) + 8 * sum(shares[64]), 60 * 4 + 40 * 8
+    assert found["accuracy"] == pytest.approx(right / questions)
+    assert found["samples"] == 100
+    assert found["loss"] == pytest.approx(math.log(math.exp(3) + 99) - 3 * right / questions)
+    for row, values in [(found["interval"]["accuracy"], every), *zip(found["slices"], shares.values(), strict=True)]:
+        if isinstance(row, dict):
+            assert row["accuracy"] == pytest.approx(np.mean(values))
+        low, high = row["interval"] if isinstance(row, dict) else row
+        error = np.std(values) / len(values) ** 0.5
+        assert low == pytest.approx(np.mean(values) - 1.96 * error, abs=0.2 * error)
+        assert high == pytest.approx(np.mean(values) + 1.96 * error, abs=0.2 * error)

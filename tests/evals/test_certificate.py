@@ -1,6 +1,7 @@
 """Certificates: every architecture passes, and every kind of leak or wrong decoding fails."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from bsbr_pl.attention import (
     SlidingWindowAttention,
     StandardAttention,
 )
-from bsbr_pl.evals.certificate import Certificate, Check, certify
+from bsbr_pl.evals.certificate import Certificate, Check, _below_chance, certify
 from bsbr_pl.model import LanguageModel
 
 
@@ -283,3 +284,46 @@ def test_what_takes_too_long_is_not_certified():
     repeated = partial(HopfieldAttention, num_updates=10**9)
     with pytest.raises(ValueError, match=r"FLOPs for 131 tokens, more than 1e\+14"):
         certify(LanguageModel(repeated, 50, 16, num_layers=1, num_heads=2))
+
+
+class Fixed:
+    """A model with given logits."""
+
+    vocab_size = 11
+
+    def __init__(self, logits: Tensor) -> None:
+        self.rows = iter(logits)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return next(self.rows)[None, : ids.shape[1]]
+
+
+def test_chance_is_counted_in_standard_errors():
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(8, 30, 11, generator=random, dtype=torch.float64)
+    ids = torch.randint(11, (8, 31), generator=random)
+    nats = -logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten().double()
+    mean = nats.sum() / 240
+    error = ((nats - mean).square().sum() / 239 / 240).sqrt()
+    found = _below_chance(Fixed(logits), lambda *shape: ids, 30)
+    assert found == pytest.approx(float((math.log(11) - mean) / error), rel=1e-6)
+
+
+def test_limits_and_measured_values():
+    """The state of 65 tokens is wrong: the largest difference from there on, relative to the largest logit."""
+    torch.manual_seed(0)
+    model = disturb(LanguageModel(StartsWrong, 50, 16, num_layers=2, num_heads=2)).double()
+    checks = {check.name: check for check in certify(model).checks}
+    limits = {"random_tokens": 4.0, "future_gradient": 0.0}
+    assert {name: check.limit for name, check in checks.items()} == {name: limits.get(name, 1e-8) for name in checks}
+    ids = torch.randint(50, (1, 131), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, states, stepped = model(ids)[0], model.prefill(ids[:, :65])[1], []
+        continued = model.head(model.decode(ids[:, 65:], states)[0])[0]
+        for t in range(65, 131):
+            one, states = model.step(ids[:, t], states)
+            stepped.append(one[0])
+    for name, found in (("decode_prefill", torch.stack(stepped)), ("continue", continued)):
+        largest = float((found - logits[65:]).abs().max() / logits.abs().max())
+        assert largest > 1e-6
+        assert checks[name].measured == pytest.approx(largest, rel=1e-6)

@@ -784,3 +784,17 @@ def test_one_text_under_two_paths_is_one_configuration(take, runs, results, text
     elsewhere(runs / "seed1/checkpoints/best.ckpt", source=str(tmp_path / "again.txt"))
     ((row,),) = tables(evaluate(results, runs))
     assert (row["architecture"], row["seeds"].value) == ("bsbr(chunk_size=8)", 2)
+
+
+def test_seeds_have_one_configuration_and_runs_of_another_length_or_precision_have_not(take, runs, tmp_path):
+    take("seed0", "seed1", "stopped2")
+    configs = {Path(c.name).parts[-3]: c.config for c in read_all([runs])}
+    assert configs["seed0"] == configs["seed1"]
+    assert configs["seed0"]["length"] == "8 steps"
+    differing = {k for k, value in configs["seed0"].items() if configs["stopped2"].get(k) != value}
+    assert differing == {"length"}
+    content = torch.load(next(runs.glob("seed0/**/best.ckpt")), weights_only=True)
+    content["run"]["arguments"]["trainer.precision"] = "bf16-mixed"
+    torch.save(content, tmp_path / "best.ckpt")
+    other = read(tmp_path / "best.ckpt").config
+    assert {k for k, value in configs["seed0"].items() if other[k] != value} >= {"trainer.precision"}

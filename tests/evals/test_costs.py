@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,3 +119,65 @@ def test_decoding_continues_for_a_sixteenth_of_the_text_and_starts_again(positio
 def test_an_unknown_pass_is_named(make_module):
     with pytest.raises(ValueError, match="forward, training, decode, got 'backward'"):
         measure_costs({"m": make_module("linear").model}, 8, passes=["backward"])
+
+
+@pytest.fixture(scope="module")
+def rounds():
+    """Twenty-five noisy rounds of a quadratic and of a linear cost, which meet at 1,000 tokens."""
+    random = np.random.default_rng(1)
+    noise = {n: random.lognormal(0, 0.2, (2, 25)) for n in LENGTHS}
+    return {n: 1e-6 * n**2 * noise[n][0] for n in LENGTHS}, {n: 1e-3 * n * noise[n][1] for n in LENGTHS}
+
+
+def bootstrapped(samples, count=4000):
+    """(count, lengths) logarithms of medians of rounds that were drawn anew."""
+    random = np.random.default_rng(2)
+    return np.log([np.median(samples[n][random.integers(25, size=(count, 25))], 1) for n in LENGTHS]).T
+
+
+def test_intervals_leave_out_two_and_a_half_percent_at_each_end(rounds):
+    quadratic, linear = rounds
+    x, drawn = np.log(LENGTHS), bootstrapped(quadratic)
+    slopes = ((x - x.mean()) * (drawn - drawn.mean(1, keepdims=True))).sum(1) / ((x - x.mean()) ** 2).sum()
+    difference = bootstrapped(linear) - drawn  # below 0 from where the linear cost is less
+    last = [row.nonzero()[0][-1] for row in difference >= 0]
+    passed = [x[i] + (x[i + 1] - x[i]) * d[i] / (d[i] - d[i + 1]) for i, d in zip(last, difference, strict=True)]
+    intervals = exponent(quadratic)["interval"], crossover(linear, quadratic)["interval"]
+    for values, (low, high) in zip((slopes, np.exp(passed)), intervals, strict=True):
+        assert (values < low).mean() == pytest.approx(0.025, abs=0.012)
+        assert (values > high).mean() == pytest.approx(0.025, abs=0.012)
+
+
+def test_the_shortest_length_of_a_fit_counts():
+    assert exponent({n: [float(n)] for n in LENGTHS}, shortest=1024)["lengths"] == [1024, 4096]
+    bent = {256: [1.0], 512: [1.0], 1024: [1.0], 2048: [4.0], 4096: [4.0]}
+    assert exponent(bent, shortest=1024)["exponent"] == pytest.approx(1.0), "of 2048 and 4096 alone it would be 0"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_pass_does_what_it_says(name, make_module):
+    model = make_module(name, dropout=0.5).model.double().train()
+    with torch.no_grad():
+        for parameter in model.parameters():  # untrained branches add nothing
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    ids = torch.randint(257, (1, 21), generator=torch.Generator().manual_seed(0))
+    measure_costs({"m": model}, 20, rounds=1, passes=[], memory=False)
+    assert not model.training, "without dropout"
+    hidden = model.hidden(ids)
+    torch.testing.assert_close(call(model, ids, "forward")(), model.hidden(ids[:, :20]))
+    gradients = torch.autograd.grad(hidden[:, :20].sum(), list(model.parameters()), allow_unused=True)
+    torch.testing.assert_close(call(model, ids, "training")(), gradients)
+    torch.testing.assert_close(call(model, ids, "decode")()[0], model(ids)[:, 20], msg="the token after all others")
+
+
+def test_each_round_is_one_pass_and_memory_is_a_pass_of_its_own(make_module, monkeypatch):
+    model = make_module("linear").model
+    calls, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids: (calls.append(torch.is_grad_enabled()), hidden(ids))[1])
+    found = measure_costs({"m": model}, 20, rounds=3, passes=["forward", "training"])["m"]
+    assert calls == [False] * 4 + [True] * 4 + [False, True], "one round of warm-up, three that count"
+    assert not found.keys() & {"decode"}
+    assert set(measure_costs({"m": model}, 20, rounds=1, passes=["decode"], memory=False)["m"]) == {
+        "decode", "forward_flops", "state_bytes"
+    }  # fmt: skip
+    assert len(calls) == 10

@@ -27,6 +27,7 @@ from bsbr_pl.data import InductionData
 from bsbr_pl.evals.checkpoints import find, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.pictures import course, draw_map
+from bsbr_pl.evals.subject import Subject, describe_model
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import Results, open_problems
 from callbacks import RunRecorder
@@ -468,3 +469,37 @@ def test_the_commands_are_listed(capsys):
         with pytest.raises(SystemExit) as stop:
             command([name, "--help"])
         assert stop.value.code == 0
+
+
+def test_rows_of_another_commit_are_not_taken_over(make_module, monkeypatch):
+    module = make_module("linear")
+    about = describe_model("a", "0", module.hparams, module.model)
+    found = []
+    for commit in ("one", "two"):
+        monkeypatch.setattr("bsbr_pl.evals.evaluation.git_commit", lambda commit=commit: {"commit": commit})
+        found.append(Evaluation(Results(None)).identity(Subject(module.model, about), "certificate"))
+    assert [identity["environment"].pop("commit") for identity in found] == [{"commit": "one"}, {"commit": "two"}]
+    assert found[0] == found[1]
+
+
+def test_weights_of_another_model_are_another_checkpoint(make_module, tmp_path):
+    """Rotary positions have no weights: two models with equal weights, and not the same predictions."""
+    for name, rope in (("a", True), ("b", False), ("c", True)):
+        module = make_module("standard", rope=rope)
+        content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+        torch.save(content | {"pytorch-lightning_version": "2.6.6", "name": name}, tmp_path / f"{name}.ckpt")
+    a, b, c = (read(tmp_path / f"{name}.ckpt").digest for name in "abc")
+    about = read(tmp_path / "b.ckpt").about["checkpoint"]
+    assert (about["name"], about["digest"]) == ((tmp_path / "b.ckpt").as_posix(), b)
+    assert a == c != b
+    assert [checkpoint.digest for checkpoint in read_all([tmp_path])] == [a, b]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_leak_behind_weights_of_zero_is_found_in_a_model_with_random_weights(trained):
+    """The output maps of an untrained model are 0, so that it sees nothing, neither past nor future."""
+    torch.manual_seed(0)
+    module = LanguageModule(UpperTriangle, 50, hidden_dim=16, num_layers=1, num_heads=2)
+    torch.nn.init.zeros_(module.model.attentions[0].out.weight)
+    subject = Subject(module.model, describe_model("a", "0", module.hparams, module.model), trained=trained)
+    assert Evaluation(Results(None)).certify([subject]) == ([subject] if trained else [])

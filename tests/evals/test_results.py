@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +352,20 @@ def test_rows_are_read_without_torch():
     code = "import sys; sys.modules['torch'] = None; import bsbr_pl.results, bsbr_pl.values; print('read')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout == "read\n", done.stderr
+
+
+def test_what_another_process_gave_up_is_measured_at_the_end_and_what_it_measured_is_not(monkeypatch):
+    """Another process has locked lengths 1 and 3: it gives up 1, and measures 3 while this one waits."""
+    results, ran = Results(None), []
+    jobs = [Job(IDENTITY | {"length": length}, {}, lambda: {"state_bytes": 1}) for length in (1, 2, 3)]
+
+    @contextmanager
+    def claim(identity: dict[str, Any], wait: bool) -> Iterator[bool]:
+        if wait and identity["length"] == 3:
+            results.add(identity, {"state_bytes": 2}, {})
+        yield wait or identity["length"] == 2
+
+    monkeypatch.setattr(results, "claim", claim)
+    results.share(jobs, lambda job: (ran.append(job.identity["length"]), results.add(job.identity, job.measure(), {})))
+    assert ran == [2, 1]
+    assert results.get(jobs[2].identity) == {"state_bytes": 2}

@@ -224,3 +224,14 @@ def test_cuda_is_asked_on_cuda(monkeypatch):
 
 def test_resident_bytes_are_bytes():
     assert memory.peak_resident_bytes() > 50e6
+
+
+def test_gradients_and_buffers_are_held_and_a_megabyte_is_a_million_bytes():
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 8), torch.nn.BatchNorm1d(4))
+    ids = torch.zeros(3, 4, dtype=torch.long)
+    bare = 4 * (10 * 8 + 2 * 4 + 2 * 4) + 8  # weights; gain and bias; mean and variance; an int64 counts batches
+    assert LiveTensors(model).current == bare
+    model(ids).sum().backward()
+    assert LiveTensors(model).current == bare + 4 * (10 * 8 + 2 * 4)
+    found = analyze_memory_usage(model, ids)
+    assert found["parameters"] == pytest.approx((bare + 4 * (10 * 8 + 2 * 4)) / 1e6)

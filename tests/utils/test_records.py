@@ -1,7 +1,9 @@
 """What a number depends on, and how it is kept."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 
 import pytest
@@ -43,6 +45,9 @@ def test_git_commit_is_that_of_the_code(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     assert git_commit() is None, "no repository"
     subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "other").write_text("")
+    subprocess.run([*git, "add", "other"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "other"], check=True)
     assert git_commit() is None, "a repository that does not track this code"
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
@@ -50,3 +55,30 @@ def test_git_commit_is_that_of_the_code(tmp_path, monkeypatch):
     assert git_commit() == {"commit": commit, "changed": False}
     package.write_text("changed")
     assert git_commit() == {"commit": commit, "changed": True}
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    path, done = tmp_path / "record.json", []
+
+    def fsync(number: int) -> None:
+        (aside,) = tmp_path.iterdir()
+        done.append((os.fstat(number).st_size, aside.name != path.name, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_json(path, {"a": 1})
+    assert done == [(len('{"a": 1}'), True, False)]
+    assert path.read_text() == '{"a": 1}'
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_but_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write_json(path, {"a": 1})
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*record.json'"):
+        write_json(path, {"a": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+    assert path.read_text() == '{"a": 1}'

@@ -143,3 +143,10 @@ def test_cuda_marks_are_events_and_only_read_synchronises(monkeypatch):
     assert calls[6:] == ["synchronize cuda:0"]
     synchronize("cpu")
     assert len(calls) == 7, "a CPU is never synchronised"
+
+
+def test_one_resample_has_no_spread():
+    low, high = bootstrap_interval([1.0, 2.0, 5.0], np.mean, resamples=1)
+    assert low == high
+    with pytest.raises(ValueError, match="resamples=0 at least 1"):
+        bootstrap_interval([1.0], resamples=0)

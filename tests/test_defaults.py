@@ -1,0 +1,98 @@
+"""The defaults that published rows rest on: rows name only what differs from them."""
+
+import inspect
+
+import pytest
+
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.data import DATA_SETS
+from bsbr_pl.data.tasks import mqar
+from bsbr_pl.evals.certificate import certify
+from bsbr_pl.evals.costs import measure_costs
+from bsbr_pl.module import LanguageModule
+from bsbr_pl.utils.research import ExperimentRunner
+from bsbr_pl.utils.timing import measure
+from bsbr_pl.values import bootstrap_interval, crossover, exponent
+from callbacks import AttentionMaps, FlopCounter, LastCheckpoint
+
+CHUNKED = {"chunk_size": 64, "conv_size": 4}
+SAMPLES = {"num_train": 100_000, "seed": 0, "num_workers": 0}
+EXPECTED = {
+    "standard": {"rope": True, "bias": False, "conv_size": 1},
+    "sliding_window": {"window_size": 128, "rope": True, "bias": False, "conv_size": 1},
+    **dict.fromkeys(("linear", "delta_net", "gated_delta_net"), CHUNKED),
+    "gla": CHUNKED | {"expand_k": 1.0, "gate_rank": 16, "tied_keys": False},
+    "mamba2": CHUNKED | {"expansion_factor": 2, "key_dim": 64},
+    "kda": CHUNKED | {"allow_neg_eigval": False},
+    "fox": {"rope": False, "qk_norm": False, "kv_shift": False, "output_gate": False},
+    "hopfield": {"num_updates": 1, "beta": None, "rope": True},
+    "gau": {"num_heads": 1, "chunk_size": 128, "expansion_factor": 2, "key_dim": 128, "rope": True},
+    "bsbr": {
+        **{"chunk_size": 128, "retrieval_top_k": None, "compression_factor": 1, "router_dim": None, "normalize": True},
+        **{"initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
+    },
+    "TextData": {"bpe_vocab_size": 4096, "context_length": 512, "batch_size": 8, "seed": 0, "num_workers": 0}
+    | {"val_fraction": 0.05, "test_fraction": 0.05, "streaming": False, "join_rows": False, "max_rows": None},
+    "MQARData": {"vocab_size": 8192, "train_segments": ((64, 4, 100_000),), "test_segments": ((64, 4, 3_000),)}
+    | {"random_filler": False, "power": 0.01, "batch_size": 64, "seed": 0, "num_workers": 0},
+    "InductionData": SAMPLES
+    | {"vocab_size": 16, "context_length": 256, "test_lengths": (64, 128, 256, 512, 1024), "num_test": 1_000},
+    "SelectiveCopyData": SAMPLES | {"vocab_size": 16, "context_length": 256, "num_copied": 16, "num_test": 1_000},
+    "NeedleData": SAMPLES
+    | {"bpe_vocab_size": 4096, "context_length": 512, "depths": (0.0, 0.25, 0.5, 0.75, 1.0), "num_test": 200},
+    "LanguageModule": {"learning_rate": 3e-3, "min_learning_rate": 0.0, "warmup_steps": 50, "weight_decay": 0.1}
+    | {"beta1": 0.9, "beta2": 0.95},
+    "mqar": {"random_filler": False, "power": 0.01},
+    "measure": {"rounds": 10, "warmup": 2, "min_seconds": 0.0},
+    "measure_costs": {"rounds": 5, "seed": 0},
+    "bootstrap_interval": {"confidence": 0.95, "resamples": 2000, "seed": 0},
+    "exponent": {"shortest": 0, "resamples": 1000},
+    "crossover": {"resamples": 1000},
+    "certify": {"seed": 0},
+    "ExperimentRunner": {"rounds": 3, "seed": 0},
+    "FlopCounter": {"warmup_steps": 3},
+    "AttentionMaps": {"every_n_steps": 300, "max_length": 512},
+    "LastCheckpoint": {"every_n_steps": 100},
+}
+FUNCTIONS = (
+    mqar,
+    measure,
+    measure_costs,
+    bootstrap_interval,
+    exponent,
+    crossover,
+    certify,
+    ExperimentRunner,
+    LanguageModule,
+)
+OTHERS = {one.__name__: one for one in (*FUNCTIONS, FlopCounter, AttentionMaps, LastCheckpoint)}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_defaults_do_not_change_in_silence(name):
+    subject = {**ARCHITECTURES, **DATA_SETS, **OTHERS}[name]
+    found = {one.name: one.default for one in inspect.signature(subject).parameters.values()}
+    assert {argument: found[argument] for argument in EXPECTED[name]} == EXPECTED[name]
+
+
+D, H, K = 24, 3, 8
+CONVOLUTION = 4 * 3 * D
+PARAMETERS = {  # parameters by hand: maps with a bias only where the formula has one
+    "standard": 4 * D * D,
+    "sliding_window": 4 * D * D,
+    "linear": 4 * D * D + CONVOLUTION,
+    "delta_net": 4 * D * D + CONVOLUTION + (D + 1) * H + K,
+    "gated_delta_net": 5 * D * D + CONVOLUTION + 2 * (D + 1) * H + H + K,
+    "gla": 5 * D * D + CONVOLUTION + 2 * 16 * D + D + K,
+    "mamba2": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * H + 2 * H + 2 * D,
+    "kda": 4 * D * D + CONVOLUTION + D * H + 2 * (2 * K * D + D) + H + K,
+    "fox": 4 * D * D + (D + 1) * H,
+    "hopfield": 4 * D * D + H,
+    "gau": 3 * (2 * D * D) + 128 * D + 2 * 4 * 128,
+    "bsbr": 6 * D * D + CONVOLUTION + H,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters(name):
+    assert sum(parameter.numel() for parameter in ARCHITECTURES[name](D, H).parameters()) == PARAMETERS[name]
