@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -281,13 +282,12 @@ def test_every_kind_of_source_notices_a_change(tmp_path: Path, kind: str) -> Non
         "own files": {"train.txt": row, "test.txt": row + "."},
     }[kind]
     path = write(tmp_path, names)
-    source = open_source(str(path / "a.txt") if kind == "one file" else str(path), DEFAULT)
-    before = source.identity()
-    file = path / next(iter(names))
+    file, place = path / next(iter(names)), str(path / "a.txt") if kind == "one file" else str(path)
+    before = open_source(place, DEFAULT).identity()
     file.write_text(row.replace("old", "new"))
-    assert source.identity() != before
+    assert open_source(place, DEFAULT).identity() != before
     file.write_text(row)
-    assert source.identity() == before
+    assert open_source(place, DEFAULT).identity() == before
 
 
 @pytest.mark.parametrize(
