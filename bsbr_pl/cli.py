@@ -40,7 +40,7 @@ class CLI(KeepArguments, LightningCLI):
     Args:
         model: the LightningModule's class.
         data: the class of all data modules.
-        required: callbacks that every command has besides those that are asked for; `--without` leaves one out.
+        required: callbacks that every command adds; `--without` omits one.
         options: those of LightningCLI.
     """
 
@@ -69,7 +69,7 @@ class CLI(KeepArguments, LightningCLI):
         return self.config.get(str(self.subcommand), self.config)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The help shows the options of model and data before the many of the trainer."""
+        """In the help, the options of model and data come before those of the trainer."""
         parser.add_lightning_class_args(self.module_class, "model")
         parser.add_lightning_class_args(self.data_class, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -168,7 +168,7 @@ class CLI(KeepArguments, LightningCLI):
         return trainer
 
     def _missing_callbacks(self, given: list[Callback]) -> list[Callback]:
-        """The required ones that are not there, and one that keeps the best checkpoint if none keeps any."""
+        """The required callbacks that are missing, and one for the best checkpoint if no callback saves checkpoints."""
         without, options = self.options.without, self.options.trainer
         missing = [cls() for name, cls in self.required.items() if name not in without and not _has(given, cls)]
         if options.enable_progress_bar is False or _has(given, ProgressBar):
@@ -264,7 +264,7 @@ class CLI(KeepArguments, LightningCLI):
 
 
 def _whole_number(check: Callable[[Any], Any], value: Any) -> Any:
-    """1 stays one batch: the parser would make 1.0 of it, which is all of them."""
+    """1 as an int is one batch; the parser would convert it to 1.0, which means all batches."""
     checked = check(value)
     whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
     return int(checked) if whole and isinstance(checked, float) else checked

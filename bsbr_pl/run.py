@@ -93,7 +93,7 @@ def _of_trainer(given: Mapping[str, Any]) -> Arguments:
 
 
 def _limit(value: int | float | None) -> int | float | None:
-    """A number or share of batches; None for all, which 1.0 means and 1 does not."""
+    """A number or share of batches; None for all batches (1.0; the int 1 is one batch)."""
     if value is None or (isinstance(value, float) and value == 1):
         return None
     return int(value) if value > 1 else value

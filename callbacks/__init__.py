@@ -1,4 +1,4 @@
-"""Lightning hooks, thin: each reads an instrument at the right moment and logs it."""
+"""Lightning callbacks. Each reads an instrument of `bsbr_pl.utils` and logs its values."""
 
 from .attention_maps import AttentionMaps
 from .dashboard import Dashboard

@@ -12,8 +12,8 @@ class FailTogether(Callback):
     """Terminates a rank that raised, so that the other ranks fail instead of waiting forever.
 
     With several processes an error saves no checkpoint: a ModelCheckpoint with `save_on_exception` would wait for all
-    processes to save. The last checkpoint before the error stays. Ctrl-C and SIGTERM, which reach every process, are no
-    errors, and nothing changes for them.
+    processes to save. The last checkpoint before the error stays. Ctrl-C and SIGTERM reach every process and
+    are not errors; this callback ignores them.
 
     Args:
         seconds: after an error the process ends within this time; closing open connections can block.

@@ -62,7 +62,7 @@ class History(Logger):
             column["value"].append(float(value))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The record holds them already."""
+        """Does nothing: the record has the hyper-parameters already."""
 
 
 class RunRecorder(Callback):
@@ -136,7 +136,7 @@ class RunRecorder(Callback):
             self._facts = state_dict.get("facts", {})  # where training is over already, nothing else is known
 
     def _is_finished(self) -> bool:
-        """Whether the record says so already: a resumed run that had no step left must not change it."""
+        """Whether the record says that the run is finished; a resumed run without further steps must not change it."""
         path = self._folder / "record.json"
         return path.exists() and json.loads(path.read_text())["status"] == "finished"
 

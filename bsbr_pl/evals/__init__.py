@@ -1,4 +1,4 @@
-"""Questions asked of models: are they causal, how well do they predict, what do they cost, and how do they compare."""
+"""Measurements of models: causality, accuracy, costs, and comparisons of several models."""
 
 from .analysis import analyze_results
 from .comparison import compare_models, scaling_analysis

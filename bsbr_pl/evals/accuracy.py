@@ -142,7 +142,7 @@ class _Slices:
             self.sums[i] += [int(inside.sum()), float(nats[inside].sum()), int(right[inside].sum())]
 
     def read(self) -> Iterator[tuple[tuple[str, int, int | None], dict[str, Any]]]:
-        """The classes that hold a token, with what was found."""
+        """The classes that have a token, with their values."""
         for one, (tokens, nats, right) in zip(self.classes, self.sums, strict=True):
             if tokens:
                 yield one, {"tokens": int(tokens), "loss": nats / tokens, "accuracy": right / tokens}

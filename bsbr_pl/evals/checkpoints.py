@@ -67,7 +67,7 @@ class Checkpoint:
 
     @cached_property
     def run(self) -> Run:
-        """What its run was asked for and did."""
+        """The arguments and the progress of its run."""
         assert self.module is not None
         built = {f"model.{name}": value for name, value in self.module.hparams.items()}
         built |= {f"data.{name}": value for name, value in self.data_arguments.items() if name != "batch_size"}
@@ -91,7 +91,7 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that was chosen for the run but its seed, as plain values by `part.name`."""
+        """All arguments of the run except its seed, as plain values by `part.name`."""
         assert self.module is not None
         covered = DATA_SETS[self.data_class or ""].content_arguments if self.data and self.data_fingerprint else ()
         chosen = {k: v for k, v in self.data_arguments.items() if k not in (*_NO_CHOICE, *covered)}
@@ -122,7 +122,7 @@ class Checkpoint:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What its rows say about it: see bsbr_pl.results."""
+        """`about` of its rows: see bsbr_pl.results."""
         assert self.module is not None
         facts = {
             **describe_model(self.name, self.digest, self.module.hparams, self.module.model),
@@ -150,7 +150,7 @@ class Checkpoint:
         }
 
     def subject(self, command: str = "") -> Subject:
-        """What is measured of it, asked for by this command."""
+        """The checkpoint as a subject of this command's measurements."""
         assert self.module is not None
         return Subject(self.module.model, self.about | {"command": command}, self.open_data, record=self.record)
 

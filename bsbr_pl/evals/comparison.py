@@ -99,8 +99,8 @@ def compare_models(
         task: a data set of `bsbr_pl.data`; what the other models are trained on for their accuracy; `default_task`
             where None.
         train_steps: optimiser steps of that training.
-        learning_rate: of that training, at its highest.
-        cache_dir: where the trained weights are kept, by all that decides them; $XDG_CACHE_HOME/bsbr_pl or
+        learning_rate: the highest of that training.
+        cache_dir: folder of the trained weights; $XDG_CACHE_HOME/bsbr_pl or
             ~/.cache/bsbr_pl where None.
         device: where to compute; CUDA where there is one, else the CPU.
         rounds: samples of each time.
@@ -168,14 +168,14 @@ def scaling_analysis(
     rounds: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a forward pass over one sequence costs, at several lengths; the weights are random, costs do not see them.
+    """The costs of a forward pass over one sequence at several lengths, with random weights.
 
     Args:
         seq_lengths: tokens T.
         models: names of `bsbr_pl.models.MODELS` or keys of `ARCHITECTURES`; kept in order.
         metrics: time (s), memory (GB of 10^9 bytes: the peak beyond what the model holds), flops (2 a multiply-add).
         vocab_size, hidden_dim, num_layers, num_heads, ff_dim, reach, model_options, device, rounds, seed: as in
-            `compare_models`, and so is what is returned and raised.
+            `compare_models`. The returned values and the errors are as there, too.
     """
     check_among("metrics", metrics, SCALING)
     sizes = {"vocab_size": vocab_size, "hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads}

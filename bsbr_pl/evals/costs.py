@@ -29,7 +29,7 @@ def measure_costs(
     """The cost of every model at one length, batch size 1, all timed in the same interleaved rounds.
 
     Args:
-        models: by name, on one device; they are put into evaluation mode, and their gradients stay as they were.
+        models: by name, on one device; they are put into evaluation mode; their gradients do not change.
         length: tokens T of the sequence.
         rounds: samples of each time.
         passes: which of `forward`, `training` and `decode` to time.

@@ -117,7 +117,7 @@ class Evaluation:
         passes: Sequence[str] = PASSES,
         memory: bool = True,
     ) -> None:
-        """What each architecture and size costs at each length (tokens), all timed in the same rounds.
+        """The costs of each architecture and size at each length (tokens), all timed in the same rounds.
 
         If times cannot be locked, nothing is measured, and a problem says why.
         """
@@ -143,7 +143,7 @@ class Evaluation:
         self._run_all("attention maps", jobs)
 
     def courses(self, subjects: Sequence[Subject]) -> None:
-        """The course of each training, as far as it was recorded; written again if the run has gone on."""
+        """The recorded curves of each training; written again if the run was continued."""
         jobs = [self._job(subject, "training", partial(course, subject.record)) for subject in subjects]
         self.results.share(jobs, self._run)
         known = {digest(row["identity"]): row["about"] for row in self.results.rows}
@@ -156,7 +156,7 @@ class Evaluation:
     def rows(self, subjects: Sequence[Subject]) -> list[Row]:
         """The rows of these subjects, in all environments, and the problems that this evaluation met.
 
-        `about` is what is known of a subject now: an older row may be from before its run had finished.
+        `about` is the present one: an older row may be from before the end of its run.
         """
         self.results.read()
         by_digest = {subject.digest: subject for subject in subjects}
@@ -179,7 +179,7 @@ class Evaluation:
         return [row for row in self.results.rows if digest(row["identity"]) in self._problems]
 
     def identity(self, subject: Subject, kind: str, **facts: Any) -> dict[str, Any]:
-        """What decides the values of a row."""
+        """The identity of a row: everything that decides its values."""
         place = {} if kind in ("map", "training") else {"environment": self.environment}
         checkpoint = subject.architecture_digest if kind == "cost" else subject.digest
         return {"kind": kind, "checkpoint": checkpoint, **facts, **place, "version": VERSIONS[kind]}
@@ -282,7 +282,7 @@ class Evaluation:
         return draw_map(subject.model, subject.open_data(eval_batch_size=1, num_workers=0), subject.name)
 
     def _costs(self, subjects: Sequence[Subject], length: int, passes: Sequence[str], memory: bool) -> None:
-        """Those that are missing at one length, in the same rounds."""
+        """Measure the missing costs at one length, in the same rounds."""
 
         def missing() -> list[Subject]:
             return [s for s in subjects if self.results.get(self._cost_identity(s, length)) is None]

@@ -199,7 +199,7 @@ class Search:
         return self
 
     def problem(self, what: str) -> str | None:
-        """Why the nearest is not near, in one sentence; None where the reference lies among what was tried."""
+        """Why no size matches, in one sentence; None if the reference lies within the range that was tried."""
         if abs(self.nearest - 1) <= TOLERANCE or min(self.tried) <= 1 <= max(self.tried):
             return None
         ranges = " and ".join(f"{size} from {one[0]} to {one[-1]}" for size, one in self.ranges.items())
@@ -306,7 +306,7 @@ def differences(before: Arguments, after: Arguments) -> Arguments:
 
 
 def table(quantity: str, num_tokens: int, matched: Mapping[str, Matched], reference: str) -> str:
-    """What remains of the mismatch, what was changed, and the other quantities as shares of the reference's."""
+    """The remaining mismatch, the changed sizes, and the other quantities as shares of the reference's."""
     counts = {name: budgets(one.arguments, num_tokens) for name, one in matched.items()}
     others = [other for other in counts[reference] if other != quantity]
     rows = [["", quantity, "mismatch", *others, "changed"]]

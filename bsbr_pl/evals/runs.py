@@ -68,7 +68,7 @@ class Run:
 
     @property
     def length(self) -> str:
-        """How long the run was, and of what was asked for: `600 steps`, `stopped at 50 of 600 steps`."""
+        """The steps that were completed, of those planned: `600 steps`, `stopped at 50 of 600 steps`."""
         planned = self.planned_steps if self.planned_steps and self.planned_steps > self.steps else None
         done = f"{self.steps:,} of {planned:,} steps" if planned else f"{self.steps:,} steps"
         if self.finished:
@@ -80,26 +80,27 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`finished`, or the length of a run that ended otherwise than by its last planned step."""
+        """`finished`, or the length of a run that ended before its last planned step."""
         return "finished" if self.finished and self.length == f"{self.steps:,} steps" else self.length
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a reader must know of this run wherever it is named: that it did not finish, what was changed."""
+        """Warnings that are shown with the name of the run: it did not finish, or an argument was changed."""
         return (() if self.finished else (self.length,)) + self.changes
 
     @property
     def budget(self) -> tuple[str, int | None, int | None, str | None]:
-        """Runs with equal ones were given the same: length, tokens, batch, and weights to start from.
+        """Length, tokens, batch and initial weights: only runs with equal budgets are ranked together.
 
-        The length of a finished run is its steps, whatever ended it; one that did not finish has only its like.
+        The length of a finished run is its number of steps, whatever ended it. A run that did not finish has another
+        length than every finished run.
         """
         length = f"{self.steps:,} steps" if self.finished else self.length
         return length, self.tokens, self.batch, self.initial_weights
 
     @property
     def about(self) -> dict[str, Any]:
-        """What rows say about it."""
+        """`about.run` of its rows."""
         names = ("length", "status", "marks", "finished", "steps", "planned_steps", "tokens", "batch", "changes")
         return {name: getattr(self, name) for name in (*names, "ended_by", "initial_weights", "budget")}
 
@@ -230,7 +231,7 @@ def _older_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Whether two descriptions can be of one run: what does not change within a run agrees, as far as both say it."""
+    """Whether two records can be of one run: values that cannot change within a run are equal where both have them."""
     shared = [name for name in SAME_RUN if name in arguments and name in others]
     return "model.attention" in shared and all(plain(arguments[name]) == plain(others[name]) for name in shared)
 

@@ -22,7 +22,7 @@ REMEDY = "set --trust_data to evaluate it"
 
 
 class DataChangedError(ValueError):
-    """The data is there, but it is not what the checkpoint was trained on."""
+    """The data exists, but its fingerprint is not that of the checkpoint's training."""
 
 
 @dataclass(frozen=True)

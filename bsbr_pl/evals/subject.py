@@ -38,12 +38,12 @@ class Subject:
 
     @property
     def digest(self) -> str:
-        """Decides all that is measured on its weights."""
+        """The identity of measurements that depend on its weights."""
         return self.about["checkpoint"]["digest"]
 
     @property
     def architecture_digest(self) -> str:
-        """Decides its costs: its architecture and sizes, but not its weights. Seeds share it."""
+        """The identity of its costs: architecture and sizes, without weights, so that seeds share it."""
         return self.about["checkpoint"]["body"]
 
     def can_read(self, length: int) -> bool:
@@ -57,7 +57,7 @@ def layer_names(attention: Any) -> list[str]:
 
 
 def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:
-    """What rows say about a model.
+    """`about` of a model's rows.
 
     Args:
         name: as a reader knows it.

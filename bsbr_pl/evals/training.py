@@ -180,7 +180,7 @@ def _source(part: type) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's remarks on a training that is a detail here."""
+    """Hide Lightning's messages about the short training."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
