@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import DATA_SETS
@@ -96,3 +97,15 @@ PARAMETERS = {  # parameters by hand: maps with a bias only where the formula ha
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_parameters(name):
     assert sum(parameter.numel() for parameter in ARCHITECTURES[name](D, H).parameters()) == PARAMETERS[name]
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    assert ARCHITECTURES["hopfield"](D, H).beta.flatten().tolist() == pytest.approx([K**-0.5] * H)
+    assert ARCHITECTURES["hopfield"](D, H, beta=0.3).beta.flatten().tolist() == pytest.approx([0.3] * H)
+    bsbr = ARCHITECTURES["bsbr"](256, 4, compression_factor=4, initial_gain=0.5)
+    assert bsbr.gain.flatten().tolist() == [0.5] * 4
+    assert bsbr.down.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert bsbr.up.std().item() == pytest.approx(16**-0.5, rel=0.05)
+    decay = torch.nn.functional.softplus(ARCHITECTURES["gated_delta_net"](D, H).decay.bias)
+    assert decay.tolist() == pytest.approx([0.1, 0.01, 0.001], rel=1e-3), "memories of 10 to 1000 tokens"

@@ -7,6 +7,7 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from bsbr_pl import steps
+from bsbr_pl.run import run_arguments
 
 
 def trainer(batches: int = 7, **options: Any) -> Any:
@@ -113,3 +114,11 @@ def test_arguments_of_a_trainer():
     assert steps.arguments(subject) == given | {"gradient_clip_algorithm": "norm", "max_time": 60.0}
     subject.callbacks = []
     assert steps.arguments(subject)["max_time"] is None
+
+
+def test_arguments_of_a_run_name_the_class_of_its_data():
+    data = {"batch_size": 4, "lengths": (1, (2, 3)), "_instantiator": "x"}
+    assert run_arguments({"dropout": 0.1}, "MQARData", data, {}, 7, None) == {
+        "model.dropout": 0.1, "data.class": "MQARData", "data.batch_size": 4, "data.lengths": [1, [2, 3]],
+        "seed": 7, "initial_weights": None,
+    }  # fmt: skip

@@ -369,3 +369,15 @@ def test_what_another_process_gave_up_is_measured_at_the_end_and_what_it_measure
     results.share(jobs, lambda job: (ran.append(job.identity["length"]), results.add(job.identity, job.measure(), {})))
     assert ran == [2, 1]
     assert results.get(jobs[2].identity) == {"state_bytes": 2}
+
+
+def test_a_claim_keeps_others_away_until_it_ends(tmp_path):
+    one, other = Results(tmp_path / "results.jsonl"), Results(tmp_path / "results.jsonl")
+    with one.claim(IDENTITY, wait=False) as mine, other.claim(IDENTITY, wait=False) as theirs:
+        assert (mine, theirs) == (True, False)
+        with other.claim(IDENTITY | {"length": 1}, wait=False) as elsewhere:
+            assert elsewhere
+        one.add(IDENTITY, {"state_bytes": 7}, {})
+    with other.claim(IDENTITY, wait=True) as theirs:
+        assert theirs
+        assert other.get(IDENTITY) == {"state_bytes": 7}, "the file is read again"
