@@ -78,6 +78,7 @@ class RWKV7Attention(Attention[Memory]):
         check_positive(chunk_size=chunk_size, rank=rank)
         check_number("at most 128", lambda tokens: tokens <= 128, chunk_size=chunk_size)
         self.chunk_size = chunk_size
+        self.rank = rank
         channel = torch.arange(hidden_dim) / hidden_dim
         self.mu = nn.Parameter(torch.stack([1 - channel**power for power in SHIFTS.values()]))
         self.r = nn.Linear(hidden_dim, hidden_dim, bias=False)
@@ -95,8 +96,8 @@ class RWKV7Attention(Attention[Memory]):
         self.shift = nn.Parameter(torch.zeros(hidden_dim))
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
         with torch.no_grad():  # memories of 9 to 1000 tokens; a starts at 1/2
-            self.decay[2].bias.copy_(5 * channel**0.85 - 6.5)
-            self.rate[1].bias.zero_()
+            self.decay.get_parameter("2.bias").copy_(5 * channel**0.85 - 6.5)
+            self.rate.get_parameter("1.bias").zero_()
 
     @property
     def period(self) -> int:
@@ -189,7 +190,7 @@ class RWKV7Attention(Attention[Memory]):
     def flops(self, num_tokens: int) -> int:
         D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)
         padded = -(-num_tokens // C) * C
-        projections = num_tokens * (4 * D * D + 6 * D * self.decay[0].out_features)
+        projections = num_tokens * (4 * D * D + 6 * D * self.rank)
         products = 4 * C * D
         inverse = padded // C * self.num_heads * C**3 // 2  # half of C^2 for each of C columns
         loop = C * D + 2 * K * D  # (...)^-1 (...) ; kappa S, (a kappa)^T U
