@@ -44,7 +44,7 @@ class Attention(nn.Module, Generic[State]):
     replaces_feed_forward: ClassVar[bool] = False
     #: True if the architecture chooses among earlier chunks; the weights of its choice are `chunk_map`.
     routes_chunks: ClassVar[bool] = False
-    #: The last linear map, back to the hidden width.
+    #: The last linear map, back to the hidden width. LanguageModel sets the initial values of all linear maps.
     out: nn.Linear
 
     def __init__(self, hidden_dim: int, num_heads: int) -> None:

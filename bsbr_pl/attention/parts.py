@@ -57,9 +57,9 @@ def merge_heads(x: Tensor) -> Tensor:
 def append(past: Tensor, new: Tensor) -> Tensor:
     """`torch.cat((past, new), 2)` of a cache (B, H, T, K) and new tokens (B, H, n, K), in amortised O(n).
 
-    Without autograd, the result is a view of a buffer with room for at least T / 4 more tokens, and the next call
-    writes into this room. Only the first continuation of a view gets the room, any other one copies: a decode state
-    can be continued several times.
+    Without autograd, the result is a view of a buffer, which is copied to one a quarter longer when it is full. The
+    first continuation of a view writes into the room behind it; any other one copies. So a decode state can be
+    continued several times.
     """
     if torch.is_grad_enabled():  # a graph may need the numbers as they are
         return torch.cat((past, new), 2)

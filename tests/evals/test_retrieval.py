@@ -42,10 +42,11 @@ def known():
     """One layer, tokens as unit vectors: head 0 routes the keys in ROUTED to the chunk that holds them and the others
     anywhere else, head 1 has no preference; feed-forward networks know the values of the keys in ANSWERED."""
     attention = partial(BSBRAttention, chunk_size=2, overlap=False)
-    model = LanguageModel(attention, V, V, num_layers=1, num_heads=2, ff_dim=V).eval()
+    model = LanguageModel(attention, V, V, num_layers=1, num_heads=2, ff_dim=V, out_init=0.0).eval()
     signs = torch.tensor([0.0 if k not in KEYS else 1.0 if k in ROUTED else -1.0 for k in range(V)])
     with torch.no_grad():
         model.embedding.weight.copy_(torch.eye(V))
+        model.norm.weight.fill_(1.0)
         attention, network = (branch.inner for branch in model.branches)
         attention.chunk_query.weight.copy_(20 * signs.diag())
         attention.chunk_key.weight.copy_(torch.eye(V))
