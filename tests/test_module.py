@@ -402,7 +402,9 @@ def test_a_step_of_single_samples_is_not_cut():
 
 def test_a_refused_resume_names_both_values(monkeypatch):
     module = module_of()
-    module._fitting = True
+    module._stage = "fit"
+    precision = SimpleNamespace(convert_module=lambda module: module)
+    module._trainer = SimpleNamespace(precision_plugin=precision)
     monkeypatch.setattr(module, "_arguments", lambda: {"model.hidden_dim": 32, "model.learning_rate": 0.1})
     run = {"arguments": {"model.hidden_dim": 16, "model.learning_rate": 0.2}, "changes": [], "step": 3}
     with pytest.raises(ValueError, match=r"cannot be resumed with model.hidden_dim=32 instead of 16: "):

@@ -19,7 +19,7 @@ MODEL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2}
 SECTIONS = {"data": DATA, "trainer": TRAINER, "model": MODEL}
 TRAIN = [f"--{section}.{name}={value}" for section, values in SECTIONS.items() for name, value in values.items()]
 APART = [*TRAIN, "--trainer.logger.init_args.save_dir=others"]  # there is less to evaluate then
-EVALUATE = ["--device=cpu", "--multiples=[1]", "--lengths=[16]", "--rounds=1"]
+EVALUATE = ["--trust_data", "--device=cpu", "--multiples=[1]", "--lengths=[16]", "--rounds=1"]
 
 #: What is appended to the commands that are run here, in the order of the page.
 HERE = {

@@ -395,19 +395,20 @@ def accuracy(path: Path) -> float:
 def test_comparisons(tmp_path, run, one_thread):
     """By its key, trained on the toy task, beside a known architecture and as a checkpoint."""
     last = str(run / "checkpoints/last.ckpt")
-    found = compare_models(
-        (16, 32),
-        ("average", "Standard", "trained"),
-        ("flops", "state_size", "accuracy"),
-        checkpoints={"trained": last},
-        task=EchoData(),
-        train_steps=3,
-        hidden_dim=16,
-        num_heads=2,
-        cache_dir=tmp_path,
-        device="cpu",
-        rounds=1,
-    )
+    with pytest.warns(UserWarning, match="unequal budgets"):
+        found = compare_models(
+            (16, 32),
+            ("average", "Standard", "trained"),
+            ("flops", "state_size", "accuracy"),
+            checkpoints={"trained": last},
+            task=EchoData(),
+            train_steps=3,
+            hidden_dim=16,
+            num_heads=2,
+            cache_dir=tmp_path,
+            device="cpu",
+            rounds=1,
+        )
     assert found["disqualified"] == {}
     model = LanguageModel(AverageAttention, 16, 16, 2, 2)
     assert found["average"]["flops"] == [without_head(model, 16), without_head(model, 32)]

@@ -47,7 +47,8 @@ def test_a_configuration_calls_and_imports_nothing_foreign(name, options, tmp_pa
         train.main(["fit", *options, "--config=hostile.yaml"])
     said = str(error.value) + capsys.readouterr().err
     assert any(
-        words in said for words in ("not allowed", "no class", "does not correspond to a subclass", "constructor")
+        words in said
+        for words in ("not trusted", "not allowed", "no class", "does not correspond to a subclass", "constructor")
     )
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "imported").exists()

@@ -4,7 +4,7 @@
     o_t = q_t S_t                                                                       (q, k rotated, q / sqrt(K))
 
 v has E = expand_v D numbers; the output is RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S
-at the start of the chunk and G_ts = gamma^(t - s) for s <= t, else 0; t = 1, ..., C in a chunk:
+at the start of the chunk and G_ts = gamma^(t - s) for s <= t, else 0, with t from 1 to C in a chunk:
 
     O = gamma^t Q S + (Q K^T * G) V ;   S <- gamma^C S + (gamma^(C - t) K)^T V
 
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .decays import decayed_sum
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -108,19 +109,14 @@ class RetNetAttention(Attention[Memory]):
         """q, k (B, H, T, K), v (B, H, T, V); S before them, zeros if None -> mixed values (B, H, T, V); S after."""
         T = q.shape[2]
         C = min(self.chunk_size, T)
-        rest = T % C or C  # tokens in the last chunk
         q, k, v = (to_chunks(part, C) for part in (q, k, v))  # (B, H, N, C, .)
         t = torch.arange(1, C + 1, device=q.device)
+        tokens = (T - C * torch.arange(k.shape[2], device=q.device)).clamp(max=C)[:, None]  # in each chunk
         G = self.decay((t[:, None] - t).clamp(min=0), like=q).tril()[:, None]  # (H, 1, C, C)
-        from_start, to_end = (self.decay(steps[:, None], like=q)[:, None] for steps in (t, C - t))  # (H, 1, C, 1)
-        added = (k * to_end)[:, :, :-1].mT @ v[:, :, :-1]  # (B, H, N - 1, K, V)
-        S_before = [v.new_zeros(*v.shape[:2], *added.shape[-2:]) if S is None else S]
-        whole = from_start[:, 0, -1:]  # (H, 1, 1)
-        for added_n in added.unbind(2):
-            S_before.append(whole * S_before[-1] + added_n)
-        last = (k[:, :, -1, :rest] * to_end[:, 0, C - rest :]).mT @ v[:, :, -1, :rest]  # padding must not decay it
-        S = from_start[:, 0, rest - 1, None] * S_before[-1] + last
-        mixed = (q * from_start) @ torch.stack(S_before, 2) + (q @ k.mT * G) @ v
+        from_start = self.decay(t[:, None], like=q)[:, None]  # (H, 1, C, 1)
+        to_end = self.decay((tokens - t).clamp(min=0), like=q)[..., None]  # (H, N, C, 1)
+        S_before, S = decayed_sum((k * to_end).mT @ v, self.decay(tokens, like=q)[None, ..., None], S)
+        mixed = (q * from_start) @ S_before + (q @ k.mT * G) @ v
         return mixed.flatten(2, 3)[:, :, :T], S
 
     def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:
@@ -147,4 +143,4 @@ class RetNetAttention(Attention[Memory]):
         D, K, E, C = self.hidden_dim, self.head_dim, self.value_dim, min(self.chunk_size, num_tokens)
         padded = -(-num_tokens // C) * C
         projections = num_tokens * (2 * D * D + 3 * D * E + self.conv.weight.numel())
-        return 2 * (projections + padded * (C * D + C * E + K * E) + num_tokens * K * E)  # Q K^T, scores V, Q S; K^T V
+        return 2 * (projections + padded * (C * D + C * E + 2 * K * E))  # Q K^T, scores V; K^T V, Q S

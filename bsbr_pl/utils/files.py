@@ -68,4 +68,4 @@ def default_cache_dir() -> Path:
     try:
         return Path.home() / ".cache" / "bsbr_pl"
     except RuntimeError:
-        raise OSError(errno.ENOENT, "there is no home folder to keep files in: set HOME or XDG_CACHE_HOME") from None
+        raise OSError("there is no home folder to keep files in: set HOME or XDG_CACHE_HOME") from None

@@ -213,7 +213,7 @@ def test_rows_hold_the_compressors_of_their_text_and_the_convolutions(runs, eval
     own = [row for row in rows(evaluated, "text") if "compressed" in row["values"]]
     assert {row["identity"]["length"] for row in own} == {32}, "at the length of validation alone"
     for row in own:
-        text = read(Path(row["about"]["checkpoint"]["name"])).open_data().text_data.text("val")
+        text = read(Path(row["about"]["checkpoint"]["name"]), trusted=True).open_data().text_data.text("val")
         sizes = {"xz -9": len(lzma.compress(text, preset=9)), "gzip -9": len(gzip.compress(text, 9))}
         assert len(text) >= row["values"]["bytes"]
         assert row["values"]["compressed"] == {name: 8 * size / len(text) for name, size in sizes.items()}
@@ -495,11 +495,10 @@ def test_weights_of_another_model_are_another_checkpoint(make_module, tmp_path):
     assert [checkpoint.digest for checkpoint in read_all([tmp_path])] == [a, b]
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_leak_behind_weights_of_zero_is_found_in_a_model_with_random_weights(trained):
-    """The output maps of an untrained model are 0, so that it sees nothing, neither past nor future."""
+def test_a_leak_behind_weights_of_zero_is_found():
+    """A model whose output maps are 0 sees nothing, neither past nor future."""
     torch.manual_seed(0)
     module = LanguageModule(UpperTriangle, 50, hidden_dim=16, num_layers=1, num_heads=2)
     torch.nn.init.zeros_(module.model.attentions[0].out.weight)
-    subject = Subject(module.model, describe_model("a", "0", module.hparams, module.model), trained=trained)
-    assert Evaluation(Results(None)).certify([subject]) == ([subject] if trained else [])
+    subject = Subject(module.model, describe_model("a", "0", module.hparams, module.model))
+    assert Evaluation(Results(None)).certify([subject]) == []

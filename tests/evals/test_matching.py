@@ -20,7 +20,7 @@ TOKENS = 64
 SIZES = {"vocab_size": 32, "hidden_dim": 32, "num_layers": 1, "num_heads": 2}
 OPTIONS = {"sliding_window": {"window_size": 16}, "gau": {"key_dim": 16}, "bsbr": {"chunk_size": 20}}
 SMALL = {name: {"attention": partial(cls, **OPTIONS.get(name, {})), **SIZES} for name, cls in ARCHITECTURES.items()}
-OPTION = {"sliding_window": "window_size", "gau": "chunk_size", "bsbr": "chunk_size"}
+OPTION = {"sliding_window": "window_size", "gau": "chunk_size", "moba": "chunk_size", "bsbr": "chunk_size"}
 
 
 @functools.cache

@@ -101,7 +101,7 @@ def with_a_signal_while_saving() -> None:
 TOO_LONG = "has more than 100,000 bytes, as no configuration has"
 #: The change, options besides those of `damage.tiny`, whether a run is resumed, the exit code, words of the last line.
 CASES: dict[str, tuple[Change, list[str], bool, int, str]] = {
-    "no home": (without_home, ["--data.cache_dir=null"], False, 1, "there is no home folder for a cache"),
+    "no home": (without_home, ["--data.cache_dir=null"], False, 1, "there is no home folder"),
     "no home, cache named": (without_home, [], False, 0, ""),
     "few files": (with_few_files, ["--data.num_workers=2"], False, 1, "num_workers=2 needs 96 open files, and `ulimit"),
     "few files, no workers": (with_few_files, [], False, 0, ""),
@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Change, list[str], bool, int, str]] = {
         ["--model.attention=huge.yaml"],
         False,
         2,
-        "Importing 'huge.yaml' is not",
+        "huge.yaml is of a package that is not trusted",
     ),
     "a huge file for data": (with_a_huge_file, ["--data=huge.yaml"], False, 2, TOO_LONG),
     "a huge file for a list": (with_a_huge_file, ["--trainer.callbacks=huge.yaml"], False, 2, TOO_LONG),
