@@ -145,7 +145,7 @@ MISTAKES = {
     "--trainer.devices=cuda": "devices=cuda: must be how many, a list of their numbers, or auto; --trainer.accelerator",
     "--trainer.devices=1.5": "devices=1.5: must be how many, a list of their numbers, or auto",
     "--trainer.max_epochs=-2": "`max_epochs` must be a non-negative integer or -1. You passed in -2",
-    "--data.source=wikitext": "source='wikitext' does not exist: use 'packages', 'gcide', 'stdlib', a file or folder, or",
+    "--data.source=wikitext": "source='wikitext' does not exist: use 'packages', 'gcide', 'stdlib', a file or folder",
     "--trainer.devices=-1": "devices=-1 does not work on a CPU: set the number of processes, such as 1",
     "--trainer.max_time=0": "max_time='0' must be DD:HH:MM:SS, such as 00:08:30:00",
     "--trainer.accelerator=gpu": "no device for accelerator='gpu' is here: `auto` takes what there is",
