@@ -17,8 +17,7 @@ g_t is the sum of log alpha from the start of the chunk to t, and the decay G_ts
 
 The map has one T x T matrix per head and step, which mixes the values of that step.
 
-Source: Siems et al. 2025, arXiv 2502.10297, eq. 3 to 5; with decay section 4. Published: num_steps 2 to 4 at the same
-number of parameters.
+Source: Siems et al. 2025, arXiv 2502.10297, section 3. Published: two to four steps, at the same number of parameters.
 Cost: O(T (n C + K + n^2 C^2 / K) n D).
 Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution, (2n + 1) D numbers each.
 """

@@ -8,7 +8,7 @@ q and k are rotated by their positions. The choice has no parameters and no grad
 (query, chosen chunk) by chunk, in tiles of C queries that share a chunk. One product per tile gives its scores, one
 softmax runs over the scores of the own chunk and of the chosen chunks, one product per tile reads the values.
 
-Source: Lu et al. 2025, arXiv 2502.13189, eq. 2 to 6. Differences: scores that differ by less than 1e-4 count as equal,
+Source: Lu et al. 2025, arXiv 2502.13189, section 2.2. Differences: scores that differ by less than 1e-4 count as equal,
 and the earlier chunk wins, so that rounding does not choose among repetitions; an optional short convolution.
 Cost: O(T (top_k C + T / C) D): the choice is quadratic, with a constant 1 / 2C as large as that of softmax attention.
 Decode state: the keys and values of all tokens and the keys of finished chunks, 2 T D + (T / C) D numbers, and

@@ -18,7 +18,7 @@ own token: <kappa, k>'_ts = sum_i kappa_ti k_si exp(g_{t-1,i} - g_si) for s < t,
 No log w is below -e^(-1/2). So with c = -e^(-1/2) C / 2 and at most 128 tokens, exp(g - c) and exp(c - g) are below
 e^39, and <q, k> is a product of the matrices exp(g - c) Q and exp(c - g) K.
 
-Source: Peng et al. 2025, arXiv 2503.14456, section 4.1 (eq. 3 to 22), of which S is the transpose.
+Source: Peng et al. 2025, arXiv 2503.14456, section 4 (time mixing); its state is the transpose of S.
 Differences: the values of the first layer are not mixed into those of later layers, because an attention sees its own
 input only; the low ranks are one argument; every layer starts with the mixtures and decays of the first layer.
 Cost: O(T (C + K + C^2 / K) D).

@@ -406,7 +406,7 @@ def test_rwkv7_refuses_a_chunk_whose_factors_would_overflow():
 
 
 def moba_by_tokens(moba: Attention, x: Tensor) -> Tensor:
-    """Eq. 2 to 6 of the paper, token by token; keys and queries are not rotated."""
+    """Section 2.2 of the paper, token by token; keys and queries are not rotated."""
     H, D = 2, x.shape[1]
     C, K = moba.chunk_size, D // H
     q, k, v = (heads(part, H) for part in convolved(moba, x).split(D, -1))
