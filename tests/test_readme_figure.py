@@ -1,0 +1,18 @@
+"""README's first figure can be repeated: its command in a short form gives the same number on every machine."""
+
+import pytest
+from test_readme import ROOT
+
+import train
+from bsbr_pl.data.corpora import BUILT_IN
+
+
+def test_the_short_form_of_readmes_command(tmp_path, monkeypatch):
+    """20 of the 640 steps, and 8 validation batches; seed 0. The tolerance is for other CPUs and numbers of threads."""
+    assert "packages" in BUILT_IN
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    short = ["--trainer.max_steps=20", "--trainer.limit_val_batches=8", "--trainer.accelerator=cpu"]
+    cli = train.main(["fit", f"--config={ROOT / 'configs' / 'bsbr.yaml'}", *short, "--data.cache_dir=cache"])
+    assert cli.datamodule.sizes["val"] == {"documents": 59, "tokens": 221_844, "bytes": 907_086}
+    assert float(cli.trainer.callback_metrics["val/bits_per_byte"]) == pytest.approx(2.6348, abs=0.02)
