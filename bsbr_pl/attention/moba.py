@@ -174,8 +174,17 @@ class MoBAAttention(Attention[BlockCache]):
         return BlockCache(empty, empty, at_least_fp32(empty), self.conv.init_state(batch_size))
 
     def step(self, x: Tensor, state: BlockCache) -> tuple[Tensor, BlockCache]:
-        output, state = self.prefill(x[:, None], state)
-        return output[:, 0], state
+        q, k, v, conv_state = self.project(x[:, None], state)
+        k, v = append(state.k, k), append(state.v, v)
+        C = min(self.chunk_size, k.shape[2])
+        own = state.h.shape[2]  # all chunks before the own one are finished
+        chosen, _ = self.choose(q, state.h, torch.tensor([own], device=x.device))  # (B, H, 1, S)
+        tokens = (chosen.mT * C + torch.arange(C, device=x.device)).flatten(2)[..., None].expand(-1, -1, -1, q.shape[3])
+        k_seen, v_seen = (torch.cat((part.gather(2, tokens), part[:, :, own * C :]), 2) for part in (k, v))
+        q, k_seen, v_seen = (at_least_fp32(part) for part in (q, k_seen, v_seen))
+        mixed = F.scaled_dot_product_attention(q, k_seen, v_seen)
+        h = append(state.h, self.chunk_keys(k[:, :, own * C :]))
+        return self.emit(mixed, x[:, None])[:, 0], BlockCache(k, v, h, conv_state)
 
     def state_size(self, num_tokens: int) -> int:
         return self.hidden_dim * (2 * num_tokens + num_tokens // self.chunk_size) + self.conv.state_size
@@ -210,16 +219,16 @@ class Tiles:
         order = block.argsort(dim=-1, stable=True)
         count = torch.zeros(heads, num_blocks + 1, dtype=torch.long, device=block.device)
         count.scatter_add_(1, block, torch.ones_like(block))
-        first_row = (-(-count // size) * size).cumsum(1)  # of the block after this one
-        pairs_before, rows_before = count.cumsum(1) - count, first_row - -(-count // size) * size
+        rows = -(-count // size) * size  # of each block
+        pairs_before, rows_after = count.cumsum(1) - count, rows.cumsum(1)
         sorted_block = block.gather(1, order)
         rank = torch.arange(block.shape[1], device=block.device) - pairs_before.gather(1, sorted_block)
         self.size, self.total = size, self.rows(block.shape[1], num_blocks, size)
-        row = torch.empty_like(block).scatter_(1, order, rows_before.gather(1, sorted_block) + rank)
+        row = torch.empty_like(block).scatter_(1, order, (rows_after - rows).gather(1, sorted_block) + rank)
         offset = torch.arange(heads, device=block.device)[:, None]
         self.row = (row + offset * self.total).flatten()  # of each pair
         starts = torch.arange(0, self.total, size, device=block.device).expand(heads, -1).contiguous()
-        own = torch.searchsorted(first_row, starts, right=True).clamp(max=num_blocks - 1)
+        own = torch.searchsorted(rows_after, starts, right=True).clamp(max=num_blocks - 1)
         self.block = (own + offset * num_blocks).flatten()
 
     @staticmethod
