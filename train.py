@@ -46,6 +46,7 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # rotary positions
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # a cluster's login node
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
     parsers: dict[str, Any] = {}

@@ -109,3 +109,55 @@ def test_the_figure_is_of_the_runs_that_count():
 def test_the_published_files_are_small():
     files = [*RESULTS.glob("*.*"), *RESULTS.glob("*/results.jsonl"), *RESULTS.glob("*/report.html")]
     assert sum(path.stat().st_size for path in files) < 6_000_000
+
+
+def bits(model: str, seed: int, length: int | None = None) -> float:
+    """Bits per byte of a run of 20 million tokens: its last validation, or what `evaluate.py` measured at a length."""
+    for row in rows("longer"):
+        study, identity = row["about"]["study"], row["identity"]
+        if (study["model"], study["phase"], row["about"]["seed"]) != (model, "final", seed):
+            continue
+        if length is None and identity["kind"] == "training":
+            return row["values"]["metrics"]["val/bits_per_byte"]["value"][-1]
+        if identity["kind"] == "text" and identity["length"] == length:
+            return row["values"]["bits_per_byte"]
+    raise LookupError((model, seed, length))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def paired_p(first: str, second: str) -> float:
+    """Two-sided p-value of Student's paired t-test with three pairs: 1 - t / sqrt(t^2 + 2)."""
+    differences = [bits(second, seed) - bits(first, seed) for seed in range(3)]
+    deviations = [difference - mean(differences) for difference in differences]
+    error = (sum(deviation**2 for deviation in deviations) / 2 / 3) ** 0.5
+    t = abs(mean(differences)) / error
+    return 1 - t / (t * t + 2) ** 0.5
+
+
+def megaflop(model: str) -> float:
+    runs = [row["about"]["run"] for row in rows("longer") if row["about"]["study"]["model"] == model]
+    return runs[0]["flops"] / runs[0]["tokens"] / 1e6
+
+
+def test_the_claims_are_computed_from_the_rows():
+    """Each number of README's bullets."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    bsbr, standard, window = (
+        mean([bits(model, seed) for seed in range(3)]) for model in ("bsbr", "standard_conv", "sliding_window_conv")
+    )
+    long = {model: mean([bits(model, seed, 4096) for seed in (0, 1)]) for model in ("bsbr", "standard_conv")}
+    truncated = mean([bits("standard_conv", seed, 512) for seed in (0, 1)])
+    for claim in (
+        f"{100 * (1 - standard / bsbr):.1f} % fewer bits per byte than BSBR (three pairs of runs, "
+        f"p = {paired_p('standard_conv', 'bsbr'):.3f})",
+        f"It has {100 * (window / bsbr - 1):.1f} % more bits per byte",
+        f"(p = {paired_p('bsbr', 'sliding_window_conv'):.2f})",
+        f"BSBR has {long['bsbr']:.3f} and `standard_conv` {long['standard_conv']:.3f}",
+        f"`standard_conv` has {truncated:.3f}, and remains best",
+        f"{megaflop('bsbr'):.1f} MFLOP per token for BSBR and {megaflop('standard'):.1f} for Standard",
+    ):
+        assert claim in readme, claim
+    assert all(bits("bsbr", seed) < bits("sliding_window_conv", seed) for seed in range(3)), "fewer with every seed"

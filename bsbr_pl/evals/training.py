@@ -186,7 +186,12 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for message in (".*LeafSpec", "The '.*_dataloader' does not have many workers", "GPU available but not"):
+            for message in (
+                ".*LeafSpec",
+                "The '.*_dataloader' does not have many workers",
+                "GPU available but not",
+                "The `srun` command is available",
+            ):
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
