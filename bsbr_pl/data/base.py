@@ -59,7 +59,7 @@ class TokenData(LightningDataModule):
 
     kind: ClassVar[Literal["text", "recall"]]
     #: Whether the answer to each question of a recall task is in the context, directly after its key.
-    answers_in_context: ClassVar[bool] = False
+    answers_in_context: bool = False
     #: Arguments that say where a text is and how it is read. The fingerprint covers the text itself.
     content_arguments: ClassVar[tuple[str, ...]] = ()
 
