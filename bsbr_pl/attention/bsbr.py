@@ -45,8 +45,8 @@ from .parts import (
     split_heads,
     to_chunks,
     window_mask,
-    window_pairs,
 )
+from .softmax import window_pairs
 
 EQUAL = 1e-4  # scores this close count as equal, and the earlier chunk wins: rounding must not choose among repetitions
 

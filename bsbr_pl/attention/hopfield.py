@@ -21,13 +21,12 @@ from .base import Attention
 from .parts import (
     append,
     at_least_fp32,
-    causal_attention,
-    causal_softmax,
     check_number,
     merge_heads,
     rotary,
     split_heads,
 )
+from .softmax import causal_attention, causal_softmax
 
 
 class StoredPatterns(NamedTuple):

@@ -27,7 +27,6 @@ from .parts import (
     ShortConvolution,
     append,
     at_least_fp32,
-    causal_softmax,
     check_positive,
     chunk_mask,
     merge_heads,
@@ -35,6 +34,7 @@ from .parts import (
     split_heads,
     to_chunks,
 )
+from .softmax import causal_softmax
 
 EQUAL = 1e-4  # scores this close count as equal
 

@@ -26,8 +26,8 @@ from .parts import (
     merge_heads,
     rotary,
     split_heads,
-    window_pairs,
 )
+from .softmax import window_pairs
 
 
 class Window(NamedTuple):

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bsbr_pl.attention.parts import causal_attention, chunk_mask, window_attention, window_mask
+from bsbr_pl.attention.parts import chunk_mask, window_mask
+from bsbr_pl.attention.softmax import causal_attention, window_attention
 
 
 def inputs(T: int, past: int) -> list[torch.Tensor]:
