@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.attention": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
     "bsbr_pl.attention.base": {"bsbr_pl.attention.parts"},
     "bsbr_pl.attention.parts": {"bsbr_pl.attention.ops"},
-    "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
+    "bsbr_pl.feed_forward": set(),
+    "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts", "bsbr_pl.feed_forward"},
     "bsbr_pl.spec": {"bsbr_pl.attention"},
     "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec"},
     "bsbr_pl": {"bsbr_pl.models"},
@@ -72,7 +73,9 @@ ALLOWED: dict[str, set[str]] = {
         *("bsbr_pl.limits", "bsbr_pl.metrics", "bsbr_pl.checkpoint", "bsbr_pl.optimizer", "bsbr_pl.resume"),
         *("bsbr_pl.step_loop", "bsbr_pl.steps"),
     },
-    "bsbr_pl.convert": {"bsbr_pl.attention", "bsbr_pl.module", "bsbr_pl.spec", "bsbr_pl.values"},
+    "bsbr_pl.convert": {
+        *("bsbr_pl.attention", "bsbr_pl.feed_forward", "bsbr_pl.module", "bsbr_pl.spec", "bsbr_pl.values"),
+    },
     # The command line of training.
     "bsbr_pl.plain_yaml": set(),
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
@@ -97,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
     # Evaluation.
     "bsbr_pl.evals": {
         *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpora"),
-        *("bsbr_pl.data.corpus", "bsbr_pl.data.files"),
+        *("bsbr_pl.data.corpus", "bsbr_pl.data.files", "bsbr_pl.feed_forward"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
         *("bsbr_pl.report", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),

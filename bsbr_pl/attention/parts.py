@@ -4,7 +4,7 @@ The letters are those of `base.py`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -34,6 +34,13 @@ def check_number(what: str, valid: Callable[[float], bool], whole: bool = False,
         is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if not (is_number and -math.inf < value < math.inf and valid(value)):
             raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def check_choice(known: Iterable[str], **arguments: str) -> None:
+    """Raise a ValueError that names the first argument that is not one of the `known` names."""
+    for name, value in arguments.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 # Precision and heads.
@@ -208,8 +215,7 @@ class ShortConvolution(nn.Module):
     def __init__(self, channels: int, size: int, init: ConvInit = "identity") -> None:
         super().__init__()
         check_positive(conv_size=size)
-        if init not in get_args(ConvInit):
-            raise ValueError(f"conv_init must be one of {', '.join(get_args(ConvInit))}, got {init!r}")
+        check_choice(get_args(ConvInit), conv_init=init)
         if size == 1:
             self.register_buffer("weight", torch.zeros(channels, 1, 0), persistent=False)
             return
