@@ -46,7 +46,7 @@ from .parts import (
     to_chunks,
     window_mask,
 )
-from .softmax import window_pairs
+from .softmax import window_products
 
 EQUAL = 1e-4  # scores this close count as equal, and the earlier chunk wins: rounding must not choose among repetitions
 
@@ -334,6 +334,6 @@ class BSBRAttention(Attention[Chunks]):
         projections = 4 * num_tokens * D * D + 2 * N * D * HR
         convolution = num_tokens * self.conv.weight.numel()
         compression = 2 * N * C * D * V if self.head_dim != V else 0
-        local = 2 * D * (window_pairs(num_tokens, C) if self.overlap else N * C * (C + 1) // 2)
+        local = D * (window_products(num_tokens, C) if self.overlap else N * C * (C + 1))
         retrieval = 2 * N * C * D * V + N * N * HR + N * mixed * D * V
         return 2 * (projections + convolution + compression + local + retrieval)

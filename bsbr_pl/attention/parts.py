@@ -162,7 +162,7 @@ def rotary(x: Tensor, start: int = 0, base: float = 10_000.0, fraction: float = 
     """
     length, width = x.shape[-2:]
     if fraction != 1:
-        rotated = 2 * round(fraction * width / 2)
+        rotated = 2 * round(fraction * int(width) / 2)
         return torch.cat((rotary(x[..., :rotated], start, base, last=last), x[..., rotated:]), -1)
     if width % 2:
         raise ValueError(f"rotary positions need an even head width, got {width}: change hidden_dim or num_heads")

@@ -37,7 +37,7 @@ from .parts import (
     split_heads,
     window_mask,
 )
-from .softmax import Sinks, head_norm, kv_heads, repeat_heads, window_pairs
+from .softmax import Sinks, head_norm, kv_heads, repeat_heads, window_products
 
 
 class Window(NamedTuple):
@@ -177,5 +177,5 @@ class SlidingWindowAttention(Attention[Window]):
 
     def flops(self, num_tokens: int) -> int:
         projections = num_tokens * sum(part.weight.numel() for part in (self.qkv, self.conv, self.out))
-        pairs = window_pairs(num_tokens, self.window_size, self.num_sinks)
-        return 2 * (projections + 2 * pairs * self.hidden_dim)
+        products = window_products(num_tokens, self.window_size, self.num_sinks)
+        return 2 * (projections + products * self.hidden_dim)

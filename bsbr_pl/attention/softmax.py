@@ -58,7 +58,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     k and v may have G heads. A scale of None is 1 / sqrt(K).
     """
     T, past = q.shape[2], k.shape[2] - q.shape[2]
-    shared = q.shape[1] != k.shape[1]
+    shared = bool(q.shape[1] != k.shape[1])
     if not past:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
     visible = None if T == 1 else torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
@@ -68,13 +68,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 def sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
     """`causal_attention` with a `sink` (H,), one more score of every query that reads nothing.
 
-    It is a key before the others. One more channel of the queries holds its score, and is 0 in all other keys.
+    Scores are counted from that of the sink, which is then a key of zeros before the others: one more channel of the
+    queries holds minus its score, and is 1 in the keys.
     """
     T, K, V = q.shape[2], q.shape[3], v.shape[3]
     q, k, v = (at_least_fp32(part) for part in (q, k, v))
-    q = torch.cat((q * K**-0.5, sink.to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)), 3)
-    k, v = F.pad(k, (0, 1, 1, 0)), F.pad(v, (0, 1, 1, 0))  # the kernels want equal widths
-    k[:, :, 0, -1] = 1.0
+    q = torch.cat((q * K**-0.5, -sink.to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)), 3)
+    k = F.pad(F.pad(k, (0, 1), value=1.0), (0, 0, 1, 0))
+    v = F.pad(v, (0, 1, 1, 0))  # the kernels want equal widths
     if k.shape[2] == T + 1:  # a query of the sink, so that the kernel is causal
         q = F.pad(q, (0, 0, 1, 0))
     return causal_attention(q, k, v, scale=1.0)[:, :, -T:, :V]
@@ -121,14 +122,16 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks 
     return torch.cat((first, others.flatten(2, 3)), 2)[:, :, :T]
 
 
-def window_pairs(num_tokens: int, window: int, num_sinks: int = 0) -> int:
-    """How many pairs of query and key `window_attention` multiplies for scores and for reads, divided by two; masked
-    pairs of its blocks are included."""
+def window_products(num_tokens: int, window: int, num_sinks: int = 0) -> int:
+    """How many products of vectors `window_attention` computes: two for a pair of query and key, a score and a read.
+
+    Masked pairs of its blocks are included, and the reads of padding.
+    """
     C, r = _blocks(window)
     if window >= num_tokens:
-        return num_tokens * (num_tokens + 1) // 2
+        return num_tokens * (num_tokens + 1)
     rows = -(-num_tokens // C) * C
-    return (r * C) ** 2 + (rows - r * C) * (r + 1) * C + (num_tokens + rows) * num_sinks // 2
+    return 2 * (r * C) ** 2 + 2 * (rows - r * C) * (r + 1) * C + (num_tokens + rows) * num_sinks
 
 
 def _blocks(window: int) -> tuple[int, int]:
