@@ -58,11 +58,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     k and v may have G heads. A scale of None is 1 / sqrt(K).
     """
     T, past = q.shape[2], k.shape[2] - q.shape[2]
-    shared = bool(q.shape[1] != k.shape[1])
+    if T == 1:  # no copy of the cache
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1]))
+    k, v = (repeat_heads(part, q.shape[1]) for part in (k, v))
     if not past:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
-    visible = None if T == 1 else torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=shared)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    visible = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
 
 
 def sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
