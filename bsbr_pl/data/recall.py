@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import product
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +153,10 @@ class MQARData(RecallData):
     @property
     def validation_length(self) -> int:
         return max((length for length, *_ in self.hparams["test_segments"]), default=0)
+
+    def plateau(self) -> float:
+        """One of the N values of the context, whatever the key; the mean over the test segments."""
+        return fmean(1 / pairs for _, pairs, _ in self.hparams["test_segments"])
 
     def _test_length_arguments(self, length: int) -> dict[str, Any]:
         """Pairs and samples are those of the first test segment, or without one of the first training segment."""
@@ -305,6 +310,11 @@ class NeedleData(RecallData):
 
     def _test_length_arguments(self, length: int) -> dict[str, Any]:
         return {"test_lengths": [length]}
+
+    def plateau(self) -> float:
+        """One of the N values of the context, whatever the key, or chance if there is one; the mean over the slices."""
+        chance = self.chance()
+        return fmean(1 / needles if needles > 1 else chance for needles in self.hparams["test_needles"])
 
     def samples(self, split: str) -> RecallSamples:
         text = partial(Corpus.tokens, self.text_data.corpus, split)
