@@ -130,16 +130,17 @@ class Study(NamedTuple):
         Returns:
             model -> the best run; model -> its rates; run -> why it is missing.
         """
-        tried = {model: list(grid.rates) for model in arguments}
+        tried, missing = {model: list(grid.rates) for model in arguments}, {}
         while True:
             points = [(model, rate, decay) for model in tried for rate in tried[model] for decay in grid.decays]
             wanted = [Run(task, model, rate, SWEEP_SEED, grid.steps, "sweep", decay) for model, rate, decay in points]
-            missing = self.train([run for run in wanted if run not in runs_in(kept.rows)], arguments)
+            known = runs_in(kept.rows)
+            missing |= self.train([run for run in wanted if run not in known and str(run) not in missing], arguments)
             missing |= keep(wanted, self.output, kept, command, self.options)
             found = runs_in(kept.rows)
             best = best_runs(wanted, found)
             more = {model: next_rate(tried[model], run.rate, grid.most) for model, run in best.items()}
-            if missing or not any(more.values()):
+            if not any(more.values()):
                 learned = {model: run for model, run in best.items() if rank(found[run]) < (math.inf, math.inf)}
                 return learned, tried, missing
             for model, rate in more.items():
