@@ -47,7 +47,9 @@ from rows import Run, best_runs, keep, next_rate, rank, results, runs_in
 from trainings import ROOT, Training, diverged, parse_with_rest, train_all
 
 from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.data import DATA_SETS
 from bsbr_pl.evals.matching import match, table
+from bsbr_pl.models import SIZES
 from bsbr_pl.report.study import summary
 from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
@@ -97,13 +99,15 @@ class Study(NamedTuple):
         settings = self.settings(task)
         if "ff_dim" in settings["model"]:
             return {name: {} for name in models}
-        sizes = {name: settings["model"][name] for name in ("hidden_dim", "num_layers", "num_heads")}
-        sizes["vocab_size"] = settings["data"]["init_args"]["bpe_vocab_size"]
+        arguments = settings["data"]["init_args"]
+        data = DATA_SETS[settings["data"]["class_path"].rpartition(".")[2]](**arguments)
+        sizes = {size.name: settings["model"][size.name] for size in SIZES if size.name in settings["model"]}
+        sizes["vocab_size"] = arguments.get("bpe_vocab_size") or data.vocab_size
         given = {}
         for name in dict.fromkeys(["standard", *models]):
             described = yaml.safe_load(self.described(name).read_text())["model"]["attention"]
             given[name] = {"attention": specs_of(described), **sizes}
-        length = settings["data"]["init_args"]["context_length"]
+        length = max(data.train_lengths)
         found = match("params", given, length, "standard")
         print(table("params", length, found, "standard") + "\n", flush=True)
         return {name: found[name].changed for name in models}
