@@ -15,11 +15,17 @@ from torch import Tensor
 from bsbr_pl.values import one_line
 
 from .attention import StandardAttention
+from .feed_forward import default_ff_dim
 from .module import LanguageModule
 from .spec import AttentionArgument, AttentionSpec
 
 #: Two models must have these in common, for the weights of one to fit the other.
-SHARED = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim", "positions", "ff_activation", "ff_bias")
+SHARED = (
+    *("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim", "positions", "ff_activation", "ff_bias"),
+    *("norm", "tie_embeddings"),
+)
+#: Options without weights in which two attentions with positions must agree, and their values where there is no option.
+POSITIONS = {"rope": True, "rope_base": 10_000.0, "rope_fraction": 1.0}
 
 
 def start_from(module: LanguageModule, path: str | Path) -> list[str]:
@@ -41,9 +47,14 @@ def start_from(module: LanguageModule, path: str | Path) -> list[str]:
         other = [f"{name}={_size(trained, name)!r}" for name in other]
         raise ValueError(f"the weights of {path} do not fit this model, but one with {', '.join(other)}")
     for before, after in zip(trained.model.attentions, module.model.attentions, strict=False):
-        rope = getattr(before, "rope", None)
-        if rope is not None and getattr(after, "rope", rope) != rope:
-            raise ValueError(f"the weights of {path} do not fit this model's attention, but one with rope={rope}")
+        if not (hasattr(before, "rope") and hasattr(after, "rope")):
+            continue
+        for name, usual in POSITIONS.items():
+            value = getattr(before, name, usual)
+            if getattr(after, name, usual) != value:
+                raise ValueError(
+                    f"the weights of {path} do not fit this model's attention, but one with {name}={value}"
+                )
     weights, own = trained.state_dict(), module.state_dict()
     surplus = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
     if surplus:
@@ -55,7 +66,9 @@ def start_from(module: LanguageModule, path: str | Path) -> list[str]:
 
 def _size(module: LanguageModule, name: str) -> Any:
     value = module.hparams[name]
-    return 4 * module.hparams["hidden_dim"] if name == "ff_dim" and value is None else value
+    if name == "ff_dim" and value is None:
+        return default_ff_dim(module.hparams["hidden_dim"], module.hparams["ff_activation"])
+    return value
 
 
 #: Values of config.json, if it has these keys, with which the equations are those of GPT-2.

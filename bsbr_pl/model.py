@@ -1,6 +1,7 @@
-"""A causal language model around any attention: embedding, pre-norm residual layers, tied head, generation."""
+"""A causal language model around any attention: embedding, pre-norm residual layers, head, generation."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention.base import Attention
-from .attention.parts import check_number, check_positive
+from .attention.parts import check_choice, check_number, check_positive
+from .feed_forward import ACTIVATIONS, FeedForward, default_ff_dim
 
 #: Builds the attention of one layer from (hidden_dim, num_heads): an Attention class, or a `functools.partial` of one.
 AttentionFactory = Callable[[int, int], Attention]
@@ -28,29 +30,9 @@ def check_ids(input_ids: Tensor, step: bool = False) -> None:
 #: Standard deviation s of the logits at the start: the first loss is about ln(vocab_size) + s^2 / 2.
 LOGIT_STD = 0.3
 
-#: Name -> activation: relu(x)^2 (So et al. 2021, arXiv 2109.08668, section 4), and GELU in the tanh form of GPT-2.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu2": lambda x: x.relu().square(),
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),
-}
-
-
-class FeedForward(nn.Module):
-    """activation(x W_in) W_out, D -> `ff_dim` -> D."""
-
-    def __init__(self, hidden_dim: int, ff_dim: int, activation: str = "relu2", bias: bool = False) -> None:
-        super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"ff_activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        self.activation = activation
-        self.into = nn.Linear(hidden_dim, ff_dim, bias=bias)
-        self.out = nn.Linear(ff_dim, hidden_dim, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(ACTIVATIONS[self.activation](self.into(x)))
-
-    def flops(self, num_tokens: int) -> int:
-        return 2 * num_tokens * (self.into.weight.numel() + self.out.weight.numel())
+Norm = nn.LayerNorm | nn.RMSNorm
+#: Name -> norm over the channels of a token.
+NORMS: dict[str, Callable[[int], Norm]] = {"layer": nn.LayerNorm, "rms": partial(nn.RMSNorm, eps=1e-5)}
 
 
 class Residual(nn.Module):
@@ -58,9 +40,9 @@ class Residual(nn.Module):
 
     inner: Attention | FeedForward
 
-    def __init__(self, inner: Attention | FeedForward, hidden_dim: int, dropout: float) -> None:
+    def __init__(self, inner: Attention | FeedForward, norm: Norm, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_dim)
+        self.norm = norm
         self.inner = inner
         self.dropout = nn.Dropout(dropout)
 
@@ -85,13 +67,15 @@ class LanguageModel(nn.Module):
         hidden_dim: width D.
         num_layers: number of layers.
         num_heads: heads of each attention.
-        ff_dim: width of the feed-forward networks; 4 * hidden_dim if None, 0 for none.
+        ff_dim: width of the feed-forward networks; 4 * hidden_dim if None (`swiglu`: 8/3 * hidden_dim), 0 for none.
         dropout: share of the outputs of each residual branch and of the embedding that training sets to 0.
         positions: number of learned positions, which is then the longest sequence; 0 for none.
-        ff_activation: of the feed-forward networks, `relu2` or `gelu`.
+        ff_activation: of the feed-forward networks, `relu2`, `gelu` or `swiglu`, which has three matrices.
         ff_bias: give the feed-forward networks' linear maps a bias.
         out_init: initial size c of the branches: the last map of each starts at N(0, c^2 / (fan_in D number of
             branches)). All branches together then add about c^2 times the variance of the embedding.
+        norm: of the branches and before the head, `layer` (LayerNorm) or `rms` (RMSNorm).
+        tie_embeddings: predict with the weights of the embedding; false for a head of its own.
 
     Raises:
         ValueError: names the argument, its value and what it must be.
@@ -112,10 +96,14 @@ class LanguageModel(nn.Module):
         ff_activation: str = "relu2",
         ff_bias: bool = False,
         out_init: float = 0.5,
+        norm: str = "layer",
+        tie_embeddings: bool = True,
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers)
-        ff_dim = 4 * hidden_dim if ff_dim is None else ff_dim
+        check_choice(ACTIVATIONS, ff_activation=ff_activation)
+        check_choice(NORMS, norm=norm)
+        ff_dim = default_ff_dim(hidden_dim, ff_activation) if ff_dim is None else ff_dim
         check_number("0 (no feed-forward networks) or more", lambda width: width >= 0, whole=True, ff_dim=ff_dim)
         check_number("at least 0 and below 1", lambda share: 0 <= share < 1, dropout=dropout)
         check_number("0 (none) or more", lambda number: number >= 0, whole=True, positions=positions)
@@ -141,9 +129,10 @@ class LanguageModel(nn.Module):
                 inners.append(factory(hidden_dim, num_heads))
             elif ff_dim:
                 inners.append(FeedForward(hidden_dim, ff_dim, ff_activation, ff_bias))
-        branches = [Residual(inner, hidden_dim, dropout) for inner in inners]
+        branches = [Residual(inner, NORMS[norm](hidden_dim), dropout) for inner in inners]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
-        self.norm = nn.LayerNorm(hidden_dim)
+        self.norm = NORMS[norm](hidden_dim)
+        self.unembedding = None if tie_embeddings else nn.Linear(hidden_dim, vocab_size, bias=False)
         self._init_weights(out_init)
 
     @torch.no_grad()
@@ -151,13 +140,16 @@ class LanguageModel(nn.Module):
         """The start: a guess among all tokens, because every logit is about N(0, LOGIT_STD^2).
 
         Linear maps start at N(0, 1 / fan_in), for `out` see `out_init`. Embeddings start at N(0, 1 / D), so each has
-        about length 1. The head is tied to them: with equal weights in the last norm, every token would predict itself
-        with a logit of sqrt(D) times that weight. So the weights alternate between LOGIT_STD and -LOGIT_STD.
+        about length 1, and so do the weights of a head of its own. A head that is tied to the embeddings, with equal
+        weights in the last norm, would predict every token by itself, with a logit of sqrt(D) times that weight. So the
+        weights alternate between LOGIT_STD and -LOGIT_STD.
         """
         width, branches = self.norm.weight.numel(), len(self.branches)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         nn.init.constant_(self.norm.weight, LOGIT_STD)
         self.norm.weight[1::2] *= -1
+        if self.unembedding is not None:
+            nn.init.normal_(self.unembedding.weight, std=width**-0.5)
         if self.positions is not None:
             nn.init.zeros_(self.positions.weight)
         for branch in self.branches:
@@ -203,8 +195,8 @@ class LanguageModel(nn.Module):
         return self.norm(x)
 
     def head(self, x: Tensor) -> Tensor:
-        """(..., D) -> logits (..., vocab_size), by the weights of the embedding."""
-        return F.linear(x, self.embedding.weight)
+        """(..., D) -> logits (..., vocab_size)."""
+        return F.linear(x, (self.unembedding or self.embedding).weight)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T, vocab_size)."""

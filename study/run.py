@@ -1,26 +1,41 @@
 """The study: every model on every task, with equal budgets, each at its own best learning rate, with several seeds.
 
     python study/run.py runs/study                               # all tasks and models in study/configs/
-    python study/run.py runs/study --tasks text --models standard bsbr --seeds 0 1 2
-    python evaluate.py runs/study/text/final --output_dir=results/text --lengths=[]
+    python study/run.py runs/study --tasks text --models standard bsbr --seeds 1 2 3 4 5
+    bsbr report runs/study/text/results.jsonl --output_dir=runs/study/report
 
-`study/configs/models/MODEL.yaml` describes a model, `study/configs/TASK.yaml` a task, and
-`study/configs/TASK/MODEL.yaml` what a task changes in a model, such as its window. These files and base.yaml are the
-configuration of train.py. Models that have feed-forward networks get as many parameters as `standard`: the width of
-the networks changes, and the remaining difference is printed. Each model is first trained at every rate for a quarter
-of the steps, with seed 0. The rate with the least validation loss is used for the runs that count. All models get the
-same data, order, schedule and steps.
+`study/configs/models/MODEL.yaml` describes a model, or `configs/MODEL.yaml` an architecture without options;
+`study/configs/TASK.yaml` describes a task, and `study/configs/TASK/MODEL.yaml` what a task changes in a model, such as
+its window. These files and base.yaml are the configuration of train.py. Models that have feed-forward networks get as
+many parameters as `standard`: the width of the networks changes, and the remaining difference is printed. All models
+get the same data, order, schedule and steps.
 
-OUTPUT/TASK/results.jsonl holds a row for each run. A run that finished or diverged is not repeated, and an interrupted
-run is resumed. A run that failed for another reason is tried again by the next call. The last lines say which runs are
-missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies may share one
-output folder. Arguments after `--` go to train.py.
+The protocol, for each model on each task:
+
+1. A sweep with seed 0 over four learning rates (a quarter, half, once and twice the task's) or those of `--rates`, and
+   over the weight decays of `--decays` if given. A sweep must be long enough for models to leave the plateau, or it
+   chooses a rate for the wrong phase. So sweeps of recall tasks have all steps of the task. Sweeps of text have half of
+   them, which is past the plateau (windows with a convolution leave it before step 800) and costs half. `--sweep_share`
+   changes this.
+2. The best point has the fewest bits per byte, or the highest mean accuracy over slices (then the least loss), on the
+   validation split. If its rate is the lowest or the highest, half or twice that rate is tried too, until the best is
+   inside or `--max_rates` were tried. The table marks a best rate at an edge.
+3. Runs that count, with the best point and seeds 1, 2 and 3, which the choice has not seen. Each is certified and
+   predicts the test split. The table shows test results, parameters, FLOPs, state and speed, and says which models
+   have not learned the task yet: no better than `TokenData.plateau`. A second table compares each model with the best,
+   paired by seed.
+
+OUTPUT/TASK/results.jsonl holds the rows; `bsbr report` draws them. A run that finished or diverged is not repeated, and
+an interrupted run is resumed. A run that failed for another reason is tried again by the next call. The last lines say
+which runs are missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies
+may share one output folder. Arguments after `--` go to train.py.
 
 `--configs` and `--train` give tasks, models and architectures of your own. The script of `--train` registers them, and
 calls train.command_line() under `if __name__ == "__main__"`; the study runs the script too, without that call.
 """
 
 import argparse
+import math
 import runpy
 import shlex
 import sys
@@ -28,17 +43,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rows import Run, best_rates, keep, results, runs_in
+from rows import Run, best_runs, keep, next_rate, rank, results, runs_in
 from trainings import ROOT, Training, diverged, parse_with_rest, train_all
 
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.data import DATA_SETS
 from bsbr_pl.evals.matching import match, table
-from bsbr_pl.report.study import as_markdown, runs
+from bsbr_pl.models import SIZES
+from bsbr_pl.report.study import summary
+from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
 
 CONFIGS, TRAIN = ROOT / "study" / "configs", ROOT / "train.py"
 #: Task -> the task whose changes of the models it uses too.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
-SWEEP_SHARE = 4  # a run of the sweep has 1 / SWEEP_SHARE of the steps of a run that counts
+SWEEP_SEED = 0
+START = (0.25, 0.5, 1, 2)  # rates of a sweep, in rates of the task
+TEXT_SHARE = 0.5  # of the steps, in a sweep on text
+
+
+class Grid(NamedTuple):
+    """The points of a sweep."""
+
+    rates: list[float]
+    decays: list[float | None]
+    steps: int
+    most: int  # rates of a model, those beyond the edges included
 
 
 class Study(NamedTuple):
@@ -50,10 +80,15 @@ class Study(NamedTuple):
     script: Path = TRAIN
     workers: int = 1
 
+    def described(self, model: str) -> Path:
+        """The file that describes a model."""
+        own = self.configs / "models" / f"{model}.yaml"
+        return own if own.exists() else ROOT / "configs" / f"{model}.yaml"
+
     def files(self, task: str, model: str) -> list[Path]:
         """The configuration of a model on a task; later files override earlier ones."""
         changes = self.configs / CHANGES_OF.get(task, task) / f"{model}.yaml"
-        found = [self.configs / "models" / f"{model}.yaml", self.configs / f"{task}.yaml"]
+        found = [self.described(model), self.configs / f"{task}.yaml"]
         return [*found, changes] if changes.exists() else found
 
     def settings(self, task: str) -> dict[str, Any]:
@@ -64,13 +99,15 @@ class Study(NamedTuple):
         settings = self.settings(task)
         if "ff_dim" in settings["model"]:
             return {name: {} for name in models}
-        sizes = {name: settings["model"][name] for name in ("hidden_dim", "num_layers", "num_heads")}
-        sizes["vocab_size"] = settings["data"]["init_args"]["bpe_vocab_size"]
+        arguments = settings["data"]["init_args"]
+        data = DATA_SETS[settings["data"]["class_path"].rpartition(".")[2]](**arguments)
+        sizes = {size.name: settings["model"][size.name] for size in SIZES if size.name in settings["model"]}
+        sizes["vocab_size"] = arguments.get("bpe_vocab_size") or data.vocab_size
         given = {}
         for name in dict.fromkeys(["standard", *models]):
-            described = yaml.safe_load((self.configs / "models" / f"{name}.yaml").read_text())["model"]["attention"]
+            described = yaml.safe_load(self.described(name).read_text())["model"]["attention"]
             given[name] = {"attention": specs_of(described), **sizes}
-        length = settings["data"]["init_args"]["context_length"]
+        length = max(data.train_lengths)
         found = match("params", given, length, "standard")
         print(table("params", length, found, "standard") + "\n", flush=True)
         return {name: found[name].changed for name in models}
@@ -79,37 +116,64 @@ class Study(NamedTuple):
         """Train the runs that are not there, each with the arguments of its model. Returns run -> why it is missing."""
         trainings = []
         for run in wanted:
+            decay = [] if run.decay is None else [f"--model.weight_decay={run.decay}"]
             chosen = [
                 *(f"--model.{name}={value}" for name, value in arguments[run.model].items()),
-                f"--model.learning_rate={run.rate}",
+                *(f"--model.learning_rate={run.rate}", *decay),
                 *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}", *self.options),
             ]
             files = self.files(run.task, run.model)
             trainings.append(Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script))
         return train_all(trainings, self.workers)
 
-    def run(self, task: str, models: list[str], seeds: list[int], rates: list[float], steps: int) -> dict[str, str]:
+    def sweep(
+        self, task: str, grid: Grid, arguments: dict[str, dict[str, Any]], kept: Results, command: str
+    ) -> tuple[dict[str, Run], dict[str, list[float]], dict[str, str]]:
+        """Try every point of the grid for every model, and more rates until the best is inside.
+
+        Returns:
+            model -> the best run; model -> its rates; run -> why it is missing.
+        """
+        tried, missing = {model: list(grid.rates) for model in arguments}, {}
+        while True:
+            points = [(model, rate, decay) for model in tried for rate in tried[model] for decay in grid.decays]
+            wanted = [Run(task, model, rate, SWEEP_SEED, grid.steps, "sweep", decay) for model, rate, decay in points]
+            known = runs_in(kept.rows)
+            missing |= self.train([run for run in wanted if run not in known and str(run) not in missing], arguments)
+            missing |= keep(wanted, self.output, kept, command, self.options)
+            found = runs_in(kept.rows)
+            best = best_runs(wanted, found)
+            more = {model: next_rate(tried[model], run.rate, grid.most) for model, run in best.items()}
+            if not any(more.values()):
+                learned = {model: run for model, run in best.items() if rank(found[run]) < (math.inf, math.inf)}
+                return learned, tried, missing
+            for model, rate in more.items():
+                tried[model] += [rate] if rate else []
+
+    def run(self, task: str, models: list[str], seeds: list[int], grid: Grid, steps: int) -> dict[str, str]:
         """Make the runs of a task and write their rows. Returns run -> why it is missing."""
         arguments, kept = self.matched_arguments(task, models), results(self.output, task)
         command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
-        best, missing = dict.fromkeys(models, rates[0]), {}
-        if len(rates) > 1:
-            short = max(1, steps // SWEEP_SHARE)
-            sweep = [Run(task, model, rate, 0, short, "sweep") for model in models for rate in rates]
-            missing = self.train(sweep, arguments)
-            missing |= keep(sweep, self.output, kept, command, self.options)
-            best = best_rates(sweep, runs_in(kept.rows))
-        for model in set(models) - set(best):
+        (first_rate, *_), (first_decay, *_) = grid.rates, grid.decays
+        points, missing = {model: (first_rate, first_decay) for model in models}, {}
+        tried: dict[str, list[float]] = {}
+        if len(grid.rates) * len(grid.decays) > 1:
+            best, tried, missing = self.sweep(task, grid, arguments, kept, command)
+            points = {model: (run.rate, run.decay) for model, run in best.items()}
+        for model in set(models) - set(points):
             missing[f"final {task} {model}"] = "not started, because its sweep has no best rate"
-        final = [Run(task, model, best[model], seed, steps, "final") for seed in seeds for model in best]
+        final = [
+            Run(task, model, rate, seed, steps, "final", decay)
+            for seed in seeds
+            for model, (rate, decay) in points.items()
+        ]
         missing |= self.train(final, arguments)
-        missing |= keep(final, self.output, kept, command, self.options)
+        missing |= keep(final, self.output, kept, command, self.options, tried)
         for run in final:
             if failed := diverged(run.folder(self.output)):
                 missing[str(run)] = failed
         kept.read()  # rows of other studies in this folder
-        if len(runs(kept.rows)):
-            print("\n" + as_markdown(kept.rows), flush=True)
+        print("\n" + summary(kept.rows), flush=True)
         return missing
 
 
@@ -117,14 +181,24 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def model_names(configs: Path) -> list[str]:
+    """The models of a folder; those of the study, and every architecture without options."""
+    return sorted({*names(configs / "models"), *(ARCHITECTURES if configs == CONFIGS else ())})
+
+
 def choose() -> tuple[argparse.Namespace, list[str]]:
     """The command line, checked, and the arguments for train.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the runs")
     parser.add_argument("--tasks", nargs="+", help=f"default all: {', '.join(names(CONFIGS))}")
-    parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(names(CONFIGS / 'models'))}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(model_names(CONFIGS))}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs that count")
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
+    parser.add_argument(
+        "--decays", nargs="+", type=float, help="weight decays to try; default: that of the configuration"
+    )
+    parser.add_argument("--max_rates", type=int, default=8, help="for each model, those beyond the edges included")
+    parser.add_argument("--sweep_share", type=float, help="of the steps, in a sweep; default 1, on text 0.5")
     parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
     parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
@@ -132,13 +206,17 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
         "--train", type=Path, default=TRAIN, help="script to train with, which may register your architectures"
     )
     chosen, options = parse_with_rest(parser)
-    for name, folder in (("tasks", chosen.configs), ("models", chosen.configs / "models")):
-        known = names(folder)
+    for name, folder, known in (
+        ("tasks", chosen.configs, names(chosen.configs)),
+        ("models", chosen.configs / "models", model_names(chosen.configs)),
+    ):
         given = getattr(chosen, name) or known
         if unknown := [one for one in given if one not in known]:
             parser.error(f"--{name}: {', '.join(unknown)} not in {folder}: choose from {', '.join(known)}")
         setattr(chosen, name, given)
-    for name in ("steps", "workers"):
+    if chosen.sweep_share is not None and not 0 < chosen.sweep_share <= 1:
+        parser.error(f"--sweep_share must be above 0 and at most 1, got {chosen.sweep_share}")
+    for name in ("steps", "workers", "max_rates"):
         if (value := getattr(chosen, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
     return chosen, options
@@ -152,9 +230,13 @@ def main() -> int:
     missing: dict[str, str] = {}
     for task in chosen.tasks:
         settings = study.settings(task)
-        rate = settings["model"]["learning_rate"]
-        rates = chosen.rates or [rate / 2, rate, rate * 2]
-        missing |= study.run(task, chosen.models, chosen.seeds, rates, chosen.steps or settings["trainer"]["max_steps"])
+        steps, rate = chosen.steps or settings["trainer"]["max_steps"], settings["model"]["learning_rate"]
+        rates = sorted(set(chosen.rates or [rate * factor for factor in START]))
+        is_text = settings["data"]["class_path"].endswith(".TextData")
+        share = chosen.sweep_share or (TEXT_SHARE if is_text else 1)
+        most = chosen.max_rates if len(rates) > 1 else 1
+        grid = Grid(rates, chosen.decays or [None], max(1, round(share * steps)), most)
+        missing |= study.run(task, chosen.models, chosen.seeds, grid, steps)
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}", file=sys.stderr)
     return int(bool(missing))

@@ -214,7 +214,16 @@ def test_what_both_have_is_copied_and_what_one_has_is_named(name, trained):
         ({"num_layers": 3, "num_heads": 1}, ", but one with num_layers=2, num_heads=2"),
         ({"ff_dim": 32}, ", but one with ff_dim=64"),
         ({"positions": 9, "ff_activation": "gelu"}, ", but one with positions=0, ff_activation='relu2'"),
+        ({"norm": "rms", "tie_embeddings": False}, ", but one with norm='layer', tie_embeddings=True"),
         ({"attention": functools.partial(BSBRAttention, rope=False)}, "'s attention, but one with rope=True"),
+        (
+            {"attention": functools.partial(SlidingWindowAttention, rope_base=1e5)},
+            "'s attention, but one with rope_base=10000.0",
+        ),
+        (
+            {"attention": functools.partial(SlidingWindowAttention, num_kv_heads=1)},
+            "'s attention: it has no place for .*branches.0.inner.qkv.weight",
+        ),
         ({"attention": ARCHITECTURES["gau"]}, "'s attention: it has no place for .*branches.0.inner.qkv.*others"),
     ],
 )
@@ -225,9 +234,29 @@ def test_what_does_not_fit_is_said_in_a_sentence(arguments, words, trained):
     assert "\n" not in str(error.value)
 
 
+def test_weights_of_the_later_options_are_copied(tmp_path):
+    """A form of today: RMSNorm, SwiGLU, a head of its own, grouped queries, normed and partly rotated."""
+    options = {"rope_base": 500.0, "rope_fraction": 0.5, "qk_norm": True, "num_kv_heads": 1}
+    sizes = SMALL | {"norm": "rms", "ff_activation": "swiglu", "tie_embeddings": False}
+    standard = LanguageModule(functools.partial(StandardAttention, **options), **sizes)
+    with torch.no_grad():
+        for parameter in standard.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    content = {"hyper_parameters": dict(standard.hparams), "state_dict": standard.state_dict()}
+    torch.save(content | {"pytorch-lightning_version": "2.6.6"}, tmp_path / "standard.ckpt")
+    window = LanguageModule(functools.partial(SlidingWindowAttention, window_size=9, **options), **sizes)
+    assert start_from(window, tmp_path / "standard.ckpt") == []
+    ids, again = torch.arange(9)[None], LanguageModule.load(tmp_path / "standard.ckpt")
+    torch.testing.assert_close(window(ids), standard(ids), rtol=1e-4, atol=1e-5)
+    assert torch.equal(again(ids), standard(ids))
+    assert again.hparams == standard.hparams
+    with pytest.raises(ValueError, match="'s attention, but one with rope_base=500"):
+        start_from(LanguageModule(BSBRAttention, **sizes), tmp_path / "standard.ckpt")
+
+
 def test_a_checkpoint_from_before_these_options_can_be_read(trained, tmp_path):
     content = torch.load(trained[1], weights_only=True)
-    for name in ("positions", "ff_activation", "ff_bias"):
+    for name in ("positions", "ff_activation", "ff_bias", "norm", "tie_embeddings"):
         del content["hyper_parameters"][name]
     torch.save(content, tmp_path / "old.ckpt")
     assert start_from(LanguageModule(StandardAttention, **SMALL), tmp_path / "old.ckpt") == []

@@ -41,6 +41,10 @@ EXPECTED = {
     "SelectiveCopyData": SAMPLES | {"vocab_size": 16, "context_length": 256, "num_copied": 16, "num_test": 1_000},
     "NeedleData": SAMPLES
     | {"bpe_vocab_size": 4096, "context_length": 512, "depths": (0.0, 0.25, 0.5, 0.75, 1.0), "num_test": 200},
+    "MADData": {"task": "memorization", "num_test": 1_280, "batch_size": 128, "seed": 0}
+    | dict.fromkeys(("vocab_size", "context_length", "num_train", "noise_share", "motif_size", "num_copied"), None),
+    "StateTrackingData": SAMPLES
+    | {"task": "parity", "train_lengths": (3, 40), "test_lengths": (40, 80, 160, 320), "ask": "every", "num_test": 500},
     "LanguageModule": {"learning_rate": 3e-3, "min_learning_rate": 0.0, "warmup_steps": 50, "weight_decay": 0.1}
     | {"beta1": 0.9, "beta2": 0.95},
     "mqar": {"random_filler": False, "power": 0.01},

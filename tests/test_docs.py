@@ -68,6 +68,11 @@ ELSEWHERE = {
         'f"--out={tmp_path}"',
     ),
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
+    "study/run.py runs/study --tasks mqar --models standard standard_conv bsbr": (
+        "tests/test_study.py",
+        '"study/run.py"), str(folder / "runs"), "--tasks"',
+    ),
+    "-m bsbr_pl report runs/study/mqar/results.jsonl": ("tests/test_study.py", '"bsbr_pl", "report", str(published)'),
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
     "make docs": ("Makefile", "docs:"),
     "make results": ("Makefile", "results:"),
@@ -187,7 +192,7 @@ def test_every_formula_is_set_with_all_its_letters(key):
     for line in lines:
         html = formulas.set_line(line)
         assert "<math" in html
-        source = re.sub("sqrt|`", "", line.replace("1e-6", "10-6"))
+        source = re.sub("sqrt|`", "", line.replace("1e-", "10-"))
         assert letters_of(html) == re.sub(r"\W|_", "", source), line
 
 

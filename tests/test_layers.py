@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.attention": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
     "bsbr_pl.attention.base": {"bsbr_pl.attention.parts"},
     "bsbr_pl.attention.parts": {"bsbr_pl.attention.ops"},
-    "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts"},
+    "bsbr_pl.feed_forward": set(),
+    "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts", "bsbr_pl.feed_forward"},
     "bsbr_pl.spec": {"bsbr_pl.attention"},
     "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec"},
     "bsbr_pl": {"bsbr_pl.models"},
@@ -72,7 +73,9 @@ ALLOWED: dict[str, set[str]] = {
         *("bsbr_pl.limits", "bsbr_pl.metrics", "bsbr_pl.checkpoint", "bsbr_pl.optimizer", "bsbr_pl.resume"),
         *("bsbr_pl.step_loop", "bsbr_pl.steps"),
     },
-    "bsbr_pl.convert": {"bsbr_pl.attention", "bsbr_pl.module", "bsbr_pl.spec", "bsbr_pl.values"},
+    "bsbr_pl.convert": {
+        *("bsbr_pl.attention", "bsbr_pl.feed_forward", "bsbr_pl.module", "bsbr_pl.spec", "bsbr_pl.values"),
+    },
     # The command line of training.
     "bsbr_pl.plain_yaml": set(),
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
@@ -97,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
     # Evaluation.
     "bsbr_pl.evals": {
         *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpora"),
-        *("bsbr_pl.data.corpus", "bsbr_pl.data.files"),
+        *("bsbr_pl.data.corpus", "bsbr_pl.data.files", "bsbr_pl.feed_forward"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
         *("bsbr_pl.report", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
@@ -187,7 +190,7 @@ def test_no_list_is_longer_than_it_must_be():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_attention_file_stands_alone(name):
     path = PACKAGE / "attention" / f"{name}.py"
-    may = {f"bsbr_pl.attention.{room}" for room in ("base", "parts", "decays", "kernels")}
+    may = {f"bsbr_pl.attention.{room}" for room in ("base", "parts", "decays", "kernels", "softmax")}
     assert imports(path.read_text(), f"bsbr_pl.attention.{name}") <= may
     assert ARCHITECTURES[name].__module__ == f"bsbr_pl.attention.{name}"
     assert (ROOT / "configs" / f"{name}.yaml").exists()

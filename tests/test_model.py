@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, GAUAttention, StandardAttention
+from bsbr_pl.feed_forward import FeedForward, default_ff_dim
 from bsbr_pl.model import LanguageModel
 
 V = 31
@@ -240,6 +241,62 @@ def test_learned_positions_biases_and_gelu_change_what_is_said_but_no_law(name):
     torch.testing.assert_close(torch.stack(logits, 1), model(text), rtol=1e-9, atol=1e-9)
 
 
+FORMS = [("layer", "relu2", True), ("rms", "swiglu", False), ("rms", "gelu", True), ("layer", "swiglu", True)]
+
+
+@pytest.mark.parametrize(("norm", "ff_activation", "tied"), FORMS)
+def test_norms_networks_and_head_are_their_formulas(norm, ff_activation, tied):
+    """The logits from the parameters and the attentions alone."""
+    options = {"norm": norm, "ff_activation": ff_activation, "tie_embeddings": tied}
+    model, text = model_of("standard", ff_dim=24, ff_bias=True, **options), ids(2, 7)
+
+    def normed(x, part):
+        x = x - x.mean(-1, keepdim=True) if norm == "layer" else x
+        scaled = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * part.weight
+        return scaled + part.bias if norm == "layer" else scaled
+
+    def network(x, part):
+        x = x @ part.into.weight.T + part.into.bias
+        if ff_activation == "swiglu":
+            x = x[..., :24] * torch.sigmoid(x[..., :24]) * x[..., 24:]
+        elif ff_activation == "relu2":
+            x = x.clamp(min=0) ** 2
+        else:
+            x = x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+        return x @ part.out.weight.T + part.out.bias
+
+    x = model.embedding.weight[text]
+    for i, branch in enumerate(model.branches):
+        y = normed(x, branch.norm)
+        x = x + (network(y, branch.inner) if i % 2 else branch.inner(y))
+    head = (model.embedding if tied else model.unembedding).weight
+    torch.testing.assert_close(model(text), normed(x, model.norm) @ head.T, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.prefill(text)[0], model(text)[:, -1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("vocab_size", [256, 8192])
+@pytest.mark.parametrize(("norm", "ff_activation", "tied"), FORMS)
+@torch.no_grad()
+def test_the_first_loss_is_that_of_guessing_in_each_form(norm, ff_activation, tied, vocab_size):
+    torch.manual_seed(0)
+    model = LanguageModel(
+        StandardAttention, vocab_size, 64, num_layers=2, norm=norm, ff_activation=ff_activation, tie_embeddings=tied
+    )
+    text = torch.randint(vocab_size, (8, 65))
+    loss = torch.nn.functional.cross_entropy(model(text[:, :-1]).mT, text[:, 1:])
+    assert loss.item() == pytest.approx(math.log(vocab_size), abs=0.1)
+
+
+@pytest.mark.parametrize("hidden_dim", [64, 128, 768])
+def test_a_gated_network_has_about_as_many_parameters(hidden_dim):
+    plain, gated = (
+        sum(p.numel() for p in FeedForward(hidden_dim, default_ff_dim(hidden_dim, activation), activation).parameters())
+        for activation in ("relu2", "swiglu")
+    )
+    assert gated == pytest.approx(plain, rel=0.04)
+    assert default_ff_dim(1, "swiglu") > 0
+
+
 def test_longer_than_anything_seen_is_no_error():
     assert model_of("standard", torch.float32)(ids(1, 700)).isfinite().all()
 
@@ -260,7 +317,8 @@ def test_longer_than_anything_seen_is_no_error():
         ({"positions": -1}, r"positions must be 0 \(none\) or more, got -1"),
         ({"out_init": -0.1}, r"out_init must be 0 \(silent branches\) or more, got -0.1"),
         ({"positions": 3}, r"a text must have at most 3 tokens \(positions\), got 4"),
-        ({"ff_activation": "relu"}, "ff_activation must be one of relu2, gelu, got 'relu'"),
+        ({"ff_activation": "relu"}, "ff_activation must be one of relu2, gelu, swiglu, got 'relu'"),
+        ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"attention": None}, "attention must be an Attention class or another builder of one, got None"),
         ({"attention": [StandardAttention] * 3}, "attention must list one architecture per layer, .* got 3 for 2"),
         ({"attention": []}, "attention must list one architecture per layer, .* got 0 for 2 layers"),
@@ -274,6 +332,17 @@ def test_longer_than_anything_seen_is_no_error():
         ({"attention": partial(ARCHITECTURES["hopfield"], beta=0.0)}, "beta must be positive, got 0.0"),
         ({"attention": partial(ARCHITECTURES["hopfield"], beta=float("nan"))}, "beta must be positive, got nan"),
         ({"attention": partial(ARCHITECTURES["gau"], key_dim=7)}, "key_dim must be even for rotary positions, got 7"),
+        ({"attention": partial(StandardAttention, rope_base=1)}, "rope_base must be above 1, got 1"),
+        (
+            {"attention": partial(StandardAttention, rope_fraction=1.5)},
+            "rope_fraction must be a share from 0 to 1, got",
+        ),
+        ({"attention": partial(StandardAttention, num_kv_heads=3)}, r"num_kv_heads must divide num_heads \(2\), got 3"),
+        ({"attention": partial(StandardAttention, num_kv_heads=0)}, "num_kv_heads must be a positive integer, got 0"),
+        (
+            {"attention": partial(ARCHITECTURES["sliding_window"], num_sinks=-1)},
+            r"num_sinks must be 0 \(none\) or more",
+        ),
         ({"attention": partial(ARCHITECTURES["linear"], conv_size=0)}, "conv_size must be a positive integer, got 0"),
         ({"attention": partial(ARCHITECTURES["sliding_window"], window_size=0)}, "window_size must be a positive"),
     ],

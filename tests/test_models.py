@@ -43,7 +43,7 @@ def test_options_reach_the_attention_of_every_layer():
 
 def test_the_signature_shows_the_options_with_their_defaults():
     parameters = inspect.signature(bsbr_pl.BSBRModel).parameters
-    assert list(parameters)[:11] == [
+    assert list(parameters)[:13] == [
         "vocab_size",
         "hidden_dim",
         "num_layers",
@@ -54,6 +54,8 @@ def test_the_signature_shows_the_options_with_their_defaults():
         "ff_activation",
         "ff_bias",
         "out_init",
+        "norm",
+        "tie_embeddings",
         "chunk_size",
     ]
     assert parameters["chunk_size"].default == 128

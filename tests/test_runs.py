@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from bsbr_pl.attention import BSBRAttention
 from bsbr_pl.checkpoint import load_checkpoint
-from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData, TextData, TokenData
+from bsbr_pl.data import DATA_SETS, MQARData, TextData, TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run import kind
 
@@ -515,7 +515,7 @@ def test_the_table_of_what_may_change_is_that_of_the_code():
     for argument in named["applied"] - {"record.json", "run.changes"}:
         assert kind(argument) == "applied", argument
     known = [f"model.{name}" for name in inspect.signature(LanguageModule).parameters]
-    for cls in (TextData, MQARData, InductionData, SelectiveCopyData, NeedleData):
+    for cls in DATA_SETS.values():
         known += [f"data.{name}" for name in inspect.signature(cls).parameters]
     for argument in [*known, "seed"]:  # all that the table does not name is fixed
         found = next((key for key in ("free", "applied") if argument in named[key]), "fixed")

@@ -17,7 +17,7 @@ from bsbr_pl.module import LanguageModule
 ROOT = Path(__file__).parent.parent
 NAMES = [
     *("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim"),
-    *("dropout", "positions", "ff_activation", "ff_bias", "out_init"),
+    *("dropout", "positions", "ff_activation", "ff_bias", "out_init", "norm", "tie_embeddings"),
 ]
 OWN = {
     **{"learning_rate": 3e-3, "min_learning_rate": 0.0, "warmup_steps": 50, "weight_decay": 0.1},
@@ -65,7 +65,7 @@ def test_the_help_shows_every_size_with_its_words_type_and_default(capsys):
     for name in NAMES[1:]:
         assert f"--model.{name} " in said
     assert "--model.num_layers NUM_LAYERS number of layers. (type: int, default: 2)" in said
-    assert "4 * hidden_dim if None, 0 for none. (type: int | null, default: null)" in said
+    assert "4 * hidden_dim if None (`swiglu`: 8/3 * hidden_dim), 0 for none. (type: int | null, default: null)" in said
     assert "(type: bool, default: False)" in said
     assert "--model.vocab_size" not in said, "the data gives it"
     assert "--model.sizes" not in said

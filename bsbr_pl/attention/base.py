@@ -60,7 +60,7 @@ class Attention(nn.Module, Generic[State]):
 
     @property
     def reach(self) -> int | None:
-        """How many of the last tokens, itself included, a query sees exactly, at most.
+        """How many of the last tokens, itself included, a query sees exactly, at most; sinks are not counted.
 
         None means no bound: distance changes nothing in how a token is seen, be it exactly (softmax attention) or
         through a state of fixed size (linear attention).

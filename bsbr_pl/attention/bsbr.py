@@ -1,14 +1,18 @@
 """BSBR, block sparse attention with block retrieval: softmax over the last C tokens, and retrieval from earlier chunks.
 
-The sequence is cut into chunks of C tokens. Per head, with k^ the keys centred and scaled to unit length:
+The sequence is cut into chunks of C tokens. Per head:
 
     local attention    local_t = sum_{t - C < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
+    unit keys          k^_j = (k_j - mean(k_j)) / sqrt(K (var(k_j) + 1e-5))
     state of a chunk   F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
     key of a chunk     h_c = mean_{j in c} x_j W_h                        (R numbers: K, or router_dim)
     query of a chunk   r_c = x_{first of c} W_r
     routing            P_cj = softmax_{j < c}(r_c . h_j / sqrt(R))  with a null slot of score 0 that retrieves nothing
     retrieval          m_t = q_t sum_{j < c} P_cj F_j
     o_t = local_t + gain m_t / sqrt(1 + mean(m_t^2))
+
+With retrieval_top_k, P_cj is 0 but for the chunks j of the greatest scores, rounded to multiples of 1e-4; of equal
+chunks the earlier are kept. So rounding errors do not choose among repetitions.
 
 The query of a chunk depends only on its first token, and only finished chunks are retrieved, so the layer is causal.
 The gain is learned per head and starts at 0: retrieval is off at initialisation; training turns it on. (Recall tasks
@@ -45,10 +49,10 @@ from .parts import (
     split_heads,
     to_chunks,
     window_mask,
-    window_pairs,
 )
+from .softmax import window_products
 
-EQUAL = 1e-4  # scores this close count as equal, and the earlier chunk wins: rounding must not choose among repetitions
+EQUAL = 1e-4  # scores are rounded to multiples of this before the best are chosen
 
 
 class Chunks(NamedTuple):
@@ -160,7 +164,7 @@ class BSBRAttention(Attention[Chunks]):
         k = at_least_fp32(k)
         if not self.normalize:
             return k
-        return F.layer_norm(k, k.shape[-1:], weight=k.new_full(k.shape[-1:], self.head_dim**-0.5))
+        return F.layer_norm(k, k.shape[-1:], weight=k.new_full(k.shape[-1:], self.head_dim**-0.5), eps=1e-5)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) from the start of a chunk on -> queries r and keys h of its chunks, both (B, H, N, R)."""
@@ -334,6 +338,6 @@ class BSBRAttention(Attention[Chunks]):
         projections = 4 * num_tokens * D * D + 2 * N * D * HR
         convolution = num_tokens * self.conv.weight.numel()
         compression = 2 * N * C * D * V if self.head_dim != V else 0
-        local = 2 * D * (window_pairs(num_tokens, C) if self.overlap else N * C * (C + 1) // 2)
+        local = D * (window_products(num_tokens, C) if self.overlap else N * C * (C + 1))
         retrieval = 2 * N * C * D * V + N * N * HR + N * mixed * D * V
         return 2 * (projections + convolution + compression + local + retrieval)

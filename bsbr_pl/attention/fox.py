@@ -25,13 +25,12 @@ from .base import Attention
 from .parts import (
     append,
     at_least_fp32,
-    causal_attention,
-    causal_softmax,
     check_positive,
     merge_heads,
     rotary,
     split_heads,
 )
+from .softmax import causal_attention, causal_softmax
 
 
 class AgingCache(NamedTuple):

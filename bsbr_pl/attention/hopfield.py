@@ -21,13 +21,13 @@ from .base import Attention
 from .parts import (
     append,
     at_least_fp32,
-    causal_attention,
-    causal_softmax,
     check_number,
+    check_rotary,
     merge_heads,
     rotary,
     split_heads,
 )
+from .softmax import causal_attention, causal_softmax
 
 
 class StoredPatterns(NamedTuple):
@@ -44,17 +44,27 @@ class HopfieldAttention(Attention[StoredPatterns]):
         num_updates: updates n of the query before it reads the values; 0 is standard attention.
         beta: initial inverse temperature, 1 / sqrt(K) if None; learned per head.
         rope: rotate queries and keys by their position.
+        rope_base: base of the rotary angles; see `rotary`.
+        rope_fraction: share of the channels of each head that is rotated.
     """
 
     def __init__(
-        self, hidden_dim: int, num_heads: int, num_updates: int = 1, beta: float | None = None, rope: bool = True
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        num_updates: int = 1,
+        beta: float | None = None,
+        rope: bool = True,
+        rope_base: float = 10_000.0,
+        rope_fraction: float = 1.0,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
+        check_rotary(rope_base, rope_fraction)
         check_number("0 or more", lambda n: n >= 0, whole=True, num_updates=num_updates)
         beta = self.head_dim**-0.5 if beta is None else beta
         check_number("positive", lambda inverse_temperature: inverse_temperature > 0, beta=beta)
         self.num_updates = num_updates
-        self.rope = rope
+        self.rope, self.rope_base, self.rope_fraction = rope, rope_base, rope_fraction
         self.beta = nn.Parameter(torch.full((num_heads, 1, 1), float(beta)))
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
@@ -62,7 +72,9 @@ class HopfieldAttention(Attention[StoredPatterns]):
     def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K) at positions start, start + 1, ..., rotated."""
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        return (rotary(q, start), rotary(k, start), v) if self.rope else (q, k, v)
+        if self.rope:
+            q, k = (rotary(part, start, self.rope_base, self.rope_fraction) for part in (q, k))
+        return q, k, v
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])

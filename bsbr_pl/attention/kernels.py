@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, parts
+from . import ops, parts, softmax
 from .parts import at_least_fp32, lower_triangle, to_chunks
 
 try:
@@ -72,11 +72,12 @@ def for_products(x: Tensor) -> Tensor:
 # The kernels.
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """`parts.window_attention`, by FlashAttention where possible."""
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: softmax.Sinks | None = None) -> Tensor:
+    """`softmax.window_attention`, by FlashAttention where possible."""
     B, _, T, K = q.shape
-    if window >= T or k.shape[2] > T or not q.is_cuda or q.dtype not in LOW or not has_window(K):
-        return parts.window_attention(q, k, v, window)
+    fits = window < T and k.shape[2] == T and has_window(K) and sinks is None
+    if not (fits and q.is_cuda and q.dtype in LOW):
+        return softmax.window_attention(q, k, v, window, sinks)
     ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
     mixed: Any = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))

@@ -8,8 +8,9 @@ q and k are rotated by their positions. The choice has no parameters and no grad
 (query, chosen chunk) by chunk, in tiles of C queries that share a chunk. One product per tile gives its scores, one
 softmax runs over the scores of the own chunk and of the chosen chunks, one product per tile reads the values.
 
-Source: Lu et al. 2025, arXiv 2502.13189, section 2.2. Differences: scores that differ by less than 1e-4 count as equal,
-and the earlier chunk wins, so that rounding does not choose among repetitions; an optional short convolution.
+Source: Lu et al. 2025, arXiv 2502.13189, section 2.2. Differences: the scores of the choice are rounded to multiples of
+1e-4, and of equal chunks the earlier is chosen, so that rounding errors do not choose among repetitions; an optional
+short convolution.
 Cost: O(T (top_k C + T / C) D): the choice is quadratic, with a constant 1 / 2C as large as that of softmax attention.
 Decode state: the keys and values of all tokens and the keys of finished chunks, 2 T D + (T / C) D numbers, and
 conv_size - 1 inputs of the convolution.
@@ -27,7 +28,6 @@ from .parts import (
     ShortConvolution,
     append,
     at_least_fp32,
-    causal_softmax,
     check_positive,
     chunk_mask,
     merge_heads,
@@ -35,8 +35,9 @@ from .parts import (
     split_heads,
     to_chunks,
 )
+from .softmax import causal_softmax
 
-EQUAL = 1e-4  # scores this close count as equal
+EQUAL = 1e-4  # scores are rounded to multiples of this before the best are chosen
 
 
 class BlockCache(NamedTuple):

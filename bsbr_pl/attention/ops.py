@@ -10,10 +10,10 @@ CHUNK = 64  # tokens in a chunk of `delta_rule`
 
 
 @torch.library.custom_op("bsbr_pl::rotary_table", mutates_args=())
-def rotary_table(position: Tensor, width: int) -> Tensor:
+def rotary_table(position: Tensor, width: int, base: float = 10_000.0) -> Tensor:
     """Cosines and sines of rotary positions: `position` (T,), head width K -> (2, T, K); sines at even places are
     negated."""
-    angle = position[:, None] * 10_000 ** (
+    angle = position[:, None] * base ** (
         -torch.arange(0, width, 2, device=position.device, dtype=position.dtype) / width
     )
     sine = angle.sin()
@@ -21,7 +21,7 @@ def rotary_table(position: Tensor, width: int) -> Tensor:
 
 
 @rotary_table.register_fake
-def _(position: Tensor, width: int) -> Tensor:
+def _(position: Tensor, width: int, base: float = 10_000.0) -> Tensor:
     return position.new_empty(2, position.shape[0], width)
 
 

@@ -1,10 +1,10 @@
-"""Tensor parts that the architectures share: heads, chunks, triangles, windows, rotary positions, short convolution.
+"""Tensor parts that the architectures share: heads, chunks, triangles, masks, rotary positions, short convolution.
 
 The letters are those of `base.py`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -34,6 +34,13 @@ def check_number(what: str, valid: Callable[[float], bool], whole: bool = False,
         is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if not (is_number and -math.inf < value < math.inf and valid(value)):
             raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def check_choice(known: Iterable[str], **arguments: str) -> None:
+    """Raise a ValueError that names the first argument that is not one of the `known` names."""
+    for name, value in arguments.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 # Precision and heads.
@@ -134,94 +141,47 @@ def chunk_mask(num_tokens: int, chunk: int, device: torch.device) -> Tensor:
     return (number[:, None] == number).tril()
 
 
-# Softmax attention.
-
-
-def causal_softmax(scores: Tensor) -> Tensor:
-    """Softmax over the last axis of (..., T, T), restricted to j <= t; entries after t are exactly 0."""
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(future, -torch.inf).softmax(-1)
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """Causal softmax attention in which the queries q (B, H, T, K) are the last T tokens of k and v: (B, H, T, V)."""
-    T, past = q.shape[2], k.shape[2] - q.shape[2]
-    if not past:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    visible = None if T == 1 else torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
-
-
-def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """`causal_attention` in which a query sees its last `window` tokens only, itself included.
-
-    Queries are processed in blocks of C <= window. A block sees its own keys and those of the r blocks before it that
-    its window touches, so no T x T matrix is formed.
-    """
-    T, past = q.shape[2], k.shape[2] - q.shape[2]
-    if window >= past + T:
-        return causal_attention(q, k, v)
-    C, r = _blocks(window)
-    q, k, v = (at_least_fp32(part) for part in (q, k, v))
-    if past and r * C >= T:
-        return _banded(q, k, v, past, window)
-    past_k, past_v = k[:, :, :past], v[:, :, :past]
-    q, k, v = (to_chunks(part[:, :, -T:], C) for part in (q, k, v))  # (B, H, N, C, K)
-    first_q, first_k, first_v = (part[:, :, :r].flatten(2, 3) for part in (q, k, v))
-    if past:
-        first_k, first_v = torch.cat((past_k, first_k), 2), torch.cat((past_v, first_v), 2)
-    first = _banded(first_q, first_k, first_v, past, window)
-    rest = q.shape[2] - r
-    near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
-    others = _banded(q[:, :, r:], near_k, near_v, r * C, window)
-    return torch.cat((first, others.flatten(2, 3)), 2)[:, :, :T]
-
-
-def window_pairs(num_tokens: int, window: int) -> int:
-    """How many pairs of query and key `window_attention` multiplies, masked pairs of its blocks included."""
-    C, r = _blocks(window)
-    if window >= num_tokens:
-        return num_tokens * (num_tokens + 1) // 2
-    return (r * C) ** 2 + (-(-num_tokens // C) - r) * C * (r + 1) * C
-
-
-def _blocks(window: int) -> tuple[int, int]:
-    """The block size C, and how many blocks before its own a block sees."""
-    C = min(64, window)
-    return C, -(-(window - 1) // C)
-
-
-def _banded(q: Tensor, k: Tensor, v: Tensor, past: int, window: int) -> Tensor:
-    """Window attention of q (..., C, K), whose first query is at the position of key `past`: (..., C, V)."""
-    shape = q.shape[-2], k.shape[-2]
-    visible = torch.ones(shape, dtype=torch.bool, device=q.device).tril(past).triu(past - window + 1)
-    bias = torch.full(shape, -torch.inf, dtype=q.dtype, device=q.device).masked_fill(visible, 0)
-    return (q * q.shape[-1] ** -0.5 @ k.mT).add_(bias).softmax(-1) @ v
-
-
 # Rotary positions.
 
 
-def rotary(x: Tensor, start: int = 0) -> Tensor:
+def rotary(x: Tensor, start: int = 0, base: float = 10_000.0, fraction: float = 1.0, last: int | None = None) -> Tensor:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34) of x (..., T, K) at start, start + 1, ...
 
-    Pair i, (x_2i, x_{2i+1}) for i < K/2, is rotated by the angle t * 10000^(-2i/K). The product of a rotated query
-    and a rotated key then depends only on their distance. There is no table, so there is no longest sequence.
+    Pair i, (x_2i, x_{2i+1}) for i < R/2, is rotated by the angle t * base^(-2i/R). The product of a rotated query and
+    a rotated key then depends only on their distance. There is no table, so there is no longest sequence.
+
+    Args:
+        x: queries or keys.
+        start: position of the first token.
+        base: the slowest pair turns by about one radian in this many tokens.
+        fraction: share of the K channels that are rotated: the first R, in whole pairs. The others have no position.
+        last: the greatest position; tokens after it have the same one. None for no limit.
 
     Raises:
-        ValueError: if K is odd.
+        ValueError: if R is odd.
     """
     length, width = x.shape[-2:]
+    if fraction != 1:
+        rotated = 2 * round(fraction * int(width) / 2)
+        return torch.cat((rotary(x[..., :rotated], start, base, last=last), x[..., rotated:]), -1)
     if width % 2:
         raise ValueError(f"rotary positions need an even head width, got {width}: change hidden_dim or num_heads")
     exact = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot hold a position
     position = torch.arange(start, start + length, device=x.device, dtype=exact)
+    if last is not None:
+        position = position.clamp(max=last)
     if compiles_for_gpu(x):
-        return rotate_real(x, ops.rotary_table(position, width))
-    angle = position[:, None] * 10_000 ** (-torch.arange(0, width, 2, device=x.device, dtype=exact) / width)
+        return rotate_real(x, ops.rotary_table(position, width, base))
+    angle = position[:, None] * base ** (-torch.arange(0, width, 2, device=x.device, dtype=exact) / width)
     rotation = torch.polar(torch.ones_like(angle), angle)  # (T, K/2); one complex product: a third of four real ones
     pairs = torch.view_as_complex(x.to(exact).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+
+
+def check_rotary(rope_base: float, rope_fraction: float) -> None:
+    """Raise a ValueError that names the option of `rotary` that is out of range."""
+    check_number("above 1", lambda base: base > 1, rope_base=rope_base)
+    check_number("a share from 0 to 1", lambda share: 0 <= share <= 1, rope_fraction=rope_fraction)
 
 
 def rotate_real(x: Tensor, table: Tensor) -> Tensor:
@@ -255,8 +215,7 @@ class ShortConvolution(nn.Module):
     def __init__(self, channels: int, size: int, init: ConvInit = "identity") -> None:
         super().__init__()
         check_positive(conv_size=size)
-        if init not in get_args(ConvInit):
-            raise ValueError(f"conv_init must be one of {', '.join(get_args(ConvInit))}, got {init!r}")
+        check_choice(get_args(ConvInit), conv_init=init)
         if size == 1:
             self.register_buffer("weight", torch.zeros(channels, 1, 0), persistent=False)
             return

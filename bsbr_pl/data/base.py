@@ -59,7 +59,7 @@ class TokenData(LightningDataModule):
 
     kind: ClassVar[Literal["text", "recall"]]
     #: Whether the answer to each question of a recall task is in the context, directly after its key.
-    answers_in_context: ClassVar[bool] = False
+    answers_in_context: bool = False
     #: Arguments that say where a text is and how it is read. The fingerprint covers the text itself.
     content_arguments: ClassVar[tuple[str, ...]] = ()
 
@@ -118,6 +118,14 @@ class TokenData(LightningDataModule):
     def chance(self) -> float | None:
         """The accuracy of a blind guess among the answers of a recall task; None for text."""
         return None
+
+    def plateau(self) -> float | None:
+        """What a model reaches on the test split before it has learned the task: a run that is no better has not yet.
+
+        Of a recall task, the accuracy of a model that knows which answers there are, but not which belongs to a
+        question; of a text, the bits per byte of a model that knows only the token before.
+        """
+        return self.chance()
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bsbr_pl.attention.parts import check_positive
+from bsbr_pl.feed_forward import default_ff_dim
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
 from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
@@ -260,7 +261,9 @@ def get_size(arguments: Arguments, size: str) -> int:
         return spec.settings[size]
     if size == "ff_dim" and isinstance(spec, AttentionSpec) and spec.cls.replaces_feed_forward:
         return 0
-    return 4 * arguments["hidden_dim"] if size == "ff_dim" and arguments[size] is None else arguments[size]
+    if size == "ff_dim" and arguments[size] is None:
+        return default_ff_dim(arguments["hidden_dim"], arguments["ff_activation"])
+    return arguments[size]
 
 
 def set_size(arguments: Arguments, size: str, value: int) -> Arguments:

@@ -21,21 +21,31 @@ VARIANTS = [
     ("standard", {"rope": False}),
     ("standard", {"bias": True}),
     ("standard", {"conv_size": 4}),
+    ("standard", {"rope_base": 100.0, "rope_fraction": 0.5, "output_gate": True}),
+    ("standard", {"rope_fraction": 0.0, "sink": True, "bias": True}),
+    ("standard", {"qk_norm": True, "num_kv_heads": 1, "conv_size": 4}),
+    ("standard", {"qk_norm": True, "num_kv_heads": 1, "sink": True, "output_gate": True}),
     ("sliding_window", {"window_size": C}),
     ("sliding_window", {"window_size": 5}),
     ("sliding_window", {"window_size": 1}),
     ("sliding_window", {"window_size": C, "rope": False}),
     ("sliding_window", {"window_size": C, "bias": True}),
     ("sliding_window", {"window_size": C, "conv_size": 4}),
+    ("sliding_window", {"window_size": C, "num_sinks": 2}),
+    ("sliding_window", {"window_size": 5, "num_sinks": 9, "conv_size": 4, "rope_base": 100.0, "rope_fraction": 0.5}),
+    ("sliding_window", {"window_size": 1, "num_sinks": 1, "qk_norm": True, "num_kv_heads": 1}),
+    ("sliding_window", {"window_size": 5, "num_sinks": 2, "rope": False, "num_kv_heads": 1}),
     ("linear", {"chunk_size": C}),
     ("linear", {"chunk_size": 3}),
     ("linear", {"chunk_size": C, "conv_size": 1}),
     ("delta_net", {"chunk_size": C}),
     ("delta_net", {"chunk_size": 3}),
     ("delta_net", {"chunk_size": C, "conv_size": 1}),
+    ("delta_net", {"chunk_size": C, "allow_neg_eigval": True}),
     ("gated_delta_net", {"chunk_size": C}),
     ("gated_delta_net", {"chunk_size": 3}),
     ("gated_delta_net", {"chunk_size": C, "conv_size": 1}),
+    ("gated_delta_net", {"chunk_size": C, "allow_neg_eigval": True}),
     ("gated_delta_product", {"chunk_size": C}),
     ("gated_delta_product", {"chunk_size": 3, "num_steps": 3, "forget_gate": False}),
     ("gated_delta_product", {"chunk_size": C, "conv_size": 1, "num_steps": 1, "allow_neg_eigval": False}),
@@ -65,6 +75,7 @@ VARIANTS = [
     ("hopfield", {"num_updates": 3}),
     ("hopfield", {"beta": 0.5}),
     ("hopfield", {"rope": False}),
+    ("hopfield", {"rope_base": 100.0, "rope_fraction": 0.5}),
     ("gau", {"chunk_size": C, "key_dim": 16}),
     ("gau", {"chunk_size": 3, "key_dim": 16}),
     ("gau", {"chunk_size": C, "key_dim": 8, "expansion_factor": 1}),
@@ -346,13 +357,14 @@ def test_the_contract_says_what_is_seen_exactly(name, options):
     attention = build(name, options)
     exact = attention.sees_exactly(TOKENS)
     t, j = torch.arange(TOKENS)[:, None], torch.arange(TOKENS)
+    sink = j < options.get("num_sinks", 0)
     if attention.reach is None:
         assert torch.equal(exact, j <= t)
     else:
         assert exact.diagonal().all()
-        assert not (exact & ((j > t) | (t - j >= attention.reach))).any()
+        assert not (exact & ((j > t) | (t - j >= attention.reach) & ~sink)).any()
     size = options.get("window_size", options.get("chunk_size"))
-    chunks, window = (t // size == j // size, t - j < size) if size else (None, None)
+    chunks, window = (t // size == j // size, (t - j < size) | sink) if size else (None, None)
     known = {"sliding_window": window, "gau": chunks, "moba": chunks, "bsbr": window} if size else {}
     if name in known:
         assert attention.reach == size
@@ -420,7 +432,7 @@ def test_what_is_seen_of_the_past(name, options):
     seen = gradient[0].abs().sum(-1) > 0
     if name == "sliding_window":
         reach = options["window_size"] + options.get("conv_size", 1) - 1
-        assert seen.tolist() == [t > 4 * C - reach for t in range(4 * C + 1)]
+        assert seen.tolist() == [t > 4 * C - reach or t < options.get("num_sinks", 0) for t in range(4 * C + 1)]
     elif name == "moba":
         mapped = (attention.attention_map(x)[0, :, -1] != 0).any(0)
         assert (seen[mapped]).all()

@@ -481,11 +481,13 @@ def silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def rotated(x: Tensor, t: int) -> Tensor:
-    """Pair i of x (K,) turned by t * 10000^(-2i/K)."""
-    angle = t * 10_000 ** (-torch.arange(0, len(x), 2, dtype=x.dtype) / len(x))
-    a, b = x[::2], x[1::2]
-    return torch.stack((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1).flatten()
+def rotated(x: Tensor, t: int, base: float = 10_000.0, fraction: float = 1.0) -> Tensor:
+    """Pair i of the first R = fraction * K channels of x (K,) turned by t * base^(-2i/R)."""
+    R = 2 * round(fraction * len(x) / 2)
+    angle = t * base ** (-torch.arange(0, R, 2, dtype=x.dtype) / max(R, 1))
+    a, b = x[:R:2], x[1:R:2]
+    turned = torch.stack((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
+    return torch.cat((turned.flatten(), x[R:]))
 
 
 def qkv_heads(attention: Attention, x: Tensor) -> list[Tensor]:
@@ -501,19 +503,31 @@ def through(attention: Attention, o: list[Tensor]) -> Tensor:
 
 
 def softmax_by_tokens(attention: Attention, x: Tensor) -> Tensor:
-    """Standard, SlidingWindow and Hopfield."""
-    q, k, v = qkv_heads(attention, x)
-    H, beta = q.shape[1], getattr(attention, "beta", torch.ones(2, 1, 1, dtype=x.dtype) / q.shape[2] ** 0.5)
+    """Standard, SlidingWindow and Hopfield. A position is the place in the cache: sinks, then the window."""
+    H, D, K = attention.num_heads, x.shape[1], x.shape[1] // attention.num_heads
+    projected = convolved(attention, x) if hasattr(attention, "conv") else x @ attention.qkv.weight.T
+    shared = (projected.shape[1] - D) // 2
+    q, k, v = (part.view(len(x), -1, K) for part in projected.split([D, shared, shared], 1))
+    group, beta = H // k.shape[1], getattr(attention, "beta", torch.full((H, 1, 1), K**-0.5, dtype=x.dtype))
+    if hasattr(getattr(attention, "q_norm", None), "weight"):
+        q, k = rms_norm(q, attention.q_norm.weight), rms_norm(k, attention.k_norm.weight)
+    base, fraction = attention.rope_base, attention.rope_fraction if attention.rope else 0
     outputs = []
     for t in range(len(x)):
-        seen, o = range(max(0, t + 1 - (attention.reach or len(x))), t + 1), []
+        first = max(0, t + 1 - (attention.reach or len(x)))
+        cache, o = [*range(min(first, getattr(attention, "num_sinks", 0))), *range(first, t + 1)], []
         for h in range(H):
-            turn = rotated if attention.rope else lambda row, _: row
-            xi, keys = turn(q[t, h], t), torch.stack([turn(k[j, h], j) for j in seen])
+            xi = rotated(q[t, h], len(cache) - 1, base, fraction)
+            keys = torch.stack([rotated(k[j, h // group], i, base, fraction) for i, j in enumerate(cache)])
             for _ in range(getattr(attention, "num_updates", 0)):
                 xi = (beta[h, 0, 0] * (keys @ xi)).softmax(0) @ keys
-            o.append((beta[h, 0, 0] * (keys @ xi)).softmax(0) @ v[seen.start : t + 1, h])
+            weights = (beta[h, 0, 0] * (keys @ xi)).exp()
+            total = weights.sum() + (attention.sink[h].exp() if getattr(attention, "sink", None) is not None else 0)
+            o.append(weights / total @ v[cache, h // group])
         outputs.append(torch.stack(o))
+    if getattr(attention, "gate", None) is not None:
+        gates = torch.sigmoid(x @ attention.gate.weight.T).view(len(x), H, K)
+        outputs = [o * gate for o, gate in zip(outputs, gates, strict=True)]
     return through(attention, outputs)
 
 
@@ -532,6 +546,7 @@ def delta_by_tokens(delta: Attention, x: Tensor) -> Tensor:
     q, k, v = (heads(part, 2) for part in silu(convolved(delta, x)).chunk(3, -1))
     q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
     beta, alpha = torch.sigmoid(x @ delta.beta.weight.T + delta.beta.bias), torch.ones(len(x), 2, dtype=x.dtype)
+    beta = 2 * beta if delta.allow_neg_eigval else beta
     gate = torch.ones_like(x)
     if hasattr(delta, "decay"):
         alpha = torch.exp(-delta.log_rate.exp() * F.softplus(x @ delta.decay.weight.T + delta.decay.bias))

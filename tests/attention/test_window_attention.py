@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bsbr_pl.attention.parts import causal_attention, chunk_mask, window_attention, window_mask
+from bsbr_pl.attention.parts import chunk_mask, window_mask
+from bsbr_pl.attention.softmax import Sinks, causal_attention, sink_attention, window_attention
 
 
 def inputs(T: int, past: int) -> list[torch.Tensor]:
@@ -43,6 +44,41 @@ def test_causal_attention_continues(past, scale):
         factor = 1.0 if scale is None else scale * q.shape[-1] ** 0.5
         expected = masked_attention(q * factor, k, v, window_mask(past + T, None, q.device))
         assert_same(causal_attention(q, k, v, scale), expected, (q, k, v))
+
+
+@pytest.mark.parametrize("past", [0, 5, 99])
+@pytest.mark.parametrize("window", [1, 7, 64, 100])
+def test_sinks_are_columns_of_the_mask(window, past):
+    """With the queries' own rows of scores for the sinks; the past is whole, or the last keys of a longer text."""
+    for T in (1, 2, 65, 200):
+        q, k, v = inputs(T, past)
+        far_q = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+        sink_k, sink_v = k[:, :, :3], v[:, :, :3]
+        t, j = torch.arange(past, past + T)[:, None], torch.arange(past + T)
+        near = t - j < window
+        scores = torch.where(near, q @ k.mT, far_q @ k.mT) / 2
+        seen = (j <= t) & (near | (j < 3))
+        expected = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+        kept = slice(max(0, past - window + 1), None)
+        own = window_attention(q, k[:, :, kept], v[:, :, kept], window, Sinks(far_q, sink_k, sink_v, past))
+        assert_same(own, expected, (q, k, v, far_q) if (~near & seen).any() else (q, k, v))
+
+
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_sink_is_one_more_score(groups, past):
+    """Four heads, which share the keys of `groups` heads."""
+    generator = torch.Generator().manual_seed(past)
+    q, k, v = (
+        torch.randn(2, n, T, 6, generator=generator, dtype=torch.float64).requires_grad_()
+        for n, T in ((4, 9), (groups, past + 9), (groups, past + 9))
+    )
+    sink = torch.randn(4, generator=generator, dtype=torch.float64).requires_grad_()
+    heads = []
+    for h in range(4):
+        exponentials = (q[:, h] @ k[:, h * groups // 4].mT / 6**0.5).exp().tril(past)
+        heads.append(exponentials / (exponentials.sum(-1, keepdim=True) + sink[h].exp()) @ v[:, h * groups // 4])
+    assert_same(sink_attention(q, k, v, sink), torch.stack(heads, 1), (q, k, v, sink))
 
 
 def test_masks_by_hand():

@@ -15,6 +15,8 @@ from bsbr_pl.utils.macs import count_macs
 OPTIONS = [
     *((name, {}) for name in ARCHITECTURES),
     ("standard", {"conv_size": 4}),
+    ("standard", {"num_kv_heads": 1, "sink": True, "output_gate": True, "qk_norm": True, "rope_fraction": 0.5}),
+    ("sliding_window", {"window_size": 16, "num_sinks": 5, "num_kv_heads": 1}),
     ("sliding_window", {"window_size": 16, "conv_size": 4}),
     ("bsbr", {"chunk_size": 16, "retrieval_top_k": 3}),
     ("bsbr", {"chunk_size": 16, "compression_factor": 2}),
@@ -46,6 +48,17 @@ def test_both_counters_equal_the_closed_form(name, options, length, width):
     assert count_flops(model, ids) == pytest.approx(closed, rel=0.02)
     assert count_flops(model, ids, backward=True) == pytest.approx(3 * closed, rel=0.05)
     assert macs.uncounted == {}
+
+
+@pytest.mark.parametrize("ff_activation", ["relu2", "swiglu"])
+def test_the_options_of_the_model_are_counted(ff_activation):
+    options = {"ff_dim": 40, "ff_activation": ff_activation, "norm": "rms", "tie_embeddings": False}
+    model = LanguageModel(ARCHITECTURES["standard"], 128, 32, num_layers=1, num_heads=2, **options)
+    ids, closed = torch.zeros(1, 64, dtype=torch.long), model.flops(64)
+    network = (3 if ff_activation == "swiglu" else 2) * 32 * 40
+    assert closed == 2 * (64 * (4 * 32 * 32 + network + 32 * 128) + 64 * 65 * 32)
+    assert 2 * count_macs(model, ids).total == count_flops(model, ids) == closed
+    assert count_macs(model, ids).uncounted == {}
 
 
 def test_a_batch_counts_each_sequence():

@@ -1,0 +1,165 @@
+"""Softmax attention that the architectures share: causal, in a window, with sinks, and with keys shared by heads.
+
+The letters are those of `base.py`, and
+
+    G  heads of keys and values (`num_kv_heads`); H / G heads of queries share each of them
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .parts import at_least_fp32, check_positive, to_chunks
+
+# Options.
+
+
+def kv_heads(num_heads: int, num_kv_heads: int | None) -> int:
+    """The number of key-value heads G; H if None. Raises a ValueError if it does not divide H."""
+    if num_kv_heads is None:
+        return num_heads
+    check_positive(num_kv_heads=num_kv_heads)
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads must divide num_heads ({num_heads}), got {num_kv_heads}")
+    return num_kv_heads
+
+
+def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Keys or values (B, G, T, K) -> (B, H, T, K): heads 0 ... H/G - 1 have the first of them, and so on."""
+    return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], 1)
+
+
+def head_norm(head_dim: int, normed: bool) -> nn.Module:
+    """RMSNorm over the channels of each head, with weights that all heads share; the identity unless `normed`."""
+    return nn.RMSNorm(head_dim, eps=1e-5) if normed else nn.Identity()
+
+
+# All tokens.
+
+
+def causal_softmax(scores: Tensor, sink: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis of (B, H, T, T), restricted to j <= t; entries after t are exactly 0.
+
+    A `sink` (H,) is one more score of every query, whose weight is left out of the result.
+    """
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    scores = scores.masked_fill(future, -torch.inf)
+    if sink is None:
+        return scores.softmax(-1)
+    sinks = sink[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, sinks.to(scores.dtype)), -1).softmax(-1)[..., :-1]
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Causal softmax attention in which the queries q (B, H, T, K) are the last T tokens of k and v: (B, H, T, V).
+
+    k and v may have G heads. A scale of None is 1 / sqrt(K).
+    """
+    T, past = q.shape[2], k.shape[2] - q.shape[2]
+    if T == 1:  # no copy of the cache
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=bool(q.shape[1] != k.shape[1]))
+    k, v = (repeat_heads(part, q.shape[1]) for part in (k, v))
+    if not past:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    visible = torch.ones(T, past + T, dtype=torch.bool, device=q.device).tril(past)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+
+
+def sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+    """`causal_attention` with a `sink` (H,), one more score of every query that reads nothing.
+
+    Scores are counted from that of the sink, which is then a key of zeros before the others: one more channel of the
+    queries holds minus its score, and is 1 in the keys.
+    """
+    T, K, V = q.shape[2], q.shape[3], v.shape[3]
+    q, k, v = (at_least_fp32(part) for part in (q, k, v))
+    q = torch.cat((q * K**-0.5, -sink.to(q.dtype)[:, None, None].expand(*q.shape[:3], 1)), 3)
+    k = F.pad(F.pad(k, (0, 1), value=1.0), (0, 0, 1, 0))
+    v = F.pad(v, (0, 1, 1, 0))  # the kernels want equal widths
+    if k.shape[2] == T + 1:  # a query of the sink, so that the kernel is causal
+        q = F.pad(q, (0, 0, 1, 0))
+    return causal_attention(q, k, v, scale=1.0)[:, :, -T:, :V]
+
+
+# A window.
+
+
+class Sinks(NamedTuple):
+    """The first s tokens of a text, which every later query sees beside its window."""
+
+    q: Tensor  # (B, H, T, K), the queries as they meet these keys
+    k: Tensor  # (B, H, s, K)
+    v: Tensor  # (B, H, s, V)
+    start: int  # position of the first query in the text
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Sinks | None = None) -> Tensor:
+    """`causal_attention` in which a query sees its last `window` tokens only, itself included, and the `sinks`.
+
+    Queries are processed in blocks of C <= window. A block sees its own keys and those of the r blocks before it that
+    its window touches, so no T x T matrix is formed.
+    """
+    T, past = q.shape[2], k.shape[2] - q.shape[2]
+    if sinks is not None and sinks.start + T <= window:
+        sinks = None  # they are in every window
+    if window >= past + T and sinks is None:
+        return causal_attention(q, k, v)
+    C, r = _blocks(window)
+    q, k, v = (at_least_fp32(part) for part in (q, k, v))
+    far = q[..., :0] if sinks is None else _sink_scores(sinks, window)
+    far_v = v[:, :, :0] if sinks is None else at_least_fp32(sinks.v)
+    if past and r * C >= T:
+        return _banded(q, k, v, past, window, far, far_v)
+    past_k, past_v = k[:, :, :past], v[:, :, :past]
+    q, k, v, far = (to_chunks(part[:, :, -T:], C) for part in (q, k, v, far))  # (B, H, N, C, .)
+    first_q, first_k, first_v, first_far = (part[:, :, :r].flatten(2, 3) for part in (q, k, v, far))
+    if past:
+        first_k, first_v = torch.cat((past_k, first_k), 2), torch.cat((past_v, first_v), 2)
+    first = _banded(first_q, first_k, first_v, past, window, first_far, far_v)
+    rest = q.shape[2] - r
+    near_k, near_v = (torch.cat([part[:, :, i : i + rest] for i in range(r + 1)], 3) for part in (k, v))
+    others = _banded(q[:, :, r:], near_k, near_v, r * C, window, far[:, :, r:], far_v[:, :, None])
+    return torch.cat((first, others.flatten(2, 3)), 2)[:, :, :T]
+
+
+def window_products(num_tokens: int, window: int, num_sinks: int = 0) -> int:
+    """How many products of vectors `window_attention` computes: two for a pair of query and key, a score and a read.
+
+    Masked pairs of its blocks are included, and the reads of padding.
+    """
+    C, r = _blocks(window)
+    if window >= num_tokens:
+        return num_tokens * (num_tokens + 1)
+    rows = -(-num_tokens // C) * C
+    return 2 * (r * C) ** 2 + 2 * (rows - r * C) * (r + 1) * C + (num_tokens + rows) * num_sinks
+
+
+def _blocks(window: int) -> tuple[int, int]:
+    """The block size C, and how many blocks before its own a block sees."""
+    C = min(64, window)
+    return C, -(-(window - 1) // C)
+
+
+def _sink_scores(sinks: Sinks, window: int) -> Tensor:
+    """Scores of the sinks for each query (B, H, T, s), -inf where they are in the window or after the query."""
+    q, k = at_least_fp32(sinks.q), at_least_fp32(sinks.k)
+    t = torch.arange(sinks.start, sinks.start + q.shape[2], device=q.device)[:, None]
+    near = t - torch.arange(k.shape[2], device=q.device) < window
+    return (q * q.shape[-1] ** -0.5 @ k.mT).masked_fill(near, -torch.inf)
+
+
+def _banded(q: Tensor, k: Tensor, v: Tensor, past: int, window: int, far: Tensor, far_v: Tensor) -> Tensor:
+    """Window attention of q (..., C, K), whose first query is at the position of key `past`: (..., C, V).
+
+    far (..., C, s) are scores of further tokens, and far_v (..., s, V) the values of these; s may be 0.
+    """
+    shape, s = (q.shape[-2], k.shape[-2]), far.shape[-1]
+    visible = torch.ones(shape, dtype=torch.bool, device=q.device).tril(past).triu(past - window + 1)
+    bias = torch.full(shape, -torch.inf, dtype=q.dtype, device=q.device).masked_fill(visible, 0)
+    scores = (q * q.shape[-1] ** -0.5 @ k.mT).add_(bias)
+    if not s:
+        return scores.softmax(-1) @ v
+    weights = torch.cat((far, scores), -1).softmax(-1)
+    return weights[..., :s] @ far_v + weights[..., s:] @ v
