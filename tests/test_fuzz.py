@@ -36,8 +36,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
     "linear": {"chunk_size": SIZES, **CONVOLUTION},
-    "delta_net": {"chunk_size": SIZES, **CONVOLUTION},
-    "gated_delta_net": {"chunk_size": SIZES, **CONVOLUTION},
+    "delta_net": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
+    "gated_delta_net": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
     "gated_delta_product": {
         "chunk_size": SIZES,
         **CONVOLUTION,

@@ -12,6 +12,7 @@ per head. The fast form, per chunk of C tokens, with S at the start of the chunk
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
 Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form is Yang et al. 2024, arXiv 2406.06484, section 3.2.
+With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b): Grazzi et al. 2024, arXiv 2411.12537.
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -51,14 +52,22 @@ class DeltaNetAttention(Attention[Memory]):
         chunk_size: tokens C computed at once; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
+        allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
     """
 
     def __init__(
-        self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 4, conv_init: ConvInit = "uniform"
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        chunk_size: int = 64,
+        conv_size: int = 4,
+        conv_init: ConvInit = "uniform",
+        allow_neg_eigval: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
         self.chunk_size = chunk_size
+        self.allow_neg_eigval = allow_neg_eigval
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.beta = nn.Linear(hidden_dim, num_heads)
@@ -77,7 +86,7 @@ class DeltaNetAttention(Attention[Memory]):
         """q, k, v (B, H, T, K), beta (B, H, T, 1) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
-        beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
+        beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None] * (2 if self.allow_neg_eigval else 1)
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, conv_state
 
     def values(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ The inverses and O are computed for all chunks at once; only U and S go from chu
 0, so nothing overflows.
 
 Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
-arXiv 2405.21060.
+arXiv 2405.21060. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b): Grazzi et al. 2024, arXiv 2411.12537.
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -54,14 +54,22 @@ class GatedDeltaNetAttention(Attention[Memory]):
         chunk_size: tokens C computed at once; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
+        allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
     """
 
     def __init__(
-        self, hidden_dim: int, num_heads: int, chunk_size: int = 64, conv_size: int = 4, conv_init: ConvInit = "uniform"
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        chunk_size: int = 64,
+        conv_size: int = 4,
+        conv_init: ConvInit = "uniform",
+        allow_neg_eigval: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
         self.chunk_size = chunk_size
+        self.allow_neg_eigval = allow_neg_eigval
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.beta = nn.Linear(hidden_dim, num_heads)
@@ -85,7 +93,7 @@ class GatedDeltaNetAttention(Attention[Memory]):
         """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
-        beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None]
+        beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None] * (2 if self.allow_neg_eigval else 1)
         log_alpha = -(at_least_fp32(self.log_rate).exp() * F.softplus(at_least_fp32(self.decay(x)))).mT[..., None]
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, conv_state
 

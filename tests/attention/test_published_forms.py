@@ -532,6 +532,7 @@ def delta_by_tokens(delta: Attention, x: Tensor) -> Tensor:
     q, k, v = (heads(part, 2) for part in silu(convolved(delta, x)).chunk(3, -1))
     q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
     beta, alpha = torch.sigmoid(x @ delta.beta.weight.T + delta.beta.bias), torch.ones(len(x), 2, dtype=x.dtype)
+    beta = 2 * beta if delta.allow_neg_eigval else beta
     gate = torch.ones_like(x)
     if hasattr(delta, "decay"):
         alpha = torch.exp(-delta.log_rate.exp() * F.softplus(x @ delta.decay.weight.T + delta.decay.bias))
