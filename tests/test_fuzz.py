@@ -31,13 +31,23 @@ UNDIVIDED, ODD = "compression_factor must divide", ("rotary positions need an ev
 SIZES = st.integers(1, 3) | st.integers(1, 9) | st.sampled_from([64, 2**31, 2**62])
 ROPE = {"rope": st.booleans()}
 CONVOLUTION = {"conv_size": st.integers(1, 6), "conv_init": st.sampled_from(["identity", "uniform"])}
+DELTA = {
+    "allow_neg_eigval": st.booleans(),
+    "head_dim": st.none() | st.integers(1, 9),
+    "expand_v": st.sampled_from([1, 1.0, 2.0]),
+}
 SOFTMAX = {**ROPE, **CONVOLUTION, "bias": st.booleans()}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
-    "linear": {"chunk_size": SIZES, **CONVOLUTION},
-    "delta_net": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
-    "gated_delta_net": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
+    "linear": {"chunk_size": SIZES, **CONVOLUTION, "norm": st.sampled_from(["denominator", "rms"])},
+    "delta_net": {"chunk_size": SIZES, **CONVOLUTION, **DELTA, "output_gate": st.booleans()},
+    "gated_delta_net": {
+        "chunk_size": SIZES,
+        **CONVOLUTION,
+        **DELTA,
+        "decay_init": st.sampled_from(["spaced", "random"]),
+    },
     "gated_delta_product": {
         "chunk_size": SIZES,
         **CONVOLUTION,
@@ -182,7 +192,8 @@ def test_an_option_that_is_no_size_is_named(data, name, value):
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
     counts = [option for option in OPTIONS[name] if parameters[option].annotation in (int, int | None)]
     option = data.draw(st.sampled_from(["hidden_dim", "num_heads", *sorted(counts)]))
-    assume((option, value) not in [("retrieval_top_k", None), ("router_dim", None), ("num_updates", 0)])
+    optional = [(name, None) for name in ("retrieval_top_k", "router_dim", "head_dim")]
+    assume((option, value) not in [*optional, ("num_updates", 0)])
     with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more), got"):
         ARCHITECTURES[name](**{"hidden_dim": 4, "num_heads": 2} | {option: value})
 

@@ -53,9 +53,9 @@ def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any], fits:
     return partial(kernel, low)
 
 
-def has_delta_rule(width: int) -> bool:
-    """Whether there is a Triton kernel of the delta rule for heads of this width."""
-    return HAS_TRITON and width in WIDTHS
+def has_delta_rule(*widths: int) -> bool:
+    """Whether there is a Triton kernel of the delta rule for heads with keys and values of these widths."""
+    return HAS_TRITON and all(width in WIDTHS for width in widths)
 
 
 def has_window(width: int) -> bool:
@@ -84,18 +84,26 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def linear_kernel(
-    low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None, z: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`LinearAttention.mix`."""
+    low: torch.dtype,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    S: Tensor | None = None,
+    z: Tensor | None = None,
+    divide: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`LinearAttention.mix`; `divide` by the denominator."""
     from .linear import EPSILON
 
     T = q.shape[2]
     q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H, N, C, .)
     S_before, S = sums_before(k.mT @ v, dim=2, start=S)
-    z_before, z = parts.running_sum(k.sum(3, dtype=torch.float32), dim=2, start=z)
     scores = (q @ k.mT) * lower_triangle(CHUNK, like=q)
-    total = scores.sum(-1, keepdim=True, dtype=torch.float32) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
-    mixed = plus_product(scores @ v, q, S_before) * (total + EPSILON).reciprocal()
+    mixed = plus_product(scores @ v, q, S_before)
+    if divide:
+        z_before, z = parts.running_sum(k.sum(3, dtype=torch.float32), dim=2, start=z)
+        total = scores.sum(-1, keepdim=True, dtype=torch.float32) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
+        mixed = mixed * (total + EPSILON).reciprocal()
     return mixed.to(low).flatten(2, 3)[:, :, :T], S, z
 
 
