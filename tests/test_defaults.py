@@ -30,7 +30,7 @@ EXPECTED = {
     "kda": CHUNKED | {"allow_neg_eigval": False},
     "fox": {"rope": False, "qk_norm": False, "kv_shift": False, "output_gate": False},
     "hopfield": {"num_updates": 1, "beta": None, "rope": True},
-    "gau": {"num_heads": 1, "chunk_size": 128, "expansion_factor": 2, "key_dim": 128, "rope": True},
+    "gau": {"num_heads": 1, "chunk_size": 128, "expansion_factor": 2, "key_dim": 128, "rope": True, "published": False},
     "bsbr": {
         **{"chunk_size": 128, "retrieval_top_k": None, "compression_factor": 1, "router_dim": None, "normalize": True},
         **{"initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
@@ -125,6 +125,20 @@ def test_random_decays_are_the_published_ones():
     assert dt.log10().mean().item() == pytest.approx(-2, abs=0.05)
     with pytest.raises(ValueError, match="decay_init must be one of spaced, random, got 'other'"):
         ARCHITECTURES["gated_delta_net"](4, 2, decay_init="other")
+
+
+def test_the_published_start_of_gau():
+    torch.manual_seed(0)
+    gau = ARCHITECTURES["gau"](D, published=True)
+    for start, numbers in ((gau.scale, 4 * 128), (gau.bias, 128)):
+        assert start.numel() == numbers
+        assert start.square().mean().sqrt().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(gau.offset, torch.zeros(4, 128))
+    with pytest.raises(ValueError, match="chunk_size must be at most 512 if published, .* got 513"):
+        ARCHITECTURES["gau"](D, chunk_size=513, published=True)
+    own = ARCHITECTURES["gau"](D)
+    assert own.bias is None
+    assert own.scale[:, 0].tolist() == pytest.approx([1, 1, 128**-0.5, 128**-0.5])
 
 
 def test_a_norm_of_linear_that_does_not_exist_is_refused():

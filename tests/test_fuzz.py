@@ -27,6 +27,7 @@ from bsbr_pl.module import LanguageModule
 
 SEEDS = st.integers(0, 2**32)
 #: What options that do not go together are answered.
+TOO_LONG = "chunk_size must be at most 512 if published"
 UNDIVIDED, ODD = "compression_factor must divide", ("rotary positions need an even head width", "key_dim must be even")
 SIZES = st.integers(1, 3) | st.integers(1, 9) | st.sampled_from([64, 2**31, 2**62])
 ROPE = {"rope": st.booleans()}
@@ -76,7 +77,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         **dict.fromkeys(("rope", "qk_norm", "kv_shift", "output_gate"), st.booleans()),
     },
     "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2) | st.just(1), **ROPE},
-    "gau": {"chunk_size": SIZES, "expansion_factor": st.integers(1, 3), "key_dim": st.integers(1, 9), **ROPE},
+    "gau": {
+        "chunk_size": SIZES,
+        "expansion_factor": st.integers(1, 3),
+        "key_dim": st.integers(1, 9),
+        "published": st.booleans(),
+        **ROPE,
+    },
     "moba": {"chunk_size": SIZES, "top_k": SIZES, **CONVOLUTION, **ROPE},
     "bsbr": {
         "chunk_size": SIZES,
@@ -131,7 +138,8 @@ def attentions(choose: st.DrawFn) -> Attention:
     heads, width = choose(st.integers(1, 4)), choose(st.integers(1, 8))
     odd = (options.get("key_dim", 128) if name == "gau" else width) % 2 and options.get("rope", name == "retnet")
     undivided = width % options.get("compression_factor", 1)
-    words = (*([UNDIVIDED] if undivided else []), *(ODD if odd else []))
+    biases = options.get("published", False) and options["chunk_size"] > 512
+    words = (*([UNDIVIDED] if undivided else []), *(ODD if odd else []), *([TOO_LONG] if biases else []))
 
     def build() -> Attention:
         attention = ARCHITECTURES[name](heads * width, heads, **options)
@@ -214,7 +222,7 @@ def models(choose: st.DrawFn) -> LanguageModel:
         model(torch.zeros(1, 1, dtype=torch.long))
         return model
 
-    model = attempt(build, UNDIVIDED, *ODD)
+    model = attempt(build, UNDIVIDED, TOO_LONG, *ODD)
     assume(model is not None)
     return stir(model, choose(SEEDS)).train(choose(st.booleans()))
 
@@ -324,7 +332,7 @@ def test_a_module_comes_back_as_it_was_saved(chosen, numbers, counts, kind):
         return module.eval()
 
     ids = torch.arange(7)[None]
-    module = attempt(build, UNDIVIDED, *ODD)
+    module = attempt(build, UNDIVIDED, TOO_LONG, *ODD)
     assume(module is not None)
     assert {name: module.hparams[name] for name in {**numbers, **counts}} == {**numbers, **counts}
     with TemporaryDirectory() as folder:

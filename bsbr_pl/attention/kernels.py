@@ -108,7 +108,8 @@ def linear_kernel(
 
 
 def gau_kernel(
-    views: Callable[[Tensor], list[Tensor]],
+    views: Callable[[Tensor, int], list[Tensor]],
+    inside: Callable[[Tensor, Tensor], Tensor],
     chunk: int,
     low: torch.dtype,
     z: Tensor,
@@ -116,11 +117,11 @@ def gau_kernel(
     kv: Tensor | None = None,
     finished: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """`GAUAttention.mix`, given its `views` and chunk size."""
+    """`GAUAttention.mix`, given its `views`, the weights `inside` a chunk and the chunk size."""
     T = z.shape[1]
     z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, S), (B, N, C, E)
-    q, k, q_lin, k_lin = views(z)
-    scores = (q.to(low) @ k.to(low).mT / chunk).relu().square() * lower_triangle(q.shape[2], like=v)
+    q, k, q_lin, k_lin = views(z, finished)
+    scores = inside(q.to(low), k.to(low)) * lower_triangle(q.shape[2], like=v)
     before, total = products_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
     if kv is not None:
         before, total = before + kv.to(low)[:, None], total + kv

@@ -552,11 +552,14 @@ def gau_by_tokens(gau: Attention, x: Tensor) -> Tensor:
     C, u, v, z = gau.chunk_size, *(silu(x @ part.weight.T) for part in (gau.u, gau.v, gau.z))
     q, k, q_lin, k_lin = (scale * z + offset for scale, offset in zip(gau.scale, gau.offset, strict=True))
     turn, outputs = rotated if gau.rope else lambda row, _: row, []
+    far = turn if gau.published else lambda row, _: row
+    bias = gau.bias if gau.published else torch.zeros(C, dtype=x.dtype)
     for t in range(len(x)):
         first = t // C * C
-        scores = [turn(q[t], t) @ turn(k[j], j) / C for j in range(first, t + 1)]
+        scores = [turn(q[t], t) @ turn(k[j], j) / C + bias[t - j] for j in range(first, t + 1)]
         o = sum(score.clamp(min=0) ** 2 * v[first + i] for i, score in enumerate(scores))
-        o = o + sum((q_lin[t] @ k_lin[j] / first * v[j] for j in range(first)), start=torch.zeros_like(v[0]))
+        for j in range(first):
+            o = o + far(q_lin[t], t) @ far(k_lin[j], j) / first * v[j]
         outputs.append(u[t] * o @ gau.out.weight.T)
     return torch.stack(outputs)
 
