@@ -134,7 +134,7 @@ def test_the_published_start_of_gau():
         assert start.numel() == numbers
         assert start.square().mean().sqrt().item() == pytest.approx(0.02, rel=0.2)
     assert torch.equal(gau.offset, torch.zeros(4, 128))
-    with pytest.raises(ValueError, match="chunk_size must be at most 512 if published, .* got 513"):
+    with pytest.raises(ValueError, match=r"chunk_size must be at most 512 if published, .* got 513"):
         ARCHITECTURES["gau"](D, chunk_size=513, published=True)
     own = ARCHITECTURES["gau"](D)
     assert own.bias is None

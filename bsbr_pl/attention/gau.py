@@ -9,9 +9,10 @@
 Two such layers replace one attention and one feed-forward layer.
 
 Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks). The linear part is an average,
-as in the code of its appendix; its eq. 7 is a sum. With `published`, three more things are as in that code: a learned
+as in the code of its appendix; the text has a sum. With `published`, three more things are as in that code: a learned
 bias of the distance inside the chunk, relu(q_t . k_j / C + b_{t-j})^2; q' and k' are rotated too; the scales start at
-N(0, 0.02^2), here at 1 for q and k and at 1 / sqrt(S) for q' and k'. Difference: the maps have no bias.
+N(0, 0.02^2), here at 1 for q and k and at 1 / sqrt(S) for q' and k'. Differences: the maps have no bias, and chunks are
+shorter (published: chunk_size=256).
 Cost: O(T (C + S) E).
 Decode state: the sum of k'^T v of the finished chunks (S E numbers); z and v of the current chunk, (T mod C) (S + E)
 numbers.
@@ -27,7 +28,6 @@ from torch import Tensor, nn
 from .base import Attention
 from .kernels import choose, gau_kernel
 from .parts import at_least_fp32, check_positive, chunk_mask, lower_triangle, rotary, running_sum, to_chunks
-
 
 LONGEST = 512  # the longest chunk for which the published code has a bias of each distance
 
