@@ -17,17 +17,20 @@ from bsbr_pl.values import bootstrap_interval, crossover, exponent
 from callbacks import AttentionMaps, FlopCounter, LastCheckpoint
 
 CHUNKED = {"chunk_size": 64, "conv_size": 4}
+DELTA = {"allow_neg_eigval": False, "head_dim": None, "expand_v": 1.0}
 SAMPLES = {"num_train": 100_000, "seed": 0, "num_workers": 0}
 EXPECTED = {
     "standard": {"rope": True, "bias": False, "conv_size": 1},
     "sliding_window": {"window_size": 128, "rope": True, "bias": False, "conv_size": 1},
-    **dict.fromkeys(("linear", "delta_net", "gated_delta_net"), CHUNKED),
+    "linear": CHUNKED | {"norm": "denominator"},
+    "delta_net": CHUNKED | DELTA | {"output_gate": False},
+    "gated_delta_net": CHUNKED | DELTA | {"decay_init": "spaced"},
     "gla": CHUNKED | {"expand_k": 1.0, "gate_rank": 16, "tied_keys": False},
     "mamba2": CHUNKED | {"expansion_factor": 2, "key_dim": 64},
     "kda": CHUNKED | {"allow_neg_eigval": False},
     "fox": {"rope": False, "qk_norm": False, "kv_shift": False, "output_gate": False},
     "hopfield": {"num_updates": 1, "beta": None, "rope": True},
-    "gau": {"num_heads": 1, "chunk_size": 128, "expansion_factor": 2, "key_dim": 128, "rope": True},
+    "gau": {"num_heads": 1, "chunk_size": 128, "expansion_factor": 2, "key_dim": 128, "rope": True, "published": False},
     "bsbr": {
         **{"chunk_size": 128, "retrieval_top_k": None, "compression_factor": 1, "router_dim": None, "normalize": True},
         **{"initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
@@ -101,6 +104,59 @@ PARAMETERS = {  # parameters by hand: maps with a bias only where the formula ha
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_parameters(name):
     assert sum(parameter.numel() for parameter in ARCHITECTURES[name](D, H).parameters()) == PARAMETERS[name]
+
+
+def test_published_widths_of_gated_delta_net():
+    """Keys of 3 D / 4, values of 3 D / 2, as published: the maps have 6 D^2 parameters."""
+    gated = ARCHITECTURES["gated_delta_net"](D, H, head_dim=6, expand_v=2.0)
+    maps = 6 * D * D + 4 * (2 * 18 + 36)
+    assert sum(parameter.numel() for parameter in gated.parameters()) == maps + 2 * (D + 1) * H + H + 12
+
+
+def test_state_size_is_chosen_apart_from_the_width():
+    one_head = ARCHITECTURES["delta_net"](128, 1, conv_size=1)
+    four_heads = ARCHITECTURES["delta_net"](128, 4, head_dim=64, conv_size=1)
+    assert one_head.state_size(1) == four_heads.state_size(1) == 128 * 128
+
+
+def test_random_decays_are_the_published_ones():
+    torch.manual_seed(0)
+    gated = ARCHITECTURES["gated_delta_net"](4, 4000, head_dim=1, decay_init="random")
+    rate, dt = gated.log_rate.exp(), torch.nn.functional.softplus(gated.decay.bias)
+    assert 0 < rate.min() < 0.1 < 15.9 < rate.max() <= 16
+    assert rate.mean().item() == pytest.approx(8, abs=0.3)
+    assert 0.000999 < dt.min() < 0.0011 < 0.09 < dt.max() < 0.1001
+    assert dt.log10().mean().item() == pytest.approx(-2, abs=0.05)
+    with pytest.raises(ValueError, match="decay_init must be one of spaced, random, got 'other'"):
+        ARCHITECTURES["gated_delta_net"](4, 2, decay_init="other")
+
+
+def test_the_published_start_of_gau():
+    torch.manual_seed(0)
+    gau = ARCHITECTURES["gau"](D, published=True)
+    for start, numbers in ((gau.scale, 4 * 128), (gau.bias, 128)):
+        assert start.numel() == numbers
+        assert start.square().mean().sqrt().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(gau.offset, torch.zeros(4, 128))
+    with pytest.raises(ValueError, match=r"chunk_size must be at most 512 if published, .* got 513"):
+        ARCHITECTURES["gau"](D, chunk_size=513, published=True)
+    own = ARCHITECTURES["gau"](D)
+    assert own.bias is None
+    assert own.scale[:, 0].tolist() == pytest.approx([1, 1, 128**-0.5, 128**-0.5])
+
+
+def test_a_norm_of_linear_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="norm must be one of denominator, rms, got 'none'"):
+        ARCHITECTURES["linear"](16, 2, norm="none")
+
+
+@pytest.mark.parametrize("name", ["delta_net", "gated_delta_net"])
+def test_widths_of_the_delta_nets_that_do_not_fit_are_refused(name):
+    with pytest.raises(ValueError, match=r"expand_v must be above 0, with .* whole number, got 0\.3"):
+        ARCHITECTURES[name](16, 2, expand_v=0.3)
+    with pytest.raises(ValueError, match="head_dim must be a positive integer, got 0"):
+        ARCHITECTURES[name](16, 2, head_dim=0)
+    assert ARCHITECTURES[name](16, 3, head_dim=4).out.weight.shape == (16, 12), "heads need not divide the width"
 
 
 def test_initial_values():

@@ -27,17 +27,28 @@ from bsbr_pl.module import LanguageModule
 
 SEEDS = st.integers(0, 2**32)
 #: What options that do not go together are answered.
+TOO_LONG = "chunk_size must be at most 512 if published"
 UNDIVIDED, ODD = "compression_factor must divide", ("rotary positions need an even head width", "key_dim must be even")
 SIZES = st.integers(1, 3) | st.integers(1, 9) | st.sampled_from([64, 2**31, 2**62])
 ROPE = {"rope": st.booleans()}
 CONVOLUTION = {"conv_size": st.integers(1, 6), "conv_init": st.sampled_from(["identity", "uniform"])}
+DELTA = {
+    "allow_neg_eigval": st.booleans(),
+    "head_dim": st.none() | st.integers(1, 9),
+    "expand_v": st.sampled_from([1, 1.0, 2.0]),
+}
 SOFTMAX = {**ROPE, **CONVOLUTION, "bias": st.booleans()}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
-    "linear": {"chunk_size": SIZES, **CONVOLUTION},
-    "delta_net": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
-    "gated_delta_net": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
+    "linear": {"chunk_size": SIZES, **CONVOLUTION, "norm": st.sampled_from(["denominator", "rms"])},
+    "delta_net": {"chunk_size": SIZES, **CONVOLUTION, **DELTA, "output_gate": st.booleans()},
+    "gated_delta_net": {
+        "chunk_size": SIZES,
+        **CONVOLUTION,
+        **DELTA,
+        "decay_init": st.sampled_from(["spaced", "random"]),
+    },
     "gated_delta_product": {
         "chunk_size": SIZES,
         **CONVOLUTION,
@@ -66,7 +77,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         **dict.fromkeys(("rope", "qk_norm", "kv_shift", "output_gate"), st.booleans()),
     },
     "hopfield": {"num_updates": st.integers(0, 3), "beta": st.none() | st.floats(0.1, 2) | st.just(1), **ROPE},
-    "gau": {"chunk_size": SIZES, "expansion_factor": st.integers(1, 3), "key_dim": st.integers(1, 9), **ROPE},
+    "gau": {
+        "chunk_size": SIZES,
+        "expansion_factor": st.integers(1, 3),
+        "key_dim": st.integers(1, 9),
+        "published": st.booleans(),
+        **ROPE,
+    },
     "moba": {"chunk_size": SIZES, "top_k": SIZES, **CONVOLUTION, **ROPE},
     "bsbr": {
         "chunk_size": SIZES,
@@ -121,7 +138,8 @@ def attentions(choose: st.DrawFn) -> Attention:
     heads, width = choose(st.integers(1, 4)), choose(st.integers(1, 8))
     odd = (options.get("key_dim", 128) if name == "gau" else width) % 2 and options.get("rope", name == "retnet")
     undivided = width % options.get("compression_factor", 1)
-    words = (*([UNDIVIDED] if undivided else []), *(ODD if odd else []))
+    biases = options.get("published", False) and options["chunk_size"] > 512
+    words = (*([UNDIVIDED] if undivided else []), *(ODD if odd else []), *([TOO_LONG] if biases else []))
 
     def build() -> Attention:
         attention = ARCHITECTURES[name](heads * width, heads, **options)
@@ -182,7 +200,8 @@ def test_an_option_that_is_no_size_is_named(data, name, value):
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
     counts = [option for option in OPTIONS[name] if parameters[option].annotation in (int, int | None)]
     option = data.draw(st.sampled_from(["hidden_dim", "num_heads", *sorted(counts)]))
-    assume((option, value) not in [("retrieval_top_k", None), ("router_dim", None), ("num_updates", 0)])
+    optional = [(name, None) for name in ("retrieval_top_k", "router_dim", "head_dim")]
+    assume((option, value) not in [*optional, ("num_updates", 0)])
     with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more), got"):
         ARCHITECTURES[name](**{"hidden_dim": 4, "num_heads": 2} | {option: value})
 
@@ -203,7 +222,7 @@ def models(choose: st.DrawFn) -> LanguageModel:
         model(torch.zeros(1, 1, dtype=torch.long))
         return model
 
-    model = attempt(build, UNDIVIDED, *ODD)
+    model = attempt(build, UNDIVIDED, TOO_LONG, *ODD)
     assume(model is not None)
     return stir(model, choose(SEEDS)).train(choose(st.booleans()))
 
@@ -313,7 +332,7 @@ def test_a_module_comes_back_as_it_was_saved(chosen, numbers, counts, kind):
         return module.eval()
 
     ids = torch.arange(7)[None]
-    module = attempt(build, UNDIVIDED, *ODD)
+    module = attempt(build, UNDIVIDED, TOO_LONG, *ODD)
     assume(module is not None)
     assert {name: module.hparams[name] for name in {**numbers, **counts}} == {**numbers, **counts}
     with TemporaryDirectory() as folder:

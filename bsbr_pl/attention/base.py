@@ -34,10 +34,11 @@ class Attention(nn.Module, Generic[State]):
 
     Args:
         hidden_dim: width D of the input and the output.
-        num_heads: number of heads H; must divide `hidden_dim`.
+        num_heads: number of heads H.
+        head_dim: width K of a head; D / H if None, and then H must divide D.
 
     Raises:
-        ValueError: if `hidden_dim` or `num_heads` is not positive or `num_heads` does not divide `hidden_dim`.
+        ValueError: if one of them is not positive, or if H must divide D and does not.
     """
 
     #: True if the layer includes the work of a feed-forward network (GAU).
@@ -47,14 +48,17 @@ class Attention(nn.Module, Generic[State]):
     #: The last linear map, back to the hidden width. LanguageModel sets the initial values of all linear maps.
     out: nn.Linear
 
-    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, head_dim: int | None = None) -> None:
         super().__init__()
         check_positive(hidden_dim=hidden_dim, num_heads=num_heads)
-        if hidden_dim % num_heads:
-            raise ValueError(f"hidden_dim must be a multiple of num_heads, got {hidden_dim} and {num_heads}")
+        if head_dim is None:
+            if hidden_dim % num_heads:
+                raise ValueError(f"hidden_dim must be a multiple of num_heads, got {hidden_dim} and {num_heads}")
+            head_dim = hidden_dim // num_heads
+        check_positive(head_dim=head_dim)
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
-        self.head_dim = hidden_dim // num_heads
+        self.head_dim = head_dim
 
     # Facts about the architecture.
 

@@ -3,8 +3,9 @@
     S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
     o_t = q_t S_t
 
-q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; o_t passes an RMS norm
-per head. The fast form, per chunk of C tokens, with S at the start of the chunk:
+q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; the output is
+RMSNorm(o_t), with `output_gate` RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S at the start
+of the chunk:
 
     U = (I + tril(diag(beta) K K^T, -1))^-1 diag(beta) (V - K S)          (the updates, C x V)
     O = Q S + tril(Q K^T) U ;   S <- S + K^T U
@@ -13,8 +14,8 @@ The inverses and O are computed for all chunks at once; only U and S go from chu
 
 Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form is Yang et al. 2024, arXiv 2406.06484, section 3.2.
 With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b): Grazzi et al. 2024, arXiv 2411.12537.
-Cost: O(T (C + K + C^2 / K) D).
-Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
+Cost: O(T H (C (K + V) + K V + C^2)).
+Decode state: S (H K V numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from .parts import (
     ConvInit,
     ShortConvolution,
     at_least_fp32,
+    check_number,
     check_positive,
     lower_triangle,
     merge_heads,
@@ -40,7 +42,7 @@ from .parts import (
 
 class Memory(NamedTuple):
     S: Tensor  # (B, H, K, V)
-    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
+    conv_state: Tensor  # (B, conv_size - 1, H (2K + V)), the last inputs of the convolution
 
 
 class DeltaNetAttention(Attention[Memory]):
@@ -53,6 +55,9 @@ class DeltaNetAttention(Attention[Memory]):
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
+        head_dim: width K of the queries and keys of a head; D / H if None.
+        expand_v: V / K; expand_v * K must be whole.
+        output_gate: multiply the output by SiLU(x_t W_g), as Gated DeltaNet does.
     """
 
     def __init__(
@@ -63,16 +68,24 @@ class DeltaNetAttention(Attention[Memory]):
         conv_size: int = 4,
         conv_init: ConvInit = "uniform",
         allow_neg_eigval: bool = False,
+        head_dim: int | None = None,
+        expand_v: float = 1.0,
+        output_gate: bool = False,
     ) -> None:
-        super().__init__(hidden_dim, num_heads)
+        super().__init__(hidden_dim, num_heads, head_dim)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
+        whole = f"above 0, with expand_v * {self.head_dim} (the head width) a whole number"
+        check_number(whole, lambda factor: factor > 0 and factor * self.head_dim % 1 == 0, expand_v=expand_v)
         self.chunk_size = chunk_size
         self.allow_neg_eigval = allow_neg_eigval
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
+        keys, self.value_dim = num_heads * self.head_dim, num_heads * int(expand_v * self.head_dim)
+        self.widths = [keys, keys, self.value_dim]
+        self.qkv = nn.Linear(hidden_dim, sum(self.widths), bias=False)
+        self.conv = ShortConvolution(sum(self.widths), conv_size, conv_init)
         self.beta = nn.Linear(hidden_dim, num_heads)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
-        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
+        self.gate = nn.Linear(hidden_dim, self.value_dim, bias=False) if output_gate else None
+        self.norm = nn.RMSNorm(self.value_dim // num_heads, eps=1e-5)
+        self.out = nn.Linear(self.value_dim, hidden_dim, bias=False)
 
     @property
     def period(self) -> int:
@@ -80,12 +93,12 @@ class DeltaNetAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_delta_rule(self.head_dim)
+        return has_delta_rule(self.head_dim, self.value_dim // self.num_heads)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v (B, H, T, K), beta (B, H, T, 1) and the state of the convolution."""
+        """q, k (B, H, T, K), v (B, H, T, V), beta (B, H, T, 1) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
-        q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
+        q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).split(self.widths, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None] * (2 if self.allow_neg_eigval else 1)
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, conv_state
 
@@ -93,7 +106,8 @@ class DeltaNetAttention(Attention[Memory]):
         return self.project(x)[2]
 
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self.out(merge_heads(self.norm(mixed.to(x.dtype))))
+        y = merge_heads(self.norm(mixed.to(x.dtype)))
+        return self.out(y if self.gate is None else y * F.silu(self.gate(x)))
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, beta, _ = self.project(x)
@@ -102,7 +116,8 @@ class DeltaNetAttention(Attention[Memory]):
         return (q @ k.mT).tril() @ updates.tril()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """q, k, v (B, H, T, K), beta (B, H, T, 1), S before them (None: 0) -> mixed values (B, H, T, V), S after."""
+        """q, k (B, H, T, K), v (B, H, T, V), beta (B, H, T, 1), S before them (None: 0) -> mixed values (B, H, T, V), S
+        after them."""
         T = q.shape[2]
         q, k, v, beta = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v, beta))  # (B, H, N, C, .)
         k_beta, v_beta = beta * k, beta * v
@@ -128,7 +143,7 @@ class DeltaNetAttention(Attention[Memory]):
         return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:
-        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.head_dim))
+        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.value_dim // self.num_heads))
         return Memory(S, self.conv.init_state(batch_size))
 
     def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
@@ -138,14 +153,14 @@ class DeltaNetAttention(Attention[Memory]):
         return self.emit(q @ S, x)[:, 0], Memory(S, conv_state)
 
     def state_size(self, num_tokens: int) -> int:
-        return self.hidden_dim * self.head_dim + self.conv.state_size
+        return self.head_dim * self.value_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)
+        H, K, E, C = self.num_heads, self.head_dim, self.value_dim, min(self.chunk_size, num_tokens)
         padded = -(-num_tokens // C) * C
-        projections = num_tokens * (4 * D * D + D * self.num_heads + self.conv.weight.numel())
-        products = 2 * C * D  # K K^T and Q K^T
-        inverse = padded // C * self.num_heads * C**3 // 2  # half of C^2 for each of C columns
-        loop = C * D + 2 * K * D  # (...)^-1 (...) ; K S, K^T U
-        outputs = K * D + C * D  # Q S, scores U
-        return 2 * (projections + inverse + padded * (products + loop + outputs))
+        maps = sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)  # the taps included
+        products = 2 * C * H * K  # K K^T and Q K^T
+        inverse = padded // C * H * C**3 // 2  # half of C^2 for each of C columns
+        loop = C * E + 2 * K * E  # (...)^-1 (...) ; K S, K^T U
+        outputs = K * E + C * E  # Q S, scores U
+        return 2 * (num_tokens * maps + inverse + padded * (products + loop + outputs))

@@ -15,11 +15,14 @@ The inverses and O are computed for all chunks at once; only U and S go from chu
 
 Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
 arXiv 2405.21060. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b): Grazzi et al. 2024, arXiv 2411.12537.
-Cost: O(T (C + K + C^2 / K) D).
-Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
+Differences: the widths of keys and values (published: head_dim = 3 D / (4 H), expand_v=2) and the start of the decays
+(published: decay_init="random").
+Cost: O(T H (C (K + V) + K V + C^2)).
+Decode state: S (H K V numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,7 @@ from .parts import (
     ConvInit,
     ShortConvolution,
     at_least_fp32,
+    check_number,
     check_positive,
     lower_triangle,
     merge_heads,
@@ -39,10 +43,12 @@ from .parts import (
     unit_triangle_inverse,
 )
 
+DecayInit = Literal["spaced", "random"]
+
 
 class Memory(NamedTuple):
     S: Tensor  # (B, H, K, V)
-    conv_state: Tensor  # (B, conv_size - 1, 3D), the last inputs of the convolution
+    conv_state: Tensor  # (B, conv_size - 1, H (2K + V)), the last inputs of the convolution
 
 
 class GatedDeltaNetAttention(Attention[Memory]):
@@ -55,6 +61,10 @@ class GatedDeltaNetAttention(Attention[Memory]):
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
+        head_dim: width K of the queries and keys of a head; D / H if None.
+        expand_v: V / K; expand_v * K must be whole.
+        decay_init: initial decays: `spaced` (A = 1, and the heads remember 10 to 1000 tokens) or `random`, as published
+            (A from U(0, 16), and softplus(b) from 0.001 to 0.1, uniform in its logarithm).
     """
 
     def __init__(
@@ -65,21 +75,34 @@ class GatedDeltaNetAttention(Attention[Memory]):
         conv_size: int = 4,
         conv_init: ConvInit = "uniform",
         allow_neg_eigval: bool = False,
+        head_dim: int | None = None,
+        expand_v: float = 1.0,
+        decay_init: DecayInit = "spaced",
     ) -> None:
-        super().__init__(hidden_dim, num_heads)
+        super().__init__(hidden_dim, num_heads, head_dim)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
+        if decay_init not in get_args(DecayInit):
+            raise ValueError(f"decay_init must be one of {', '.join(get_args(DecayInit))}, got {decay_init!r}")
+        whole = f"above 0, with expand_v * {self.head_dim} (the head width) a whole number"
+        check_number(whole, lambda factor: factor > 0 and factor * self.head_dim % 1 == 0, expand_v=expand_v)
         self.chunk_size = chunk_size
         self.allow_neg_eigval = allow_neg_eigval
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
+        keys, self.value_dim = num_heads * self.head_dim, num_heads * int(expand_v * self.head_dim)
+        self.widths = [keys, keys, self.value_dim]
+        self.qkv = nn.Linear(hidden_dim, sum(self.widths), bias=False)
+        self.conv = ShortConvolution(sum(self.widths), conv_size, conv_init)
         self.beta = nn.Linear(hidden_dim, num_heads)
         self.decay = nn.Linear(hidden_dim, num_heads)
-        self.log_rate = nn.Parameter(torch.zeros(num_heads))  # log A
-        self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5)
-        self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
-        with torch.no_grad():  # the heads start with memories of 10 to 1000 tokens
-            self.decay.bias.copy_(torch.logspace(-1, -3, num_heads).expm1().log())
+        rate = 16 * (1 - torch.rand(num_heads)) if decay_init == "random" else torch.ones(num_heads)
+        self.log_rate = nn.Parameter(rate.log())  # log A
+        self.gate = nn.Linear(hidden_dim, self.value_dim, bias=False)
+        self.norm = nn.RMSNorm(self.value_dim // num_heads, eps=1e-5)
+        self.out = nn.Linear(self.value_dim, hidden_dim, bias=False)
+        softplus_b = torch.logspace(-1, -3, num_heads)
+        if decay_init == "random":
+            softplus_b.uniform_(math.log(0.001), math.log(0.1)).exp_()
+        with torch.no_grad():
+            self.decay.bias.copy_(softplus_b.expm1().log())
 
     @property
     def period(self) -> int:
@@ -87,12 +110,12 @@ class GatedDeltaNetAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_delta_rule(self.head_dim)
+        return has_delta_rule(self.head_dim, self.value_dim // self.num_heads)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
-        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1) and the state of the convolution."""
+        """q, k (B, H, T, K), v (B, H, T, V), beta, log alpha (B, H, T, 1) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
-        q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).chunk(3, -1))
+        q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).split(self.widths, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None] * (2 if self.allow_neg_eigval else 1)
         log_alpha = -(at_least_fp32(self.log_rate).exp() * F.softplus(at_least_fp32(self.decay(x)))).mT[..., None]
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, conv_state
@@ -114,8 +137,8 @@ class GatedDeltaNetAttention(Attention[Memory]):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor, S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """q, k, v (B, H, T, K), beta, log alpha (B, H, T, 1), S before them (None: 0) -> mixed values (B, H, T, V), S
-        after them."""
+        """q, k (B, H, T, K), v (B, H, T, V), beta, log alpha (B, H, T, 1), S before them (None: 0) -> mixed values
+        (B, H, T, V), S after them."""
         T = q.shape[2]
         parts = (q, k, v, beta, log_alpha)
         q, k, v, beta, log_alpha = (to_chunks(part, min(self.chunk_size, T)) for part in parts)  # (B, H, N, C, .)
@@ -145,7 +168,7 @@ class GatedDeltaNetAttention(Attention[Memory]):
         return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:
-        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.head_dim))
+        S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.head_dim, self.value_dim // self.num_heads))
         return Memory(S, self.conv.init_state(batch_size))
 
     def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
@@ -156,14 +179,14 @@ class GatedDeltaNetAttention(Attention[Memory]):
         return self.emit(q @ S, x)[:, 0], Memory(S, conv_state)
 
     def state_size(self, num_tokens: int) -> int:
-        return self.hidden_dim * self.head_dim + self.conv.state_size
+        return self.head_dim * self.value_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        D, K, C = self.hidden_dim, self.head_dim, min(self.chunk_size, num_tokens)
+        H, K, E, C = self.num_heads, self.head_dim, self.value_dim, min(self.chunk_size, num_tokens)
         padded = -(-num_tokens // C) * C
-        projections = num_tokens * (5 * D * D + 2 * D * self.num_heads + self.conv.weight.numel())
-        products = 2 * C * D  # K K^T and Q K^T
-        inverse = padded // C * self.num_heads * C**3 // 2  # half of C^2 for each of C columns
-        loop = C * D + 2 * K * D  # (...)^-1 (...) ; K S, K^T U
-        outputs = K * D + C * D  # Q S, scores U
-        return 2 * (projections + inverse + padded * (products + loop + outputs))
+        maps = sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)  # the taps included
+        products = 2 * C * H * K  # K K^T and Q K^T
+        inverse = padded // C * H * C**3 // 2  # half of C^2 for each of C columns
+        loop = C * E + 2 * K * E  # (...)^-1 (...) ; K S, K^T U
+        outputs = K * E + C * E  # Q S, scores U
+        return 2 * (num_tokens * maps + inverse + padded * (products + loop + outputs))

@@ -18,6 +18,8 @@ g_t is the sum of log alpha from the start of the chunk to t, and the decay G_ts
 The map has one T x T matrix per head and step, which mixes the values of that step.
 
 Source: Siems et al. 2025, arXiv 2502.10297, section 3. Published: two to four steps, at the same number of parameters.
+Differences: the values of a head are as wide as its keys (published: twice as wide); A starts at 1 and the heads with
+memories of 10 to 1000 tokens (published: A from U(0, 16), and softplus(b) from 0.001 to 0.1).
 Cost: O(T (n C + K + n^2 C^2 / K) n D).
 Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution, (2n + 1) D numbers each.
 """

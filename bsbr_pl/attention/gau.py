@@ -8,8 +8,11 @@
 
 Two such layers replace one attention and one feed-forward layer.
 
-Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks). Difference: the linear part is
-an average, so its size does not grow with T.
+Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks). The linear part is an average,
+as in the code of its appendix; the text has a sum. With `published`, three more things are as in that code: a learned
+bias of the distance inside the chunk, relu(q_t . k_j / C + b_{t-j})^2; q' and k' are rotated too; the scales start at
+N(0, 0.02^2), here at 1 for q and k and at 1 / sqrt(S) for q' and k'. Differences: the maps have no bias, and chunks are
+shorter (published: chunk_size=256).
 Cost: O(T (C + S) E).
 Decode state: the sum of k'^T v of the finished chunks (S E numbers); z and v of the current chunk, (T mod C) (S + E)
 numbers.
@@ -25,6 +28,8 @@ from torch import Tensor, nn
 from .base import Attention
 from .kernels import choose, gau_kernel
 from .parts import at_least_fp32, check_positive, chunk_mask, lower_triangle, rotary, running_sum, to_chunks
+
+LONGEST = 512  # the longest chunk for which the published code has a bias of each distance
 
 
 class Chunk(NamedTuple):
@@ -43,7 +48,8 @@ class GAUAttention(Attention[Chunk]):
         chunk_size: tokens C in a chunk.
         expansion_factor: E / D.
         key_dim: width S of the shared representation z.
-        rope: rotate q and k inside the chunk. Without it, the order within the chunk is invisible.
+        rope: rotate q and k inside the chunk. Without it, only `published` shows the order within the chunk.
+        published: the positions and the start of the paper's code.
     """
 
     replaces_feed_forward = True
@@ -56,14 +62,20 @@ class GAUAttention(Attention[Chunk]):
         expansion_factor: int = 2,
         key_dim: int = 128,
         rope: bool = True,
+        published: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, expansion_factor=expansion_factor, key_dim=key_dim)
         if rope and key_dim % 2:
             raise ValueError(f"key_dim must be even for rotary positions, got {key_dim}")
+        if published and chunk_size > LONGEST:
+            raise ValueError(
+                f"chunk_size must be at most {LONGEST} if published, with a bias for every distance, got {chunk_size}"
+            )
         self.num_heads = 1
         self.chunk_size = chunk_size
         self.rope = rope
+        self.published = published
         self.value_dim = expansion_factor * hidden_dim
         self.key_dim = key_dim
         self.u = nn.Linear(hidden_dim, self.value_dim, bias=False)
@@ -71,6 +83,9 @@ class GAUAttention(Attention[Chunk]):
         self.z = nn.Linear(hidden_dim, key_dim, bias=False)
         self.scale = nn.Parameter(torch.tensor([1.0, 1.0, key_dim**-0.5, key_dim**-0.5])[:, None].repeat(1, key_dim))
         self.offset = nn.Parameter(torch.zeros(4, key_dim))
+        if published:
+            nn.init.normal_(self.scale, std=0.02)
+        self.bias = nn.Parameter(0.02 * torch.randn(chunk_size)) if published else None
         self.out = nn.Linear(self.value_dim, hidden_dim, bias=False)
 
     @property
@@ -92,10 +107,23 @@ class GAUAttention(Attention[Chunk]):
         """z (B, T, S)."""
         return F.silu(at_least_fp32(self.z(x)))
 
-    def views(self, z: Tensor) -> list[Tensor]:
-        """z (..., C, S) of a chunk, from its first token on -> q, k, q', k', each (..., C, S)."""
+    def views(self, z: Tensor, finished: int = 0) -> list[Tensor]:
+        """z (B, C, S) of a chunk or (B, N, C, S) of chunks, after `finished` others -> q, k, q', k', each like z."""
         q, k, q_lin, k_lin = (scale * z + offset for scale, offset in zip(self.scale, self.offset, strict=True))
-        return [rotary(q), rotary(k), q_lin, k_lin] if self.rope else [q, k, q_lin, k_lin]
+        if self.rope:
+            q, k = rotary(q), rotary(k)
+        if self.rope and self.published:  # the distances between chunks count
+            start = finished * self.chunk_size
+            q_lin, k_lin = (rotary(part.flatten(1, -2), start).view_as(part) for part in (q_lin, k_lin))
+        return [q, k, q_lin, k_lin]
+
+    def inside(self, q: Tensor, k: Tensor) -> Tensor:
+        """The weights inside a chunk, not masked: its last queries (..., n, S), its keys (..., C, S) -> (..., n, C)."""
+        scores = q @ k.mT / self.chunk_size
+        if self.bias is not None:
+            j = torch.arange(k.shape[-2], device=k.device)
+            scores = scores + self.bias[(j[-q.shape[-2] :, None] - j).clamp(0, self.chunk_size - 1)].to(scores.dtype)
+        return scores.relu().square()
 
     def values(self, x: Tensor) -> Tensor:
         return F.silu(at_least_fp32(self.v(x)))[:, None]
@@ -106,17 +134,16 @@ class GAUAttention(Attention[Chunk]):
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, q_lin, k_lin = self.views(self.shared(x))
         chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
-        inside = (q @ k.mT / self.chunk_size).relu().square()
         earlier = q_lin @ k_lin.mT / (chunk * self.chunk_size).clamp(min=1)[:, None]
-        return (inside * self.sees_exactly(x.shape[1]) + earlier * (chunk[:, None] > chunk))[:, None]
+        return (self.inside(q, k) * self.sees_exactly(x.shape[1]) + earlier * (chunk[:, None] > chunk))[:, None]
 
     def mix(self, z: Tensor, v: Tensor, kv: Tensor | None = None, finished: int = 0) -> tuple[Tensor, Tensor]:
         """z (B, T, S), v (B, T, E) from the start of a chunk on; k'^T v (B, S, E) of the finished chunks before it ->
         mixed values (B, T, E); k'^T v of all finished chunks (B, S, E)."""
         T, C = z.shape[1], self.chunk_size
         z, v = (to_chunks(part, min(C, T), dim=1) for part in (z, v))  # (B, N, C, S), (B, N, C, E)
-        q, k, q_lin, k_lin = self.views(z)
-        inside = (q @ k.mT / C).relu().square() * lower_triangle(q.shape[2], like=q) @ v
+        q, k, q_lin, k_lin = self.views(z, finished)
+        inside = self.inside(q, k) * lower_triangle(q.shape[2], like=q) @ v
         before, total = running_sum(k_lin.mT @ v, dim=1, start=kv)  # (B, N, S, E), (B, S, E)
         count = ((finished + torch.arange(v.shape[1], device=v.device)) * C).clamp(min=1)[:, None, None]
         mixed = inside + (q_lin / count) @ before
@@ -130,7 +157,8 @@ class GAUAttention(Attention[Chunk]):
         if state is not None:  # compute the current chunk again, from its first token on
             kv, finished = state.kv, state.finished
             z, v = torch.cat((state.z, z), 1), torch.cat((state.v, v), 1)
-        mixed, kv = choose(x, partial(gau_kernel, self.views, self.chunk_size), self.mix)(z, v, kv, finished)
+        kernel = partial(gau_kernel, self.views, self.inside, self.chunk_size)
+        mixed, kv = choose(x, kernel, self.mix)(z, v, kv, finished)
         rest = z.shape[1] // self.chunk_size * self.chunk_size
         state = Chunk(kv, z[:, rest:], v[:, rest:], finished + rest // self.chunk_size)
         return self.emit(mixed[:, None, -x.shape[1] :], x), state
@@ -145,8 +173,8 @@ class GAUAttention(Attention[Chunk]):
         kv, finished = state.kv, state.finished
         z = torch.cat((state.z, self.shared(x)), 1)
         v = torch.cat((state.v, self.values(x)[:, 0]), 1)
-        q, k, q_lin, k_lin = self.views(z)
-        mixed = (q[:, -1:] @ k.mT / self.chunk_size).relu().square() @ v
+        q, k, q_lin, k_lin = self.views(z, finished)
+        mixed = self.inside(q[:, -1:], k) @ v
         mixed = mixed + q_lin[:, -1:] @ kv / max(1, finished * self.chunk_size)
         if z.shape[1] == self.chunk_size:
             kv, finished = kv + k_lin.mT @ v, finished + 1

@@ -13,7 +13,7 @@ the start to t, K numbers:
 Source: Yang et al. 2023, arXiv 2312.06635, eq. 3; the fast form section 4, the layer section 4.4.
 Differences: the convolution (published: none, conv_size=1) and the width of the keys (published: expand_k=0.5).
 With `tied_keys` it is HGRN2 (Qin et al. 2024, arXiv 2404.07904): alpha_t = sigmoid(x_t W_a + b), k_t = 1 - alpha_t, and
-q is a SiLU. Differences: the output gate of GLA, and no lower bound on alpha.
+q is a SiLU. Differences: the output gate and the RMSNorm per head of GLA, and no lower bound on alpha.
 Cost: O(T (C + K) D), with K = expand_k D / H.
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """

@@ -14,7 +14,7 @@ exp(g_ti - g_si) for s <= t, else 0 (`decayed_products`):
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
 
 Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; W_1 W_2 and W_3 W_4 have rank V, the width of a head.
-Difference: q is not divided by sqrt(K), a factor that RMSNorm cancels.
+Differences: q is not divided by sqrt(K), a factor that RMSNorm cancels; the width of a head is D / H (published: 128).
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """

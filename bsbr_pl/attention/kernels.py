@@ -53,9 +53,9 @@ def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any], fits:
     return partial(kernel, low)
 
 
-def has_delta_rule(width: int) -> bool:
-    """Whether there is a Triton kernel of the delta rule for heads of this width."""
-    return HAS_TRITON and width in WIDTHS
+def has_delta_rule(*widths: int) -> bool:
+    """Whether there is a Triton kernel of the delta rule for heads with keys and values of these widths."""
+    return HAS_TRITON and all(width in WIDTHS for width in widths)
 
 
 def has_window(width: int) -> bool:
@@ -85,23 +85,32 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: softma
 
 
 def linear_kernel(
-    low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None, z: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`LinearAttention.mix`."""
+    low: torch.dtype,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    S: Tensor | None = None,
+    z: Tensor | None = None,
+    divide: bool = True,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`LinearAttention.mix`; `divide` by the denominator."""
     from .linear import EPSILON
 
     T = q.shape[2]
     q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H, N, C, .)
     S_before, S = sums_before(k.mT @ v, dim=2, start=S)
-    z_before, z = parts.running_sum(k.sum(3, dtype=torch.float32), dim=2, start=z)
     scores = (q @ k.mT) * lower_triangle(CHUNK, like=q)
-    total = scores.sum(-1, keepdim=True, dtype=torch.float32) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
-    mixed = plus_product(scores @ v, q, S_before) * (total + EPSILON).reciprocal()
+    mixed = plus_product(scores @ v, q, S_before)
+    if divide:
+        z_before, z = parts.running_sum(k.sum(3, dtype=torch.float32), dim=2, start=z)
+        total = scores.sum(-1, keepdim=True, dtype=torch.float32) + (q * z_before[..., None, :]).sum(-1, keepdim=True)
+        mixed = mixed * (total + EPSILON).reciprocal()
     return mixed.to(low).flatten(2, 3)[:, :, :T], S, z
 
 
 def gau_kernel(
-    views: Callable[[Tensor], list[Tensor]],
+    views: Callable[[Tensor, int], list[Tensor]],
+    inside: Callable[[Tensor, Tensor], Tensor],
     chunk: int,
     low: torch.dtype,
     z: Tensor,
@@ -109,11 +118,11 @@ def gau_kernel(
     kv: Tensor | None = None,
     finished: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """`GAUAttention.mix`, given its `views` and chunk size."""
+    """`GAUAttention.mix`, given its `views`, the weights `inside` a chunk and the chunk size."""
     T = z.shape[1]
     z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, S), (B, N, C, E)
-    q, k, q_lin, k_lin = views(z)
-    scores = (q.to(low) @ k.to(low).mT / chunk).relu().square() * lower_triangle(q.shape[2], like=v)
+    q, k, q_lin, k_lin = views(z, finished)
+    scores = inside(q.to(low), k.to(low)) * lower_triangle(q.shape[2], like=v)
     before, total = products_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
     if kv is not None:
         before, total = before + kv.to(low)[:, None], total + kv

@@ -11,7 +11,8 @@ sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s
     O = exp(g) Q S + (Q K^T * G) dt V + d V ;   S <- exp(g_C) S + (exp(g_C - g) K)^T dt V
 
 Source: Dao and Gu 2024, arXiv 2405.21060, eq. 6 and 16 (the map), section 6 (the fast form), section 7.1 (the layer).
-Differences: the convolution starts as the identity (published: conv_init="uniform").
+Differences: the convolution starts as the identity (published: conv_init="uniform") with a bias of 0, and the state is
+smaller (published: key_dim=128, heads of width 64).
 Cost: O(T (C + K) E).
 Decode state: S (K E numbers) and the last conv_size - 1 inputs of the convolution.
 """

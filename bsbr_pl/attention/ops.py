@@ -72,7 +72,8 @@ def delta_rule(
     """The (gated) delta rule on CUDA, or with TRITON_INTERPRET=1.
 
     Args:
-        q, k, v: (B, T, H, K), contiguous as all inputs.
+        q, k: (B, T, H, K), contiguous as all inputs.
+        v: (B, T, H, V).
         beta: (B, T, H) in fp32.
         log_alpha: (B, T, H) in fp32; None for no decay.
         start: S^T before the first token (B, H, V, K) in fp32; None for zeros.

@@ -38,14 +38,17 @@ VARIANTS = [
     ("linear", {"chunk_size": C}),
     ("linear", {"chunk_size": 3}),
     ("linear", {"chunk_size": C, "conv_size": 1}),
+    ("linear", {"chunk_size": C, "norm": "rms"}),
     ("delta_net", {"chunk_size": C}),
     ("delta_net", {"chunk_size": 3}),
     ("delta_net", {"chunk_size": C, "conv_size": 1}),
     ("delta_net", {"chunk_size": C, "allow_neg_eigval": True}),
+    ("delta_net", {"chunk_size": C, "head_dim": 6, "expand_v": 1.5, "output_gate": True}),
     ("gated_delta_net", {"chunk_size": C}),
     ("gated_delta_net", {"chunk_size": 3}),
     ("gated_delta_net", {"chunk_size": C, "conv_size": 1}),
     ("gated_delta_net", {"chunk_size": C, "allow_neg_eigval": True}),
+    ("gated_delta_net", {"chunk_size": C, "head_dim": 6, "expand_v": 2.0, "decay_init": "random"}),
     ("gated_delta_product", {"chunk_size": C}),
     ("gated_delta_product", {"chunk_size": 3, "num_steps": 3, "forget_gate": False}),
     ("gated_delta_product", {"chunk_size": C, "conv_size": 1, "num_steps": 1, "allow_neg_eigval": False}),
@@ -80,6 +83,8 @@ VARIANTS = [
     ("gau", {"chunk_size": 3, "key_dim": 16}),
     ("gau", {"chunk_size": C, "key_dim": 8, "expansion_factor": 1}),
     ("gau", {"chunk_size": C, "key_dim": 16, "rope": False}),
+    ("gau", {"chunk_size": C, "key_dim": 16, "published": True}),
+    ("gau", {"chunk_size": 3, "key_dim": 16, "rope": False, "published": True}),
     ("moba", {"chunk_size": C}),
     ("moba", {"chunk_size": 3, "top_k": 2, "conv_size": 4}),
     ("moba", {"chunk_size": C, "top_k": 1, "rope": False}),
@@ -119,6 +124,8 @@ def build(name: str, options: dict, dtype: torch.dtype = torch.float64) -> Atten
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.add_(NOISE * torch.randn_like(parameter))
+        if options.get("published"):
+            attention.bias.abs_()  # a negative bias hides a token behind relu
     return attention.to(dtype)
 
 
@@ -196,7 +203,7 @@ def relative_error(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 #: One number a head or channel, whose gradient sums B T V rounded terms that mostly cancel.
-SUMS_OF_SMALL_TERMS = ("beta", "gain", "forget.weight", "forget.bias", "q_norm.weight", "k_norm.weight")
+SUMS_OF_SMALL_TERMS = ("beta", "gain", "bias", "forget.weight", "forget.bias", "q_norm.weight", "k_norm.weight")
 
 
 def assert_close(found: dict, expected: dict, tolerance: float) -> None:

@@ -537,21 +537,23 @@ def linear_by_tokens(linear: Attention, x: Tensor) -> Tensor:
     S, z, outputs = torch.zeros(2, 8, 8, dtype=x.dtype), torch.zeros(2, 8, dtype=x.dtype), []
     for t in range(len(x)):
         S, z = S + torch.einsum("hk,hv->hkv", k[t], v[t]), z + k[t]
-        outputs.append(torch.einsum("hk,hkv->hv", q[t], S) / ((q[t] * z).sum(-1, keepdim=True) + 1e-6))
+        o = torch.einsum("hk,hkv->hv", q[t], S)
+        divided = linear.norm is None
+        outputs.append(o / ((q[t] * z).sum(-1, keepdim=True) + 1e-6) if divided else rms_norm(o, linear.norm.weight))
     return through(linear, outputs)
 
 
 def delta_by_tokens(delta: Attention, x: Tensor) -> Tensor:
     """DeltaNet and GatedDeltaNet."""
-    q, k, v = (heads(part, 2) for part in silu(convolved(delta, x)).chunk(3, -1))
+    K, V = delta.head_dim, delta.norm.weight.numel()
+    q, k, v = (heads(part, 2) for part in silu(convolved(delta, x)).split([2 * K, 2 * K, 2 * V], -1))
     q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
     beta, alpha = torch.sigmoid(x @ delta.beta.weight.T + delta.beta.bias), torch.ones(len(x), 2, dtype=x.dtype)
     beta = 2 * beta if delta.allow_neg_eigval else beta
-    gate = torch.ones_like(x)
     if hasattr(delta, "decay"):
         alpha = torch.exp(-delta.log_rate.exp() * F.softplus(x @ delta.decay.weight.T + delta.decay.bias))
-        gate = silu(x @ delta.gate.weight.T)
-    S, outputs = torch.zeros(2, 8, 8, dtype=x.dtype), []
+    gate = torch.ones(len(x), 2 * V, dtype=x.dtype) if delta.gate is None else silu(x @ delta.gate.weight.T)
+    S, outputs = torch.zeros(2, K, V, dtype=x.dtype), []
     for t in range(len(x)):
         S = alpha[t, :, None, None] * S
         wrong = v[t] - torch.einsum("hk,hkv->hv", k[t], S)
@@ -564,11 +566,14 @@ def gau_by_tokens(gau: Attention, x: Tensor) -> Tensor:
     C, u, v, z = gau.chunk_size, *(silu(x @ part.weight.T) for part in (gau.u, gau.v, gau.z))
     q, k, q_lin, k_lin = (scale * z + offset for scale, offset in zip(gau.scale, gau.offset, strict=True))
     turn, outputs = rotated if gau.rope else lambda row, _: row, []
+    far = turn if gau.published else lambda row, _: row
+    bias = gau.bias if gau.published else torch.zeros(C, dtype=x.dtype)
     for t in range(len(x)):
         first = t // C * C
-        scores = [turn(q[t], t) @ turn(k[j], j) / C for j in range(first, t + 1)]
+        scores = [turn(q[t], t) @ turn(k[j], j) / C + bias[t - j] for j in range(first, t + 1)]
         o = sum(score.clamp(min=0) ** 2 * v[first + i] for i, score in enumerate(scores))
-        o = o + sum((q_lin[t] @ k_lin[j] / first * v[j] for j in range(first)), start=torch.zeros_like(v[0]))
+        for j in range(first):
+            o = o + far(q_lin[t], t) @ far(k_lin[j], j) / first * v[j]
         outputs.append(u[t] * o @ gau.out.weight.T)
     return torch.stack(outputs)
 
