@@ -16,6 +16,11 @@ run is resumed. A run that failed for another reason is tried again by the next 
 missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies may share one
 output folder. Arguments after `--` go to train.py.
 
+    python study/run.py runs/study --launcher=slurm --sbatch partition=gpu gpus=1 time=12:00:00
+
+trains each run as a job of a Slurm cluster (docs/howto/cluster.md). This process writes the rows as the runs end. If it
+stops, the jobs continue, and the same command collects them.
+
 `--configs` and `--train` give tasks, models and architectures of your own. The script of `--train` registers them, and
 calls train.command_line() under `if __name__ == "__main__"`; the study runs the script too, without that call.
 """
@@ -24,12 +29,15 @@ import argparse
 import runpy
 import shlex
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from rows import Run, best_rates, keep, results, runs_in
-from trainings import ROOT, Training, diverged, parse_with_rest, train_all
+from trainings import QUEUED, ROOT, Training, diverged, parse_with_rest, train_all
 
 from bsbr_pl.evals.matching import match, table
 from bsbr_pl.report.study import as_markdown, runs
@@ -38,6 +46,7 @@ from bsbr_pl.spec import specs_of
 CONFIGS, TRAIN = ROOT / "study" / "configs", ROOT / "train.py"
 #: Task -> the task whose changes of the models it uses too.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
+SECONDS_BETWEEN_LOOKS = 20.0  # at the jobs of a cluster
 SWEEP_SHARE = 4  # a run of the sweep has 1 / SWEEP_SHARE of the steps of a run that counts
 
 
@@ -48,7 +57,7 @@ class Study(NamedTuple):
     options: list[str]  # of train.py, for every run
     configs: Path = CONFIGS
     script: Path = TRAIN
-    workers: int = 1
+    launch: Callable[[list[Training]], dict[str, str]] = train_all  # returns name -> why a training has no result
 
     def files(self, task: str, model: str) -> list[Path]:
         """The configuration of a model on a task; later files override earlier ones."""
@@ -86,11 +95,16 @@ class Study(NamedTuple):
             ]
             files = self.files(run.task, run.model)
             trainings.append(Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script))
-        return train_all(trainings, self.workers)
+        return self.launch(trainings)
 
-    def run(self, task: str, models: list[str], seeds: list[int], rates: list[float], steps: int) -> dict[str, str]:
-        """Make the runs of a task and write their rows. Returns run -> why it is missing."""
-        arguments, kept = self.matched_arguments(task, models), results(self.output, task)
+    def run(
+        self, task: str, arguments: dict[str, dict[str, Any]], seeds: list[int], rates: list[float], steps: int
+    ) -> dict[str, str]:
+        """Make the runs of a task and write their rows. Returns run -> why it is missing.
+
+        `arguments` are those of `matched_arguments`. On a cluster this starts what can start now, and is called again.
+        """
+        models, kept = list(arguments), results(self.output, task)
         command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
         best, missing = dict.fromkeys(models, rates[0]), {}
         if len(rates) > 1:
@@ -107,10 +121,12 @@ class Study(NamedTuple):
         for run in final:
             if failed := diverged(run.folder(self.output)):
                 missing[str(run)] = failed
-        kept.read()  # rows of other studies in this folder
-        if len(runs(kept.rows)):
-            print("\n" + as_markdown(kept.rows), flush=True)
         return missing
+
+    def table(self, task: str) -> str:
+        """The results of a task in this folder, also those of other studies."""
+        rows = results(self.output, task).rows
+        return as_markdown(rows) if len(runs(rows)) else ""
 
 
 def names(folder: Path) -> list[str]:
@@ -126,11 +142,16 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
     parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
-    parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
+    parser.add_argument("--workers", type=int, help="runs at once; here, where they share the cores, the default is 1")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
     parser.add_argument(
         "--train", type=Path, default=TRAIN, help="script to train with, which may register your architectures"
     )
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where the runs are trained")
+    parser.add_argument(
+        "--sbatch", nargs="+", default=[], metavar="OPTION=VALUE", help="options of sbatch, as in --sbatch gpus=1"
+    )
+    parser.add_argument("--no_wait", action="store_true", help="submit jobs and collect results, but wait for none")
     chosen, options = parse_with_rest(parser)
     for name, folder in (("tasks", chosen.configs), ("models", chosen.configs / "models")):
         known = names(folder)
@@ -141,20 +162,52 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     for name in ("steps", "workers"):
         if (value := getattr(chosen, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
+    if chosen.launcher == "local" and (chosen.sbatch or chosen.no_wait):
+        parser.error("--sbatch and --no_wait need --launcher=slurm")
     return chosen, options
+
+
+def launcher(chosen: argparse.Namespace) -> Callable[[list[Training]], dict[str, str]]:
+    """Trains runs here until all have ended, or submits them and returns at once."""
+    if chosen.launcher == "local":
+        return partial(train_all, workers=chosen.workers or 1)
+    try:
+        from launch import slurm
+    except ImportError as error:
+        sys.exit(f"study/run.py: error: --launcher=slurm needs the package {error.name}: pip install 'bsbr-pl[slurm]'")
+    sbatch = {name: value or True for name, _, value in (one.partition("=") for one in chosen.sbatch)}
+    return slurm(chosen.output / "jobs", sbatch, chosen.workers)
+
+
+def repeat(steps: dict[str, Callable[[], dict[str, str]]], no_wait: bool, study: Study) -> dict[str, str]:
+    """Call the step of each task until no run of it is queued, and print its table. Returns run -> why missing."""
+    missing: dict[str, str] = {}
+    while steps:
+        for task, step in list(steps.items()):
+            found = step()
+            if no_wait or not any(reason.startswith(QUEUED) for reason in found.values()):
+                print(f"\n{study.table(task)}", flush=True)
+                missing |= found
+                del steps[task]
+        if steps:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    return missing
 
 
 def main() -> int:
     chosen, options = choose()
     if chosen.train != TRAIN:
         runpy.run_path(str(chosen.train))
-    study = Study(chosen.output, options, chosen.configs, chosen.train, chosen.workers)
-    missing: dict[str, str] = {}
+    study = Study(chosen.output, options, chosen.configs, chosen.train, launcher(chosen))
+    steps = {}
     for task in chosen.tasks:
         settings = study.settings(task)
-        rate = settings["model"]["learning_rate"]
+        rate, length = settings["model"]["learning_rate"], chosen.steps or settings["trainer"]["max_steps"]
         rates = chosen.rates or [rate / 2, rate, rate * 2]
-        missing |= study.run(task, chosen.models, chosen.seeds, rates, chosen.steps or settings["trainer"]["max_steps"])
+        steps[task] = partial(
+            study.run, task, study.matched_arguments(task, chosen.models), chosen.seeds, rates, length
+        )
+    missing = repeat(steps, chosen.no_wait, study)
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}", file=sys.stderr)
     return int(bool(missing))
