@@ -112,7 +112,14 @@ ABOUT = {
         },
     ),
     "config?": {"*": object},  # all that was chosen but the seed: rows whose config agrees are seeds
-    "study?": {"task": str, "model": str, "phase": str, "rate": NUMBER},
+    "study?": {
+        "task": str,
+        "model": str,
+        "phase": str,  # sweep, or final: a run that counts
+        "rate": NUMBER,
+        "weight_decay?": NUMBER,  # if it was swept
+        "rates?": [NUMBER],  # all that were tried for the model; `rate` should be inside
+    },
 }
 KINDS: dict[str, Any] = {
     "certificate": {
@@ -148,6 +155,15 @@ KINDS: dict[str, Any] = {
         "environment?": {"*": object},
         "precision?": (NoneType, str),
         "processes?": (NoneType, int),
+        "result?": {  # of a run of the study that counts
+            "val": NUMBER,  # bits per byte; of a recall task, the mean accuracy of the slices
+            "test?": NUMBER,  # the same of the test split
+            "plateau?": NUMBER,  # `TokenData.plateau`
+            "learned?": bool,  # whether `test` is better than the plateau; False: not learned yet
+            "flops_per_token?": NUMBER,  # of a forward pass over the longest training sample, closed form
+            "state_bytes?": int,  # of the decode state after it, fp32
+            "tokens_per_second?": NUMBER,  # of training, the median
+        },
     },
     "map": {"png": str, "caption": str},  # base64: layers x heads, white is exactly 0
     "problem": {"problem": str},  # one line; empty once it is solved

@@ -1,15 +1,18 @@
 """The runs of a study as rows of kind `training`; bsbr_pl/results.py describes rows."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reached import reached
 from trainings import diverged, finished_record, last_checkpoint
 
 from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.evals.evaluation import VERSIONS, Evaluation
+from bsbr_pl.evals.pictures import course
+from bsbr_pl.report.study import quality
 from bsbr_pl.results import Results, Row
 from bsbr_pl.values import digest
 
@@ -23,12 +26,19 @@ class Run(NamedTuple):
     seed: int
     steps: int
     phase: str  # sweep or final
+    decay: float | None = None  # weight decay; None for that of the configuration
 
     def __str__(self) -> str:
-        return f"{self.phase} {self.task} {self.model} rate {self.rate:g} seed {self.seed}"
+        return f"{self.phase} {self.task} {self.model} {self.point} seed {self.seed}"
+
+    @property
+    def point(self) -> str:
+        """Of the sweep."""
+        return f"rate {self.rate:g}" + ("" if self.decay is None else f" decay {self.decay:g}")
 
     def folder(self, output: Path) -> Path:
-        return output / self.task / self.phase / self.model / f"rate{self.rate:g}_steps{self.steps}_seed{self.seed}"
+        point = self.point.replace(" decay ", "_decay").replace(" ", "")
+        return output / self.task / self.phase / self.model / f"{point}_steps{self.steps}_seed{self.seed}"
 
 
 def results(output: Path, task: str) -> Results:
@@ -36,8 +46,17 @@ def results(output: Path, task: str) -> Results:
     return Results(output / task / "results.jsonl")
 
 
-def keep(runs: Iterable[Run], output: Path, kept: Results, command: str, options: list[str]) -> dict[str, str]:
-    """Write a row for each run that has finished or diverged, unless it has one.
+def keep(
+    runs: Iterable[Run],
+    output: Path,
+    kept: Results,
+    command: str,
+    options: list[str],
+    tried: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, str]:
+    """Write the rows of each run that has finished or diverged, unless they are there.
+
+    A run that counts is certified, its model predicts the test split, and its `training` row holds what it reached.
 
     Args:
         runs: of the study.
@@ -45,32 +64,53 @@ def keep(runs: Iterable[Run], output: Path, kept: Results, command: str, options
         kept: where rows are written.
         command: of the study.
         options: of train.py, the same in all runs.
+        tried: model -> the rates of its sweep.
 
     Returns:
-        run -> why it has no row, for runs that finished and whose checkpoint cannot be read.
+        run -> why it has no row, or no test result.
     """
-    evaluation, known, unreadable = Evaluation(kept), runs_in(kept.rows), {}
+    evaluation, known, missing = Evaluation(kept), runs_in(kept.rows), {}
     for run in runs:
-        if run in known:
+        if run in known and (run.phase == "sweep" or is_complete(known[run])):
             continue
         folder = run.folder(output)
         study = {"task": run.task, "model": run.model, "phase": run.phase, "rate": run.rate}
+        study |= {} if run.decay is None else {"weight_decay": run.decay}
+        study |= {"rates": sorted(tried[run.model])} if tried and run.phase == "final" else {}
         study |= {"options": options} if options else {}
         if finished_record(folder):
             try:
-                subject = open_checkpoint(last_checkpoint(folder)).subject(command)
+                subject = open_checkpoint(last_checkpoint(folder), trusted=True).subject(command)
             except ValueError as error:
-                unreadable[str(run)] = str(error)
+                missing[str(run)] = str(error)
                 continue
-            evaluation.courses([replace(subject, about=subject.about | {"study": study})])
+            subject = replace(subject, about=subject.about | {"study": study})
+            values = course(subject.record)
+            if run.phase == "final":
+                values["result"] = reached(subject, evaluation, values["metrics"])
+                if "test" not in values["result"]:
+                    words = [row["values"]["problem"] for row in evaluation.problems]
+                    missing[str(run)] = f"no test result: {words[-1] if words else 'its certificate failed'}"
+            _add(kept, evaluation.identity(subject, "training"), values, subject.about)
         elif failed := diverged(folder):
             identity = {"kind": "training", "checkpoint": digest(run), "version": VERSIONS["training"]}
             about = {"study": study, "seed": run.seed, "command": command}
             about["run"] = {"planned_steps": run.steps, "finished": False, "status": f"diverged: {failed}"}
-            with kept.claim(identity, wait=True):
-                if kept.get(identity) is None:
-                    kept.add(identity, {"metrics": {}}, about)
-    return unreadable
+            _add(kept, identity, {"metrics": {}}, about)
+    return missing
+
+
+def _add(kept: Results, identity: dict[str, Any], values: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write a row, unless another process has written it meanwhile."""
+    with kept.claim(identity, wait=True):
+        found = kept.get(identity)
+        if found is None or ("test" in values.get("result", {}) and "test" not in found.get("result", {})):
+            kept.add(identity, values, about)
+
+
+def is_complete(row: Row) -> bool:
+    """Whether a row of a run that counts has its test result; a run that diverged has none."""
+    return "test" in row["values"].get("result", {}) or not row["values"]["metrics"]
 
 
 def runs_in(rows: Iterable[Row]) -> dict[Run, Row]:
@@ -80,7 +120,8 @@ def runs_in(rows: Iterable[Row]) -> dict[Run, Row]:
         about = row["about"]
         if row["identity"]["kind"] == "training" and "study" in about:
             facts = {name: about["study"][name] for name in ("task", "model", "phase", "rate")}
-            found[Run(**facts, seed=about.get("seed"), steps=(about.get("run") or {}).get("planned_steps"))] = row
+            facts |= {"decay": about["study"].get("weight_decay"), "seed": about.get("seed")}
+            found[Run(**facts, steps=(about.get("run") or {}).get("planned_steps"))] = row
     return found
 
 
@@ -90,14 +131,23 @@ def loss(row: Mapping[str, Any]) -> float:
     return math.inf if values[-1] is None else values[-1]
 
 
-def best_rates(sweep: Iterable[Run], found: Mapping[Run, Row]) -> dict[str, float]:
-    """Model -> the rate of the least loss, of every model whose runs are all there and did not all diverge."""
-    losses: dict[str, dict[float, float]] = {}
+def rank(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Runs of a sweep are sorted by this, the best first: by bits per byte or accuracy, equal ones by loss."""
+    found, text = quality(row["values"]["metrics"])
+    return (math.inf if found is None else found if text else -found, loss(row))
+
+
+def best_runs(sweep: Iterable[Run], found: Mapping[Run, Row]) -> dict[str, Run]:
+    """Model -> its best run of a sweep on the validation split, of every model whose runs are all there."""
+    by_model: dict[str, list[Run]] = {}
     for run in sweep:
-        losses.setdefault(run.model, {})[run.rate] = loss(found[run]) if run in found else math.nan
-    best = {}
-    for model, by_rate in losses.items():
-        least = min(by_rate.values())
-        if not any(map(math.isnan, by_rate.values())) and least < math.inf:
-            best[model] = min(by_rate, key=by_rate.__getitem__)
-    return best
+        by_model.setdefault(run.model, []).append(run)
+    whole = {model: runs for model, runs in by_model.items() if all(run in found for run in runs)}
+    return {model: min(runs, key=lambda run: (rank(found[run]), run.rate)) for model, runs in whole.items()}
+
+
+def next_rate(rates: Sequence[float], best: float, most: int) -> float | None:
+    """The rate to try beyond the edge of a sweep; None if the best is inside, or `most` rates were tried."""
+    if len(rates) >= most or min(rates) < best < max(rates):
+        return None
+    return best / 2 if best == min(rates) else best * 2

@@ -1,20 +1,33 @@
 """The study: every model on every task, with equal budgets, each at its own best learning rate, with several seeds.
 
     python study/run.py runs/study                               # all tasks and models in study/configs/
-    python study/run.py runs/study --tasks text --models standard bsbr --seeds 0 1 2
-    python evaluate.py runs/study/text/final --output_dir=results/text --lengths=[]
+    python study/run.py runs/study --tasks text --models standard bsbr --seeds 1 2 3 4 5
+    bsbr report runs/study/text/results.jsonl --output_dir=runs/study/report
 
 `study/configs/models/MODEL.yaml` describes a model, `study/configs/TASK.yaml` a task, and
 `study/configs/TASK/MODEL.yaml` what a task changes in a model, such as its window. These files and base.yaml are the
 configuration of train.py. Models that have feed-forward networks get as many parameters as `standard`: the width of
-the networks changes, and the remaining difference is printed. Each model is first trained at every rate for a quarter
-of the steps, with seed 0. The rate with the least validation loss is used for the runs that count. All models get the
-same data, order, schedule and steps.
+the networks changes, and the remaining difference is printed. All models get the same data, order, schedule and steps.
 
-OUTPUT/TASK/results.jsonl holds a row for each run. A run that finished or diverged is not repeated, and an interrupted
-run is resumed. A run that failed for another reason is tried again by the next call. The last lines say which runs are
-missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies may share one
-output folder. Arguments after `--` go to train.py.
+The protocol, for each model on each task:
+
+1. A sweep with seed 0 over four learning rates (a quarter, half, once and twice the task's) or those of `--rates`, and
+   over the weight decays of `--decays` if given. A sweep must be long enough for models to leave the plateau, or it
+   chooses a rate for the wrong phase. So sweeps of recall tasks have all steps of the task. Sweeps of text have half of
+   them, which is past the plateau (windows with a convolution leave it before step 800) and costs half. `--sweep_share`
+   changes this.
+2. The best point has the fewest bits per byte, or the highest mean accuracy over slices (then the least loss), on the
+   validation split. If its rate is the lowest or the highest, half or twice that rate is tried too, until the best is
+   inside or `--max_rates` were tried. The table marks a best rate at an edge.
+3. Runs that count, with the best point and seeds 1, 2 and 3, which the choice has not seen. Each is certified and
+   predicts the test split. The table shows test results, parameters, FLOPs, state and speed, and says which models
+   have not learned the task yet: no better than `TokenData.plateau`. A second table compares each model with the best,
+   paired by seed.
+
+OUTPUT/TASK/results.jsonl holds the rows; `bsbr report` draws them. A run that finished or diverged is not repeated, and
+an interrupted run is resumed. A run that failed for another reason is tried again by the next call. The last lines say
+which runs are missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies
+may share one output folder. Arguments after `--` go to train.py.
 
     python study/run.py runs/study --launcher=slurm --sbatch partition=gpu gpus=1 time=12:00:00
 
@@ -26,6 +39,7 @@ calls train.command_line() under `if __name__ == "__main__"`; the study runs the
 """
 
 import argparse
+import math
 import runpy
 import shlex
 import sys
@@ -36,18 +50,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rows import Run, best_rates, keep, results, runs_in
+from rows import Run, best_runs, keep, next_rate, rank, results, runs_in
 from trainings import QUEUED, ROOT, Training, diverged, parse_with_rest, train_all
 
 from bsbr_pl.evals.matching import match, table
-from bsbr_pl.report.study import as_markdown, runs
+from bsbr_pl.report.study import summary
+from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
 
 CONFIGS, TRAIN = ROOT / "study" / "configs", ROOT / "train.py"
 #: Task -> the task whose changes of the models it uses too.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
 SECONDS_BETWEEN_LOOKS = 20.0  # at the jobs of a cluster
-SWEEP_SHARE = 4  # a run of the sweep has 1 / SWEEP_SHARE of the steps of a run that counts
+SWEEP_SEED = 0
+START = (0.25, 0.5, 1, 2)  # rates of a sweep, in rates of the task
+TEXT_SHARE = 0.5  # of the steps, in a sweep on text
+
+
+class Grid(NamedTuple):
+    """The points of a sweep."""
+
+    rates: list[float]
+    decays: list[float | None]
+    steps: int
+    most: int  # rates of a model, those beyond the edges included
 
 
 class Study(NamedTuple):
@@ -88,17 +114,42 @@ class Study(NamedTuple):
         """Train the runs that are not there, each with the arguments of its model. Returns run -> why it is missing."""
         trainings = []
         for run in wanted:
+            decay = [] if run.decay is None else [f"--model.weight_decay={run.decay}"]
             chosen = [
                 *(f"--model.{name}={value}" for name, value in arguments[run.model].items()),
-                f"--model.learning_rate={run.rate}",
+                *(f"--model.learning_rate={run.rate}", *decay),
                 *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}", *self.options),
             ]
             files = self.files(run.task, run.model)
             trainings.append(Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script))
         return self.launch(trainings)
 
+    def sweep(
+        self, task: str, grid: Grid, arguments: dict[str, dict[str, Any]], kept: Results, command: str
+    ) -> tuple[dict[str, Run], dict[str, list[float]], dict[str, str]]:
+        """Try every point of the grid for every model, and more rates until the best is inside.
+
+        Returns:
+            model -> the best run; model -> its rates; run -> why it is missing.
+        """
+        tried, missing = {model: list(grid.rates) for model in arguments}, {}
+        while True:
+            points = [(model, rate, decay) for model in tried for rate in tried[model] for decay in grid.decays]
+            wanted = [Run(task, model, rate, SWEEP_SEED, grid.steps, "sweep", decay) for model, rate, decay in points]
+            known = runs_in(kept.rows)
+            missing |= self.train([run for run in wanted if run not in known and str(run) not in missing], arguments)
+            missing |= keep(wanted, self.output, kept, command, self.options)
+            found = runs_in(kept.rows)
+            best = best_runs(wanted, found)
+            more = {model: next_rate(tried[model], run.rate, grid.most) for model, run in best.items()}
+            if not any(more.values()):
+                learned = {model: run for model, run in best.items() if rank(found[run]) < (math.inf, math.inf)}
+                return learned, tried, missing
+            for model, rate in more.items():
+                tried[model] += [rate] if rate else []
+
     def run(
-        self, task: str, arguments: dict[str, dict[str, Any]], seeds: list[int], rates: list[float], steps: int
+        self, task: str, arguments: dict[str, dict[str, Any]], seeds: list[int], grid: Grid, steps: int
     ) -> dict[str, str]:
         """Make the runs of a task and write their rows. Returns run -> why it is missing.
 
@@ -106,18 +157,21 @@ class Study(NamedTuple):
         """
         models, kept = list(arguments), results(self.output, task)
         command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
-        best, missing = dict.fromkeys(models, rates[0]), {}
-        if len(rates) > 1:
-            short = max(1, steps // SWEEP_SHARE)
-            sweep = [Run(task, model, rate, 0, short, "sweep") for model in models for rate in rates]
-            missing = self.train(sweep, arguments)
-            missing |= keep(sweep, self.output, kept, command, self.options)
-            best = best_rates(sweep, runs_in(kept.rows))
-        for model in set(models) - set(best):
+        (first_rate, *_), (first_decay, *_) = grid.rates, grid.decays
+        points, missing = {model: (first_rate, first_decay) for model in models}, {}
+        tried: dict[str, list[float]] = {}
+        if len(grid.rates) * len(grid.decays) > 1:
+            best, tried, missing = self.sweep(task, grid, arguments, kept, command)
+            points = {model: (run.rate, run.decay) for model, run in best.items()}
+        for model in set(models) - set(points):
             missing[f"final {task} {model}"] = "not started, because its sweep has no best rate"
-        final = [Run(task, model, best[model], seed, steps, "final") for seed in seeds for model in best]
+        final = [
+            Run(task, model, rate, seed, steps, "final", decay)
+            for seed in seeds
+            for model, (rate, decay) in points.items()
+        ]
         missing |= self.train(final, arguments)
-        missing |= keep(final, self.output, kept, command, self.options)
+        missing |= keep(final, self.output, kept, command, self.options, tried)
         for run in final:
             if failed := diverged(run.folder(self.output)):
                 missing[str(run)] = failed
@@ -125,8 +179,7 @@ class Study(NamedTuple):
 
     def table(self, task: str) -> str:
         """The results of a task in this folder, also those of other studies."""
-        rows = results(self.output, task).rows
-        return as_markdown(rows) if len(runs(rows)) else ""
+        return summary(results(self.output, task).rows)
 
 
 def names(folder: Path) -> list[str]:
@@ -139,8 +192,13 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("output", type=Path, help="folder for the runs")
     parser.add_argument("--tasks", nargs="+", help=f"default all: {', '.join(names(CONFIGS))}")
     parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(names(CONFIGS / 'models'))}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs that count")
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
+    parser.add_argument(
+        "--decays", nargs="+", type=float, help="weight decays to try; default: that of the configuration"
+    )
+    parser.add_argument("--max_rates", type=int, default=8, help="for each model, those beyond the edges included")
+    parser.add_argument("--sweep_share", type=float, help="of the steps, in a sweep; default 1, on text 0.5")
     parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
     parser.add_argument("--workers", type=int, help="runs at once; here, where they share the cores, the default is 1")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
@@ -159,7 +217,9 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
         if unknown := [one for one in given if one not in known]:
             parser.error(f"--{name}: {', '.join(unknown)} not in {folder}: choose from {', '.join(known)}")
         setattr(chosen, name, given)
-    for name in ("steps", "workers"):
+    if chosen.sweep_share is not None and not 0 < chosen.sweep_share <= 1:
+        parser.error(f"--sweep_share must be above 0 and at most 1, got {chosen.sweep_share}")
+    for name in ("steps", "workers", "max_rates"):
         if (value := getattr(chosen, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
     if chosen.launcher == "local" and (chosen.sbatch or chosen.no_wait):
@@ -179,17 +239,17 @@ def launcher(chosen: argparse.Namespace) -> Callable[[list[Training]], dict[str,
     return slurm(chosen.output / "jobs", sbatch, chosen.workers)
 
 
-def repeat(steps: dict[str, Callable[[], dict[str, str]]], no_wait: bool, study: Study) -> dict[str, str]:
-    """Call the step of each task until no run of it is queued, and print its table. Returns run -> why missing."""
+def repeat(passes: dict[str, Callable[[], dict[str, str]]], no_wait: bool, study: Study) -> dict[str, str]:
+    """Run each task until no run of it is queued, and print its table. Returns run -> why it is missing."""
     missing: dict[str, str] = {}
-    while steps:
-        for task, step in list(steps.items()):
-            found = step()
+    while passes:
+        for task, run in list(passes.items()):
+            found = run()
             if no_wait or not any(reason.startswith(QUEUED) for reason in found.values()):
                 print(f"\n{study.table(task)}", flush=True)
                 missing |= found
-                del steps[task]
-        if steps:
+                del passes[task]
+        if passes:
             time.sleep(SECONDS_BETWEEN_LOOKS)
     return missing
 
@@ -199,15 +259,18 @@ def main() -> int:
     if chosen.train != TRAIN:
         runpy.run_path(str(chosen.train))
     study = Study(chosen.output, options, chosen.configs, chosen.train, launcher(chosen))
-    steps = {}
+    passes = {}
     for task in chosen.tasks:
         settings = study.settings(task)
-        rate, length = settings["model"]["learning_rate"], chosen.steps or settings["trainer"]["max_steps"]
-        rates = chosen.rates or [rate / 2, rate, rate * 2]
-        steps[task] = partial(
-            study.run, task, study.matched_arguments(task, chosen.models), chosen.seeds, rates, length
-        )
-    missing = repeat(steps, chosen.no_wait, study)
+        steps, rate = chosen.steps or settings["trainer"]["max_steps"], settings["model"]["learning_rate"]
+        rates = sorted(set(chosen.rates or [rate * factor for factor in START]))
+        is_text = settings["data"]["class_path"].endswith(".TextData")
+        share = chosen.sweep_share or (TEXT_SHARE if is_text else 1)
+        most = chosen.max_rates if len(rates) > 1 else 1
+        grid = Grid(rates, chosen.decays or [None], max(1, round(share * steps)), most)
+        arguments = study.matched_arguments(task, chosen.models)
+        passes[task] = partial(study.run, task, arguments, chosen.seeds, grid, steps)
+    missing = repeat(passes, chosen.no_wait, study)
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}", file=sys.stderr)
     return int(bool(missing))

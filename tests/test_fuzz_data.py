@@ -135,6 +135,7 @@ def tasks(choose: st.DrawFn) -> Any:
         if kind == "needle":
             text = np.arange(max(0, vocab_size - 1))
             task = partial(needle, text=lambda: text, length=length, vocab_size=vocab_size, depth=depth)
+            task = partial(task, needles=count, value_length=choose(st.integers(-1, 3)))
             return draw(task, seed, split, 0, np.arange(3))
         if kind == "mqar":
             data = MQARData(vocab_size, [(length, count, 9)], [(length, count, 9)], **sizes)
@@ -154,7 +155,17 @@ OTHERS = ("induction needs context_length=", "the task has too few distinct samp
 @given(tasks())
 def test_a_recall_task_is_possible_or_says_why_not(task):
     make, length, vocab_size = task
-    found = attempt(make, "segment ", "vocab_size=", "context_length=", "num_copied=", "batch_size=", "depth=", *OTHERS)
+    found = attempt(
+        make,
+        "segment ",
+        "vocab_size=",
+        "context_length=",
+        "num_copied=",
+        "batch_size=",
+        "depth=",
+        "num_needles=",
+        *OTHERS,
+    )
     if found is None:
         return
     inputs, targets = found

@@ -32,7 +32,7 @@ def study(folder: Path, *options: str) -> list[str]:
 
 
 def test_study(tmp_path):
-    """At 1e-9 nothing is learnt, at 1e30 the loss is no longer a number."""
+    """At 1e-9 nothing is learnt, at 1e30 the loss is no longer a number. Half of the steps choose the rate."""
     command = study(tmp_path, "--seeds", "1", "--rates", "1e-9", "1e30", "1e-2", "--steps", "8")
 
     def run() -> list[str]:
@@ -45,23 +45,40 @@ def test_study(tmp_path):
     assert len([line for line in lines if ": started" in line]) == 4
     assert len([line for line in lines if ": finished, val/loss " in line]) == 3
     (failed,) = (tmp_path / "runs").rglob("failed.txt")
-    assert failed.parent.name == "rate1e+30_steps2_seed0"
+    assert failed.parent.name == "rate1e+30_steps4_seed0"
     assert "the loss is nan at step 1" in failed.read_text()
-    rows = read(tmp_path / "runs/text/results.jsonl")
-    assert {row["identity"]["kind"] for row in rows} == {"training"}
+    every = read(tmp_path / "runs/text/results.jsonl")
+    certificate, test, *_ = (row for row in every if row["identity"]["kind"] != "training")
+    assert (certificate["values"]["passed"], test["identity"]["kind"], test["identity"]["split"]) == (
+        True,
+        "text",
+        "test",
+    )
+    rows = [row for row in every if row["identity"]["kind"] == "training"]
+    assert len(every) == len(rows) + 2
     assert [(row["about"]["study"], row["about"]["seed"], row["about"]["run"]["planned_steps"]) for row in rows] == [
-        ({"task": "text", "model": "linear", "phase": phase, "rate": rate, "options": command[-6:]}, seed, steps)
-        for phase, rate, seed, steps in (
-            ("sweep", 1e-9, 0, 2),
-            ("sweep", 1e30, 0, 2),
-            ("sweep", 1e-2, 0, 2),
-            ("final", 1e-2, 1, 8),
+        (
+            {"task": "text", "model": "linear", "phase": phase, "rate": rate, **more, "options": command[-6:]},
+            seed,
+            steps,
+        )
+        for phase, rate, more, seed, steps in (
+            ("sweep", 1e-9, {}, 0, 4),
+            ("sweep", 1e-2, {}, 0, 4),
+            ("sweep", 1e30, {}, 0, 4),
+            ("final", 1e-2, {"rates": [1e-9, 1e-2, 1e30]}, 1, 8),
         )
     ]
     statuses = [row["about"]["run"]["status"] for row in rows]
-    assert statuses[1].startswith("diverged: the loss is nan at step 1")
-    assert statuses[:1] + statuses[2:] == ["finished"] * 3
-    assert rows[1]["values"]["metrics"] == {}
+    assert statuses[2].startswith("diverged: the loss is nan at step 1")
+    assert statuses[:2] + statuses[3:] == ["finished"] * 3
+    assert rows[2]["values"]["metrics"] == {}
+    result = rows[3]["values"]["result"]
+    assert result["val"] == rows[3]["values"]["metrics"]["val/bits_per_byte"]["value"][-1]
+    assert result["test"] == test["values"]["bits_per_byte"] != result["val"]
+    assert 0 < result["plateau"] < result["test"] < 8
+    assert result["learned"] is False
+    assert result["flops_per_token"] > result["state_bytes"] > 0
     record = json.loads((tmp_path / "runs/text/final/linear/rate0.01_steps8_seed1/record.json").read_text())
     assert rows[3]["values"]["metrics"]["val/loss"] == record["metrics"]["val/loss"]
     assert 0 < rows[3]["values"]["seconds"] <= record["seconds"]  # the checkpoint is saved before the run ends
@@ -69,7 +86,7 @@ def test_study(tmp_path):
     assert rows[3]["about"]["config"]["model.ff_dim"] not in (None, 512)
     assert rows[3]["about"]["data"]["fingerprint"] == record["data_fingerprint"]
     assert run() == []
-    assert read(tmp_path / "runs/text/results.jsonl") == rows, "a second call adds no row"
+    assert read(tmp_path / "runs/text/results.jsonl") == every, "a second call adds no row"
 
     published = tmp_path / "runs/text/results.jsonl"
     for task in ("longer", "mqar"):
@@ -105,6 +122,7 @@ def test_a_mistake_is_a_sentence(tmp_path):
         (["--models", "linar"], "--models: linar not in "),
         (["--tasks", "texts"], "--tasks: texts not in "),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--sweep_share", "1.5"], "--sweep_share must be above 0 and at most 1, got 1.5"),
     ):
         command = [sys.executable, ROOT / "study/run.py", tmp_path / "runs", *options]
         done = subprocess.run(command, capture_output=True, text=True)

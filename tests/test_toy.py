@@ -463,9 +463,10 @@ def test_a_study_of_two_steps(tmp_path):
     command += ["--train", tmp_path / "train_toy.py", "--steps", "2", "--seeds", "0", "--rates", "0.01"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (row,) = read_rows([str(tmp_path / "runs/echo/results.jsonl")])
+    certificate, recall, row = read_rows([str(tmp_path / "runs/echo/results.jsonl")])
+    assert (certificate["values"]["passed"], recall["identity"]["split"]) == (True, "test")
     assert row["about"]["study"] == {"task": "echo", "model": "average", "phase": "final", "rate": 0.01}
     record = json.loads((tmp_path / "runs/echo/final/average/rate0.01_steps2_seed0/record.json").read_text())
     assert row["values"]["metrics"]["val/accuracy_T16"]["value"] == record["metrics"]["val/accuracy_T16"]["value"]
-    accuracy = f"{record['metrics']['val/accuracy_T16']['value'][-1]:.3f}"
+    accuracy = f"{recall['values']['slices'][0]['accuracy']:.3f}"
     assert f"| average | 2 | 0.01 | 1 | {accuracy} | " in done.stdout

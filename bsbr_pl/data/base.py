@@ -119,6 +119,14 @@ class TokenData(LightningDataModule):
         """The accuracy of a blind guess among the answers of a recall task; None for text."""
         return None
 
+    def plateau(self) -> float | None:
+        """What a model reaches on the test split before it has learned the task: a run that is no better has not yet.
+
+        Of a recall task, the accuracy of a model that knows which answers there are, but not which belongs to a
+        question; of a text, the bits per byte of a model that knows only the token before.
+        """
+        return self.chance()
+
     @property
     @abstractmethod
     def vocab_size(self) -> int:

@@ -1,8 +1,10 @@
 """The recall tasks of tasks.py as data modules: segments of one length each, and slices to report accuracy on."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from itertools import product
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +154,10 @@ class MQARData(RecallData):
     def validation_length(self) -> int:
         return max((length for length, *_ in self.hparams["test_segments"]), default=0)
 
+    def plateau(self) -> float:
+        """One of the N values of the context, whatever the key; the mean over the test segments."""
+        return fmean(1 / pairs for _, pairs, _ in self.hparams["test_segments"])
+
     def _test_length_arguments(self, length: int) -> dict[str, Any]:
         """Pairs and samples are those of the first test segment, or without one of the first training segment."""
         _, pairs, size = [*self.hparams["test_segments"], *self.hparams["train_segments"]][0]
@@ -228,14 +234,21 @@ class SelectiveCopyData(RecallData):
 
 
 class NeedleData(RecallData):
-    """A needle in a haystack of real text: one key-value pair, trained at random depths, tested at chosen depths.
+    """Needles in a haystack of real text, trained at random depths; tested at each length, number of needles and depth.
 
-    The haystacks of each split are cut from the same split of the text.
+    A training sample asks for all of its needles. A test sample asks for one, the one at the depth that its slice
+    names: `T512_N4_d0.25` has 512 tokens and 4 needles. The haystacks of each split are cut from the same split of the
+    text.
 
     Args:
         source, tokenizer, bpe_vocab_size, cache_dir: the text, as in `TextData`
+        context_length: of the training samples
         depths: of the needle in the test samples, 0 for the start of the context and 1 for its end
-        num_train, num_test: samples; num_test is for each of the depths
+        num_train, num_test: samples; num_test is for each of the slices
+        num_needles: of a training sample, each asked; with one, few models find it in 2,000 steps
+        value_length: tokens of a value
+        test_needles: numbers of needles in the test samples
+        test_lengths: of the validation and test samples; None for context_length
     """
 
     answers_in_context = True
@@ -255,15 +268,23 @@ class NeedleData(RecallData):
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str | None = None,
+        num_needles: int = 4,
+        value_length: int = 1,
+        test_needles: Sequence[int] = (1, 4),
+        test_lengths: Sequence[int] | None = None,
     ) -> None:
         super().__init__(context_length, batch_size, eval_batch_size, seed, num_workers)
         self.save_hyperparameters(logger=False)
-        self.depths = depths
-        self.num_train = check_integer("num_train", num_train, 1)
-        self.num_test = check_integer("num_test", num_test, 1)
-        self.slice_names = [_depth_name(depth) for depth in (None, *depths)]
-        for depth in depths:
-            needle(NO_SAMPLES, lambda: np.empty(context_length), context_length, 2, depth)
+        self.test_lengths = [context_length] if test_lengths is None else list(test_lengths)
+        check_integer("num_train", num_train, 1)
+        check_integer("num_test", num_test, 1)
+        longest = max(self.context_length, self.validation_length)
+        segments = [
+            one for split in ("train", "test") for one in self._segments(split, partial(np.empty, longest), 2**31)
+        ]
+        for segment in segments:
+            segment.task(NO_SAMPLES)
+        self.slice_names = [segment.name for segment in segments]
 
     @cached_property
     def text_data(self) -> TextData:
@@ -283,14 +304,34 @@ class NeedleData(RecallData):
     def fingerprint(self) -> str:
         return digest(super().fingerprint, self.text_data.fingerprint)
 
+    @property
+    def validation_length(self) -> int:
+        return max(self.test_lengths, default=0)
+
+    def _test_length_arguments(self, length: int) -> dict[str, Any]:
+        return {"test_lengths": [length]}
+
+    def plateau(self) -> float:
+        """One of the N values of the context, whatever the key, or chance if there is one; the mean over the slices."""
+        chance = self.chance()
+        return fmean(1 / needles if needles > 1 else chance for needles in self.hparams["test_needles"])
+
     def samples(self, split: str) -> RecallSamples:
         text = partial(Corpus.tokens, self.text_data.corpus, split)
-        task = partial(needle, text=text, length=self.context_length, vocab_size=self.vocab_size)
-        depths: Sequence[float | None] = [None] if split == "train" else self.depths
-        size = self.num_train if split == "train" else self.num_test
-        segments = [Segment(_depth_name(depth), partial(task, depth=depth), size) for depth in depths]
-        return RecallSamples(segments, self.slice_names, split, self.seed)
+        return RecallSamples(self._segments(split, text, self.vocab_size), self.slice_names, split, self.seed)
 
-
-def _depth_name(depth: float | None) -> str:
-    return "depth_random" if depth is None else f"depth_{depth:g}"
+    def _segments(self, split: str, text: Callable[[], np.ndarray], vocab_size: int) -> list[Segment]:
+        h = self.hparams
+        task = partial(needle, text=text, vocab_size=vocab_size, value_length=h["value_length"])
+        if split == "train":
+            length, needles = self.context_length, h["num_needles"]
+            task = partial(task, length=length, depth=None, needles=needles)
+            return [Segment(f"T{length}_N{needles}", task, h["num_train"])]
+        return [
+            Segment(
+                f"T{length}_N{needles}_d{depth:g}",
+                partial(task, length=length, depth=depth, needles=needles),
+                h["num_test"],
+            )
+            for length, needles, depth in product(self.test_lengths, h["test_needles"], h["depths"])
+        ]

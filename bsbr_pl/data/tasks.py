@@ -172,43 +172,70 @@ def selective_copy(random: Random, length: int, copied: int, vocab_size: int) ->
 
 
 def needle(
-    random: Random, text: Callable[[], np.ndarray], length: int, vocab_size: int, depth: float | None
+    random: Random,
+    text: Callable[[], np.ndarray],
+    length: int,
+    vocab_size: int,
+    depth: float | None,
+    needles: int = 1,
+    value_length: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A needle in a haystack: `mark key value` within T - 5 tokens of real text, then `mark key`: predict the value.
+    """Needles in a haystack: `mark key value` N times within real text, then questions `mark key`: predict the value.
 
-    The mark is V - 1.
+    The mark is V - 1. Keys are distinct; a value is a word of L random tokens. Without a depth all N needles stand at
+    random positions and each is asked. With a depth only one is asked: it stands at this depth, the others anywhere.
+    The last token of the last answer is not an input, so the haystack has T + 1 - (L + 2)(N + questions) tokens.
 
-    Example (T = 12, V = 100, depth 0.5): the text is 20 21 22 ..., the mark 99, the key 7, the value 3.
+    Example (T = 12, V = 100, N = L = 1, depth 0.5): the text is 20 21 22 ..., the mark 99, the key 7, the value 3.
 
         input   20 21 22 23 99  7  3 24 25 26 99  7
         target   .  .  .  .  .  .  .  .  .  .  .  3
 
     Args:
-        text: returns the stream of tokens (L,) that haystacks are cut from, all below vocab_size - 1
+        text: returns the stream of tokens that haystacks are cut from, all below vocab_size - 1
         vocab_size: ids of the text, and the mark
-        depth: where the needle stands, 0 at the start of the haystack, 1 at its end; None for a random position
+        depth: where the asked needle stands, 0 at the start of the haystack, 1 at its end; None for random positions
+        needles: number N of needles
+        value_length: tokens L of a value
 
     Raises:
-        ValueError: there is no room for the needle, the text is shorter than a haystack, or a depth outside [0, 1].
+        ValueError: no needle, more needles than keys, no room, a text shorter than a haystack, a depth outside [0, 1].
     """
-    if length < 5:
-        raise ValueError(f"context_length={length} is too small: the needle and the question take 5 tokens")
-    tokens, hay = text(), length - 5
+    if not 1 <= needles < vocab_size or value_length < 1:
+        raise ValueError(
+            f"num_needles={needles} must be from 1 to {vocab_size - 1}, the number of keys, and "
+            f"value_length={value_length} at least 1"
+        )
+    questions, word = needles if depth is None else 1, value_length + 2
+    taken = word * (needles + questions) - 1
+    tokens, hay = text(), length - taken
+    if hay < 0:
+        raise ValueError(
+            f"context_length={length} is too small: num_needles={needles} and {questions} questions take {taken} tokens"
+        )
     if hay > len(tokens):
-        raise ValueError(f"context_length={length} must be from 5 to {len(tokens) + 5}, the length of the text + 5")
+        most = len(tokens) + taken
+        raise ValueError(f"context_length={length} must be from {taken} to {most}, the length of the text + {taken}")
     if depth is not None and not 0 <= depth <= 1:
         raise ValueError(f"depth={depth} must be from 0 (start of the haystack) to 1 (its end)")
+    samples = len(random)
     start = random.integers(0, len(tokens) - hay + 1, 1)
-    pair = random.integers(0, vocab_size - 1, 2)
-    place = random.integers(0, hay + 1, 1) if depth is None else np.full((len(random), 1), round(depth * hay))
-    position = np.arange(length - 2)
-    source = start + position - 3 * (position >= place + 3)  # the text continues after the needle
-    inputs = np.full((len(random), length), vocab_size - 1)
-    inputs[:, :-2] = tokens[np.minimum(source, len(tokens) - 1)]
-    np.put_along_axis(inputs, place + np.arange(3), np.pad(pair, ((0, 0), (1, 0)), constant_values=vocab_size - 1), 1)
-    inputs[:, -2], inputs[:, -1] = vocab_size - 1, pair[:, 0]
-    targets = np.full_like(inputs, IGNORED)
-    targets[:, -1] = pair[:, 1]
+    keys = random.distinct(0, vocab_size - 1, needles)
+    values = random.integers(0, vocab_size - 1, needles * value_length).reshape(samples, needles, value_length)
+    words = np.concatenate((np.full((samples, needles, 1), vocab_size - 1), keys[..., None], values), 2)
+    places = random.integers(0, hay + 1, needles)  # tokens of the haystack before each needle
+    if depth is not None:
+        places[:, 0] = round(depth * hay)
+    places += word * places.argsort(1, kind="stable").argsort(1)  # and the needles before it
+    positions = (places[..., None] + np.arange(word)).reshape(samples, needles * word)
+    is_hay = np.ones((samples, hay + word * needles), bool)
+    np.put_along_axis(is_hay, positions, False, 1)
+    context = tokens[start + is_hay.cumsum(1) - 1]
+    np.put_along_axis(context, positions, words.reshape(samples, needles * word), 1)
+    stream = np.concatenate((context, words[:, :questions].reshape(samples, questions * word)), 1)  # (B, T + 1)
+    inputs, targets = stream[:, :-1].astype(np.int64), stream[:, 1:].astype(np.int64)
+    asked = np.arange(1, length + 1) - context.shape[1]  # from the first question on, of the token to predict
+    targets[:, (asked < 0) | (asked % word < 2)] = IGNORED
     return inputs, targets
 
 

@@ -118,6 +118,24 @@ class TextData(TokenData):
     def tokenizer(self) -> Tokenizer:
         return self.corpus.tokenizer
 
+    def plateau(self) -> float:
+        """Bits per byte of the test split by a bigram model of the training split, with the smoothing of Witten & Bell.
+
+        p(b | a) = (n(ab) + d(a) p(b)) / (n(a) + d(a)), with d(a) the number of different tokens after a, and
+        p(b) = (n(b) + 1) / (n + V). Witten & Bell 1991, IEEE Transactions on Information Theory 37(4), method C.
+        """
+        V = self.vocab_size
+        train, test = (np.asarray(self.corpus.tokens(split), np.int64) for split in ("train", "test"))
+        seen, count = np.unique(train[:-1] * V + train[1:], return_counts=True)
+        after, different = np.bincount(train[:-1], minlength=V), np.bincount(seen // V, minlength=V)
+        single = (np.bincount(train, minlength=V) + 1) / (len(train) + V)
+        first, second = test[:-1], test[1:]
+        place = np.searchsorted(seen, first * V + second).clip(max=len(seen) - 1)
+        pairs = np.where(seen[place] == first * V + second, count[place], 0)
+        weight = np.maximum(different[first], 1)  # of a token that training never continued: p(b)
+        bits = -np.log2((pairs + weight * single[second]) / (after[first] + weight)).sum()
+        return float(bits / self.sizes["test"]["bytes"])
+
     def samples(self, split: str) -> Windows:
         length = self.context_length if split == "train" else self.eval_context_length
         return Windows(self.corpus, split, length, self.seed)

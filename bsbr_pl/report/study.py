@@ -1,11 +1,14 @@
 """The study, from its rows of kind `training`: a table of each task, and a figure with a dot for each run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from bsbr_pl.values import number, paired_difference
 
 from .labels import look
 from .plots import SETTINGS, drawn
@@ -13,30 +16,46 @@ from .rows import Checkpoint, Row
 from .tables import Column, Table, pipes, table
 
 BITS, SEGMENT = "val/bits_per_byte", "val/accuracy_"  # of a text; of each segment of a recall task
-RUNS = ["task", "model", "rate", "steps", "seed", "architecture", "quality", "text", "segments"]
+RUNS = ["task", "model", "rate", "steps", "seed", "decay", "architecture", "quality", "text", "segments"]
+RESULT = ["val", "test", "learned", "flops_per_token", "state_bytes", "tokens_per_second"]
+MOST_SEGMENTS = 8  # with more, a table would be too wide
+
+
+def quality(metrics: Mapping[str, Any]) -> tuple[float | None, bool]:
+    """The last bits per byte, or mean accuracy over the segments of a recall task; and whether it is bits per byte."""
+    if (bits := metrics.get(BITS, {"value": [None]})["value"][-1]) is not None:
+        return bits, True
+    accuracies = [value for value in segments_of(metrics).values() if value is not None]
+    return (fmean(accuracies) if accuracies and len(accuracies) == len(segments_of(metrics)) else None), False
+
+
+def segments_of(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Segment of a recall task -> its last accuracy."""
+    return {
+        name.removeprefix(SEGMENT): course["value"][-1] for name, course in metrics.items() if name.startswith(SEGMENT)
+    }
 
 
 def runs(rows: Iterable[Row]) -> pd.DataFrame:
     """The runs of the phase `final` that were validated; each once.
 
-    Columns: task, model, rate, steps, seed, architecture, quality (bits per byte, or the mean accuracy over the
-    segments of a recall task), text (whether it is bits per byte), segments (name -> accuracy).
+    Columns: task, model, rate, steps, seed, decay (None if it was not swept), architecture, quality (bits per byte, or
+    the mean accuracy over the segments of a recall task, of the test split if the row has it), text (whether it is bits
+    per byte), segments (name -> accuracy), parameters, rates (of the sweep) and `RESULT`.
     """
     found = {}
     for row in rows:
         run, metrics = Checkpoint("", row["about"]), row["values"].get("metrics") or {}
-        bits, segments = metrics.get(BITS, {"value": [None]})["value"][-1], {}
-        for name, course in metrics.items():
-            if name.startswith(SEGMENT):
-                segments[name.removeprefix(SEGMENT)] = course["value"][-1]
-        accuracy = fmean(segments.values()) if segments and None not in segments.values() else None
-        quality = accuracy if bits is None else bits
-        if run.get("study.phase") == "final" and quality is not None:
-            facts = {name: run.get(f"study.{name}") for name in ("task", "model", "rate")}
-            facts |= {"steps": run.get("run.planned_steps") or run.steps, "seed": run.seed, "quality": quality}
-            facts |= {"architecture": run.get("architecture"), "text": bits is not None, "segments": segments}
+        value, text = quality(metrics)
+        if run.get("study.phase") == "final" and value is not None:
+            result = row["values"].get("result") or {}
+            facts = {name: run.get(f"study.{name}") for name in ("task", "model", "rate", "rates")}
+            facts |= {"steps": run.get("run.planned_steps") or run.steps, "seed": run.seed, "text": text}
+            facts |= {"decay": run.get("study.weight_decay"), "parameters": run.get("parameters")}
+            facts |= {"architecture": run.get("architecture"), "segments": segments_of(metrics)}
+            facts |= {name: result.get(name) for name in RESULT} | {"quality": result.get("test", value)}
             found[row["identity"]["checkpoint"]] = facts
-    return pd.DataFrame(list(found.values()), columns=RUNS)
+    return pd.DataFrame(list(found.values()), columns=[*RUNS, "parameters", "rates", *RESULT])
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
@@ -47,6 +66,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 def _shown(found: pd.DataFrame) -> pd.DataFrame:
     text = bool(found["text"].any())
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
+    tested = bool(found["test"].notna().any())
     every = []
     for (_, model, rate, steps), of in found.groupby(RUNS[:4], sort=False):
         mean, least, largest = fmean(of["quality"]), of["quality"].min(), of["quality"].max()
@@ -54,17 +74,79 @@ def _shown(found: pd.DataFrame) -> pd.DataFrame:
         facts = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}"}
         facts["seeds"] = str(len(of))
         figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
-        every.append({**facts, **figures, **(segments if len(segments) > 1 else {})})
+        more = _more(of, digits) if tested else {}
+        every.append({**facts, **figures, **more, **(segments if 1 < len(segments) <= MOST_SEGMENTS else {})})
     if not every:
         return pd.DataFrame()
     shown = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
-    return shown.set_axis(shown.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1)
+    return shown.set_axis(shown.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1).fillna("-")
+
+
+def _more(of: pd.DataFrame, digits: int) -> dict[str, str]:
+    """The columns of runs with a `result`: validation, costs, and what to know before comparing."""
+    first, notes = of.iloc[0], []
+    if of["test"].isna().any():
+        notes.append("validation split: no test result")
+    if waiting := int((of["learned"] == False).sum()):  # noqa: E712 - it may be None
+        notes.append("not learned yet" if waiting == len(of) else f"not learned yet: {waiting} of {len(of)} seeds")
+    if first["rates"] and not min(first["rates"]) < first["rate"] < max(first["rates"]):
+        notes.append("rate at the edge of its sweep")
+    decay = {} if first["decay"] is None else {"weight decay": f"{first['decay']:g}"}
+    costs = {
+        "parameters": first["parameters"],
+        "FLOPs/token": first["flops_per_token"],
+        "state bytes": first["state_bytes"],
+    }
+    costs["tokens/s"] = of["tokens_per_second"].median()
+    return {
+        "validation": f"{of['val'].mean():.{digits}f}",
+        **decay,
+        **{name: "-" if pd.isna(value) else f"{value:,.0f}" for name, value in costs.items()},
+        "note": "; ".join(notes),
+    }
+
+
+def differences(rows: Iterable[Row], against: str | None = None) -> pd.DataFrame:
+    """Each model's difference in quality to another of one task, paired by seed.
+
+    Args:
+        against: the model to compare with; None for the best.
+
+    Returns:
+        model, pairs, difference, interval (95 %), p: two-sided, of Student's paired t-test, not corrected for the
+        number of models. Models without a seed in common with the other are left out. Of a model with several rates or
+        numbers of steps, only the best counts.
+    """
+    found = runs(rows)
+    worse = 1 if found["text"].any() else -1
+    groups = [of for _, of in found.groupby(["model", "rate", "steps"], sort=False)]
+    values: dict[str, dict[int, float]] = {}
+    for of in sorted(groups, key=lambda of: worse * of["quality"].mean()):
+        values.setdefault(of["model"].iloc[0], dict(zip(of["seed"], of["quality"], strict=True)))
+    other, every = against or next(iter(values), ""), []
+    for model, ours in values.items():
+        test = paired_difference(ours, values[other])
+        if model != other and test["pairs"]:
+            interval = "-" if test["interval"] is None else "{:+.4f} to {:+.4f}".format(*test["interval"])
+            shown = {"model": model, "pairs": str(test["pairs"]), f"difference to {other}": f"{test['mean']:+.4f}"}
+            every.append({**shown, "95 % interval": interval, "p": number(test["p"])})
+    return pd.DataFrame(every)
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
     """The table of one task in Markdown."""
     found = frame(rows)
     return "No run counts yet.\n" if found.empty else pipes(found)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table of one task, and the paired differences to the best model, in Markdown."""
+    found = differences(rows)
+    if found.empty:
+        return as_markdown(rows)
+    return (
+        f"{as_markdown(rows)}\nPaired by seed; p of a t-test, not corrected for the number of models.\n\n{pipes(found)}"
+    )
 
 
 def tables(rows: Iterable[Row]) -> list[Table | None]:

@@ -110,12 +110,13 @@ def test_bad_input(folder: Path, cache: str) -> None:
     with pytest.raises(ValueError, match="vocab_size=2"):
         next(iter(InductionData(vocab_size=2).train_dataloader()))
     needle = NeedleData(str(folder), "bytes", context_length=10**6, cache_dir=cache)
-    with pytest.raises(ValueError, match="context_length=1000000 must be from 5 to"):
+    with pytest.raises(ValueError, match="context_length=1000000 must be from 23 to"):
         next(iter(needle.train_dataloader()))
 
 
 def test_a_haystack_is_cut_from_the_text_of_its_split(folder: Path, cache: str) -> None:
-    data = NeedleData(str(folder), "bpe", 300, 64, depths=[0, 0.3, 1], num_train=40, num_test=20, cache_dir=cache)
+    one = {"num_needles": 1, "test_needles": [1], "num_train": 40, "num_test": 20}
+    data = NeedleData(str(folder), "bpe", 300, 64, depths=[0, 0.3, 1], cache_dir=cache, **one)
     streams = {split: "".join(map(chr, data.text_data.corpus.tokens(split))) for split in ("train", "val", "test")}
     for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
         found, depths = set(), set()
@@ -128,6 +129,21 @@ def test_a_haystack_is_cut_from_the_text_of_its_split(folder: Path, cache: str) 
         assert not any(haystack in text for name, text in streams.items() if name != split for haystack in found)
         assert len(found) > 30, "from different places"
         assert depths == {0, 18, 59} if split == "val" else len(depths) > 15
+
+
+def test_needles_are_tested_at_every_length_number_and_depth(folder: Path, cache: str) -> None:
+    grid = {"num_needles": 3, "value_length": 2, "test_needles": [1, 3], "test_lengths": [64, 128], "depths": [0, 0.5]}
+    data = NeedleData(str(folder), "bytes", context_length=48, num_train=20, num_test=7, cache_dir=cache, **grid)
+    names = [f"T{length}_N{needles}_d{depth}" for length in (64, 128) for needles in (1, 3) for depth in ("0", "0.5")]
+    assert data.slice_names == ["T48_N3", *names]
+    assert (data.train_lengths, data.validation_length) == ({48: 1}, 128)
+    seen = {}
+    for batch in data.test_dataloader():
+        marks = (batch["input_ids"] == data.vocab_size - 1).sum(1).unique().tolist()
+        (count,) = (batch["targets"] >= 0).sum(1).unique().tolist()
+        seen[data.slice_names[batch["slice"][0]]] = (batch["input_ids"].shape[1], marks, count)
+    assert seen == {name: (int(name[1:].split("_")[0]), [int(name.split("_")[1][1:]) + 1], 2) for name in names}
+    assert all(((batch["targets"] >= 0).sum(1) == 6).all() for batch in data.train_dataloader())
 
 
 @pytest.mark.parametrize("power", [0.01, 1.0])

@@ -132,27 +132,58 @@ def test_selective_copy(seed: int, copied: int, more: int, vocab_size: int) -> N
         assert (y[-copied:] < vocab_size).all()
 
 
-@given(seed=SEEDS, length=st.integers(5, 60), depth=st.none() | st.floats(0, 1))
-def test_needle(seed: int, length: int, depth: float | None) -> None:
-    text, mark = np.arange(100), 100  # every haystack token says where it comes from
-    inputs, targets = needle(Random(seed, np.arange(8)), lambda: text, length, mark + 1, depth)
-    hay = length - 5
-    for x, y in zip(inputs, targets, strict=True):
-        place, question = np.flatnonzero(x == mark)
-        assert question == length - 2
-        assert place <= hay
-        if depth is not None:
-            assert place == round(depth * hay)
-        assert x[place + 1] == x[-1]
-        assert y[-1] == x[place + 2]
-        assert (y[:-1] == -100).all()
-        haystack = np.concatenate([x[:place], x[place + 3 : -2]])
-        assert len(haystack) == hay
-        np.testing.assert_array_equal(np.diff(haystack), 1)  # one piece of the text, nothing lost
-    with pytest.raises(ValueError, match="context_length=106 must be from 5 to 105"):
-        needle(Random(seed, np.arange(1)), lambda: text, 106, mark + 1, depth)
-    with pytest.raises(ValueError, match=r"depth=1\.5"):
-        needle(Random(seed, np.arange(1)), lambda: text, 20, mark + 1, 1.5)
+@given(
+    seed=SEEDS,
+    more=st.integers(0, 60),
+    depth=st.none() | st.floats(0, 1),
+    needles=st.integers(1, 4),
+    value_length=st.integers(1, 3),
+)
+def test_needle(seed: int, more: int, depth: float | None, needles: int, value_length: int) -> None:
+    """Read token by token: haystack tokens count up, so that a lost, moved or repeated one is seen."""
+    text, mark = np.arange(100), 100
+    questions = needles if depth is None else 1
+    length = more + (needles + questions) * (2 + value_length) - 1
+    task = partial(needle, text=lambda: text, vocab_size=mark + 1, needles=needles, value_length=value_length)
+    for x, y in zip(
+        *(one.tolist() for one in task(Random(seed, np.arange(8)), length=length, depth=depth)), strict=True
+    ):
+        values, before, haystack, asked, t = {}, {}, [], 0, 0
+        while t < length:
+            if x[t] != mark:
+                haystack.append(x[t])
+                assert y[t] == -100
+                t += 1
+            elif len(values) < needles:
+                assert x[t + 1] not in values
+                values[x[t + 1]], before[x[t + 1]] = x[t + 2 : t + 2 + value_length], len(haystack)
+                assert y[t : t + 2 + value_length] == [-100] * (2 + value_length)
+                t += 2 + value_length
+            else:
+                assert len(haystack) == more, "questions follow the whole haystack"
+                assert y[t] == -100
+                assert y[t + 1 : t + 1 + value_length] == values[x[t + 1]]
+                assert x[t + 2 : t + 1 + value_length] == values[x[t + 1]][:-1]
+                assert depth is None or before[x[t + 1]] == round(depth * more)
+                asked += 1
+                t += 2 + value_length
+                assert t > length or y[t - 1] == -100
+        assert asked == questions
+        assert haystack == list(range(haystack[0] if haystack else 0, (haystack[0] if haystack else 0) + more))
+
+
+def test_impossible_needles_are_refused() -> None:
+    task = partial(needle, Random(0, np.arange(1)), lambda: np.arange(100), vocab_size=101)
+    for arguments, words in (
+        ({"length": 106, "depth": None}, "context_length=106 must be from 5 to 105"),
+        ({"length": 20, "depth": 1.5}, r"depth=1\.5"),
+        ({"length": 20, "depth": None, "needles": 0}, "num_needles=0 must be from 1 to 100"),
+        ({"length": 99, "depth": 0, "value_length": 0}, "value_length=0 at least 1"),
+        ({"length": 999, "depth": 0, "needles": 101}, "num_needles=101 must be from 1 to 100"),
+        ({"length": 22, "depth": None, "needles": 4}, "context_length=22 .* num_needles=4 and 4 questions take 23"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            task(**arguments)
 
 
 TASKS = {
@@ -263,7 +294,7 @@ def test_the_example_of_a_docstring_is_a_sample_of_the_task(task: Any, options: 
         mqar: [[2, 8], [13, 17], [2, 0]],  # keys, values, the slot of each question
         induction: [[2, 5, 0, 4, 0, 7, 7, 0], [2]],  # tokens, the first trigger's position
         selective_copy: [[6, 3, 8], [5, 1, 4]],  # tokens, positions in any order
-        needle: [[20], [7, 3]],  # the start of the haystack, key and value
+        needle: [[20], [7], [3], [0]],  # the start of the haystack, key, value, a place that the depth overrides
     }
     inputs, targets = task(Scripted(*draws[task]), **options)
     example = drawn(task)

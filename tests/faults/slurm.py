@@ -24,10 +24,10 @@ import psutil
 from slurm_cluster import Cluster, told, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS, RATES, SEEDS = ("linear", "sliding_window", "standard"), (5e-3, 2e-3), (0, 1)
+MODELS, RATES, SEEDS = ("linear", "sliding_window", "standard"), (5e-3, 2e-3), (1, 2)
 CHOICES = [
     *("--tasks", "induction", "--models", *MODELS, "--steps", "400"),
-    *("--rates", *map(str, RATES), "--seeds", *map(str, SEEDS)),
+    *("--rates", *map(str, RATES), "--max_rates", "2", "--sweep_share", "0.25", "--seeds", *map(str, SEEDS)),
 ]
 OPTIONS = ["--", "--data.batch_size=16", "--data.test_lengths=[64]", "--trainer.accelerator=cpu"]
 SECONDS = 1800  # that anything may take
@@ -102,24 +102,26 @@ class Disturbed:
 
 
 def rows(output: Path) -> dict[str, dict[str, Any]]:
-    """Run -> its row without what must differ: command, seconds and the folder in its name."""
+    """Identity -> row, without what must differ: command, seconds, speed, and the folder in its name."""
     found: dict[str, dict[str, Any]] = {}
     for line in (output / "induction" / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
-        study, about = row["about"]["study"], row["about"]
-        name = f"{study['phase']} {study['model']} {study['rate']} {about['seed']}"
-        assert name not in found, f"two rows of {name}"
-        del about["command"], row["values"]["seconds"]
+        name, about, values = json.dumps(row["identity"], sort_keys=True), row["about"], row["values"]
+        assert name not in found, f"measured twice: {name}"
+        del about["command"]
         about["checkpoint"]["name"] = about["checkpoint"]["name"].removeprefix(str(output))
-        for values in row["values"]["metrics"].values():
-            values.pop("seconds", None)
+        values.pop("seconds", None)
+        values.get("result", {}).pop("tokens_per_second", None)
+        for metric in values.get("metrics", {}).values():
+            metric.pop("seconds", None)
         found[name] = row
     return found
 
 
 def check(disturbed: Path, local: Path) -> None:
     expected, found = rows(local), rows(disturbed)
-    assert len(expected) == len(MODELS) * (len(RATES) + len(SEEDS)) == 12
+    runs = [row for row in expected.values() if row["identity"]["kind"] == "training"]
+    assert len(runs) == len(MODELS) * (len(RATES) + len(SEEDS)) == 12
     assert found.keys() == expected.keys()
     for name, row in expected.items():
         assert found[name] == row, f"{name}: {found[name]} is not {row}"
@@ -129,7 +131,7 @@ def check(disturbed: Path, local: Path) -> None:
     records = [json.loads(path.read_text()) for path in (disturbed / "induction").rglob("record.json")]
     resumed = sorted(record["resumed_at_step"] for record in records if record.get("resumed_at_step"))
     assert len(resumed) >= 3, "requeue, scancel and the end of time save before they end a run"
-    print(f"12 rows are equal, none twice; {len(resumed)} runs were resumed, at steps {resumed}")
+    print(f"{len(found)} rows of 12 runs are equal, none twice; {len(resumed)} runs were resumed, at steps {resumed}")
 
 
 def main() -> None:

@@ -1,0 +1,71 @@
+"""What a run that counts reached: quality on both splits, whether it has learned the task, and what it cost."""
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from statistics import fmean, median
+from typing import Any
+
+from bsbr_pl.data import TokenData
+from bsbr_pl.evals.evaluation import Evaluation
+from bsbr_pl.evals.subject import Subject
+from bsbr_pl.report.study import quality
+
+ERRORS = 3  # standard errors above the plateau from which on an accuracy is no chance
+_plateaus: dict[str, float | None] = {}  # by fingerprint: the runs of a task share their data
+
+
+def reached(subject: Subject, evaluation: Evaluation, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """`values.result` of a run's row; bsbr_pl/results.py describes it.
+
+    The model is certified and predicts the test split; these become rows of their own. A model that fails its
+    certificate, or whose data has changed, has no test result.
+
+    Args:
+        subject: of the run.
+        evaluation: which measures it.
+        metrics: of its training.
+    """
+    found: dict[str, Any] = {"val": quality(metrics)[0], **_costs(subject)}
+    evaluation.accuracy([(one, [None]) for one in evaluation.certify([subject])], "test")
+    for row in evaluation.results.rows:
+        identity, values = row["identity"], row["values"]
+        if (identity["checkpoint"], identity.get("split")) != (subject.digest, "test"):
+            continue
+        assert subject.open_data is not None
+        is_text = identity["kind"] == "text"
+        found["test"] = values["bits_per_byte"] if is_text else fmean(one["accuracy"] for one in values["slices"])
+        found["plateau"] = plateau = _plateau(subject.open_data())
+        if plateau is not None:
+            samples = None if is_text else values["samples"]
+            found["learned"] = has_learned(found["test"], plateau, samples)
+    return found
+
+
+def has_learned(test: float, plateau: float, samples: int | None) -> bool:
+    """Whether a run is better than the plateau of its task, `TokenData.plateau`.
+
+    Args:
+        test: bits per byte of a text, or accuracy on `samples` samples of a recall task: it must be above the plateau
+            by 3 standard errors.
+    """
+    if samples is None:
+        return test < plateau
+    return test > plateau + ERRORS * math.sqrt(plateau * (1 - plateau) / samples)
+
+
+def _costs(subject: Subject) -> dict[str, Any]:
+    """FLOPs and state of the closed forms, if the architecture has them; the measured speed of training."""
+    found: dict[str, Any] = {}
+    length = (subject.about["data"] or {}).get("trained_length")
+    with suppress(Exception):  # an attention of another package may have no closed form
+        found["flops_per_token"] = subject.model.flops(length) / length
+        found["state_bytes"] = subject.model.state_size(length) * subject.model.embedding.weight.element_size()
+    speeds = (subject.record.get("metrics") or {}).get("step/tokens_per_second", {"value": []})["value"]
+    return found | ({"tokens_per_second": median(speeds)} if speeds else {})
+
+
+def _plateau(data: TokenData) -> float | None:
+    if data.fingerprint not in _plateaus:
+        _plateaus[data.fingerprint] = data.plateau()
+    return _plateaus[data.fingerprint]
