@@ -70,6 +70,7 @@ class Disturbed:
         self.cluster.stop("slurmd", signal.SIGKILL)
         if with_jobs:
             steps = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd"]
+            steps = [one for one in steps if one.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]]
             tree = [one for step in steps for one in (*step.children(recursive=True), step)]
             for one in tree:
                 one.kill()
