@@ -65,6 +65,10 @@ ELSEWHERE = {
         "tests/evals/test_evaluation.py",
         "test_rows_of_two_machines_make_one_report_without_torch",
     ),
+    "-m bsbr_pl submit mine/results.jsonl --board=results/board.jsonl": (
+        "tests/evals/test_submit.py",
+        'main(["submit", str(path)',
+    ),
     "docs/research/compare.py": ("tests/test_research_examples.py", 'load("compare")'),
     "docs/research/page.py": ("tests/test_research_examples.py", 'load("page")'),
     "train.py fit --config configs/standard.yaml": ("tests/test_train.py", "ROOT / 'configs' / f'{name}.yaml'"),

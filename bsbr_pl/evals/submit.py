@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bsbr_pl.report.rows import Checkpoint, key
-from bsbr_pl.results import Results, Row, read_rows
+from bsbr_pl.results import Results, Row, on_own_data, read_rows
 from bsbr_pl.utils.files import write_whole
 
 from .evaluation import VERSIONS
@@ -50,9 +51,15 @@ def submit(paths: Sequence[str], board: str = "results/board.jsonl", data: DataL
         data: present location of the training text, if its prepared tokens are not in the cache
 
     Raises:
-        ValueError: the files hold no accuracy.
+        ValueError: a line is no row, or the files hold no accuracy.
     """
-    rows = [row for row in read_rows(paths) if row["identity"].get("version") == VERSIONS.get(row["identity"]["kind"])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            rows = read_rows(paths)
+        except UserWarning as warning:
+            raise ValueError(f"nothing is appended, because a line is no row: {warning}") from None
+    rows = [row for row in rows if row["identity"].get("version") == VERSIONS.get(row["identity"]["kind"])]
     found = entries(rows)
     if not found:
         raise ValueError(f"{', '.join(paths)} hold no accuracy that this version measured: give rows of evaluate.py")
@@ -73,7 +80,7 @@ def entries(rows: Iterable[Row]) -> list[Entry]:
     certificates = {row["identity"]["checkpoint"]: row for row in rows if row["identity"]["kind"] == "certificate"}
     for row in rows:
         identity, of = row["identity"], _checkpoint(row)
-        if identity["kind"] not in ("text", "recall"):
+        if identity["kind"] not in ("text", "recall") or not on_own_data(row, row["about"]):
             continue
         data = identity["data"] if identity["kind"] == "text" else of.get("data.arguments")
         place = key([of.config, identity.get("environment"), identity["split"], data])

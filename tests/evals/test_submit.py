@@ -113,6 +113,8 @@ def test_each_refusal_is_a_sentence(submit, measured, tmp_path, kind, path, valu
         row["values"]["checks"][0]["measured"] = value
     else:
         change(row, path, value)
+    if path == "about.data.fingerprint":
+        row["identity"]["data"] = value
     if sentence.endswith("(no check was measured)"):
         row["values"]["checks"] = []
     code, out, err = submit(rows)
@@ -137,9 +139,21 @@ def test_bytes_are_counted_in_the_text(submit, measured):
     assert f"seed 2: its text has {true:,} bytes, not {2 * true:,}" in err
 
 
-def test_rows_without_an_accuracy_are_no_submission(submit, measured):
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (
+            lambda rows: of_kind(rows, "certificate"),
+            " hold no accuracy that this version measured: give rows of evaluate",
+        ),
+        (lambda rows: [*rows, {"schema": 3}], "nothing is appended, because a line is no row: "),
+    ],
+)
+def test_what_is_no_submission(submit, measured, tmp_path, capsys, rows, sentence):
     with pytest.raises(SystemExit):
-        submit(of_kind(measured[0], "certificate"))
+        submit(rows(measured[0]))
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "board.jsonl").exists()
 
 
 def test_several_processes_may_append(measured, tmp_path):
