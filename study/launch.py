@@ -119,7 +119,7 @@ class Launcher:
         try:
             jobs = self._executor.map_array(Job(), trainings)
         except FailedJobError as error:
-            raise ChildProcessError(f"no job was submitted: {error}") from error
+            raise ChildProcessError("no job was submitted: " + "; ".join(str(error).split("\n"))) from error
         for one, job in zip(trainings, jobs, strict=True):
             job_file(one).write_text(job.job_id)
             self._seen[job.job_id] = time.monotonic()
