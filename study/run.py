@@ -4,10 +4,11 @@
     python study/run.py runs/study --tasks text --models standard bsbr --seeds 1 2 3 4 5
     bsbr report runs/study/text/results.jsonl --output_dir=runs/study/report
 
-`study/configs/models/MODEL.yaml` describes a model, `study/configs/TASK.yaml` a task, and
-`study/configs/TASK/MODEL.yaml` what a task changes in a model, such as its window. These files and base.yaml are the
-configuration of train.py. Models that have feed-forward networks get as many parameters as `standard`: the width of
-the networks changes, and the remaining difference is printed. All models get the same data, order, schedule and steps.
+`study/configs/models/MODEL.yaml` describes a model, or `configs/MODEL.yaml` an architecture without options;
+`study/configs/TASK.yaml` describes a task, and `study/configs/TASK/MODEL.yaml` what a task changes in a model, such as
+its window. These files and base.yaml are the configuration of train.py. Models that have feed-forward networks get as
+many parameters as `standard`: the width of the networks changes, and the remaining difference is printed. All models
+get the same data, order, schedule and steps.
 
 The protocol, for each model on each task:
 
@@ -53,6 +54,7 @@ import yaml
 from rows import Run, best_runs, keep, next_rate, rank, results, runs_in
 from trainings import QUEUED, ROOT, Training, diverged, parse_with_rest, train_all
 
+from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.evals.matching import match, table
 from bsbr_pl.report.study import summary
 from bsbr_pl.results import Results
@@ -85,10 +87,15 @@ class Study(NamedTuple):
     script: Path = TRAIN
     launch: Callable[[list[Training]], dict[str, str]] = train_all  # returns name -> why a training has no result
 
+    def described(self, model: str) -> Path:
+        """The file that describes a model."""
+        own = self.configs / "models" / f"{model}.yaml"
+        return own if own.exists() else ROOT / "configs" / f"{model}.yaml"
+
     def files(self, task: str, model: str) -> list[Path]:
         """The configuration of a model on a task; later files override earlier ones."""
         changes = self.configs / CHANGES_OF.get(task, task) / f"{model}.yaml"
-        found = [self.configs / "models" / f"{model}.yaml", self.configs / f"{task}.yaml"]
+        found = [self.described(model), self.configs / f"{task}.yaml"]
         return [*found, changes] if changes.exists() else found
 
     def settings(self, task: str) -> dict[str, Any]:
@@ -103,7 +110,7 @@ class Study(NamedTuple):
         sizes["vocab_size"] = settings["data"]["init_args"]["bpe_vocab_size"]
         given = {}
         for name in dict.fromkeys(["standard", *models]):
-            described = yaml.safe_load((self.configs / "models" / f"{name}.yaml").read_text())["model"]["attention"]
+            described = yaml.safe_load(self.described(name).read_text())["model"]["attention"]
             given[name] = {"attention": specs_of(described), **sizes}
         length = settings["data"]["init_args"]["context_length"]
         found = match("params", given, length, "standard")
@@ -186,12 +193,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def model_names(configs: Path) -> list[str]:
+    """The models of a folder; those of the study, and every architecture without options."""
+    return sorted({*names(configs / "models"), *(ARCHITECTURES if configs == CONFIGS else ())})
+
+
 def choose() -> tuple[argparse.Namespace, list[str]]:
     """The command line, checked, and the arguments for train.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for the runs")
     parser.add_argument("--tasks", nargs="+", help=f"default all: {', '.join(names(CONFIGS))}")
-    parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(names(CONFIGS / 'models'))}")
+    parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(model_names(CONFIGS))}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs that count")
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
     parser.add_argument(
@@ -211,8 +223,10 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--no_wait", action="store_true", help="submit jobs and collect results, but wait for none")
     chosen, options = parse_with_rest(parser)
-    for name, folder in (("tasks", chosen.configs), ("models", chosen.configs / "models")):
-        known = names(folder)
+    for name, folder, known in (
+        ("tasks", chosen.configs, names(chosen.configs)),
+        ("models", chosen.configs / "models", model_names(chosen.configs)),
+    ):
         given = getattr(chosen, name) or known
         if unknown := [one for one in given if one not in known]:
             parser.error(f"--{name}: {', '.join(unknown)} not in {folder}: choose from {', '.join(known)}")

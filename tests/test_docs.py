@@ -88,6 +88,11 @@ ELSEWHERE = {
         'f"--out={tmp_path}"',
     ),
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
+    "study/run.py runs/study --tasks mqar --models standard standard_conv bsbr": (
+        "tests/test_study.py",
+        '"study/run.py"), str(folder / "runs"), "--tasks"',
+    ),
+    "-m bsbr_pl report runs/study/mqar/results.jsonl": ("tests/test_study.py", '"bsbr_pl", "report", str(published)'),
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
     "make docs": ("Makefile", "docs:"),
     "make results": ("Makefile", "results:"),

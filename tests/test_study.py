@@ -4,6 +4,7 @@ Nothing is lost when it is killed, when the disk is full, or when another study 
 """
 
 import copy
+import csv
 import json
 import resource
 import shutil
@@ -89,6 +90,11 @@ def test_study(tmp_path):
     assert read(tmp_path / "runs/text/results.jsonl") == every, "a second call adds no row"
 
     published = tmp_path / "runs/text/results.jsonl"
+    report = [sys.executable, "-m", "bsbr_pl", "report", str(published), f"--output_dir={tmp_path / 'report'}"]
+    subprocess.run(report, check=True, capture_output=True, cwd=ROOT)
+    (verdict,) = (tmp_path / "report").rglob("verdict_*.csv")
+    (shown,) = csv.DictReader(verdict.read_text().splitlines())
+    assert float(shown["bits per byte"]) == result["test"]
     for task in ("longer", "mqar"):
         shutil.copytree(published.parent, tmp_path / "runs" / task)
     draw = [sys.executable, ROOT / "study/figure.py", "--results", tmp_path / "runs"]
