@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from slurm_cluster import Cluster, told, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, RATES, SEEDS = ("linear", "sliding_window", "standard"), (5e-3, 2e-3), (1, 2)
 CHOICES = [
-    *("--tasks", "induction", "--models", *MODELS, "--steps", "400"),
-    *("--rates", *map(str, RATES), "--max_rates", "2", "--sweep_share", "0.25", "--seeds", *map(str, SEEDS)),
+    *("--tasks", "induction", "--models", *MODELS, "--steps", "1500"),
+    *("--rates", *map(str, RATES), "--max_rates", "2", "--seeds", *map(str, SEEDS)),
 ]
 OPTIONS = ["--", "--data.batch_size=16", "--data.test_lengths=[64]", "--trainer.accelerator=cpu"]
 SECONDS = 1800  # that anything may take
@@ -49,19 +48,19 @@ class Disturbed:
             return subprocess.Popen(command(self.output, "--launcher=slurm", *options), stdout=log, stderr=log)
 
     def job_in_the_middle(self, phase: str) -> str:
-        """The id of a running job of the phase whose training has begun, and that was not disturbed."""
+        """The id of a running job of the phase that has saved its first checkpoint, and that was not disturbed."""
         found: list[str] = []
 
         def look() -> bool:
             running = set(told("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split()) - self.hit
             for file in (self.output / "induction" / phase).rglob(".*.job"):
-                record = file.with_name(file.stem[1:]) / "record.json"
-                if (job := file.read_text()) in running and record.exists() and "running" in record.read_text():
+                folder = file.with_name(file.stem[1:])
+                has_begun = (folder / "checkpoints" / "last.ckpt").exists() and "running" in record_of(folder)
+                if (job := file.read_text()) in running and has_begun:
                     found.append(job)
             return bool(found)
 
         wait_for(look, SECONDS)
-        time.sleep(1)
         self.hit.add(found[0])
         return found[0]
 
@@ -102,6 +101,11 @@ class Disturbed:
         raise AssertionError(f"exit codes {codes}; see {self.output.parent}/launchers.txt")
 
 
+def record_of(folder: Path) -> str:
+    path = folder / "record.json"
+    return path.read_text() if path.exists() else ""
+
+
 def rows(output: Path) -> dict[str, dict[str, Any]]:
     """Identity -> row, without what must differ: command, seconds, speed, and the folder in its name."""
     found: dict[str, dict[str, Any]] = {}
@@ -131,7 +135,7 @@ def check(disturbed: Path, local: Path) -> None:
     assert len(finished) == len(set(finished)) == 12, f"finished twice, or not at all: {sorted(finished)}"
     records = [json.loads(path.read_text()) for path in (disturbed / "induction").rglob("record.json")]
     resumed = sorted(record["resumed_at_step"] for record in records if record.get("resumed_at_step"))
-    assert len(resumed) >= 3, "requeue, scancel and the end of time save before they end a run"
+    assert len(resumed) >= 5, "requeue, scancel, the end of time and both kills come in the middle of a run"
     print(f"{len(found)} rows of 12 runs are equal, none twice; {len(resumed)} runs were resumed, at steps {resumed}")
 
 
