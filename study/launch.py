@@ -91,10 +91,10 @@ class Launcher:
         missing, new = {}, []
         self._executor.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._executor.folder / ".lock"):
-            self._look()
-            for one in trainings:
-                file = job_file(one)
-                job = file.read_text() if file.exists() else None
+            files = [job_file(one) for one in trainings]
+            jobs = [file.read_text() if file.exists() else None for file in files]
+            self._look({job for job in jobs if job})
+            for one, file, job in zip(trainings, files, jobs, strict=True):
                 if is_settled(one.folder):
                     if job:
                         print(f"{one.name}: {diverged(one.folder) or 'finished'}, job {job}", flush=True)
@@ -126,10 +126,13 @@ class Launcher:
             print(f"{one.name}: submitted as job {job.job_id}, with its output in {one.folder}/output.txt", flush=True)
         return {one.name: QUEUED + job.job_id for one, job in zip(trainings, jobs, strict=True)}
 
-    def _look(self) -> None:
-        """Note which jobs are in the queue; while it cannot tell, all known ones count as queued."""
+    def _look(self, jobs: set[str]) -> None:
+        """Note which jobs are in the queue; while it cannot tell, all known ones count as queued.
+
+        The last look serves for some seconds, unless another launcher has submitted one of `jobs` since.
+        """
         now = time.monotonic()
-        if now - self._looked < SECONDS_BETWEEN_LOOKS / 2:
+        if now - self._looked < SECONDS_BETWEEN_LOOKS / 2 and jobs <= self._seen.keys():
             return
         try:
             found = self._queue()

@@ -61,7 +61,7 @@ class Executor(submitit.LocalExecutor):
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     """Makes a launcher, as a new process would, and trainings of so many steps."""
-    monkeypatch.setattr(launch, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(launch, "SECONDS_BETWEEN_LOOKS", 1.0)
     monkeypatch.setattr(launch, "SECONDS_TO_APPEAR", 0.1)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -100,6 +100,7 @@ def test_every_run_once_whoever_looks(make, capsys):
     make_launcher, make_training = make
     first, second = make_launcher(), make_launcher()
     trainings = [make_training(steps) for steps in (0, 1, 2, 20)]
+    assert second([]) == {}, "it has looked at the queue just before"
     missing = first(trainings)
     assert second(trainings).items() <= missing.items()
     assert list(missing) == ["run 0", "run 1", "run 2", "run 20"]
