@@ -1,11 +1,13 @@
 """Plots of the report. The same numbers give the same bytes; an architecture looks the same in all of them."""
 
+import base64
 import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -28,6 +30,8 @@ NOTHING: Mapping[str, Any] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+MAPS_IN_ROW = 3  # of heat maps
+DARK = 0.6  # shares from here on have white numbers
 MOST_TICKS = 8  # lengths that are all marked on an axis
 PAPER, PAPER_FONT = 3.25, 7.5  # inches, the width of a column of a paper; points
 
@@ -37,7 +41,7 @@ class Picture:
     """A picture, the name of its file, and what it shows.
 
     Args:
-        other: the same picture as SVG with other scales.
+        other: of an SVG, the same with other scales; of a PNG, what the page shows, as a data URL.
         switch: the name of those scales.
     """
 
@@ -110,7 +114,7 @@ def drawn(figure: Figure, form: str, width: float | None = None) -> bytes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     with rc_context(SETTINGS):
         if width is not None:
-            figure.set_size_inches(width, width * 0.62)
+            figure.set_size_inches(width, width * max(0.62, figure.get_figheight() / figure.get_figwidth()))
             for text in figure.findobj(Text):
                 text.set_fontsize(PAPER_FONT)  # type: ignore[attr-defined]
         if handles and not figure.legends:
@@ -127,6 +131,11 @@ def drawn(figure: Figure, form: str, width: float | None = None) -> bytes:
 
 def _plain(value: float, _: float = 0) -> str:
     return f"{value:,.10g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _short(length: int) -> str:
+    """`512`, `2k`."""
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
 def _logarithmic(axis: Axis, ticks: Any = None) -> None:
@@ -229,3 +238,27 @@ def pareto(
         xs = [x for x, _ in points.values()]
         _logarithmic(plot.axes.xaxis) if max(xs) > 4 * min(xs) > 0 else _linear(plot.axes.xaxis)
         return plot.picture([plot.axes.xaxis] if 0 < min(xs) < max(xs) else [])
+
+
+def heat_maps(key: str, place: str, maps: Mapping[str, pd.DataFrame], /, **facts: Any) -> Picture:
+    """A small map for each name: the rows of its frame of shares from the top, its columns from the left, in %."""
+    words = {name: text.format(**facts) for name, text in WORDS["plots"][key].items()}
+    rows = -(-len(maps) // MAPS_IN_ROW)
+    with rc_context(SETTINGS | {"axes.grid": False}):
+        figure = Figure(figsize=(5.6, 1.7 * rows + 0.4), layout="constrained")
+        every = figure.subplots(rows, MAPS_IN_ROW, squeeze=False).ravel()
+        for axes in every[len(maps) :]:
+            axes.set_visible(False)
+        for axes, (name, shares) in zip(every, maps.items(), strict=False):
+            axes.imshow(shares.to_numpy(float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            axes.set_title("\n".join(textwrap.wrap(ascii(name)[1:-1], 30)), fontsize=8.5)
+            axes.set_xticks(range(shares.shape[1]), map(_short, shares.columns))
+            axes.set_yticks(range(shares.shape[0]), map(_plain, shares.index))
+            for (y, x), share in np.ndenumerate(shares.to_numpy(float)):
+                color = "white" if share >= DARK else "black"
+                axes.text(x, y, "" if np.isnan(share) else f"{100 * share:.0f}", ha="center", va="center", color=color)
+        figure.supxlabel(words["x"], fontsize=9.5)
+        figure.supylabel(words["y"], fontsize=9.5)
+        png = drawn(figure, "png")
+    inline = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return Picture(f"{key}_{place}", words["title"], words["caption"], "png", png, figure, inline)

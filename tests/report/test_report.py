@@ -24,7 +24,15 @@ QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --d
 QUIET += " --disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1"
 ARCHITECTURES = {"bsbr": 1.50, "standard": 1.52, "sliding_window": 1.70, "linear": 1.66, "gau": 1.58}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
-SECTIONS = ["Verdict", "Problems", "Certificates", "Accuracy", "Length and position", "Recall hits in text"]
+SECTIONS = [
+    "Leaderboard",
+    "Verdict",
+    "Problems",
+    "Certificates",
+    "Accuracy",
+    "Length and position",
+    "Recall hits in text",
+]
 SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Decode state", "Attention maps", "Study", "Environments"]
 VOID = {"meta", "img", "wbr", "input"}
 
@@ -146,7 +154,7 @@ def test_the_first_table_has_seven_columns_and_the_wide_one_is_folded(written):
     assert tables
     for head in re.findall(r'<figure id="table-first_\w+".*?</thead>', shown, re.DOTALL):
         assert 4 <= head.count('<th scope="col"') <= 7
-    assert shown.count("<details>") == len(tables)
+    assert shown.count("<details>") == len(tables) + 1, "and the runs of the leaderboard"
     assert len(re.findall(r'<details><summary>[^<]*</summary>\s*<figure id="table-verdict_', shown)) == len(tables)
 
 
