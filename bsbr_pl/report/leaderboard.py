@@ -91,7 +91,8 @@ def _evaluated(findings: Findings) -> Iterator[tuple[dict[str, Any], Row]]:
                 source = str(c.get("data.arguments.source") or "").rstrip("/").split("/")[-1]
                 task = c.get("study.task") or f"{c.get('data.class') or 'data'} {source}".strip()
                 run = {"task": task, "split": study.place.split, "model": c.get("study.model") or group.label}
-                run |= {"rate": c.get("config").get("model.learning_rate"), "seed": c.seed, "checkpoint": c.name}
+                rate = c.get("config").get("model.learning_rate")
+                run |= {"rate": rate if isinstance(rate, int | float) else None, "seed": c.seed, "checkpoint": c.name}
                 yield _entry(c, run | {"text": not study.recall, "quality": own["values"][study.quality]}), own
 
 
@@ -117,7 +118,8 @@ def _best_rates(found: pd.DataFrame) -> pd.DataFrame:
     """The runs of each model and task at the learning rate that is best on average."""
     of = ["column", "model"]
     mean = found.groupby([*of, "rate"], dropna=False)["worse"].transform("mean")
-    return found[mean == mean.groupby([found[name] for name in of]).transform("min")]
+    best = found[mean == mean.groupby([found[name] for name in of]).transform("min")]
+    return best.sort_values("rate", kind="stable").drop_duplicates([*of, "seed"])  # the smallest of rates that are tied
 
 
 def _cell(of: pd.DataFrame) -> Measured:

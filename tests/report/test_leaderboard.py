@@ -80,6 +80,8 @@ def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
     for seed, (low, high) in enumerate([(0.5, 0.9), (0.7, 0.3)]):
         study_run(bench, "copy", "bsbr", seed, low, rate=0.01)  # the better mean
         study_run(bench, "copy", "bsbr", seed, high - 0.1, rate=0.02)
+    study_run(bench, "copy", "gau", 0, 1.0, rate=0.01)
+    study_run(bench, "copy", "gau", 0, 1.0, rate=0.02)  # tied: the smaller rate is shown
     longer = {"run__steps": 400, "run__planned_steps": 400}
     study_run(bench, "copy", "bsbr", 2, 0.95, about=longer)
     study_run(bench, "copy", "linear", 2, 0.2, about=longer)
@@ -91,7 +93,8 @@ def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
         "seed 1: 70.0, rate 0.01, 200 steps",
     )
     assert cells["copy, 400 steps (%)"]["bsbr"].value == 0.95
-    assert list(cells.index) == ["bsbr", "linear"]
+    assert cells["copy, 200 steps (%)"]["gau"].runs == ("seed 0: 100.0, rate 0.01, 200 steps",)
+    assert list(cells.index) == ["gau", "bsbr", "linear"]
 
 
 def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
