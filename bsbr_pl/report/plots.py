@@ -91,21 +91,10 @@ class Plot:
         self.axes.plot(xs, ys, label=name, gid=f"{LINE}{len(self.lines)}", **look)
         self.lines.append((name, [word.replace("|", "/") for word in said]))
 
-    def picture(self, switched: Sequence[Axis] = ()) -> Picture:
-        """The picture; with `switched`, also one with these axes logarithmic instead of linear, or the reverse."""
-        title, caption = self.words["title"], self.words["caption"]
-        found = Picture(self.name, title, caption, "svg", self._svg(), self.figure)
-        if switched:
-            kept = [(axis, axis.get_scale(), axis.get_major_locator()) for axis in switched]
-            for axis in switched:
-                _logarithmic(axis) if axis.get_scale() == "linear" else _linear(axis)
-            found.switch = f"{kept[0][0].get_scale()} scale"
-            found.other = self._svg().decode()
-            for axis, scale, locator in kept:
-                _logarithmic(axis, locator) if scale == "log" else _linear(axis)
-        return found
+    def picture(self) -> Picture:
+        return Picture(self.name, self.words["title"], self.words["caption"], "svg", self.svg(), self.figure)
 
-    def _svg(self) -> bytes:
+    def svg(self) -> bytes:
         """With groups that the page can hide: `data-series` is the name of a series, `data-hover` has its points."""
 
         def attributes(line: re.Match[str]) -> str:
@@ -270,9 +259,15 @@ def pareto(
             plot.axes.plot([x, x], figure.bounds, color=looks[label]["color"], linewidth=1, gid=f"{SERIES}{label}")
             plot.series(label, [x], [figure.value], [_words(x, figure)], **look)
         plot.axes.margins(0.12)
-        xs = [x for x, _ in points.values()]
-        _logarithmic(plot.axes.xaxis) if max(xs) > 4 * min(xs) > 0 else _linear(plot.axes.xaxis)
-        return plot.picture([plot.axes.xaxis] if 0 < min(xs) < max(xs) else [])
+        xs, scales = [x for x, _ in points.values()], {"log": _logarithmic, "linear": _linear}
+        scale, other = ("log", "linear") if max(xs) > 4 * min(xs) > 0 else ("linear", "log")
+        scales[scale](plot.axes.xaxis)
+        found = plot.picture()
+        if 0 < min(xs) < max(xs):
+            scales[other](plot.axes.xaxis)
+            found.switch, found.other = f"{other} scale", plot.svg().decode()
+            scales[scale](plot.axes.xaxis)  # for a paper
+        return found
 
 
 def heat_maps(key: str, place: str, maps: Mapping[str, pd.DataFrame], /, **facts: Any) -> Picture:
