@@ -16,7 +16,7 @@ from .study import runs
 from .tables import Column, Measured, Table, table
 
 TASK = ["task", "split", "budget", "data"]  # runs that agree in these are compared
-COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "learned", "checkpoint"]
+COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "learned", "digest", "checkpoint"]
 DEPTH = re.compile(r"(?:T\d+_N(\d+)_d|depth_)([\d.]+)")  # names of slices: T256_N4_d0.25; older ones have one needle
 NOT_LEARNED = "not learned yet"
 ACCURACY: dict[str, Any] = {"unit": "%", "best": "high", "decimals": 1}  # of its columns
@@ -70,16 +70,16 @@ def entries(findings: Findings) -> pd.DataFrame:
 
     Columns: those of TASK (in words, but for `data`), model (of the study, or the label), rate, seed, text (whether its
     quality is bits per byte, otherwise an accuracy), quality, worse (quality, less is better), learned (False if the
-    row says so), checkpoint (its path).
+    row says so), digest and path of its checkpoint.
     """
     found = [run for run, row in _evaluated(findings) if "study" not in row["about"]]
     for row in findings.of("training").values():
-        c, result = Checkpoint("", row["about"]), row["values"].get("result") or {}
+        c, result = Checkpoint(row["identity"]["checkpoint"], row["about"]), row["values"].get("result") or {}
         on_test = {"split": "test", "quality": result["test"]} if result.get("test") is not None else {}
         for run in runs([row]).to_dict("records"):
             about = {"split": "val", "learned": result.get("learned"), "checkpoint": findings.short(c.name)}
             found.append(_entry(c, run | about | on_test))
-    return pd.DataFrame(found, columns=COLUMNS).drop_duplicates(["checkpoint", "split"], ignore_index=True)
+    return pd.DataFrame(found, columns=COLUMNS).drop_duplicates(["digest", "split"], ignore_index=True)
 
 
 def _evaluated(findings: Findings) -> Iterator[tuple[dict[str, Any], Row]]:
@@ -102,7 +102,7 @@ def _entry(c: Checkpoint, run: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in given if name not in APART}
     data = c.fingerprint if run["text"] else key([c.get("data.class"), chosen])
     worse = run["quality"] if run["text"] else -run["quality"]
-    return run | {"worse": worse, "budget": c.budget, "data": key([data, c.get("run.budget")])}
+    return run | {"digest": c.digest, "worse": worse, "budget": c.budget, "data": key([data, c.get("run.budget")])}
 
 
 def _names(found: pd.DataFrame) -> pd.Series:
