@@ -385,24 +385,21 @@ class _Position:
 def _parse(stream: BinaryIO, path: Path, position: _Position) -> dict[str, Row]:
     """The rows of the lines from a position on, by digest of their identity. Warns of lines that are left out."""
     rows: dict[str, Row] = {}
-    older, problems = 0, []
+    problems = []
     stream.seek(position.bytes)
     for line in _lines(stream):
         position.lines += 1
         if not line.strip():
             continue
-        row = None
         try:
             row = schema.parse(line)
             check(row)
             rows[digest(row["identity"])] = row
         except ValueError as error:
-            older += isinstance(row, dict) and "identity" in row and "schema" not in row
             problems.append(f"line {position.lines}: {one_line(error, 200)}")
     position.bytes = stream.tell()
     if problems:
-        count = len(problems)
-        what = f"{older} rows of schema 2" if older == count else f"{count} lines that are no rows of this version"
+        what = f"{len(problems)} lines that are no rows of schema {SCHEMA}"
         warnings.warn(f"{path}: {what} are left out; they stay in the file ({problems[0]})", stacklevel=4)
     return rows
 

@@ -100,7 +100,6 @@ class Checkpoint:
             "checkpoint": Path(self.name).stem,
             "initial_weights": self.run.initial_weights,  # a healed model is no seed of one from random weights
             "length": self.run.length,
-            "record": "this version" if "run" in self.record else "older version",  # which holds fewer arguments
             **{f"model.{key}": value for key, value in self.module.hparams.items()},
             "model.attention": layer_names(self.module.hparams["attention"]),
             **{f"data.{key}": value for key, value in chosen.items()},

@@ -1,8 +1,7 @@
 """How a checkpoint was trained: planned and completed steps, and whether the run finished.
 
-Only this file reads run records: `run` in a checkpoint and in record.json, or the facts of older versions. Files
-may be damaged or hostile: a checkpoint whose record is not of the form `RECORD` has a problem, and a record.json that
-is not counts as missing.
+Only this file reads run records: `run` in a checkpoint and in record.json. Files may be damaged or hostile: a
+checkpoint whose record is not of the form `RECORD` has a problem, and a record.json that is not counts as missing.
 """
 
 import json
@@ -36,11 +35,6 @@ RECORD = {
     "ended_by?": (NoneType, str),
     "steps?": COUNT,
     "run?": RUN,
-    "seed?": (NoneType, int),
-    "initial_weights?": (NoneType, str),
-    "data_fingerprint?": (NoneType, str),
-    "model?": {"*": object},
-    "data?": (NoneType, {"*": object}),
     "training?": {"precision?": (NoneType, str), "*": object},
     "environment?": {"processes?": (NoneType, COUNT), "*": object},
     "*": object,
@@ -138,7 +132,7 @@ def read_run(
     """What is known of a checkpoint's run.
 
     Args:
-        own: what the checkpoint holds: `run`, or the facts of an older version's RunRecorder.
+        own: what the checkpoint holds.
         record: the record.json beside it, which may be that of another run.
         step: the optimiser steps that the checkpoint has seen.
         built: arguments that the checkpoint's model and data were made with, `model.hidden_dim` and so on.
@@ -205,29 +199,17 @@ class _Recorded:
 
 
 def _recorded(facts: Mapping[str, Any]) -> _Recorded:
-    """Read the form of this version, or that of an older one."""
     run = facts.get("run", {})
-    arguments = run.get("arguments") or _older_arguments(facts)
-    processes = 1 if run else facts.get("environment", {}).get("processes")  # since `run`, batch_size is of all
-    factors = (arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches"), processes)
+    arguments = run.get("arguments", {})
+    factors = (arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches"))  # of all processes
     return _Recorded(
         arguments=arguments,
-        planned_steps=_count(run.get("planned_steps") if run else arguments.get("trainer.max_steps")) or None,
-        step=run.get("step", facts.get("steps")),
+        planned_steps=run.get("planned_steps") or None,
+        step=run.get("step"),
         tokens=run.get("tokens"),
         batch=math.prod(_count(factor) or 0 for factor in factors) or None,
         changes=_changes(run.get("changes", [])),
     )
-
-
-def _older_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What versions without `run` recorded, by the names that arguments have now."""
-    found = {name: facts[name] for name in ("seed", "initial_weights") if name in facts}
-    if "data_fingerprint" in facts:
-        found["data.fingerprint"] = facts["data_fingerprint"]
-    for part, name in (("model", "model"), ("data", "data"), ("trainer", "training")):
-        found |= {f"{part}.{key}": value for key, value in (facts.get(name) or {}).items() if key[:1] != "_"}
-    return found
 
 
 def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> bool:

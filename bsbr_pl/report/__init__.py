@@ -14,20 +14,17 @@ from markupsafe import Markup, escape
 
 from bsbr_pl.utils.files import write_whole
 
-from . import clocks, costs, latex, quality, sources, study, verdict
+from . import clocks, costs, latex, leaderboard, quality, sources, study, verdict
 from .budgets import warned, warnings
 from .figures import Row
 from .labels import kind, look
-from .plots import Picture
+from .plots import NAMESPACES, Picture
 from .studies import Findings
 from .tables import WORDS, Table, markdown
 
 __all__ = ["warnings", "write_latex", "write_report"]
 
-FIRST, PROBLEMS = (
-    "Verdict",
-    "Problems",
-)  # sections: the one that is not folded, and the one that is open if it says more
+BOARD, FIRST, PROBLEMS = "Leaderboard", "Verdict", "Problems"  # sections; the second is not folded
 
 
 class Words(NamedTuple):
@@ -61,7 +58,7 @@ def write_report(rows: Iterable[Row], folder: Path) -> Path:
             write_whole(folder / "plots" / part.file, part.content)
     architectures = sorted({c.architecture for c in findings.checkpoints.values()})
     page = {"title": WORDS["title"], "lead": WORDS["lead"], "warnings": warned(findings), "sections": sections,
-            "first": FIRST, "problems": PROBLEMS, "architectures": architectures}  # fmt: skip
+            "first": FIRST, "open": (BOARD, PROBLEMS), "architectures": architectures}  # fmt: skip
     for name in ("report.md", "report.html"):
         write_whole(folder / name, PAGES.get_template(name).render(page).encode())
     return folder / "report.html"
@@ -85,10 +82,12 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
     words = " and ".join(filter(None, (start and f"begin with {start}", end and f"end with {end}")))
     relative = f"All paths of checkpoints {words}, which is left out above." if words else None
     found: dict[str, list[Any]] = {
+        BOARD: leaderboard.tables(findings),
         FIRST: [] if findings.studies else [WORDS["nothing"]],
         PROBLEMS: [sources.problems(findings) or WORDS["no_problems"]],
         **{title: [] for title in ("Certificates", "Accuracy", "Length and position", "Recall hits in text")},
-        **{title: [] for title in ("Recall tasks", "Costs")},
+        "Recall tasks": leaderboard.needle_maps(findings),
+        "Costs": [],
         "Four clocks": clocks.plots(findings),
         "Decode state": [],
         "Attention maps": sources.maps(findings),
@@ -126,7 +125,7 @@ def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
 def _inline(svg: bytes | str) -> Markup:
     """An SVG as a part of the page."""
     text = svg.decode() if isinstance(svg, bytes) else svg
-    return Markup(text.replace(' xmlns="http://www.w3.org/2000/svg"', ""))
+    return Markup(text.replace(f" {NAMESPACES}", ""))
 
 
 def _slug(title: str) -> str:

@@ -58,12 +58,8 @@ def shared_ends(paths: Iterable[str]) -> tuple[str, str]:
 
 def _common(lists: Sequence[Sequence[str]]) -> list[str]:
     """What all lists begin with."""
-    found = []
-    for part, *others in zip(*lists, strict=False):
-        if set(others) - {part}:
-            break
-        found.append(part)
-    return found
+    equal = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*lists, strict=False))
+    return [part for part, *_ in equal]
 
 
 class Rows:

@@ -18,12 +18,13 @@ SCALES = {"ms": 1e3, "%": 100.0, "MB": 1e-6, "GFLOP": 1e-9}  # of units in heade
 
 @dataclass(frozen=True)
 class Measured:
-    """A number, the interval around it if there is one, and a word to add."""
+    """A number, the interval around it if there is one, a word to add, and the runs behind it in words."""
 
     value: float
     low: float | None = None
     high: float | None = None
     note: str = ""
+    runs: tuple[str, ...] = ()
 
     def times(self, scale: float) -> "Measured":
         low, high = self.bounds
@@ -45,6 +46,7 @@ class Column:
     name: str
     unit: str = ""
     best: str = ""
+    ties: bool = False  # whether all whose intervals overlap with that of the best are marked
     signed: bool = False
     decimals: int | None = None
     key: Any = None
@@ -89,6 +91,7 @@ class Shown(NamedTuple):
     best: bool
     text: bool  # no number
     key: str  # its number with six digits in the column's unit, by which rows are sorted; "" if `value` is the same
+    runs: Sequence[str]  # that a click shows
 
 
 @dataclass
@@ -134,22 +137,30 @@ class Table:
         return list(map(list, zip(*shown, strict=True)))
 
     def _shown(self, column: Column, cells: pd.Series) -> list[Shown]:
-        known = [value for value in map(_value, cells[: self.ranked]) if isinstance(value, Real)]
-        best = None
-        if column.best and len(set(known)) > 1:
-            best = min(known) if column.best == "low" else max(known)
-        shown = []
+        best, shown = _best(column, cells[: self.ranked]), list[Shown]()
         for i, cell in enumerate(cells):
             parts, value = column.parts(cell), _value(cell)
             key = f"{column.scaled(value):.6g}" if isinstance(value, Real) else ""
             key = "" if key == parts[0].replace(",", "") else key
-            shown.append(Shown(*parts, i < self.ranked and value == best is not None, isinstance(cell, str), key))
+            shown.append(Shown(*parts, i in best, isinstance(cell, str), key, getattr(cell, "runs", ())))
         return shown
 
     def to_markdown(self) -> str:
         frame = pd.DataFrame(self.grid, columns=self.frame.columns, dtype=object).map(_marked)
         names = [f"{c.header} [{c.interval}]" if c.interval else c.header for c in self.columns]
         return pipes(frame.set_axis(list(map(markdown, names)), axis=1))
+
+
+def _best(column: Column, cells: pd.Series) -> set[int]:
+    """The places of the best cells; none if all are equal."""
+    known = {i: value for i, value in enumerate(map(_value, cells)) if isinstance(value, Real)}
+    if not column.best or len(set(known.values())) < 2:
+        return set()
+    first = (min if column.best == "low" else max)(known, key=known.__getitem__)
+    if column.ties:
+        low, high = cells[first].bounds
+        return {i for i in known if cells[i].bounds[0] <= high and low <= cells[i].bounds[1]}
+    return {i for i in known if known[i] == known[first]}
 
 
 def _value(cell: Cell) -> Any:

@@ -194,10 +194,10 @@ def test_a_whole_row_without_a_newline_counts_and_swallows_none(tmp_path):
     assert [one["values"]["state_bytes"] for one in Results(path).rows] == [1, 2]
 
 
-def test_rows_of_schema_2_are_named_as_such(tmp_path):
+def test_rows_of_another_schema_are_left_out(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps({"identity": IDENTITY, "about": {}, "values": {}}) + "\n")
-    with pytest.warns(UserWarning, match="1 rows of schema 2 are left out"):
+    with pytest.warns(UserWarning, match="1 lines that are no rows of schema 3 are left out"):
         assert Results(path).rows == []
 
 

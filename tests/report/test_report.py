@@ -24,7 +24,15 @@ QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --d
 QUIET += " --disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1"
 ARCHITECTURES = {"bsbr": 1.50, "standard": 1.52, "sliding_window": 1.70, "linear": 1.66, "gau": 1.58}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
-SECTIONS = ["Verdict", "Problems", "Certificates", "Accuracy", "Length and position", "Recall hits in text"]
+SECTIONS = [
+    "Leaderboard",
+    "Verdict",
+    "Problems",
+    "Certificates",
+    "Accuracy",
+    "Length and position",
+    "Recall hits in text",
+]
 SECTIONS += ["Recall tasks", "Costs", "Four clocks", "Decode state", "Attention maps", "Study", "Environments"]
 VOID = {"meta", "img", "wbr", "input"}
 
@@ -146,7 +154,7 @@ def test_the_first_table_has_seven_columns_and_the_wide_one_is_folded(written):
     assert tables
     for head in re.findall(r'<figure id="table-first_\w+".*?</thead>', shown, re.DOTALL):
         assert 4 <= head.count('<th scope="col"') <= 7
-    assert shown.count("<details>") == len(tables)
+    assert shown.count("<details>") == len(tables) + 1, "and the runs of the leaderboard"
     assert len(re.findall(r'<details><summary>[^<]*</summary>\s*<figure id="table-verdict_', shown)) == len(tables)
 
 
@@ -364,9 +372,9 @@ const scale = document.querySelector(".scale input");
 const shown = () => all("div", scale.closest("figure")).map(div => div.hidden);
 const before = shown();
 scale.click();
-const line = document.querySelector("#plot-by_length_E1_D2_val polyline[data-hover]"), plot = line.closest("svg");
+const point = all("#plot-by_length_E1_D2_val g[data-hover] use")[1], plot = point.closest("svg");
 all("details").forEach(one => { one.open = true; });
-const at = new DOMPoint(line.points[1].x, line.points[1].y).matrixTransform(plot.getScreenCTM());
+const at = new DOMPoint(point.getAttribute("x"), point.getAttribute("y")).matrixTransform(plot.getScreenCTM());
 plot.dispatchEvent(new PointerEvent("pointermove", {clientX: at.x, clientY: at.y}));
 document.querySelector('#filter input[value="standard"]').click();
 const names = all("#table-first_E1_D2_val tbody tr:not([hidden]) th").map(cell => cell.textContent);

@@ -1,0 +1,191 @@
+"""The leaderboard, against means by hand; and the maps of needles by depth and length."""
+
+import io
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from written_rows import Bench, about, certificate, recall, training
+
+from bsbr_pl.report import contents, leaderboard, write_report
+from bsbr_pl.report.studies import Findings
+from bsbr_pl.results import check
+
+RESULTS = Path(__file__).parents[2] / "results"
+LATE = {"val": 0.2, "test": 0.25, "learned": False}
+
+
+def published(*tasks: str) -> list[dict[str, Any]]:
+    paths = [RESULTS / task / "results.jsonl" for task in tasks]
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def study_run(bench: Bench, task: str, model: str, seed: int, right: float, rate: float = 0.01, **more: Any) -> None:
+    study = {"task": task, "model": model, "phase": "final", "rate": rate}
+    data = {
+        "class": "MQARData",
+        "kind": "recall",
+        "fingerprint": f"{seed}" * 32,
+        "arguments": {"seed": seed, "n": task},
+    }
+    one = about(
+        model, seed, f"{task}/{model}/{rate}_{seed}", data=data, study=study, config={}, **more.pop("about", {})
+    )
+    accuracies = {"val/accuracy_T64": {"step": [199], "value": [right]}}
+    bench.add(one, "training", training() | {"metrics": accuracies} | more)
+
+
+def board(rows: list[dict[str, Any]]) -> Any:
+    """The cells of the leaderboard by model and header."""
+    matrix, listed = leaderboard.tables(Findings(rows))
+    assert matrix
+    assert listed
+    return matrix.frame.set_index("model")
+
+
+def test_cells_are_means_over_the_seeds_of_published_runs():
+    rows = published("longer", "induction", "long", "long_seeds")
+    cells = board(rows)
+    assert list(cells) == ["induction (%)", "long (bits per byte)", "longer (bits per byte)"]
+    for header, metric in {"longer (bits per byte)": "val/bits_per_byte", "induction (%)": None}.items():
+        task = header.split(" ")[0]
+        by_hand: dict[str, list[float]] = {}
+        for row in rows:
+            run = row["about"]["study"]
+            if row["identity"]["kind"] == "training" and (run["task"], run["phase"]) == (task, "final"):
+                metrics = row["values"]["metrics"]
+                names = [metric] if metric else [name for name in metrics if name.startswith("val/accuracy_")]
+                by_hand.setdefault(run["model"], []).append(fmean(metrics[name]["value"][-1] for name in names))
+        assert set(cells[header].dropna().index) == set(by_hand)
+        for model, values in by_hand.items():
+            cell = cells[header][model]
+            assert cell.value == pytest.approx(fmean(values), abs=1e-12)
+            assert [cell.low, cell.high] == [min(values), max(values)]
+            assert len(cell.runs) == len(values)
+    assert cells["long (bits per byte)"]["standard"].note == "1 seed"
+    assert cells["long (bits per byte)"]["gated_delta_net"] is None
+
+
+def test_one_task_has_no_leaderboard():
+    assert leaderboard.tables(Findings(published("induction"))) == []
+    assert "Leaderboard" not in contents(Findings(published("induction")))
+
+
+def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
+    bench = Bench()
+    for seed, (low, high) in enumerate([(0.5, 0.9), (0.7, 0.3)]):
+        study_run(bench, "copy", "bsbr", seed, low, rate=0.01)  # the better mean
+        study_run(bench, "copy", "bsbr", seed, high - 0.1, rate=0.02)
+    study_run(bench, "copy", "gau", 0, 1.0, rate=0.01)
+    study_run(bench, "copy", "gau", 0, 1.0, rate=0.02)  # tied: the smaller rate is shown
+    longer = {"run__steps": 400, "run__planned_steps": 400}
+    study_run(bench, "copy", "bsbr", 2, 0.95, about=longer)
+    study_run(bench, "copy", "linear", 2, 0.2, about=longer)
+    cells = board(bench.rows)
+    assert list(cells) == ["copy, 200 steps (%)", "copy, 400 steps (%)"]
+    assert cells["copy, 200 steps (%)"]["bsbr"].value == pytest.approx(0.6)
+    assert cells["copy, 200 steps (%)"]["bsbr"].runs == (
+        "seed 0: 50.0, rate 0.01, 200 steps",
+        "seed 1: 70.0, rate 0.01, 200 steps",
+    )
+    assert cells["copy, 400 steps (%)"]["bsbr"].value == 0.95
+    assert cells["copy, 200 steps (%)"]["gau"].runs == ("seed 0: 100.0, rate 0.01, 200 steps",)
+    assert list(cells.index) == ["gau", "bsbr", "linear"]
+
+
+def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
+    bench = Bench()
+    for task in ("copy", "recall"):
+        for seed in (0, 1):
+            study_run(bench, task, "bsbr", seed, 0.9, result={"val": 0.9, "test": 0.8 + seed / 10, "learned": True})
+            study_run(bench, task, "linear", seed, 0.2, result=LATE)
+        study_run(bench, task, "standard", 0, 0.3, result=LATE)
+        study_run(bench, task, "standard", 1, 0.3, result=LATE | {"learned": True})
+    cells = board(bench.rows)
+    assert cells["copy (%)"]["bsbr"].value == pytest.approx(0.85)
+    notes = {model: cells["copy (%)"][model].note for model in cells.index}
+    assert notes == {"bsbr": "", "linear": "not learned yet", "standard": "1 of 2 not learned yet"}
+    page = write_report(bench.rows, tmp_path).read_text()
+    assert page.count('class="unlearned"') == 4
+    runs = "<small>seed 0: 80.0, rate 0.01, 200 steps</small>"
+    assert f'<details class="runs"><summary><strong>85.0</strong></summary>{runs}' in page
+    assert '<details class="part" open><summary><h2>Leaderboard</h2>' in page
+    listed = (tmp_path / "tables" / "runs.csv").read_text().splitlines()
+    assert len(listed) == 1 + 2 * 6
+    assert "copy,linear,1,test,200 steps,0.01,25.0,not learned yet,copy/linear/0.01_1" in listed
+
+
+def test_models_whose_seeds_overlap_with_the_best_are_marked_with_it():
+    bench = Bench()
+    for task in ("copy", "recall"):
+        for model, values in {"bsbr": (0.7, 0.9), "linear": (0.6, 0.75), "gau": (0.5, 0.69)}.items():
+            for seed, right in enumerate(values):
+                study_run(bench, task, model, seed, right)
+    matrix, _ = leaderboard.tables(Findings(bench.rows))
+    assert {row[0].value: row[1].best for row in matrix.grid} == {"bsbr": True, "linear": True, "gau": False}
+
+
+def test_evaluated_runs_outside_of_a_study_stand_in_it_too_seeds_in_one_cell():
+    bench = Bench()
+    for seed in (0, 1):
+        task = {"class": "InductionData", "kind": "recall", "fingerprint": f"{seed}" * 32, "arguments": {"seed": seed}}
+        one = about("linear", seed, data=task)
+        bench.add(one, "certificate", certificate())
+        bench.add(one, "recall", recall(0.6 + seed / 5))
+        bench.measured(about("linear", seed, f"runs/text_{seed}/last.ckpt"), 1.5 + seed / 10)
+    cells = board(bench.rows)
+    assert list(cells) == ["InductionData (%)", "TextData texts (bits per byte)"]
+    induction, text = cells.loc["linear(chunk_size=8)"]
+    assert (induction.value, len(induction.runs)) == (pytest.approx(0.7), 2)
+    assert (text.value, len(text.runs)) == (pytest.approx(1.55), 2)
+
+
+def needles(name: str, seed: int, accuracies: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
+    task = {"class": "NeedleData", "kind": "recall", "fingerprint": f"{seed}" * 32, "arguments": {"seed": seed}}
+    slices = [{"slice": one, "length": 256, "accuracy": right, "interval": [right, right]}
+              for one, right in accuracies.items()]  # fmt: skip
+    for one in slices:
+        one["length"] = int(str(one["slice"]).split("_")[0][1:]) if str(one["slice"])[0] == "T" else 256
+    return about(name, seed, data=task), recall(0.5) | {"slices": slices}
+
+
+def test_maps_of_needles_have_a_cell_for_each_depth_and_length(tmp_path):
+    bench = Bench()
+    given = {"T256_N1_d0": 0.9, "T256_N1_d0.5": 0.8, "T1024_N1_d0": 0.4, "T256_N8_d1": 0.5, "T256_N8": 0.6}
+    for name in ("bsbr", "linear"):
+        for seed in (0, 1):
+            one, values = needles(name, seed, {at: right * (1 - 0.1 * seed) for at, right in given.items()})
+            bench.add(one, "certificate", certificate())
+            bench.add(one, "recall", values, split="test")
+    for row in bench.rows:
+        check(row)
+    single, eight = leaderboard.needle_maps(Findings(bench.rows))
+    assert "needles in a context: 1" in single.title
+    assert "needles in a context: 8" in eight.title
+    assert single.figure
+    first, second, hidden = single.figure.axes
+    assert (first.get_title(), second.get_title()) == ("bsbr(chunk_size=8)", "linear(chunk_size=8)")
+    assert not hidden.get_visible()
+    shown = first.images[0].get_array().filled(np.nan)
+    np.testing.assert_allclose(shown, [[0.855, 0.38], [0.76, np.nan]])
+    assert [text.get_text() for text in first.texts] == ["86", "38", "76", ""]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["256", "1k"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["0", "0.5"]
+    write_report(bench.rows, tmp_path)
+    with Image.open(io.BytesIO((tmp_path / "plots" / "needle_1.png").read_bytes())) as seen:
+        assert seen.width == 806
+    assert f'src="{single.other}"' in (tmp_path / "report.html").read_text()
+
+
+def test_older_rows_name_the_depth_alone():
+    bench = Bench()
+    one, values = needles("bsbr", 0, {"depth_0": 0.25, "depth_1": 1.0})
+    bench.add(one, "certificate", certificate())
+    bench.add(one, "recall", values)
+    (only,) = leaderboard.needle_maps(Findings(bench.rows))
+    assert only.figure
+    np.testing.assert_array_equal(only.figure.axes[0].images[0].get_array(), [[0.25], [1.0]])
