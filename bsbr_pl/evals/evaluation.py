@@ -27,7 +27,7 @@ from .saved_data import DataChangedError
 from .subject import Subject
 
 #: Of each kind of row; increase it when the measurement changes its meaning.
-VERSIONS: dict[str, int] = {"certificate": 4, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
+VERSIONS: dict[str, int] = {"certificate": 5, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
@@ -134,9 +134,11 @@ class Evaluation:
             self._costs([s for s in first.values() if s.can_read(length + 1)], length, passes, memory)
 
     def maps(self, subjects: Sequence[Subject]) -> None:
-        """The attention map of the first subject of each configuration."""
+        """The attention map of the first subject of each configuration, of those that have maps."""
         first: dict[str, Subject] = {}
         for subject in subjects:
+            if not all(attention.has_map for attention in subject.model.attentions):
+                continue
             config = subject.about.get("config", {})
             first.setdefault(digest([config, (subject.about.get("data") or {}).get("fingerprint")]), subject)
         jobs = [self._job(s, "map", partial(self._map, s)) for s in first.values()]
@@ -231,7 +233,7 @@ class Evaluation:
         return copy.deepcopy(subject.model).to(self.device, DTYPES[self.dtype]).eval()
 
     def _certificate(self, subject: Subject) -> dict[str, Any]:
-        return certify(self._model(subject)).as_dict()
+        return certify(self._model(subject), quiet=True).as_dict()
 
     def _open_data(self, subject: Subject) -> TokenData:
         if subject.open_data is None:
