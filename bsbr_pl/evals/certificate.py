@@ -86,10 +86,10 @@ def certify(
     counts. Noise is left out if it makes outputs that are not finite. `random_tokens`, `bf16` and `compile` have only
     the model's own weights.
 
-    A `LanguageModel` gets T = 2 C + 3 random tokens, or one token less than the model has learned positions, if that is
-    fewer. C is the largest `reach` or `period` of the attentions, 64 without any. Others get 256 tokens, a language
-    model 131. Tokens are cut at 0, 1, T - 1 and at E - 1, E and E + 1 for every reach or period E, which are 32 and 64
-    if the module does not tell them; for decoding also at T / 2. All positions are 0-based:
+    T random tokens are used, or one token less than there are positions, if that is fewer: T = 2 C + 3 for an Attention
+    or a language model, 256 for other modules. C is the largest `reach` or `period` of the attentions, 64 without any.
+    Tokens are cut at 0, 1, T - 1 and at E - 1, E and E + 1 for every reach or period E; where a foreign module has
+    none, for 32 and 64. Decoding is also cut at T / 2. All positions are 0-based:
 
         suffix_K          for every cut K: the largest change of outputs 0..K when all tokens after K change;
                           `suffix_T-1` compares with one more token at the end
@@ -109,8 +109,8 @@ def certify(
 
     The first four find different leaks: of tokens, of smooth functions of them, of statistics in training, and those
     that training has used. The decoding checks are absent if an attention of the model cannot decode; Hugging Face
-    models decode with their cache. Differences are relative to the largest output. `bf16` and `compile` are measured for
-    foreign modules alone. They disqualify no module, and neither does an error at some length or batch.
+    models decode with their cache. Differences are relative to the largest output. `bf16` and `compile` are for foreign
+    modules alone. They disqualify no module; nor does an error of a foreign module with another length or batch.
 
     Args:
         module: on any device, in any precision; it is not changed.
@@ -159,7 +159,7 @@ def _edges(run: Vectors) -> set[int]:
 def _length(run: Vectors, length: int | None) -> int:
     """Tokens of the certificate, at most as many as there are positions for them and one more."""
     if length is None:
-        length = 2 * max(_edges(run)) + 3 if run.can_decode or run.edges else TOKENS
+        length = 2 * max(_edges(run)) + 3 if run.vocab_size or run.attentions else TOKENS
     check_positive(length=length)
     return min(length, run.max_length - 1) if run.max_length else length
 

@@ -159,7 +159,9 @@ class OwnModel(Tokens):
 
 
 def probe(module: nn.Module, hidden_dim: int | None = None, vocab_size: int | None = None) -> Vectors:
-    """How to run a module: by vectors of width `hidden_dim`, or else by token ids."""
+    """How to run a module: by token ids if `vocab_size` is given or `hidden_dim` is not, else by vectors."""
     if isinstance(module, LanguageModel):
         return OwnModel(module)
-    return Tokens(module, vocab_size) if hidden_dim is None else Vectors(module, hidden_dim)
+    if hidden_dim is None or vocab_size is not None:
+        return Tokens(module, vocab_size)
+    return Vectors(module, hidden_dim)

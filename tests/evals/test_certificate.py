@@ -18,7 +18,7 @@ from bsbr_pl.attention import (
 )
 from bsbr_pl.evals.certificate import Certificate, certify, with_noise
 from bsbr_pl.evals.measurement import Check, Measurement
-from bsbr_pl.evals.probes import Vectors, probe
+from bsbr_pl.evals.probes import Vectors
 from bsbr_pl.model import LanguageModel
 
 
