@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import callbacks  # so that YAML and command line can name its classes without a path
 from bsbr_pl.cli import CLI
 from bsbr_pl.data import TokenData
+from bsbr_pl.foreign import trust
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import open_streams, out_of_memory, sentence, trusted_packages, unknown_metric
 from bsbr_pl.save_config import SaveConfig
@@ -36,7 +37,9 @@ USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # a
 def main(args: ArgsType = None, run: bool = True) -> CLI:
     """Run the command line `args` (sys.argv if None)."""
     keep_freed_memory()
-    trusted = [*TRUSTED, *trusted_packages(sys.argv[1:] if args is None else list(args))]
+    named = trusted_packages(sys.argv[1:] if args is None else list(args))
+    trust(named)
+    trusted = [*TRUSTED, *named]
     set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=trusted, instantiate_subclass_spec_in_any=False
     )

@@ -6,6 +6,7 @@ The models are imported when they are first used: the rooms that need no torch (
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .evals.certificate import certify
     from .models import (
         BSBRModel,
         DeltaNetTransformer,
@@ -26,12 +27,17 @@ __all__ = [
     "LinearTransformer",
     "SlidingWindowTransformer",
     "StandardTransformer",
+    "certify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "certify":
+        from .evals.certificate import certify
+
+        return certify
     from . import models
 
     return getattr(models, name)

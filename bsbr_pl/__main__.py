@@ -1,4 +1,4 @@
-"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval, submit."""
+"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, certify, match, retrieval, submit."""
 
 import importlib
 import inspect
@@ -14,6 +14,7 @@ from bsbr_pl.values import one_line
 COMMANDS = {
     "evaluate": "certify checkpoints, measure their accuracy and their costs, and write a report",
     "report": "write a report from the rows of results.jsonl files, without their checkpoints",
+    "certify": "check that a module of your own is causal",
     "match": "print the sizes at which architectures have the budget of a reference",
     "retrieval": "print where a trained model fails on its own recall task",
     "submit": "check the rows of models, and append them to a board",
@@ -22,13 +23,17 @@ COMMANDS = {
 REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
     "evaluate": ("paths", {"nargs": "+", "type": str, "help": "folders, files or patterns of checkpoints (*.ckpt)"}),
     "report": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files"}),
+    "certify": ("module", {"type": str, "help": "class or function that builds it: my_package.attention:MyAttention"}),
     "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
     "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
     "submit": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files that evaluate.py wrote"}),
 }
 
 #: Arguments that are options without a value.
-FLAGS = {"trust_data": "read the paths and Hub names in checkpoints, with their sizes and workers"}
+FLAGS = {
+    "trust_data": "read the paths and Hub names in checkpoints, with their sizes and workers",
+    "compile": "also check torch.compile, for at most a minute",
+}
 
 
 def report(paths: Sequence[str], output_dir: str = "evaluation", latex: str | None = None) -> int:
@@ -87,7 +92,12 @@ def run(name: str, args: Sequence[str], program: str) -> int:
     options = parser.parse_args(args)
     del options.trust
     try:
-        for package in trusted_packages(args):
+        packages = trusted_packages(args)
+        if name != "report":  # which needs no torch
+            from bsbr_pl.foreign import trust
+
+            trust(packages)
+        for package in packages:
             importlib.import_module(package)
         return command(**vars(parser.instantiate(options)))
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -91,7 +91,7 @@ class CLI(KeepArguments, LightningCLI):
             f"one of {keys}, or a class with `class_path` and `init_args`; a list for the layers; or a hybrid, "
             "'3x gated_delta_net + standard'."
         )
-        wrap_check(attention, lambda check, value: check(by_key(value)))
+        wrap_check(attention, _by_key)
         for name in LIMITS:
             wrap_check(actions[f"trainer.{name}"], _whole_number)
 
@@ -261,6 +261,11 @@ class CLI(KeepArguments, LightningCLI):
                 f"For more steps, give the same command a larger --trainer.{more}"
             )
             raise SystemExit(0)
+
+
+def _by_key(check: Any, value: Any) -> Any:
+    config = check.keywords.get("cfg")
+    return check(by_key(value, config.get("model.attention") if config else None))
 
 
 def _whole_number(check: Callable[[Any], Any], value: Any) -> Any:

@@ -8,25 +8,47 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from .attention import ARCHITECTURES
+from .attention import ARCHITECTURES, Attention
+from .foreign import ForeignAttention, find, import_path
 from .spec import hybrid
 
+ARGUMENTS = ("class_path", "init_args", "module", "options")  # of the choice of a ForeignAttention
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks: paths below another folder
 
 
-def by_key(value: Any) -> Any:
-    """A choice of attention with import paths in place of keys of `ARCHITECTURES`: `bsbr`, a list, or a hybrid."""
+FOREIGN = import_path(ForeignAttention)
+
+
+def by_key(value: Any, before: Any = None) -> Any:
+    """A choice of attention as jsonargparse takes it: import paths in place of keys of `ARCHITECTURES` (`bsbr`, a list,
+    or a hybrid), and a `ForeignAttention` in place of a module that is no Attention, whose package is trusted.
+
+    Args:
+        value: as given; for `--model.attention.KEY=VAL` jsonargparse's pair of `key` and `val`.
+        before: the choice that such a pair changes.
+    """
+    if getattr(value, "_fields", None) == ("key", "val"):
+        chosen = by_key(value.val) if value.key == "class_path" else None
+        if isinstance(chosen, dict):
+            return chosen
+        is_foreign = isinstance(before, Namespace) and before.get("class_path") == FOREIGN
+        return value._replace(key=f"options.{value.key}") if is_foreign and value.key not in ARGUMENTS else value
     value = hybrid(value)
-    if isinstance(value, str) and value in ARCHITECTURES:
-        cls = ARCHITECTURES[value]
-        return f"{cls.__module__}.{cls.__name__}"
     if isinstance(value, list):
         return [by_key(one) for one in value]
-    if isinstance(value, dict | Namespace) and "class_path" in value:
-        changed = copy.copy(value)
-        changed["class_path"] = by_key(value["class_path"])
-        return changed
-    return value
+    given = {"class_path": value} if isinstance(value, str) else value
+    path = given.get("class_path") if isinstance(given, dict | Namespace) else None
+    if not isinstance(path, str):
+        return value
+    if path in ARCHITECTURES:
+        changed = copy.copy(given)
+        changed["class_path"] = import_path(ARCHITECTURES[path])
+        return changed["class_path"] if isinstance(value, str) else changed
+    cls = find(path)
+    if cls is None or issubclass(cls, Attention):
+        return value
+    options = as_dicts(given.get("init_args") or {})
+    return {"class_path": import_path(ForeignAttention), "init_args": {"module": path, "options": options}}
 
 
 def _with_class_path(value: Any) -> Iterator[Namespace]:

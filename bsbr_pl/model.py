@@ -153,6 +153,8 @@ class LanguageModel(nn.Module):
         if self.positions is not None:
             nn.init.zeros_(self.positions.weight)
         for branch in self.branches:
+            if isinstance(branch.inner, Attention) and branch.inner.initializes_itself:
+                continue
             for module in branch.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any, Union
 
 import numpy as np
+from torch import nn
 
+from . import foreign
 from .attention import ARCHITECTURES, Attention
 
 #: What a model's `attention` may be: a class, a partial of one, a key, a dict with `class_path`, a spec, a list, or a
@@ -22,21 +24,28 @@ class AttentionSpec:
     """Builds the attention of one layer from (hidden_dim, num_heads): an Attention class and its options.
 
     Args:
-        cls: the architecture.
+        cls: the architecture; any other `nn.Module` becomes a `ForeignAttention` around it.
         options: its arguments besides hidden_dim and num_heads; those left out keep their defaults.
     """
 
-    cls: type[Attention]
+    cls: type[nn.Module]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", {name: plain(value) for name, value in self.options.items()})
+        cls, options = self.cls, self.options
+        if cls is foreign.ForeignAttention:  # as command lines name it
+            cls, options = _find(options["module"]), options.get("options") or {}
+        if not issubclass(cls, Attention):
+            foreign.remember(cls)
+        object.__setattr__(self, "cls", cls)
+        object.__setattr__(self, "options", {name: plain(value) for name, value in options.items()})
 
     @staticmethod
     def of(value: Any) -> "AttentionSpec":
-        """The spec of an Attention class, a `functools.partial` of one, a key of ARCHITECTURES, or what `plain` gives.
+        """The spec of an `nn.Module`, a `functools.partial` of one, a key of ARCHITECTURES, or what `plain` gives.
 
-        A `class_path` names a registered class or one whose module is imported: a checkpoint never imports code.
+        A `class_path` names a registered class, an Attention whose module is imported, or any `nn.Module` of a package
+        that is trusted: a checkpoint never imports code by itself.
 
         Raises:
             ValueError: naming the value, if it is none of these.
@@ -51,12 +60,14 @@ class AttentionSpec:
         if isinstance(value, partial):  # jsonargparse binds the class as the first argument of its own function
             candidates, options = [value.func, *value.args], value.keywords
         for cls in candidates:
-            if isinstance(cls, type) and issubclass(cls, Attention):
+            if isinstance(cls, type) and issubclass(cls, nn.Module):
                 return AttentionSpec(cls, options)
         raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {value!r}")
 
     def __call__(self, hidden_dim: int, num_heads: int) -> Attention:
-        return self.cls(hidden_dim, num_heads, **self.options)
+        if issubclass(self.cls, Attention):
+            return self.cls(hidden_dim, num_heads, **self.options)
+        return foreign.ForeignAttention(hidden_dim, num_heads, self.cls, dict(self.options))
 
     def __str__(self) -> str:
         """The key with the options that differ from their defaults: `bsbr(chunk_size=64)`."""
@@ -68,16 +79,20 @@ class AttentionSpec:
     @property
     def key(self) -> str:
         """The key in ARCHITECTURES; the import path of a class that is not registered."""
-        return next((key for key, cls in ARCHITECTURES.items() if cls is self.cls), _path(self.cls))
+        return next((key for key, cls in ARCHITECTURES.items() if cls is self.cls), foreign.import_path(self.cls))
+
+    @property
+    def replaces_feed_forward(self) -> bool:
+        return issubclass(self.cls, Attention) and self.cls.replaces_feed_forward
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All options, with the defaults of those that are not given."""
+        """All options, with the defaults of those that are not given; of a foreign module the given ones."""
         return {name: option.default for name, option in options_of(self.cls).items()} | dict(self.options)
 
     def plain(self) -> dict[str, Any]:
         """`{"class_path": ..., "init_args": {...}}`, as checkpoints and YAML hold it."""
-        return {"class_path": _path(self.cls), "init_args": dict(self.options)}
+        return {"class_path": foreign.import_path(self.cls), "init_args": dict(self.options)}
 
 
 def hybrid(attention: Any) -> Any:
@@ -117,8 +132,10 @@ def plain_specs(attention: AttentionArgument) -> dict[str, Any] | list[dict[str,
     return specs.plain() if isinstance(specs, AttentionSpec) else [spec.plain() for spec in specs]
 
 
-def options_of(cls: type[Attention]) -> dict[str, inspect.Parameter]:
+def options_of(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """The options of an architecture by name: its parameters besides hidden_dim and num_heads."""
+    if not issubclass(cls, Attention):
+        return {}
     named = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {option.name: option for option in named[2:]}
 
@@ -128,18 +145,16 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _find(name: str) -> type[Attention]:
+def _find(name: str) -> type[nn.Module]:
     """The class by its key or import path."""
-    registered = {_path(cls): cls for cls in ARCHITECTURES.values()} | ARCHITECTURES
+    registered = {foreign.import_path(cls): cls for cls in ARCHITECTURES.values()} | ARCHITECTURES
     module, _, attribute = str(name).rpartition(".")
     found = registered.get(name) or getattr(sys.modules.get(module), attribute, None)
-    if isinstance(found, type) and issubclass(found, Attention):
-        return found
-    raise ValueError(
-        f"attention must be one of {', '.join(ARCHITECTURES)}, or an Attention class whose module is imported "
-        f"(--trust=PACKAGE), got {name!r}"
-    )
+    if not (isinstance(found, type) and issubclass(found, Attention)):
+        found = foreign.find(str(name))
+    if found is None:
+        raise ValueError(
+            f"attention must be one of {', '.join(ARCHITECTURES)}, or a class of a package that is trusted "
+            f"(--trust=PACKAGE), got {name!r}"
+        )
+    return found

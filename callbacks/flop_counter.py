@@ -1,5 +1,6 @@
 """FlopCounter: the FLOPs of a model, by two tools and by its closed form, and the utilization of the device."""
 
+from contextlib import suppress
 from statistics import fmean
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.flops import count_flops, matmul_peak
 from bsbr_pl.utils.macs import count_macs
+from bsbr_pl.values import one_line
 
 from .step_windows import StepWindows, Window, log, over_ranks
 
@@ -21,7 +23,7 @@ class FlopCounter(StepWindows):
 
         flops/forward_macs                    multiply-adds, by fvcore with the formulas of `bsbr_pl.utils.macs`
         flops/forward_flops                   2 a multiply-add, by torch's FlopCounterMode
-        flops/forward_closed_form_flops       2 a multiply-add, by the model's own formula
+        flops/forward_closed_form_flops       2 a multiply-add, by the model's own formula, if it has one
         flops/forward_elementwise_operations  the rest of the arithmetic, by fvcore: norms, softmax, additions, ...
         flops/uncounted_operators             calls of operators that fvcore has no formula for; their names are printed
 
@@ -48,9 +50,8 @@ class FlopCounter(StepWindows):
 
     def on_window(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
         (tokens,) = over_ranks(trainer, [window.tokens], "sum")
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero and self._flops_per_token):
             return
-        assert self._flops_per_token is not None
         steps = len(window.seconds)
         seconds = fmean(window.seconds) + (fmean(window.waits) if window.waits else 0.0)
         rate = self._flops_per_token * window.tokens / steps / seconds
@@ -67,11 +68,20 @@ class FlopCounter(StepWindows):
         model, length = pl_module.whole_model(), input_ids.shape[1]
         if not trainer.is_global_zero:
             return
-        macs, flops, closed = count_macs(model, input_ids), count_flops(model, input_ids), model.flops(length)
-        self._flops_per_token = count_flops(model, input_ids, backward=True) / length
+        closed = None
+        with suppress(NotImplementedError):
+            closed = model.flops(length)
+        try:
+            macs, flops = count_macs(model, input_ids), count_flops(model, input_ids)
+            self._flops_per_token = count_flops(model, input_ids, backward=True) / length
+        except Exception as error:
+            if closed is not None:
+                raise
+            rank_zero_warn(f"FlopCounter cannot count this model, whose FLOPs stay absent: {one_line(error)}")
+            return
         self._peak = matmul_peak(pl_module.device, _dtype(str(trainer.precision)))
         for tool, counted in (("fvcore", 2 * macs.total), ("torch", flops)):
-            if abs(counted - closed) > TOLERANCE * closed:
+            if closed is not None and abs(counted - closed) > TOLERANCE * closed:
                 rank_zero_warn(f"{tool} counts {counted:,} FLOPs at {length} tokens, the closed form says {closed:,}")
         if macs.uncounted:
             names = ", ".join(f"{name} ({calls})" for name, calls in sorted(macs.uncounted.items()))
@@ -79,7 +89,7 @@ class FlopCounter(StepWindows):
         metrics = {
             "flops/forward_macs": macs.total,
             "flops/forward_flops": flops,
-            "flops/forward_closed_form_flops": closed,
+            **({} if closed is None else {"flops/forward_closed_form_flops": closed}),
             "flops/forward_elementwise_operations": sum(macs.elementwise.values()),
             "flops/uncounted_operators": sum(macs.uncounted.values()),
             "flops/peak_flops_per_second": self._peak,

@@ -17,8 +17,9 @@ from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run_folder import run_folder
-from bsbr_pl.spec import AttentionSpec
+from bsbr_pl.spec import AttentionSpec, specs_of
 from bsbr_pl.steps import planned_steps, seconds_left
+from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import Clock
 
 FEWEST_DOCUMENTS = 5  # of a split; intervals over fewer documents say nothing
@@ -104,11 +105,15 @@ class RunSummary(Callback):
 
 def _model(module: LanguageModule, length: int) -> str:
     model = module.model
-    names = dict.fromkeys(AttentionSpec.of(type(attention)).key for attention in model.attentions)
+    specs = specs_of(module.hparams["attention"])
+    names = dict.fromkeys(spec.key for spec in ((specs,) if isinstance(specs, AttentionSpec) else specs))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    flops, state = model.flops(length) // length, model.state_size(length)
     name = f"{' + '.join(names)}, {parameters:,} parameters; at {length:,} tokens of context"
-    return textwrap.fill(name, WIDTH - 12) + f"\n{flops:,} FLOPs a token forward; decode state: {state:,} numbers"
+    flops = forward_flops(model, length)
+    costs = [] if flops is None else [f"{flops // length:,} FLOPs a token forward"]
+    if all(attention.has_decode for attention in model.attentions):
+        costs.append(f"decode state: {model.state_size(length):,} numbers")
+    return "\n".join([textwrap.fill(name, WIDTH - 12), *filter(None, ["; ".join(costs)])])
 
 
 def _data(data: TokenData) -> list[tuple[str, str]]:

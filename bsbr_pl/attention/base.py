@@ -45,6 +45,8 @@ class Attention(nn.Module, Generic[State]):
     replaces_feed_forward: ClassVar[bool] = False
     #: True if the architecture chooses among earlier chunks; the weights of its choice are `chunk_map`.
     routes_chunks: ClassVar[bool] = False
+    #: True if LanguageModel leaves the initial values as the constructor set them; `out` is not needed then.
+    initializes_itself: ClassVar[bool] = False
     #: The last linear map, back to the hidden width. LanguageModel sets the initial values of all linear maps.
     out: nn.Linear
 

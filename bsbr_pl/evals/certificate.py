@@ -5,33 +5,33 @@ Everything is computed on a float64 copy, so that rounding can neither hide a le
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from bsbr_pl.metrics import token_nats
-from bsbr_pl.model import LanguageModel
+from bsbr_pl.attention.parts import check_positive
+from bsbr_pl.compiled import check_compiler
+from bsbr_pl.values import one_line
 
-TOLERANCE = 1e-8  # of float64 logits, relative to the largest logit
-STANDARD_ERRORS = 4.0  # how far below ln V chance may bring the loss on random tokens
+from .analysis import aligned
+from .measurement import Check, Measurement, worst
+from .probes import OwnModel, Vectors, probe
+
+LOW_PRECISION = 0.1  # difference of bf16, relative to the root mean square of the output
+COMPILED = 1e-3  # the same of torch.compile in float32
+COMPILE_SECONDS = 60
+TOKENS = 256  # of a module that does not tell its windows and chunks
 MOST_TOKENS = 1 << 15
 MOST_FLOPS = 1e14  # of one forward pass
 
-
-@dataclass(frozen=True)
-class Check:
-    """One property: the measured value and its limit."""
-
-    name: str
-    measured: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.measured <= self.limit  # False for NaN
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -41,175 +41,214 @@ class Certificate:
     length: int
     checks: list[Check]
     noise: float  # standard deviation of what was added to the weights for the second and third measurement
+    name: str = "the model"
 
     @property
     def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
+        return all(check.passed for check in self.checks if check.required)
+
+    @property
+    def first_leak(self) -> int | None:
+        """The first token whose output changed with later tokens; None without one."""
+        return min((check.token for check in self.checks if check.token is not None), default=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a record."""
-        checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
+        names = ("name", "measured", "limit", "passed")
+        checks = [{name: getattr(check, name) for name in names} for check in self.checks]
         return {"passed": self.passed, "length": self.length, "noise": self.noise, "checks": checks}
 
+    def __str__(self) -> str:
+        rows = [[one.name, f"{one.measured:.1e}", f"{one.limit:.1e}"] for one in self.checks]
+        lines = aligned([["check", "measured", "limit"], *rows]).split("\n")
+        table = "\n".join([lines[0], *(f"{line}  {one}" for line, one in zip(lines[1:], self.checks, strict=True))])
+        leak = "" if self.first_leak is None else f"; token {self.first_leak} is the first that saw the future"
+        return f"{table}\n\n{self.name}, {self.length} tokens: {'passed' if self.passed else 'FAILED'}{leak}"
 
-def certify(model: LanguageModel, seed: int = 0) -> Certificate:
-    """Check that a model is causal and decodes what it computes in training.
+
+def certify(
+    module: nn.Module,
+    hidden_dim: int | None = None,
+    *,
+    vocab_size: int | None = None,
+    length: int | None = None,
+    compile: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Certificate:
+    """Check that a module is causal, and that it decodes what it computes in training. Print the certificate.
+
+    Three kinds are certified: any module (B, T, D) -> (B, T, D), by its `hidden_dim`; any language model ids (B, T) ->
+    logits (B, T, V) with an `nn.Embedding`, Hugging Face's among them; a `LanguageModel`.
 
     Each check is measured with the model's own weights, and with noise of standard deviation D^-1/2 added to and
     subtracted from every parameter: a gate initialised at zero could hide a causal leak. The largest of the three
-    counts. `random_tokens` has only the model's own weights.
+    counts. Noise is left out if it makes outputs that are not finite. `random_tokens`, `bf16` and `compile` have only
+    the model's own weights.
 
-    T = 2 C + 3 random tokens are used, or one token less than the model has learned positions, if that is fewer. C is
-    the largest `reach` or `period` of the attentions, 64 without any. The tokens are cut at 0, 1, T - 1 and at E - 1, E
-    and E + 1 for every reach or period E; for decoding also at T / 2. All positions are 0-based:
+    T random tokens are used, or one token less than there are positions, if that is fewer: T = 2 C + 3 for an Attention
+    or a language model, 256 for other modules. C is the largest `reach` or `period` of the attentions, 64 without any.
+    Tokens are cut at 0, 1, T - 1 and at E - 1, E and E + 1 for every reach or period E; where a foreign module has
+    none, for 32 and 64. Decoding is also cut at T / 2. All positions are 0-based:
 
-        suffix_K          for every cut K: the largest change of logits 0..K when all tokens after K change;
+        suffix_K          for every cut K: the largest change of outputs 0..K when all tokens after K change;
                           `suffix_T-1` compares with one more token at the end
-        future_gradient   the largest |d logits_t / d embedding_s| over s > t, for t at every cut
+        future_gradient   the largest |d output_t / d input_s| over s > t, for t at every cut, relative to the largest
+        training_suffix   as suffix_K for all K < T - 1, in training mode with the same dropout (batch norm over time)
         random_tokens     ln V minus the loss on uniformly random tokens, in standard errors: above 0 only by chance, or
                           by seeing the answer
-        decode_step       the largest difference of logits between all tokens at once and one token after another
+        repeat            the largest change when the same is computed twice
+        batch             the largest change when two other texts are in the batch
+        padding           the largest change when zeros (token 0) follow, up to a multiple of 128
+        length_N          the largest change when only the first N tokens are read, N a multiple of nothing
+        decode_step       the largest difference of outputs between all tokens at once and one token after another
         decode_prefill    the same, one token after another from a prefilled state, for every cut
         continue          the same, all other tokens at once from a prefilled state, for every cut
+        bf16              root mean square of the difference when weights, inputs and computation are in bf16
+        compile           the same of torch.compile in fp32
 
-    The first three find different leaks: of tokens, of smooth functions of them, and those that training has used. The
-    last three are absent if an attention of the model cannot decode. Differences are relative to the largest logit.
+    The first four find different leaks: of tokens, of smooth functions of them, of statistics in training, and those
+    that training has used. The decoding checks are absent if an attention of the model cannot decode; Hugging Face
+    models decode with their cache. Differences are relative to the largest output. `bf16` and `compile` are for foreign
+    modules alone. They disqualify no module; nor does an error of a foreign module with another length or batch.
 
     Args:
-        model: on any device, in any precision; it is not changed.
-        seed: of the random tokens.
+        module: on any device, in any precision; it is not changed.
+        hidden_dim: width D of a module of vectors; None for a language model.
+        vocab_size: token ids V, where a language model does not tell (`config.vocab_size`, `vocab_size`).
+        length: tokens T.
+        compile: also check torch.compile, for at most a minute; it needs a C++ compiler.
+        seed: of the random inputs.
+        quiet: print nothing.
 
     Raises:
-        ValueError: a window or chunk, or the model's FLOPs, are too large.
+        ValueError: the module cannot be called, or a window or chunk, or its FLOPs, are too large.
     """
-    device = next(model.parameters()).device
-    model = copy.deepcopy(model).to("cpu" if device.type == "mps" else device).double().eval()  # MPS has no float64
-    reaches = {attention.reach for attention in model.attentions if attention.reach is not None}
-    edges = reaches | {attention.period for attention in model.attentions if attention.period > 1} or {64}
-    T = 2 * max(edges) + 3
-    if model.max_length:
-        T = min(T, model.max_length - 1)
-    _check_size(model, T)
-    near_edges = {edge + i for edge in edges for i in (-1, 0, 1)}
-    cuts = sorted(({0, 1, T - 1} | near_edges) & set(range(T)))
-    own = _measure(model, cuts, T, seed)
-    others = [_measure(with_noise(model, sign), cuts, T, seed) for sign in (1, -1)]
-    checks = []
-    for name, (measured, limit) in own.items():
-        worst = [measured, *(other[name][0] for other in others if name != "random_tokens")]
-        checks.append(Check(name, float(torch.tensor(worst, dtype=torch.float64).max()), limit))  # keeps a NaN
-    return Certificate(T, checks, noise_scale(model))
+    first = next(module.parameters(), torch.zeros(0))
+    device = "cpu" if first.device.type == "mps" else first.device  # MPS has no float64
+    model = copy.deepcopy(module).to(device).double().eval()
+    run = probe(model, hidden_dim, vocab_size)
+    length = _length(run, length)
+    _check_size(run, length)
+    edges = {edge + i for edge in _edges(run) for i in (-1, 0, 1)}
+    cuts = sorted(({0, 1, length - 1} | edges) & set(range(length)))
+    own, noise = Measurement(run, cuts, length, seed), noise_scale(run)
+    noisy = [
+        Measurement(probe(with_noise(model, scale), hidden_dim, vocab_size), cuts, length, seed)
+        for scale in (noise, -noise)
+    ]
+    found = [one.all() for one in (own, *noisy) if one.is_finite or not own.is_finite]
+    checks = [worst([measured[name] for measured in found]) for name in found[0]]
+    if run.vocab_size:
+        checks.append(own.below_chance())
+    if not isinstance(run, OwnModel):
+        checks.append(_bf16(own, probe(copy.deepcopy(module).eval(), hidden_dim, vocab_size)))
+        if compile:
+            checks.append(_compiled(own, probe(copy.deepcopy(module).eval().float(), hidden_dim, vocab_size)))
+    certificate = Certificate(length, checks, noise if len(found) > 1 else 0.0, type(module).__name__)
+    if not quiet:
+        print(certificate)
+    return certificate
 
 
-def _check_size(model: LanguageModel, length: int) -> None:
+def _edges(run: Vectors) -> set[int]:
+    """Where windows and chunks may end."""
+    return run.edges or ({64} if isinstance(run, OwnModel) else {32, 64})
+
+
+def _length(run: Vectors, length: int | None) -> int:
+    """Tokens of the certificate, at most as many as there are positions for them and one more."""
+    if length is None:
+        length = 2 * max(_edges(run)) + 3 if run.vocab_size or run.attentions else TOKENS
+    check_positive(length=length)
+    return min(length, run.max_length - 1) if run.max_length else length
+
+
+def _check_size(run: Vectors, length: int) -> None:
     """Reject models that take too long: their sizes may be those of a hostile checkpoint."""
     if length > MOST_TOKENS:
         raise ValueError(f"its windows and chunks need {length:,} tokens; certificates have at most {MOST_TOKENS:,}")
     try:
-        flops = model.flops(length)
+        flops = run.module.flops(length) if isinstance(run, OwnModel) else 0
     except (AttributeError, NotImplementedError):  # an attention of another package may have no closed form
         return
     if flops > MOST_FLOPS:
         raise ValueError(f"it needs {flops:.1e} FLOPs for {length:,} tokens, more than {MOST_FLOPS:.0e}")
 
 
-def noise_scale(model: LanguageModel) -> float:
-    """D^-1/2, the standard deviation of `with_noise`."""
-    return model.embedding.weight.shape[1] ** -0.5
+def noise_scale(run: Vectors) -> float:
+    """D^-1/2, the standard deviation of the noise."""
+    return run.width**-0.5
 
 
-def with_noise(model: LanguageModel, sign: int = 1) -> LanguageModel:
-    """A copy with Gaussian noise added to every parameter, or subtracted; the noise is always the same."""
-    model, random = copy.deepcopy(model), torch.Generator().manual_seed(0)
+def with_noise(model: Module, scale: float) -> Module:
+    """A copy with Gaussian noise times `scale` added to every parameter; the noise is always the same."""
+    model, random = copy.deepcopy(model), Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=random) * noise_scale(model)
-            parameter.add_(noise.to(parameter), alpha=sign)
+            parameter.add_(torch.randn(parameter.shape, generator=random).to(parameter), alpha=scale)
     return model
 
 
-def _measure(model: LanguageModel, cuts: list[int], length: int, seed: int) -> dict[str, tuple[float, float]]:
-    """Check -> measured value, limit; of one set of weights, in float64."""
-    device = next(model.parameters()).device
-    random = torch.Generator().manual_seed(seed)
+@torch.no_grad()
+def _bf16(own: Measurement, run: Vectors) -> Check:
+    """The module in bf16, against float64."""
 
-    def tokens(*shape: int) -> Tensor:
-        return torch.randint(model.vocab_size, shape, generator=random).to(device)
+    def measure() -> float:
+        run.module.bfloat16()
+        x = own.x.bfloat16() if own.x.is_floating_point() else own.x
+        return _difference(own.output, run(x)[0].to(own.output))
 
-    ids = tokens(1, length)
-    found = {}
-    with torch.no_grad():
-        logits = model(ids)[0]
-        size = float(logits.abs().max()) or 1.0
-        for cut in cuts:
-            found[f"suffix_{cut}"] = _suffix_change(model, ids, tokens, logits, cut) / size, TOLERANCE
-    found["future_gradient"] = _future_gradient(model, ids, cuts[:-1]), 0.0
-    with torch.no_grad():
-        found["random_tokens"] = _below_chance(model, tokens, length), STANDARD_ERRORS
-        if all(attention.has_decode for attention in model.attentions):
-            differences = _decoding_differences(model, ids, logits, sorted({*cuts, length // 2}))
-            found |= {name: (difference / size, TOLERANCE) for name, difference in differences.items()}
-    return found
+    return _useful("bf16", measure, LOW_PRECISION)
 
 
-def _suffix_change(model: LanguageModel, ids: Tensor, tokens: Callable[..., Tensor], logits: Tensor, cut: int) -> float:
-    """The largest change of logits 0..cut when all tokens after the cut change."""
-    if cut == ids.shape[1] - 1:
-        other = torch.cat((ids, tokens(1, 1)), 1)  # no token follows the last one: append one
-    else:
-        later = ids.shape[1] - cut - 1
-        shifted = 1 + tokens(1, later) % max(1, model.vocab_size - 1)  # never 0: every later token changes
-        other = torch.cat((ids[:, : cut + 1], (ids[:, cut + 1 :] + shifted) % model.vocab_size), 1)
-    return float((model(other)[0, : cut + 1] - logits[: cut + 1]).abs().max())
+@torch.no_grad()
+def _compiled(own: Measurement, run: Vectors) -> Check:
+    """The module through torch.compile in float32, against the module."""
+
+    def measure() -> float:
+        check_compiler(own.x.device)
+        x = own.x.float() if own.x.is_floating_point() else own.x
+        expected = run(x)[0]
+        with _time_limit(COMPILE_SECONDS):
+            run.module = torch.compile(run.module)  # type: ignore[assignment]
+            return _difference(expected, run(x)[0])
+
+    return _useful("compile", measure, COMPILED)
 
 
-def _future_gradient(model: LanguageModel, ids: Tensor, cuts: list[int]) -> float:
-    """The largest gradient of logits at a cut, in a random direction, by the embedding of a later token."""
-    embedded: list[Tensor] = []
+def _difference(expected: Tensor, found: Tensor) -> float:
+    """Root mean square, relative to that of what is expected."""
+    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-30))
 
-    def detach(module: torch.nn.Module, args: Any, output: Tensor) -> Tensor:
-        embedded.append(output.detach().requires_grad_())
-        return embedded[0]
 
-    hook = model.embedding.register_forward_hook(detach)
+def _useful(name: str, measure: Callable[[], float], limit: float) -> Check:
+    """A check that disqualifies no module."""
     try:
-        with torch.enable_grad():
-            hidden = model.hidden(ids)[0]
+        return Check(name, measure(), limit, required=False)
+    except Exception as error:  # a foreign module, and the compiler, may fail anywhere
+        return Check(name, math.nan, limit, False, note=f"{type(error).__name__}: {one_line(error, 120)}")
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raise a TimeoutError after this time; without effect outside the main thread, which gets no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    start = time.monotonic()
+    try:
+        yield
+    except Exception as error:
+        if time.monotonic() - start >= seconds:  # the compiler raises another error in its place
+            raise TimeoutError(f"it takes more than {seconds} s") from error
+        raise
     finally:
-        hook.remove()
-    worst = 0.0
-    direction = torch.randn(hidden.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(hidden)
-    for cut in cuts:
-        (gradient,) = torch.autograd.grad(hidden[cut] @ direction, embedded[0], retain_graph=True)
-        worst = torch.maximum(gradient[0, cut + 1 :].abs().max(), torch.tensor(worst)).item()  # keeps a NaN
-    return worst
-
-
-def _below_chance(model: LanguageModel, tokens: Callable[..., Tensor], length: int) -> float:
-    """How many standard errors the mean loss on random tokens is below ln V."""
-    ids = tokens(8, length + 1)
-    nats = torch.cat([token_nats(model(row[None, :-1]), row[None, 1:]).flatten() for row in ids])
-    error = float(nats.std()) / math.sqrt(len(nats))
-    below = math.log(model.vocab_size) - float(nats.mean())
-    return below / max(error, 1e-12)
-
-
-def _decoding_differences(model: LanguageModel, ids: Tensor, logits: Tensor, cuts: list[int]) -> dict[str, float]:
-    """The largest differences from `logits` (T, V) of the checks `decode_step`, `decode_prefill` and `continue`."""
-    found: dict[str, list[Tensor]] = {"decode_step": [], "decode_prefill": [], "continue": []}
-    for cut in cuts:
-        states = model.prefill(ids[:, :cut])[1] if cut else model.init_state(1)
-        stepped = (_stepped(model, ids[0, cut:], states) - logits[cut:]).abs().max()
-        found["decode_prefill" if cut else "decode_step"].append(stepped)
-        continued = model.head(model.decode(ids[:, cut:], states)[0])[0]
-        found["continue"].append((continued - logits[cut:]).abs().max())
-    return {name: float(torch.stack(differences).max()) for name, differences in found.items() if differences}
-
-
-def _stepped(model: LanguageModel, ids: Tensor, states: list[Any]) -> Tensor:
-    """The logits (T, V) of ids (T,), one token after another from `states`."""
-    logits = []
-    for token in ids:
-        next_logits, states = model.step(token[None], states)
-        logits.append(next_logits[0])
-    return torch.stack(logits)
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -17,6 +17,7 @@ from bsbr_pl.data import DATA_SETS, TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
 from bsbr_pl.schema import COUNT, check_form, check_plain
+from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.values import finite, one_line
 
 from .runs import RUN, Run, check_record, plain, read_record, read_run
@@ -83,9 +84,9 @@ class Checkpoint:
         """Counted, not measured: 3 forward passes (one forward, two backward) over the tokens of its run."""
         if self.data is None or self.module is None or self.run.tokens is None:
             return None
-        with suppress(Exception):  # an attention of another package may have no closed form
+        with suppress(Exception):  # a foreign attention may have no closed form, nor be counted
             lengths, model = self.data.train_lengths, self.module.model
-            flops = sum(count * model.flops(length) for length, count in lengths.items())
+            flops = sum(count * forward_flops(model, length) for length, count in lengths.items())  # type: ignore[operator, misc]
             return 3 * self.run.tokens * flops / sum(length * count for length, count in lengths.items())
         return None
 

@@ -1,5 +1,6 @@
-"""What the command line does with models: `evaluate`, `match` and `retrieval`, whose arguments are its options."""
+"""What the command line does with models: evaluate, certify, match and retrieval. Their arguments are its options."""
 
+import pkgutil
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,13 +11,14 @@ import torch
 import yaml
 
 from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.foreign import build, trust
 from bsbr_pl.models import model_class
 from bsbr_pl.results import NotKeptError, Results
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.files import write_json, write_whole
 from bsbr_pl.values import one_line
 
-from . import matching
+from . import certificate, matching
 from .checkpoints import open_checkpoint, read_all
 from .evaluation import LENGTHS, MULTIPLES, Evaluation
 from .retrieval import as_text
@@ -109,6 +111,45 @@ def this_command() -> str:
     script = Path(sys.argv[0]).name
     start = {"__main__.py": ["python", "-m", "bsbr_pl"], "bsbr": ["bsbr"]}.get(script, ["python", script])
     return shlex.join([*start, *sys.argv[1:]])
+
+
+def certify(
+    module: str,
+    hidden_dim: int | None = None,
+    num_heads: int | None = None,
+    vocab_size: int | None = None,
+    options: dict[str, Any] | None = None,
+    length: int | None = None,
+    compile: bool = False,
+    seed: int = 0,
+) -> int:
+    """Check that a module of your own is causal. Its package is imported, also from the working directory.
+
+    Returns 0 if it is, 1 if it is not; the last line names the first token that saw the future.
+
+    Args:
+        module: class or function that builds it: my_package.attention:MyAttention
+        hidden_dim: width of a module (B, T, D) -> (B, T, D), passed as hidden_dim, dim, d_model, ...
+        num_heads: passed as num_heads, heads, n_heads, ..., if its signature has one of these
+        vocab_size: token ids of a language model that does not tell them
+        options: "its other arguments: {window_size: 64}"
+        length: tokens; 256 unless the module tells its windows and chunks
+        compile: also check torch.compile, for at most a minute
+        seed: of the weights and of the random inputs
+    """
+    package = module.partition(":")[0].partition(".")[0]
+    print(f"importing {package}, as you named it: its code runs here", file=sys.stderr)
+    trust([package])
+    try:
+        make = pkgutil.resolve_name(module)
+    except AttributeError as error:
+        raise ValueError(f"module={module!r} is not there: {error}") from error
+    torch.manual_seed(seed)
+    built = build(make, hidden_dim, num_heads, options or {})
+    if not isinstance(built, torch.nn.Module):
+        raise ValueError(f"module={module!r} must build an nn.Module, got a {type(built).__name__}")
+    found = certificate.certify(built, hidden_dim, vocab_size=vocab_size, length=length, compile=compile, seed=seed)
+    return int(not found.passed)
 
 
 def match(

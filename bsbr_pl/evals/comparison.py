@@ -6,7 +6,7 @@ fails its certificate is left out with a warning.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -54,7 +54,7 @@ SCALING = {
 
 def compare_models(
     seq_lengths: Sequence[int] = (32, 64, 128, 256, 512, 1024),
-    models: Sequence[str] = ("BSBR", "Linear", "DeltaNet", "SlidingWindow", "Standard"),
+    models: Sequence[str] | Mapping[str, Any] = ("BSBR", "Linear", "DeltaNet", "SlidingWindow", "Standard"),
     metrics: Sequence[str] = ("inference_time", "memory_usage", "accuracy"),
     *,
     vocab_size: int = 16,
@@ -79,7 +79,9 @@ def compare_models(
 
     Args:
         seq_lengths: tokens T; the default task trains at 32.
-        models: names of `bsbr_pl.models.MODELS`, keys of `ARCHITECTURES`, or names in `checkpoints`; kept in order.
+        models: names of `bsbr_pl.models.MODELS`, keys of `ARCHITECTURES`, or names in `checkpoints`; kept in order. Or
+            a dict of them: name -> such a name, or an `nn.Module` class (B, T, D) -> (B, T, D), `functools.partial` of
+            one, or spec: {"mine": MyAttention, "Standard": "standard"}. What it cannot do (decode) is None.
         metrics: inference_time, training_time, decode_time (s: forward pass, forward and backward, one more token
             after T), memory_usage, training_memory (MB of 10^6 bytes: the peak of these passes beyond what the model
             holds), state_size (MB: of the decode state), flops (forward pass, 2 a multiply-add), and accuracy: the
@@ -154,7 +156,7 @@ def compare_models(
 
 def scaling_analysis(
     seq_lengths: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
-    models: Sequence[str] = ("BSBR", "Linear", "Standard"),
+    models: Sequence[str] | Mapping[str, Any] = ("BSBR", "Linear", "Standard"),
     metrics: Sequence[str] = ("time", "memory", "flops"),
     *,
     vocab_size: int = 256,
@@ -172,7 +174,7 @@ def scaling_analysis(
 
     Args:
         seq_lengths: tokens T.
-        models: names of `bsbr_pl.models.MODELS` or keys of `ARCHITECTURES`; kept in order.
+        models: names of `bsbr_pl.models.MODELS` or keys of `ARCHITECTURES`, or a dict as in `compare_models`.
         metrics: time (s), memory (GB of 10^9 bytes: the peak beyond what the model holds), flops (2 a multiply-add).
         vocab_size, hidden_dim, num_layers, num_heads, ff_dim, reach, model_options, device, rounds, seed: as in
             `compare_models`. The returned values and the errors are as there, too.
@@ -194,7 +196,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _empty(
     seq_lengths: Sequence[int],
-    models: Sequence[str],
+    models: Iterable[str],
     metrics: Sequence[str],
     costs: Mapping[str, Cost],
     settings: Mapping[str, Any],
@@ -212,13 +214,14 @@ def _empty(
         "parameters": {},
         "differences": [],
     }
-    for name, values in (("seq_lengths", seq_lengths), ("models", models), ("metrics", metrics)):
+    for name in ("seq_lengths", "models", "metrics"):
+        values = results[name]
         if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must hold at least one, and each once, got {list(values)}")
+            raise ValueError(f"{name} must hold at least one, and each once, got {values}")
     for length in seq_lengths:
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"seq_lengths must be positive integers, got {length!r}")
-    for name in models:
+    for name in results["models"]:
         if name in results or name == "matched":
             raise ValueError(f"models: {name!r} is the name of another entry of the results")
         results[name] = {part: {metric: [] for metric in metrics} for part in ("samples", "intervals")}
@@ -258,7 +261,7 @@ def _measure_costs(
     for (name, subject), length in product(subjects.items(), lengths):
         row = evaluation.results.get(evaluation.identity(subject, "cost", length=length, rounds=evaluation.rounds))
         for metric, (_, key, divisor) in wanted.items():
-            if row is None:
+            if row is None or key not in row:
                 _add(results[name], metric, None, None, None)
                 continue
             samples = row[key]["samples"] if isinstance(row[key], dict) else [row[key]]

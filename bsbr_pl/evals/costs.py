@@ -5,17 +5,21 @@ token is equal for all architectures and would hide the differences.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.utils.flops import forward_flops
+from bsbr_pl.utils.macs import count_macs
 from bsbr_pl.utils.memory import measure_memory
 from bsbr_pl.utils.timing import measure
 
 #: What is timed: the forward pass, forward and backward, and one more token after T of them.
 PASSES = ("forward", "training", "decode")
+SHORT = 256  # tokens with which operators without a formula are looked for
 
 
 def measure_costs(
@@ -39,7 +43,9 @@ def measure_costs(
     Returns:
         for each name: forward, training, decode -> {"seconds": median, "interval": [low, high], "samples"};
         forward_bytes, training_bytes -> peak beyond what the model and its input hold; forward_flops (2 a
-        multiply-add, by the closed form); state_bytes of the decode state in the model's dtype.
+        multiply-add, by the closed form); state_bytes of the decode state in the model's dtype. If an attention cannot
+        decode, decode and state_bytes are absent. If one has no closed form, forward_flops are counted by torch's
+        counter, and `uncounted` names the operators that fvcore has no formula for.
     """
     device = next(iter(models.values())).embedding.weight.device
     ids = {
@@ -50,18 +56,39 @@ def measure_costs(
     }
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
     for one in passes:
-        calls = {name: call(model, ids[name], one) for name, model in models.items()}
+        able = {name: model for name, model in models.items() if one != "decode" or can_decode(model)}
+        calls = {name: call(model, ids[name], one) for name, model in able.items()}
         shortest = 0.02 if one == "decode" else 0.0  # a decoded token is too quick for one reading of the clock
-        for name, timing in measure(calls, rounds, warmup=1, min_seconds=shortest, device=device).items():
+        timings = measure(calls, rounds, warmup=1, min_seconds=shortest, device=device) if calls else {}
+        for name, timing in timings.items():
             found[name][one] = timing.as_dict()
     for name, model in models.items():
-        weight = model.embedding.weight
         if memory:
             for one in ("forward", "training"):
                 used = measure_memory(call(model, ids[name], one), device, [model, ids[name]])
                 found[name][f"{one}_bytes"] = used["peak_bytes"] - used["held_bytes"]
-        found[name]["forward_flops"] = model.flops(length) - 2 * length * weight.numel()
-        found[name]["state_bytes"] = model.state_size(length) * weight.element_size()
+        found[name] |= _counted(model, length)
+    return found
+
+
+def can_decode(model: LanguageModel) -> bool:
+    return all(attention.has_decode for attention in model.attentions)
+
+
+def _counted(model: LanguageModel, length: int) -> dict[str, Any]:
+    """What is not measured: FLOPs and bytes of the decode state, as far as they are known."""
+    weight, found = model.embedding.weight, dict[str, Any]()
+    if can_decode(model):
+        found["state_bytes"] = model.state_size(length) * weight.element_size()
+    try:
+        flops: int | None = model.flops(length)
+    except NotImplementedError:
+        flops = forward_flops(model, length)
+        with suppress(Exception):  # a foreign module may be impossible to trace
+            ids = weight.new_zeros((1, min(length, SHORT)), dtype=torch.long)
+            found["uncounted"] = sorted(count_macs(model, ids).uncounted)
+    if flops is not None:
+        found["forward_flops"] = flops - 2 * length * weight.numel()
     return found
 
 

@@ -134,9 +134,11 @@ class Evaluation:
             self._costs([s for s in first.values() if s.can_read(length + 1)], length, passes, memory)
 
     def maps(self, subjects: Sequence[Subject]) -> None:
-        """The attention map of the first subject of each configuration."""
+        """The attention map of the first subject of each configuration, of those that have maps."""
         first: dict[str, Subject] = {}
         for subject in subjects:
+            if not all(attention.has_map for attention in subject.model.attentions):
+                continue
             config = subject.about.get("config", {})
             first.setdefault(digest([config, (subject.about.get("data") or {}).get("fingerprint")]), subject)
         jobs = [self._job(s, "map", partial(self._map, s)) for s in first.values()]
@@ -231,7 +233,7 @@ class Evaluation:
         return copy.deepcopy(subject.model).to(self.device, DTYPES[self.dtype]).eval()
 
     def _certificate(self, subject: Subject) -> dict[str, Any]:
-        return certify(self._model(subject)).as_dict()
+        return certify(self._model(subject), quiet=True).as_dict()
 
     def _open_data(self, subject: Subject) -> TokenData:
         if subject.open_data is None:

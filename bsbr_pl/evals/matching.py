@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bsbr_pl.attention import Attention
 from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.feed_forward import default_ff_dim
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
 from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
+from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import measure, timing_lock
 
 from .analysis import aligned
@@ -101,7 +103,10 @@ def match(
         if quantity == "step_time":
             with timing_lock():
                 return step_times(of, num_tokens, batch_size, rounds, device)
-        return {name: budgets(one, num_tokens)[quantity] for name, one in of.items()}
+        found = {name: budgets(one, num_tokens) for name, one in of.items()}
+        if unknown := [str(of[name]["attention"]) for name in found if quantity not in found[name]]:
+            raise ValueError(f"match={quantity}: {unknown[0]} does not say its {quantity}: match params or step_time")
+        return {name: one[quantity] for name, one in found.items()}
 
     def share(arguments: Arguments) -> float:
         found = values({"": arguments})
@@ -122,17 +127,18 @@ def match(
 
 
 def budgets(arguments: Arguments, num_tokens: int) -> dict[str, int]:
-    """Every quantity that has a closed form, counted on a model without memory."""
+    """Every quantity that the model tells, counted on a model without memory."""
     with torch.device("meta"):
         model = LanguageModel(**arguments)
-    # The state of an unfinished chunk is dropped at its end: the largest state occurs within the last chunk's length.
-    period = max(attention.period for attention in model.attentions)
-    state = max(map(model.state_size, range(max(1, num_tokens - period + 1), num_tokens + 1)))
-    return {
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "flops": model.flops(num_tokens),
-        "state_bytes": state * model.embedding.weight.element_size(),
-    }
+    found = {"params": sum(parameter.numel() for parameter in model.parameters())}
+    if flops := forward_flops(model, num_tokens):
+        found["flops"] = flops
+    if all(attention.has_decode for attention in model.attentions):
+        # The state of an unfinished chunk is dropped at its end: the largest one occurs within the last chunk's length.
+        period = max(attention.period for attention in model.attentions)
+        state = max(map(model.state_size, range(max(1, num_tokens - period + 1), num_tokens + 1)))
+        found["state_bytes"] = state * model.embedding.weight.element_size()
+    return found
 
 
 def step_times(
@@ -259,7 +265,7 @@ def get_size(arguments: Arguments, size: str) -> int:
     spec = arguments["attention"]
     if size not in arguments:
         return spec.settings[size]
-    if size == "ff_dim" and isinstance(spec, AttentionSpec) and spec.cls.replaces_feed_forward:
+    if size == "ff_dim" and isinstance(spec, AttentionSpec) and spec.replaces_feed_forward:
         return 0
     if size == "ff_dim" and arguments[size] is None:
         return default_ff_dim(arguments["hidden_dim"], arguments["ff_activation"])
@@ -282,7 +288,8 @@ def reach_option(arguments: Arguments) -> str | None:
     It is found by trying: it is the integer option that changes `reach` of the attention.
     """
     spec = arguments["attention"]
-    for name, value in spec.settings.items() if isinstance(spec, AttentionSpec) else ():
+    options = spec.settings if isinstance(spec, AttentionSpec) and issubclass(spec.cls, Attention) else {}
+    for name, value in options.items():
         if type(value) is int:
             with suppress(ValueError):  # an option may allow some values only
                 if _bounds(set_size(arguments, name, 2 * value))[0] != _bounds(arguments)[0]:
@@ -316,7 +323,8 @@ def table(quantity: str, num_tokens: int, matched: Mapping[str, Matched], refere
     for name, one in matched.items():
         value = f"{one.value:.4g} s" if quantity == "step_time" else f"{one.value:,}"
         mismatch = "reference" if name == reference else f"{one.mismatch_percent:+.2f} %"
-        shares = [f"{counts[name][other] / counts[reference][other]:.2f}" for other in others]
+        ratios = {other: counts[name][other] / counts[reference][other] for other in others if other in counts[name]}
+        shares = [f"{ratios[other]:.2f}" if other in ratios else "-" for other in others]
         sizes = ", ".join(f"{size}={value}" for size, value in one.changed.items())
         rows.append([name, value, mismatch, *shares, sizes or "-"])
     return "\n".join([aligned(rows), *(one.problem for one in matched.values() if one.problem)])

@@ -53,7 +53,7 @@ def check_among(argument: str, given: Iterable[str], known: Collection[str]) -> 
 
 
 def model_arguments(
-    models: Sequence[str],
+    models: Sequence[str] | Mapping[str, Any],
     files: Collection[str],
     sizes: Mapping[str, Any],
     reach: int,
@@ -66,12 +66,21 @@ def model_arguments(
     found = {}
     for name in models:
         if name not in files:
-            cls = model_class(name)
-            option = reach_option({**sizes, "attention": AttentionSpec.of(cls.factory())})
-            chosen = ({option: reach} if option else {}) | dict(options.get(name, {}))
-            found[name] = {**sizes, "attention": AttentionSpec.of(cls.factory(**chosen))}
+            model = models[name] if isinstance(models, Mapping) else name
+            spec = _spec(model, {})
+            option = reach_option({**sizes, "attention": spec})
+            chosen = {option: reach} if option and option not in spec.options else {}
+            found[name] = {**sizes, "attention": _spec(model, chosen | dict(options.get(name, {})))}
     check_among("checkpoints", files, models)
     return found
+
+
+def _spec(model: Any, options: Mapping[str, Any]) -> AttentionSpec:
+    """The attention of a model's name, or a class, `functools.partial` or spec, with further options."""
+    if isinstance(model, str):
+        return AttentionSpec.of(model_class(model).factory(**options))
+    spec = AttentionSpec.of(model)
+    return AttentionSpec(spec.cls, {**spec.options, **options})
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

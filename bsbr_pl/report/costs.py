@@ -10,6 +10,7 @@ from bsbr_pl.values import crossover
 from .figures import LONG, fitted_from, power, samples
 from .labels import kind
 from .plots import Picture, curves
+from .rows import listed
 from .studies import Findings
 from .tables import SCALES, Column, Table, table
 
@@ -57,11 +58,23 @@ def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table
         columns = [Column(f"{length:,} tokens", unit, "low", key=length) for length in frame]
         facts = {"cost": name[0].upper() + name[1:], "name": name, "place": place, "unit": unit, "how": how}
         facts |= {"source": source(findings, of)}
+        if cost == "forward_flops":
+            facts["how"] += counted(of)
         above = frame.map(lambda figure: figure if getattr(figure, "value", 0) > 0 else None)
         made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
         if cost not in TABLE_ALONE:
             made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
     return made
+
+
+def counted(costs: pd.DataFrame) -> str:
+    """Sentences about models whose FLOPs are counted, because an attention has no closed form."""
+    uncounted: dict[str, set[str]] = {}
+    for body, row in zip(costs["body"], costs["row"], strict=True):
+        if "uncounted" in row["values"]:
+            uncounted.setdefault(body, set()).update(row["values"]["uncounted"])
+    sentence = "{} has no closed form: torch's counter counted it; fvcore has no formula for {}. "
+    return "".join(sentence.format(body, listed(names) or "no operator") for body, names in uncounted.items())
 
 
 def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | None:

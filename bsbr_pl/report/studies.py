@@ -239,6 +239,8 @@ class Findings(Rows):
         for row in sorted(self.by_kind["cost"], key=lambda row: -row["identity"].get("rounds", 0)):
             checkpoint, length = self.checkpoints[row["about"]["checkpoint"]["digest"]], row["identity"].get("length")
             for cost, value in row["values"].items() if length else ():
+                if cost == "uncounted":  # no cost, but what one of them lacks
+                    continue
                 found.append((self.place(row), self.bodies[checkpoint.body], length, cost, *cost_figure(value), row))
         frame = pd.DataFrame(found, columns=COST, dtype=object).dropna(subset="figure")
         return frame.drop_duplicates(COST[:4]).sort_values(["body", "length"], kind="stable")

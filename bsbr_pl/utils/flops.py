@@ -11,6 +11,7 @@ also omits triangular solves and embedding bags, and counts the weight gradient 
 
 import copy
 import time
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -74,6 +75,19 @@ def count_flops(model: nn.Module, inputs: Tensor, backward: bool = False) -> int
         if backward:
             y.sum().backward()
     return int(counter.get_total_flops())
+
+
+def forward_flops(model: Any, num_tokens: int) -> int | None:
+    """FLOPs of a `LanguageModel`'s forward pass over one sequence: its closed form, or counted where it has none.
+
+    None where torch's counter cannot run the model: its control flow depends on data, or it has kernels of its own.
+    """
+    try:
+        return model.flops(num_tokens)
+    except NotImplementedError:
+        with suppress(Exception):  # whatever a foreign module does with tensors that hold no numbers
+            return count_flops(model, torch.zeros(1, num_tokens, dtype=torch.long))
+    return None
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -16,7 +16,9 @@ from bsbr_pl.attention import (
     SlidingWindowAttention,
     StandardAttention,
 )
-from bsbr_pl.evals.certificate import Certificate, Check, _below_chance, certify, with_noise
+from bsbr_pl.evals.certificate import Certificate, certify, with_noise
+from bsbr_pl.evals.measurement import Check, Measurement
+from bsbr_pl.evals.probes import Vectors
 from bsbr_pl.model import LanguageModel
 
 
@@ -41,6 +43,8 @@ def test_every_architecture_is_certified(name, make_module):
     names = {check.name for check in certificate.checks}
     assert {"suffix_0", "suffix_1", "future_gradient", "random_tokens"} <= names
     assert {"decode_step", "decode_prefill", "continue"} <= names
+    assert {"training_suffix", "repeat", "batch", "padding", "length_1"} <= names
+    assert names.isdisjoint({"bf16", "compile"}), "of foreign modules alone"
     if name not in ("standard", "hopfield"):
         assert {"suffix_7", "suffix_8", "suffix_9", "suffix_18"} <= names, "the edges of a chunk or window of 8"
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
@@ -286,16 +290,20 @@ def test_what_takes_too_long_is_not_certified():
         certify(LanguageModel(repeated, 50, 16, num_layers=1, num_heads=2))
 
 
-class Fixed:
-    """A model with given logits."""
+class Fixed(Vectors):
+    """A model with given ids and logits."""
 
     vocab_size = 11
 
-    def __init__(self, logits: Tensor) -> None:
-        self.rows = iter(logits)
+    def __init__(self, ids: Tensor, logits: Tensor) -> None:
+        super().__init__(nn.Identity(), 11)
+        self.ids, self.rows = ids, iter([logits[0], *logits])  # the first once more, for the certificate's own inputs
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        return next(self.rows)[None, : ids.shape[1]]
+    def draw(self, random: torch.Generator, batch: int, length: int) -> Tensor:
+        return self.ids[:batch, :length]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return next(self.rows)[None, : x.shape[1]]
 
 
 def test_chance_is_counted_in_standard_errors():
@@ -305,8 +313,8 @@ def test_chance_is_counted_in_standard_errors():
     nats = -logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).flatten().double()
     mean = nats.sum() / 240
     error = ((nats - mean).square().sum() / 239 / 240).sqrt()
-    found = _below_chance(Fixed(logits), lambda *shape: ids, 30)
-    assert found == pytest.approx(float((math.log(11) - mean) / error), rel=1e-6)
+    found = Measurement(Fixed(ids, logits), [], 30, 0).below_chance()
+    assert found.measured == pytest.approx(float((math.log(11) - mean) / error), rel=1e-6)
 
 
 def test_limits_and_measured_values():
@@ -314,11 +322,11 @@ def test_limits_and_measured_values():
     torch.manual_seed(0)
     model = disturb(LanguageModel(StartsWrong, 50, 16, num_layers=2, num_heads=2)).double()
     checks = {check.name: check for check in certify(model).checks}
-    limits = {"random_tokens": 4.0, "future_gradient": 0.0}
+    limits = {"random_tokens": 4.0, "future_gradient": 1e-12}
     assert {name: check.limit for name, check in checks.items()} == {name: limits.get(name, 1e-8) for name in checks}
     ids = torch.randint(50, (1, 131), generator=torch.Generator().manual_seed(0))
     worst = {"decode_prefill": 0.0, "continue": 0.0}
-    for measured in (model, with_noise(model), with_noise(model, -1)):
+    for measured in (model, with_noise(model, 16**-0.5), with_noise(model, -(16**-0.5))):
         with torch.no_grad():
             logits, states, stepped = measured(ids)[0], measured.prefill(ids[:, :65])[1], []
             continued = measured.head(measured.decode(ids[:, 65:], states)[0])[0]

@@ -1,0 +1,155 @@
+"""ForeignAttention: an `nn.Module` (B, T, D) -> (B, T, D) of any library in the place of an architecture of this one.
+
+YAML, command line and checkpoints name such a class by its import path. It is imported only if its package is trusted.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .attention.base import Attention
+
+#: What constructors call the width D, and the number of heads.
+WIDTH = ("hidden_dim", "dim", "d_model", "embed_dim", "hidden_size", "n_embd", "width", "channels")
+HEADS = ("num_heads", "heads", "n_heads", "n_head", "nheads", "nhead", "num_attention_heads")
+
+_trusted: set[str] = set()  # packages
+_given: dict[str, type[nn.Module]] = {}  # import path -> class, of those that Python code used
+
+
+def trust(packages: Iterable[str]) -> None:
+    """Let configurations and checkpoints name the modules of these packages, and of no others.
+
+    Packages are also looked for in the working directory, after all other places.
+    """
+    _trusted.clear()
+    _trusted.update(packages)
+    if _trusted and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def import_path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def remember(cls: type[nn.Module]) -> None:
+    """Let `find` give a class that Python code of this process uses."""
+    _given[import_path(cls)] = cls
+
+
+def find(path: str) -> type[nn.Module] | None:
+    """The class by its import path; None if nobody trusts its package, or if it is no `nn.Module`."""
+    module, _, name = path.rpartition(".")
+    found: Any = _given.get(path)
+    if found is None and any(f"{module}.".startswith(f"{package}.") for package in _trusted):
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module), name, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def build(make: Any, hidden_dim: int | None, num_heads: int | None, options: Mapping[str, Any]) -> Any:
+    """Call a class or function with its options, and with the sizes under the names that its signature has for them.
+
+    The first argument whose name is in `WIDTH` gets the width, the first in `HEADS` the number of heads. An option of
+    the same name replaces them; a size that is None is not passed.
+
+    Raises:
+        ValueError: it cannot be called with these arguments; says which, and why.
+    """
+    arguments: dict[str, Any] = {}
+    for names, size in ((WIDTH, hidden_dim), (HEADS, num_heads)):
+        name = next((name for name in inspect.signature(make).parameters if name in names), None)
+        if name and size is not None:
+            arguments[name] = size
+    arguments |= options
+    try:
+        return make(**arguments)
+    except (TypeError, AssertionError) as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ValueError(
+            f"{make.__name__}({given}) cannot be built: {error}; give its other arguments as options (init_args)"
+        ) from error
+
+
+def output_of(module: nn.Module, x: Tensor) -> Tensor:
+    """What a module gives for one tensor x; of a tuple the first element, of a Hugging Face output the logits.
+
+    Raises:
+        ValueError: its `forward` needs more than one argument, or gives no tensor.
+    """
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(x)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(module).__name__}.forward{signature} must take one tensor ({error}): wrap it in a module that does"
+        ) from error
+    y = module(x)
+    y = getattr(y, "logits", y)
+    y = y[0] if isinstance(y, tuple | list) else y
+    if not isinstance(y, Tensor):
+        raise ValueError(f"{type(module).__name__}.forward must give a tensor, got a {type(y).__name__}")
+    return y
+
+
+class Inputs(NamedTuple):
+    x: Tensor  # (B, T, D), all of them
+
+
+class ForeignAttention(Attention[Inputs]):
+    """A module of another library, which has only `forward`. It keeps its own initial values.
+
+    The law of `Attention` is not tested: certificates tell whether it is causal. There is no map, no decoding and no
+    closed form of its costs. `generate` works: every step computes the whole text again.
+
+    Args:
+        hidden_dim: width D, passed under the name that the constructor has for it; see `build`.
+        num_heads: heads H, the same.
+        module: the class, or the import path of a class whose package is trusted.
+        options: further arguments of its constructor.
+
+    Raises:
+        ValueError: the class is unknown or not trusted, cannot be built, or gives an output of another shape.
+    """
+
+    initializes_itself = True
+
+    def __init__(
+        self, hidden_dim: int, num_heads: int, module: str | type, options: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(hidden_dim, num_heads)
+        cls = find(module) if isinstance(module, str) else module
+        if cls is None:
+            package = str(module).partition(".")[0]
+            raise ValueError(f"module={module!r} is no nn.Module of a package that is trusted (--trust={package})")
+        self.module = build(cls, hidden_dim, num_heads, options or {})
+
+    @property
+    def has_decode(self) -> bool:
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = output_of(self.module, x)
+        if y.shape != x.shape:
+            name = type(self.module).__name__
+            raise ValueError(f"{name} must map (B, T, D) to (B, T, D), got {tuple(y.shape)} for {tuple(x.shape)}")
+        return y
+
+    def prefill(self, x: Tensor, state: Inputs | None = None) -> tuple[Tensor, Inputs]:
+        read = x if state is None else torch.cat((state.x, x), 1)
+        output = self(read)[:, read.shape[1] - x.shape[1] :] if x.shape[1] else x
+        return output, Inputs(read)
+
+    def init_state(self, batch_size: int) -> Inputs:
+        return Inputs(self._zeros(batch_size, 0, self.hidden_dim))
+
+    def step(self, x: Tensor, state: Inputs) -> tuple[Tensor, Inputs]:
+        output, state = self.prefill(x[:, None], state)
+        return output[:, 0], state
