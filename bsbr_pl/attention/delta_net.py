@@ -55,7 +55,7 @@ class DeltaNetAttention(Attention[Memory]):
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
-        head_dim: width K of the queries and keys of a head; D / H if None.
+        head_dim: width K of the queries and keys of a head; D / H if None. The state has H K V numbers.
         expand_v: V / K; expand_v * K must be whole.
         output_gate: multiply the output by SiLU(x_t W_g), as Gated DeltaNet does.
     """

@@ -12,8 +12,8 @@ P and X (`_prepare`); `_recurrence` goes through the chunks; one program per chu
 Backward: the gradient of S obeys the same recurrence in reverse (`_prepare_gradient`, `_recurrence`), and one program
 per chunk computes the other gradients (`_gradient`). Only the inverse and S before each chunk are saved.
 
-q, k, v, O are (B, T, H, K) in low precision; beta and log_alpha are (B, T, H) in fp32; states are transposed, (V, K).
-Products are in low precision with fp32 sums; S is fp32 inside the recurrence.
+q, k are (B, T, H, K), v and O (B, T, H, V), in low precision; beta and log_alpha are (B, T, H) in fp32; states are
+transposed, (V, K). Products are in low precision with fp32 sums; S is fp32 inside the recurrence.
 """
 
 import torch
