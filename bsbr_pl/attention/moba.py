@@ -112,7 +112,7 @@ class MoBAAttention(Attention[BlockCache]):
         """h of the finished chunks: k (B, H, T, K) from the start of a chunk on -> (B, H, N, K)."""
         finished = k.shape[2] // self.chunk_size
         whole = at_least_fp32(k[:, :, : finished * self.chunk_size])
-        return whole.unflatten(2, (finished, self.chunk_size)).mean(3)
+        return whole.unflatten(2, (finished, min(self.chunk_size, k.shape[2] + 1))).mean(3)  # its size may be 2^62
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
