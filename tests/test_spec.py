@@ -70,7 +70,10 @@ def test_the_words_of_a_spec_are_the_key_and_what_is_not_the_default():
 
 def test_settings_are_all_options_with_their_defaults():
     settings = AttentionSpec(StandardAttention, {"bias": True}).settings
-    assert settings == {"rope": True, "bias": True, "conv_size": 1, "conv_init": "identity"}
+    assert settings == {
+        **{"rope": True, "bias": True, "conv_size": 1, "conv_init": "identity", "rope_base": 10_000.0},
+        **{"rope_fraction": 1.0, "qk_norm": False, "num_kv_heads": None, "sink": False, "output_gate": False},
+    }
     assert AttentionSpec(BSBRAttention, {"chunk_size": 7}).settings["chunk_size"] == 7
 
 

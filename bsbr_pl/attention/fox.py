@@ -30,7 +30,7 @@ from .parts import (
     rotary,
     split_heads,
 )
-from .softmax import causal_attention, causal_softmax
+from .softmax import causal_attention, causal_softmax, head_norm
 
 
 class AgingCache(NamedTuple):
@@ -69,10 +69,9 @@ class FoXAttention(Attention[AgingCache]):
         self.rope = rope
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.forget = nn.Linear(hidden_dim, num_heads)
-        self.q_norm = nn.RMSNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim, eps=1e-5) if qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = head_norm(self.head_dim, qk_norm), head_norm(self.head_dim, qk_norm)
         self.shift = nn.Linear(hidden_dim, 2 * num_heads, bias=False) if kv_shift else None
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5) if output_gate else nn.Identity()
+        self.norm = head_norm(self.head_dim, output_gate)
         self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False) if output_gate else None
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 

@@ -85,7 +85,7 @@ class StandardAttention(Attention[KeyValueCache]):
         self.conv = ShortConvolution(self.qkv.out_features, conv_size, conv_init)
         self.q_norm, self.k_norm = head_norm(self.head_dim, qk_norm), head_norm(self.head_dim, qk_norm)
         self.sink = nn.Parameter(torch.zeros(num_heads)) if sink else None
-        self.gate = nn.Linear(hidden_dim, hidden_dim, bias=False) if output_gate else None
+        self.output_gate = nn.Linear(hidden_dim, hidden_dim, bias=False) if output_gate else None
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
@@ -105,7 +105,7 @@ class StandardAttention(Attention[KeyValueCache]):
 
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
         mixed = merge_heads(mixed).to(x.dtype)
-        return self.out(mixed if self.gate is None else mixed * self.gate(x).sigmoid())
+        return self.out(mixed if self.output_gate is None else mixed * self.output_gate(x).sigmoid())
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, _ = self.project(x)
@@ -134,7 +134,7 @@ class StandardAttention(Attention[KeyValueCache]):
 
     def flops(self, num_tokens: int) -> int:
         T, D = num_tokens, self.hidden_dim
-        maps = (self.qkv, self.conv, self.gate, self.out)
+        maps = (self.qkv, self.conv, self.output_gate, self.out)
         projections = T * sum(part.weight.numel() for part in maps if part is not None)
         attention = T * (T + 1) * D if self.sink is None else (T + 1) * (T + 2) * (D + self.num_heads)
         return 2 * (projections + attention)

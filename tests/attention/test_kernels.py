@@ -158,14 +158,27 @@ def test_the_delta_rule_over_groups_of_chunks(monkeypatch, shape, V, decays, sta
     torch.library.opcheck(ops.delta_rule, tuple(inputs))
 
 
-@pytest.mark.parametrize("start", [0, 5])
-def test_real_rotary_positions_are_the_complex_ones(start):
+@pytest.mark.parametrize(("start", "base"), [(0, 10_000.0), (5, 10_000.0), (5, 100.0)])
+def test_real_rotary_positions_are_the_complex_ones(start, base):
     x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    own, expected = rotate_real(x, ops.rotary_table(torch.arange(start, start + 7).float(), 8)), rotary(x, start)
+    table = ops.rotary_table(torch.arange(start, start + 7).float(), 8, base)
+    own, expected = rotate_real(x, table), rotary(x, start, base)
     torch.testing.assert_close(own, expected)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     (found,), (truth,) = (torch.autograd.grad((y * weights).sum(), x) for y in (own, expected))
     torch.testing.assert_close(found, truth)
+
+
+def test_options_of_rotary_positions():
+    """Half of the channels, and positions that end at 3: by the same function without these options."""
+    x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    half = rotary(x, 2, fraction=0.5)
+    torch.testing.assert_close(half, torch.cat((rotary(x[..., :4], 2), x[..., 4:]), -1), rtol=0, atol=0)
+    assert torch.equal(rotary(x, 2, fraction=0.0), x)
+    ended = rotary(x, 2, last=3)
+    torch.testing.assert_close(ended[:, :, :2], rotary(x, 2)[:, :, :2])
+    for t in range(2, 7):
+        torch.testing.assert_close(ended[:, :, t : t + 1], rotary(x[:, :, t : t + 1], 3))
 
 
 def test_shifted_products_are_the_convolution():

@@ -525,8 +525,8 @@ def softmax_by_tokens(attention: Attention, x: Tensor) -> Tensor:
             total = weights.sum() + (attention.sink[h].exp() if getattr(attention, "sink", None) is not None else 0)
             o.append(weights / total @ v[cache, h // group])
         outputs.append(torch.stack(o))
-    if getattr(attention, "gate", None) is not None:
-        gates = torch.sigmoid(x @ attention.gate.weight.T).view(len(x), H, K)
+    if getattr(attention, "output_gate", None) is not None:
+        gates = torch.sigmoid(x @ attention.output_gate.weight.T).view(len(x), H, K)
         outputs = [o * gate for o, gate in zip(outputs, gates, strict=True)]
     return through(attention, outputs)
 

@@ -77,6 +77,15 @@ def test_the_size_follows_from_the_quantity_and_the_architecture():
     assert changed["hopfield"] == set(), "it has the same already"
 
 
+def test_the_three_matrices_of_a_gated_network_are_counted():
+    """As many parameters in the networks and the head: 2 * 32 * 90 = 3 * 32 * 60, and a head of its own counts too."""
+    plain, gated = SMALL["standard"] | {"ff_dim": 90}, SMALL["standard"] | {"ff_activation": "swiglu"}
+    found = match("params", {"plain": plain, "gated": gated}, 16, "plain")["gated"]
+    assert (found.changed, found.value) == ({"ff_dim": 60}, found.reference)
+    found = match("params", {"plain": plain, "gated": gated | {"tie_embeddings": False}}, 16, "plain")["gated"]
+    assert found.arguments["ff_dim"] == 60 - round(32 * 32 / (3 * 32))
+
+
 @pytest.mark.parametrize("name", OPTION)
 def test_no_other_setting_of_the_option_is_nearer(name):
     tokens = 90
