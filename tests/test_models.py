@@ -56,6 +56,7 @@ def test_the_signature_shows_the_options_with_their_defaults():
         "out_init",
         "norm",
         "tie_embeddings",
+        "bottleneck",
         "chunk_size",
     ]
     assert parameters["chunk_size"].default == 128

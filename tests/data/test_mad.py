@@ -21,9 +21,11 @@ SEEDS = st.integers(0, 2**32)
 
 
 def read_compression(x: Row, y: Row, vocab_size: int) -> None:
-    assert x == y
-    assert x[-1] == vocab_size - 1
-    assert all(0 <= token < vocab_size - 1 for token in x[:-1])
+    half = len(x) // 2
+    assert all(0 <= token < vocab_size - 1 for token in x[: half - 1])
+    assert x[half - 1] == vocab_size - 1
+    assert x[half:] == [0] * half
+    assert y == [IGNORED] * (half - 1) + x[:half] + [IGNORED]
 
 
 def read_recall(x: Row, y: Row, vocab_size: int, noise_vocab_size: int = 0) -> None:
@@ -112,7 +114,7 @@ def test_published_sizes_obey_every_rule(task: str) -> None:
     """Written down from the public code's configs/tasks, and read from val and test samples."""
     data = MADData(task)
     vocab_size, length, examples = {
-        "compression": (16, 32, 12_800),
+        "compression": (16, 64, 12_800),
         "in_context_recall": (16, 128, 12_800),
         "fuzzy_recall": (16, 128, 12_800),
         "noisy_recall": (32, 128, 12_800),
@@ -171,7 +173,7 @@ def test_memorization_and_compression(half_length: int, vocab_size: int, seed: i
         x, y = mad.memorization(Random(seed, first + np.arange(8)), 2 * half_length, vocab_size, seed)
         for row, asked in zip(x.tolist(), y.tolist(), strict=True):
             read_memorization(row, asked, vocab_size, known)
-        x, y = mad.compression(Random(seed, np.arange(8)), 2 * half_length, vocab_size)
+        x, y = mad.compression(Random(seed, np.arange(8)), 2 * half_length + 2, vocab_size)
         for row, asked in zip(x.tolist(), y.tolist(), strict=True):
             read_compression(row, asked, vocab_size)
 
@@ -179,7 +181,7 @@ def test_memorization_and_compression(half_length: int, vocab_size: int, seed: i
 @pytest.mark.parametrize(
     ("task", "options"),
     [
-        ("compression", {"vocab_size": 10}),
+        ("compression", {"vocab_size": 8}),
         ("in_context_recall", {"vocab_size": 8}),
         ("fuzzy_recall", {"vocab_size": 12, "motif_size": 2}),
         ("selective_copying", {"vocab_size": 10, "num_copied": 3}),
@@ -255,7 +257,7 @@ def test_noise_keys_and_blanks_are_as_frequent_as_published() -> None:
 # The data module.
 
 SMALL: dict[str, dict[str, Any]] = {
-    "compression": {"context_length": 4, "vocab_size": 5},
+    "compression": {"context_length": 8, "vocab_size": 5},
     "in_context_recall": {"context_length": 6, "vocab_size": 6},
     "fuzzy_recall": {"context_length": 13, "vocab_size": 7, "motif_size": 2},
     "noisy_recall": {"context_length": 6, "vocab_size": 8, "noise_vocab_size": 2, "noise_share": 0.5},
@@ -335,7 +337,7 @@ def test_ladders_change_one_size() -> None:
         ({"task": "fuzzy_recall", "vocab_size": 6}, "vocab_size=6 at least 7"),
         ({"task": "fuzzy_recall", "context_length": 12}, "context_length=12 must be at least 13"),
         ({"task": "selective_copying", "num_copied": 128}, "num_copied=128 must be from 1 to 127"),
-        ({"task": "compression", "context_length": 1}, "context_length=1 must be at least 2"),
+        ({"task": "compression", "context_length": 2}, "context_length=2 must be even, at least 4"),
         ({"task": "memorization", "num_train": 0}, "segment memorization_T32 has 0 samples"),
     ],
 )
