@@ -1,16 +1,22 @@
 """The MAD tasks, read back by their published rules; published sizes; what a guess gets."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import MADData, mad
 from bsbr_pl.data.base import IGNORED
 from bsbr_pl.data.tasks import Random
+from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import specs_of
 
 Row = list[int]
 TASKS = ("compression", "in_context_recall", "fuzzy_recall", "noisy_recall", "selective_copying", "memorization")
@@ -344,3 +350,38 @@ def test_ladders_change_one_size() -> None:
 def test_mistakes_are_said(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         MADData(**arguments)
+
+
+# The study's configurations.
+
+STUDY = Path(__file__).parents[2] / "study" / "configs" / "mad"
+
+
+@pytest.mark.parametrize("file", sorted(STUDY.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_study_trains_for_the_epochs_and_tokens_that_it_says(file: Path) -> None:
+    text = file.read_text()
+    settings = yaml.safe_load(text)
+    arguments, steps = settings["data"]["init_args"], settings["trainer"]["max_steps"]
+    data = MADData(**arguments)
+    published = not file.stem.startswith("short_")
+    assert file.stem.removeprefix("short_") == arguments["task"]
+    assert steps * data.batch_size == (200 if published else 5) * arguments["num_train"]
+    tokens = steps * data.batch_size * data.context_length / 1e6
+    assert f"samples, {tokens:.1f} million tokens" in text.replace("shorter ", "")
+    assert settings["model"].get("bottleneck", False) == (arguments["task"] == "compression")
+    if published:
+        task = arguments["task"]
+        assert arguments == {"task": task, "batch_size": 128} | mad.TASKS[task][1]
+
+
+@pytest.mark.parametrize("file", sorted(STUDY.glob("models/*.yaml")), ids=lambda file: file.stem)
+def test_every_model_of_the_study_is_made(file: Path) -> None:
+    described = yaml.safe_load(file.read_text())["model"]
+    task = yaml.safe_load((STUDY / "memorization.yaml").read_text())["model"]
+    with torch.device("meta"):
+        module = LanguageModule(**{**described, "attention": specs_of(described["attention"])}, **task, vocab_size=256)
+    assert all(attention.num_heads == described["num_heads"] for attention in module.model.attentions)
+
+
+def test_the_study_has_every_architecture() -> None:
+    assert ARCHITECTURES.keys() <= {file.stem for file in STUDY.glob("models/*.yaml")}
