@@ -28,9 +28,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, hidden_dim: int, mark: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.mark = mark
-        halves = [part for _ in range(2) for part in (norm(hidden_dim), nn.Linear(hidden_dim, hidden_dim), nn.GELU())]
-        self.decoder = nn.Sequential(*halves)
+        self.hidden_dim, self.mark = hidden_dim, mark
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [norm(hidden_dim), nn.Linear(hidden_dim, hidden_dim), nn.GELU()]
+        self.decoder = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, input_ids: Tensor, state: Marked | None = None) -> tuple[Tensor, Marked]:
         """x (B, T, D) of ids (B, T), which continue those of `state` -> x (B, T, D), and the state after them."""
@@ -50,10 +52,10 @@ class Bottleneck(nn.Module):
 
     @property
     def state_size(self) -> int:
-        return self.decoder[1].in_features + 1
+        return self.hidden_dim + 1
 
     def flops(self, num_tokens: int) -> int:
-        return 2 * num_tokens * 2 * self.decoder[1].weight.numel()
+        return 2 * num_tokens * 2 * self.hidden_dim**2
 
 
 def sinusoids(position: Tensor, like: Tensor) -> Tensor:
