@@ -22,7 +22,7 @@ from .spec import AttentionArgument, AttentionSpec
 #: Two models must have these in common, for the weights of one to fit the other.
 SHARED = (
     *("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim", "positions", "ff_activation", "ff_bias"),
-    *("norm", "tie_embeddings"),
+    *("norm", "tie_embeddings", "bottleneck"),
 )
 #: Options without weights in which two attentions with positions must agree, and their values where there is no option.
 POSITIONS = {"rope": True, "rope_base": 10_000.0, "rope_fraction": 1.0}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention.base import Attention
 from .attention.parts import check_choice, check_number, check_positive
+from .bottleneck import Bottleneck
 from .feed_forward import ACTIVATIONS, FeedForward, default_ff_dim
 
 #: Builds the attention of one layer from (hidden_dim, num_heads): an Attention class, or a `functools.partial` of one.
@@ -76,6 +77,8 @@ class LanguageModel(nn.Module):
             branches)). All branches together then add about c^2 times the variance of the embedding.
         norm: of the branches and before the head, `layer` (LayerNorm) or `rms` (RMSNorm).
         tie_embeddings: predict with the weights of the embedding; false for a head of its own.
+        bottleneck: the last id is a mark, and what follows it is decoded from the mark's activation alone; see
+            `Bottleneck`.
 
     Raises:
         ValueError: names the argument, its value and what it must be.
@@ -98,6 +101,7 @@ class LanguageModel(nn.Module):
         out_init: float = 0.5,
         norm: str = "layer",
         tie_embeddings: bool = True,
+        bottleneck: bool = False,
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, hidden_dim=hidden_dim, num_layers=num_layers)
@@ -132,6 +136,7 @@ class LanguageModel(nn.Module):
         branches = [Residual(inner, NORMS[norm](hidden_dim), dropout) for inner in inners]
         self.branches = nn.ModuleList(branches)  # type: ignore[assignment]
         self.norm = NORMS[norm](hidden_dim)
+        self.bottleneck = Bottleneck(hidden_dim, vocab_size - 1, NORMS[norm]) if bottleneck else None
         self.unembedding = None if tie_embeddings else nn.Linear(hidden_dim, vocab_size, bias=False)
         self._init_weights(out_init)
 
@@ -194,6 +199,8 @@ class LanguageModel(nn.Module):
         x = self.embed(input_ids)
         for branch in self.branches:
             x = branch(x)
+        if self.bottleneck is not None:
+            x, _ = self.bottleneck(x, input_ids)
         return self.norm(x)
 
     def head(self, x: Tensor) -> Tensor:
@@ -204,11 +211,14 @@ class LanguageModel(nn.Module):
         """ids (B, T) -> logits (B, T, vocab_size)."""
         return self.head(self.hidden(input_ids))
 
-    # Decoding. The state is a list: a Position, and the decode state of every attention.
+    # Decoding. The state is a list: a Position, the decode state of every attention, and that of the bottleneck.
 
     def init_state(self, batch_size: int) -> list[Any]:
         """The decode state before the first token."""
-        return [Position(0), *(attention.init_state(batch_size) for attention in self.attentions)]
+        states = [Position(0), *(attention.init_state(batch_size) for attention in self.attentions)]
+        if self.bottleneck is not None:
+            states.append(self.bottleneck.init_state(self.norm.weight.new_zeros(batch_size, self.norm.weight.numel())))
+        return states
 
     def prefill(self, input_ids: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
         """ids (B, T), which continue those of `states` -> logits of the next token (B, vocab_size), and the states."""
@@ -226,13 +236,17 @@ class LanguageModel(nn.Module):
         """`hidden` of ids (B, T), which continue those of `states`: (B, T, D), and the states after them."""
         check_ids(input_ids)
         if states is None:
-            return self._decode(input_ids, [Position(0), *[None] * len(self.attentions)])
+            return self._decode(input_ids, [Position(0), *[None] * (self._num_states - 1)])
         self.check_states(states, len(input_ids))
         return self._decode(input_ids, states)
 
+    @property
+    def _num_states(self) -> int:
+        return 1 + len(self.attentions) + (self.bottleneck is not None)
+
     def check_states(self, states: list[Any], batch_size: int) -> None:
         """Raise a ValueError unless these are states of a model with as many attentions, after `batch_size` texts."""
-        wanted = len(self.attentions) + 1
+        wanted = self._num_states
         if not isinstance(states, list) or len(states) != wanted:
             found = f"{len(states)} elements" if isinstance(states, list) else f"a {type(states).__name__}"
             raise ValueError(
@@ -255,6 +269,12 @@ class LanguageModel(nn.Module):
                 x = x + branch.dropout(y)
             else:
                 x = branch(x)
+        if self.bottleneck is not None:
+            step = x.dim() == 2
+            pieces = (x[:, None], input_ids[:, None]) if step else (x, input_ids)
+            x, state = self.bottleneck(*pieces, next(remaining))
+            x = x[:, 0] if step else x
+            after.append(state)
         tokens = input_ids.shape[1] if input_ids.dim() == 2 else 1
         return self.norm(x), [Position(position.tokens + tokens), *after]
 
@@ -338,12 +358,14 @@ class LanguageModel(nn.Module):
 
     def state_size(self, num_tokens: int) -> int:
         """How many numbers the decode state of one sequence holds after `num_tokens` tokens."""
-        return sum(attention.state_size(num_tokens) for attention in self.attentions)
+        marked = self.bottleneck.state_size if self.bottleneck is not None else 0
+        return marked + sum(attention.state_size(num_tokens) for attention in self.attentions)
 
     def flops(self, num_tokens: int) -> int:
         """Floating-point operations of `forward` on one sequence; a multiply-add is 2; see `Attention.flops`."""
         head = 2 * num_tokens * self.embedding.weight.numel()
-        return head + sum(branch.inner.flops(num_tokens) for branch in self.branches)
+        decoder = self.bottleneck.flops(num_tokens) if self.bottleneck is not None else 0
+        return head + decoder + sum(branch.inner.flops(num_tokens) for branch in self.branches)
 
 
 def _sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,7 @@ from .attention import (
 from .model import LanguageModel
 from .spec import AttentionSpec, options_of, plain
 
-#: vocab_size, hidden_dim, ..., tie_embeddings: declared once, by LanguageModel.
+#: vocab_size, hidden_dim, ..., bottleneck: declared once, by LanguageModel.
 SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]
 
 

@@ -256,7 +256,7 @@ def test_weights_of_the_later_options_are_copied(tmp_path):
 
 def test_a_checkpoint_from_before_these_options_can_be_read(trained, tmp_path):
     content = torch.load(trained[1], weights_only=True)
-    for name in ("positions", "ff_activation", "ff_bias", "norm", "tie_embeddings"):
+    for name in ("positions", "ff_activation", "ff_bias", "norm", "tie_embeddings", "bottleneck"):
         del content["hyper_parameters"][name]
     torch.save(content, tmp_path / "old.ckpt")
     assert start_from(LanguageModule(StandardAttention, **SMALL), tmp_path / "old.ckpt") == []

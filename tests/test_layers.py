@@ -28,7 +28,10 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.attention.base": {"bsbr_pl.attention.parts"},
     "bsbr_pl.attention.parts": {"bsbr_pl.attention.ops"},
     "bsbr_pl.feed_forward": set(),
-    "bsbr_pl.model": {"bsbr_pl.attention.base", "bsbr_pl.attention.parts", "bsbr_pl.feed_forward"},
+    "bsbr_pl.bottleneck": set(),
+    "bsbr_pl.model": {
+        f"bsbr_pl.{name}" for name in ("attention.base", "attention.parts", "bottleneck", "feed_forward")
+    },
     "bsbr_pl.spec": {"bsbr_pl.attention"},
     "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec"},
     "bsbr_pl": {"bsbr_pl.models"},

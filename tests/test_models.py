@@ -43,7 +43,7 @@ def test_options_reach_the_attention_of_every_layer():
 
 def test_the_signature_shows_the_options_with_their_defaults():
     parameters = inspect.signature(bsbr_pl.BSBRModel).parameters
-    assert list(parameters)[:13] == [
+    assert list(parameters)[:14] == [
         "vocab_size",
         "hidden_dim",
         "num_layers",
@@ -56,6 +56,7 @@ def test_the_signature_shows_the_options_with_their_defaults():
         "out_init",
         "norm",
         "tie_embeddings",
+        "bottleneck",
         "chunk_size",
     ]
     assert parameters["chunk_size"].default == 128

@@ -17,7 +17,7 @@ from bsbr_pl.module import LanguageModule
 ROOT = Path(__file__).parent.parent
 NAMES = [
     *("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim"),
-    *("dropout", "positions", "ff_activation", "ff_bias", "out_init", "norm", "tie_embeddings"),
+    *("dropout", "positions", "ff_activation", "ff_bias", "out_init", "norm", "tie_embeddings", "bottleneck"),
 ]
 OWN = {
     **{"learning_rate": 3e-3, "min_learning_rate": 0.0, "warmup_steps": 50, "weight_decay": 0.1},

@@ -28,21 +28,27 @@ _PAIR = "at least 2 without the noise"
 
 
 def compression(random: Random, length: int, vocab_size: int) -> Samples:
-    """Compression: the last token's activation must hold the whole text.
+    """Compression: repeat a text from what its last token holds.
 
-    T - 1 random tokens of [0, V - 1), then the mark V - 1. Each position asks for its own token, the mark included, of
-    a model that decodes all positions from the last one (`LanguageModel(decode_last=True)`); any other model would
-    only copy its input.
+    T / 2 - 1 random tokens of [0, V - 1), the mark V - 1, and blanks (0). From the mark on, each position asks for one
+    of the tokens, in their order and then for the mark; the last position asks nothing. A model with a bottleneck
+    (`LanguageModel(bottleneck=True)`) decodes these positions from the mark's activation alone. Without it, attention
+    would only look back. In the public code a sample is the first half, and each of its positions asks for its own
+    token, of a model that is not causal; T there is T / 2 here.
 
-    Example (T = 6, V = 10): the mark is 9.
+    Example (T = 10, V = 8): the mark is 7.
 
-        input    3  1  4  1  5  9
-        target   3  1  4  1  5  9
+        input    3  1  4  1  7  0  0  0  0  0
+        target   .  .  .  .  3  1  4  1  7  .
     """
-    _check(length >= 2 and vocab_size >= 3, length, vocab_size, "at least 2", "at least 3")
-    inputs = random.integers(0, vocab_size - 1, length)
-    inputs[:, -1] = vocab_size - 1
-    return inputs, inputs.copy()
+    half = length // 2
+    _check(length % 2 == 0 and half >= 2 and vocab_size >= 3, length, vocab_size, "even, at least 4", "at least 3")
+    text = random.integers(0, vocab_size - 1, half)
+    text[:, -1] = vocab_size - 1
+    blank = np.zeros_like(text)
+    targets = np.full((len(text), length), IGNORED)
+    targets[:, half - 1 : -1] = text
+    return np.concatenate([text, blank], 1), targets
 
 
 def in_context_recall(
@@ -198,7 +204,7 @@ def memorization(random: Random, length: int, vocab_size: int, seed: int) -> Sam
 
 #: Task -> its function, and the published arguments.
 TASKS: dict[str, tuple[Callable[..., Samples], dict[str, Any]]] = {
-    "compression": (compression, {"context_length": 32, "vocab_size": 16, "num_train": 12_800}),
+    "compression": (compression, {"context_length": 64, "vocab_size": 16, "num_train": 12_800}),
     "in_context_recall": (in_context_recall, {"context_length": 128, "vocab_size": 16, "num_train": 12_800}),
     "fuzzy_recall": (
         fuzzy_recall,
@@ -222,7 +228,7 @@ class MADData(RecallData):
     Args:
         task: compression, in_context_recall, fuzzy_recall, noisy_recall, selective_copying or memorization
         vocab_size: all ids, those of marks and noise included
-        context_length: tokens of a sample
+        context_length: tokens of a sample; of compression, twice the published length
         num_train: samples of the training set, which every epoch repeats in another order
         num_test: samples for validation, and as many others for testing
         noise_vocab_size, noise_share: of noisy_recall

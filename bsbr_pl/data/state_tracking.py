@@ -170,5 +170,9 @@ class StateTrackingData(RecallData):
     def validation_length(self) -> int:
         return max(self.hparams["test_lengths"], default=0)
 
+    def plateau(self) -> float:
+        """Of parity_recall, what recall gets without tracking."""
+        return 1 / 2 if self.hparams["task"] == "parity_recall" else self.chance()
+
     def _test_length_arguments(self, length: int) -> dict[str, Any]:
         return {"test_lengths": [length]}

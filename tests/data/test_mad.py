@@ -1,16 +1,22 @@
 """The MAD tasks, read back by their published rules; published sizes; what a guess gets."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import MADData, mad
 from bsbr_pl.data.base import IGNORED
 from bsbr_pl.data.tasks import Random
+from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import specs_of
 
 Row = list[int]
 TASKS = ("compression", "in_context_recall", "fuzzy_recall", "noisy_recall", "selective_copying", "memorization")
@@ -21,9 +27,11 @@ SEEDS = st.integers(0, 2**32)
 
 
 def read_compression(x: Row, y: Row, vocab_size: int) -> None:
-    assert x == y
-    assert x[-1] == vocab_size - 1
-    assert all(0 <= token < vocab_size - 1 for token in x[:-1])
+    half = len(x) // 2
+    assert all(0 <= token < vocab_size - 1 for token in x[: half - 1])
+    assert x[half - 1] == vocab_size - 1
+    assert x[half:] == [0] * half
+    assert y == [IGNORED] * (half - 1) + x[:half] + [IGNORED]
 
 
 def read_recall(x: Row, y: Row, vocab_size: int, noise_vocab_size: int = 0) -> None:
@@ -112,7 +120,7 @@ def test_published_sizes_obey_every_rule(task: str) -> None:
     """Written down from the public code's configs/tasks, and read from val and test samples."""
     data = MADData(task)
     vocab_size, length, examples = {
-        "compression": (16, 32, 12_800),
+        "compression": (16, 64, 12_800),
         "in_context_recall": (16, 128, 12_800),
         "fuzzy_recall": (16, 128, 12_800),
         "noisy_recall": (32, 128, 12_800),
@@ -171,7 +179,7 @@ def test_memorization_and_compression(half_length: int, vocab_size: int, seed: i
         x, y = mad.memorization(Random(seed, first + np.arange(8)), 2 * half_length, vocab_size, seed)
         for row, asked in zip(x.tolist(), y.tolist(), strict=True):
             read_memorization(row, asked, vocab_size, known)
-        x, y = mad.compression(Random(seed, np.arange(8)), 2 * half_length, vocab_size)
+        x, y = mad.compression(Random(seed, np.arange(8)), 2 * half_length + 2, vocab_size)
         for row, asked in zip(x.tolist(), y.tolist(), strict=True):
             read_compression(row, asked, vocab_size)
 
@@ -179,7 +187,7 @@ def test_memorization_and_compression(half_length: int, vocab_size: int, seed: i
 @pytest.mark.parametrize(
     ("task", "options"),
     [
-        ("compression", {"vocab_size": 10}),
+        ("compression", {"vocab_size": 8}),
         ("in_context_recall", {"vocab_size": 8}),
         ("fuzzy_recall", {"vocab_size": 12, "motif_size": 2}),
         ("selective_copying", {"vocab_size": 10, "num_copied": 3}),
@@ -255,7 +263,7 @@ def test_noise_keys_and_blanks_are_as_frequent_as_published() -> None:
 # The data module.
 
 SMALL: dict[str, dict[str, Any]] = {
-    "compression": {"context_length": 4, "vocab_size": 5},
+    "compression": {"context_length": 8, "vocab_size": 5},
     "in_context_recall": {"context_length": 6, "vocab_size": 6},
     "fuzzy_recall": {"context_length": 13, "vocab_size": 7, "motif_size": 2},
     "noisy_recall": {"context_length": 6, "vocab_size": 8, "noise_vocab_size": 2, "noise_share": 0.5},
@@ -335,10 +343,45 @@ def test_ladders_change_one_size() -> None:
         ({"task": "fuzzy_recall", "vocab_size": 6}, "vocab_size=6 at least 7"),
         ({"task": "fuzzy_recall", "context_length": 12}, "context_length=12 must be at least 13"),
         ({"task": "selective_copying", "num_copied": 128}, "num_copied=128 must be from 1 to 127"),
-        ({"task": "compression", "context_length": 1}, "context_length=1 must be at least 2"),
+        ({"task": "compression", "context_length": 2}, "context_length=2 must be even, at least 4"),
         ({"task": "memorization", "num_train": 0}, "segment memorization_T32 has 0 samples"),
     ],
 )
 def test_mistakes_are_said(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         MADData(**arguments)
+
+
+# The study's configurations.
+
+STUDY = Path(__file__).parents[2] / "study" / "configs" / "mad"
+
+
+@pytest.mark.parametrize("file", sorted(STUDY.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_study_trains_for_the_epochs_and_tokens_that_it_says(file: Path) -> None:
+    text = file.read_text()
+    settings = yaml.safe_load(text)
+    arguments, steps = settings["data"]["init_args"], settings["trainer"]["max_steps"]
+    data = MADData(**arguments)
+    published = not file.stem.startswith("short_")
+    assert file.stem.removeprefix("short_") == arguments["task"]
+    assert steps * data.batch_size == (200 if published else 5) * arguments["num_train"]
+    tokens = steps * data.batch_size * data.context_length / 1e6
+    assert f"samples, {tokens:.1f} million tokens" in text.replace("shorter ", "")
+    assert settings["model"].get("bottleneck", False) == (arguments["task"] == "compression")
+    if published:
+        task = arguments["task"]
+        assert arguments == {"task": task, "batch_size": 128} | mad.TASKS[task][1]
+
+
+@pytest.mark.parametrize("file", sorted(STUDY.glob("models/*.yaml")), ids=lambda file: file.stem)
+def test_every_model_of_the_study_is_made(file: Path) -> None:
+    described = yaml.safe_load(file.read_text())["model"]
+    task = yaml.safe_load((STUDY / "memorization.yaml").read_text())["model"]
+    with torch.device("meta"):
+        module = LanguageModule(**{**described, "attention": specs_of(described["attention"])}, **task, vocab_size=256)
+    assert all(attention.num_heads == described["num_heads"] for attention in module.model.attentions)
+
+
+def test_the_study_has_every_architecture() -> None:
+    assert ARCHITECTURES.keys() <= {file.stem for file in STUDY.glob("models/*.yaml")}

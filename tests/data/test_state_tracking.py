@@ -151,7 +151,7 @@ def test_recall_without_tracking_gets_half() -> None:
         for x, y in zip(batch["input_ids"].tolist(), batch["targets"].tolist(), strict=True):
             first = {x[i]: x[i + 1] for i in range(0, 12, 3)}
             right += [first[token] == answer for token, answer in zip(x, y, strict=True) if answer != IGNORED]
-    assert np.mean(right) == pytest.approx(0.5, abs=0.03)
+    assert np.mean(right) == pytest.approx(data.plateau(), abs=0.03)
 
 
 def test_slices_of_doubling_lengths_ask_at_other_positions() -> None:
