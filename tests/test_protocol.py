@@ -69,13 +69,15 @@ def test_a_sweep_goes_on_until_its_best_is_inside(study, tmp_path, monkeypatch, 
     assert sorted(run.rate for run in trained) == expected, "each once"
 
 
-def test_the_best_run_is_chosen_by_accuracy_then_loss(study):
+def test_the_best_run_has_the_least_loss_of_the_most_accurate(study):
     rows = study["rows"]
     found = rows.runs_in(
         [row("a", 0, 0.1, 0.9, 3.0, "sweep"), row("a", 0, 0.2, 0.9, 2.0, "sweep"), row("a", 0, 0.4, 0.3, 1.0, "sweep")]
     )
     best = rows.best_runs(found, found)
     assert {model: run.rate for model, run in best.items()} == {"a": 0.2}
+    plateau = rows.runs_in([row("b", 0, 0.1, 0.28, 2.6, "sweep"), row("b", 0, 0.4, 0.263, 2.0, "sweep")])
+    assert rows.best_runs(plateau, plateau)["b"].rate == 0.4, "within noise of each other"
     absent = rows.Run("toy", "a", 0.8, 0, 8, "sweep")
     assert rows.best_runs([*found, absent], found) == {}, "a run is missing"
     decay = row("a", 0, 0.1, 0.95, 1.0, "sweep", study={"weight_decay": 0.1})
