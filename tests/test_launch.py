@@ -62,7 +62,7 @@ class Executor(submitit.LocalExecutor):
 def make(tmp_path, monkeypatch):
     """Makes a launcher, as a new process would, and trainings of so many steps."""
     monkeypatch.setattr(launch, "SECONDS_BETWEEN_LOOKS", 1.0)
-    monkeypatch.setattr(launch, "SECONDS_TO_APPEAR", 0.1)
+    monkeypatch.setattr(launch, "SECONDS_TO_APPEAR", 1.5)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     (tmp_path / "script.py").write_text(SCRIPT)
 
