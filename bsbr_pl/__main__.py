@@ -1,4 +1,4 @@
-"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval, submit."""
+"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval."""
 
 import importlib
 import inspect
