@@ -16,6 +16,7 @@ COMMANDS = {
     "report": "write a report from the rows of results.jsonl files, without their checkpoints",
     "match": "print the sizes at which architectures have the budget of a reference",
     "retrieval": "print where a trained model fails on its own recall task",
+    "submit": "check the rows of models, and append them to a board",
 }
 #: The argument of each command that is not an option with a default.
 REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,6 +24,7 @@ REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
     "report": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files"}),
     "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
     "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
+    "submit": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files that evaluate.py wrote"}),
 }
 
 #: Arguments that are options without a value.

@@ -92,7 +92,12 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """In a child, before its program: ask Linux for SIGTERM when the parent is gone, unless it is gone already."""
+    """In a child, before its program: ask Linux for SIGTERM when the parent is gone, unless it is gone already.
+
+    SIGUSR2 is ignored: Slurm sends it to all processes of a job, before the job's time is over.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent may ignore it
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

@@ -30,6 +30,11 @@ an interrupted run is resumed. A run that failed for another reason is tried aga
 which runs are missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies
 may share one output folder. Arguments after `--` go to train.py.
 
+    python study/run.py runs/study --launcher=slurm --sbatch partition=gpu gpus=1 time=12:00:00
+
+trains each run as a job of a Slurm cluster (docs/howto/cluster.md). This process writes the rows as the runs end. If it
+stops, the jobs continue, and the same command collects them.
+
 `--configs` and `--train` give tasks, models and architectures of your own. The script of `--train` registers them, and
 calls train.command_line() under `if __name__ == "__main__"`; the study runs the script too, without that call.
 """
@@ -39,12 +44,15 @@ import math
 import runpy
 import shlex
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from rows import Run, best_runs, keep, loss, next_rate, results, runs_in
-from trainings import ROOT, Training, diverged, parse_with_rest, train_all
+from trainings import QUEUED, ROOT, Training, diverged, parse_with_rest, train_all
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import DATA_SETS
@@ -57,6 +65,7 @@ from bsbr_pl.spec import specs_of
 CONFIGS, TRAIN = ROOT / "study" / "configs", ROOT / "train.py"
 #: Task -> the task whose changes of the models it uses too.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
+SECONDS_BETWEEN_LOOKS = 20.0  # at the jobs of a cluster
 SWEEP_SEED = 0
 START = (0.25, 0.5, 1, 2)  # rates of a sweep, in rates of the task
 TEXT_SHARE = 0.5  # of the steps, in a sweep on text
@@ -78,7 +87,7 @@ class Study(NamedTuple):
     options: list[str]  # of train.py, for every run
     configs: Path = CONFIGS
     script: Path = TRAIN
-    workers: int = 1
+    launch: Callable[[list[Training]], dict[str, str]] = train_all  # returns name -> why a training has no result
 
     def described(self, model: str) -> Path:
         """The file that describes a model."""
@@ -124,7 +133,7 @@ class Study(NamedTuple):
             ]
             files = self.files(run.task, run.model)
             trainings.append(Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script))
-        return train_all(trainings, self.workers)
+        return self.launch(trainings)
 
     def sweep(
         self, task: str, grid: Grid, arguments: dict[str, dict[str, Any]], kept: Results, command: str
@@ -150,9 +159,14 @@ class Study(NamedTuple):
             for model, rate in more.items():
                 tried[model] += [rate] if rate else []
 
-    def run(self, task: str, models: list[str], seeds: list[int], grid: Grid, steps: int) -> dict[str, str]:
-        """Make the runs of a task and write their rows. Returns run -> why it is missing."""
-        arguments, kept = self.matched_arguments(task, models), results(self.output, task)
+    def run(
+        self, task: str, arguments: dict[str, dict[str, Any]], seeds: list[int], grid: Grid, steps: int
+    ) -> dict[str, str]:
+        """Make the runs of a task and write their rows. Returns run -> why it is missing.
+
+        `arguments` are those of `matched_arguments`. On a cluster this starts what can start now, and is called again.
+        """
+        models, kept = list(arguments), results(self.output, task)
         command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
         (first_rate, *_), (first_decay, *_) = grid.rates, grid.decays
         points, missing = {model: (first_rate, first_decay) for model in models}, {}
@@ -172,9 +186,11 @@ class Study(NamedTuple):
         for run in final:
             if failed := diverged(run.folder(self.output)):
                 missing[str(run)] = failed
-        kept.read()  # rows of other studies in this folder
-        print("\n" + summary(kept.rows), flush=True)
         return missing
+
+    def table(self, task: str) -> str:
+        """The results of a task in this folder, also those of other studies."""
+        return summary(results(self.output, task).rows)
 
 
 def names(folder: Path) -> list[str]:
@@ -200,11 +216,16 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--max_rates", type=int, default=8, help="for each model, those beyond the edges included")
     parser.add_argument("--sweep_share", type=float, help="of the steps, in a sweep; default 1, on text 0.5")
     parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
-    parser.add_argument("--workers", type=int, default=1, help="runs at once; they share the processor's cores")
+    parser.add_argument("--workers", type=int, help="runs at once; here, where they share the cores, the default is 1")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
     parser.add_argument(
         "--train", type=Path, default=TRAIN, help="script to train with, which may register your architectures"
     )
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where the runs are trained")
+    parser.add_argument(
+        "--sbatch", nargs="+", default=[], metavar="OPTION=VALUE", help="options of sbatch, as in --sbatch gpus=1"
+    )
+    parser.add_argument("--no_wait", action="store_true", help="submit jobs and collect results, but wait for none")
     chosen, options = parse_with_rest(parser)
     for name, folder, known in (
         ("tasks", chosen.configs, names(chosen.configs)),
@@ -219,15 +240,44 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     for name in ("steps", "workers", "max_rates"):
         if (value := getattr(chosen, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
+    if chosen.launcher == "local" and (chosen.sbatch or chosen.no_wait):
+        parser.error("--sbatch and --no_wait need --launcher=slurm")
     return chosen, options
+
+
+def launcher(chosen: argparse.Namespace) -> Callable[[list[Training]], dict[str, str]]:
+    """Trains runs here until all have ended, or submits them and returns at once."""
+    if chosen.launcher == "local":
+        return partial(train_all, workers=chosen.workers or 1)
+    try:
+        from launch import slurm
+    except ImportError as error:
+        sys.exit(f"study/run.py: error: --launcher=slurm needs the package {error.name}: pip install 'bsbr-pl[slurm]'")
+    sbatch = {name: value or True for name, _, value in (one.partition("=") for one in chosen.sbatch)}
+    return slurm(chosen.output / "jobs", sbatch, chosen.workers)
+
+
+def repeat(passes: dict[str, Callable[[], dict[str, str]]], no_wait: bool, study: Study) -> dict[str, str]:
+    """Run each task until no run of it is queued, and print its table. Returns run -> why it is missing."""
+    missing: dict[str, str] = {}
+    while passes:
+        for task, run in list(passes.items()):
+            found = run()
+            if no_wait or not any(reason.startswith(QUEUED) for reason in found.values()):
+                print(f"\n{study.table(task)}", flush=True)
+                missing |= found
+                del passes[task]
+        if passes:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    return missing
 
 
 def main() -> int:
     chosen, options = choose()
     if chosen.train != TRAIN:
         runpy.run_path(str(chosen.train))
-    study = Study(chosen.output, options, chosen.configs, chosen.train, chosen.workers)
-    missing: dict[str, str] = {}
+    study = Study(chosen.output, options, chosen.configs, chosen.train, launcher(chosen))
+    passes = {}
     for task in chosen.tasks:
         settings = study.settings(task)
         steps, rate = chosen.steps or settings["trainer"]["max_steps"], settings["model"]["learning_rate"]
@@ -236,7 +286,9 @@ def main() -> int:
         share = chosen.sweep_share or (TEXT_SHARE if is_text else 1)
         most = chosen.max_rates if len(rates) > 1 else 1
         grid = Grid(rates, chosen.decays or [None], max(1, round(share * steps)), most)
-        missing |= study.run(task, chosen.models, chosen.seeds, grid, steps)
+        arguments = study.matched_arguments(task, chosen.models)
+        passes[task] = partial(study.run, task, arguments, chosen.seeds, grid, steps)
+    missing = repeat(passes, chosen.no_wait, study)
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}", file=sys.stderr)
     return int(bool(missing))

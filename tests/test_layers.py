@@ -100,11 +100,12 @@ ALLOWED: dict[str, set[str]] = {
         *("bsbr_pl.data.corpus", "bsbr_pl.data.files"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
-        *("bsbr_pl.report", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
+        *("bsbr_pl.report", "bsbr_pl.report.rows", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
     },
     "bsbr_pl.evals.commands": {
         *("bsbr_pl.evals.checkpoints", "bsbr_pl.evals.evaluation", "bsbr_pl.evals.matching"),
-        *("bsbr_pl.evals.retrieval", "bsbr_pl.evals.saved_data", "bsbr_pl.attention", "bsbr_pl.models"),
+        *("bsbr_pl.evals.retrieval", "bsbr_pl.evals.saved_data", "bsbr_pl.evals.submit"),
+        *("bsbr_pl.attention", "bsbr_pl.models"),
         *("bsbr_pl.report", "bsbr_pl.results", "bsbr_pl.utils.allocator", "bsbr_pl.utils.files", "bsbr_pl.values"),
     },
     "bsbr_pl.__main__": {

@@ -22,6 +22,7 @@ from .evaluation import LENGTHS, MULTIPLES, Evaluation
 from .retrieval import as_text
 from .retrieval import retrieval as ask_all
 from .saved_data import HERE, DataLocation
+from .submit import submit as submit
 
 
 def evaluate(

@@ -1,0 +1,103 @@
+"""The job script of docs/multi_node.md on a real Slurm, with two tasks on the CPU, compared with one process.
+
+    python tests/faults/slurm_tasks.py                # needs slurm-wlm and munge
+
+The job is trained three times: undisturbed, requeued in the middle, and with the signal that announces the end of its
+time. Then one is cancelled: it must not enter the queue again. Each loss must be that of one process to 1e-9, in
+float64.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from slurm_cluster import Cluster, told, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "\n".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(150))
+OPTIONS = [
+    *("--trainer.accelerator=cpu", "--trainer.precision=64-true", "--trainer.max_steps=2000"),
+    *("--trainer.val_check_interval=2000", "--trainer.enable_progress_bar=false", "--data.source=text.txt"),
+    *("--data.tokenizer=bytes", "--data.context_length=32", "--data.batch_size=4", "--data.cache_dir=cache"),
+    *("--model.hidden_dim=32", "--model.num_layers=1", "--model.num_heads=2"),
+]
+HERE = {  # what the page asks of a larger cluster -> what this one has
+    "--nodes=2": "--nodes=1",
+    "--ntasks-per-node=8": "--ntasks-per-node=2",
+    "--cpus-per-task=8": "--cpus-per-task=1",
+    "#SBATCH --gpus-per-node=8\n": "",
+    "--trainer.num_nodes=2": "--trainer.num_nodes=1",
+    "--trainer.devices=8": "--trainer.devices=2",
+    "python train.py": f"{sys.executable} {ROOT / 'train.py'}",
+    "configs/bsbr.yaml": str(ROOT / "configs" / "bsbr.yaml"),
+}
+
+
+def script() -> str:
+    """The script of the page, for this machine."""
+    (text,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs" / "multi_node.md").read_text(), re.S)
+    for theirs, ours in HERE.items():
+        assert theirs in text, theirs
+        text = text.replace(theirs, ours)
+    return text.replace("--trainer.strategy=ddp", f"--trainer.strategy=ddp {' '.join(OPTIONS)}")
+
+
+def record(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("runs/*/record.json")
+    return json.loads(path.read_text())
+
+
+def queued() -> str:
+    return told("squeue", "--noheader", "--format=%i %T %R")
+
+
+def train(folder: Path, *fault: str) -> dict[str, Any]:
+    """The record of a job that a fault hits once, after its first checkpoint."""
+    folder.mkdir()
+    (folder / "text.txt").write_text(TEXT)
+    (folder / "job.sh").write_text(script())
+    job = told("sbatch", "--parsable", f"--chdir={folder}", f"--output={folder}/job.out", str(folder / "job.sh"))
+    if fault:
+        wait_for(lambda: list(folder.glob("runs/*/checkpoints/last.ckpt")), 600)
+        subprocess.run([*fault, job], check=True)
+    wait_for(lambda: not queued(), 600)
+    return record(folder)
+
+
+def main() -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "one").mkdir()
+        (folder / "cluster").mkdir()
+        (folder / "one" / "text.txt").write_text(TEXT)
+        config = f"--config={ROOT / 'configs' / 'bsbr.yaml'}"
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "fit", config, *OPTIONS], cwd=folder / "one", check=True
+        )
+        expected = record(folder / "one")["metrics"]["val/loss"]["value"][-1]
+        print(f"one process: val/loss {expected:.12f}")
+        faults = {"": (), "requeued": ("scontrol", "requeue"), "signalled": ("scancel", "--signal=TERM")}
+        with Cluster(folder / "cluster"):
+            for name, fault in faults.items():
+                found = train(folder / f"two{name}", *fault)
+                loss, resumed = found["metrics"]["val/loss"]["value"][-1], found.get("resumed_at_step")
+                print(
+                    f"two tasks {name}: {found['status']}, val/loss {loss:.12f}, resumed at step {resumed}", flush=True
+                )
+                assert found["environment"]["processes"] == 2
+                assert math.isclose(loss, expected, rel_tol=1e-9)
+                assert (0 < resumed < 2000) if fault else not resumed
+            found = train(folder / "cancelled", "scancel")
+            print(f"two tasks, cancelled: {found['status']} after {found['steps']} steps")
+            assert found["status"] != "finished"
+
+
+if __name__ == "__main__":
+    main()
