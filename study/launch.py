@@ -149,7 +149,7 @@ class Launcher:
         try:
             outcome, result = pickle.loads(paths.result_pickle.read_bytes())
         except (OSError, EOFError):
-            return f"job {job} left the queue without a result: it was cancelled, or ran out of time or memory"
+            return f"job {job} left the queue without a result; {paths.stderr} may say why (cancelled, out of memory)"
         words = list(result.values()) if outcome == "success" else result.strip().splitlines()[-1:]
         return f"job {job} ended without a result: {(words or ['its files are not there yet'])[0]}"
 
