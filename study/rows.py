@@ -16,6 +16,8 @@ from bsbr_pl.report.study import quality
 from bsbr_pl.results import Results, Row
 from bsbr_pl.values import digest
 
+NOISE = 0.02  # of an accuracy on a thousand samples: on a plateau the highest is not the best
+
 
 class Run(NamedTuple):
     """One training. Its folder's name tells it from all others."""
@@ -131,19 +133,27 @@ def loss(row: Mapping[str, Any]) -> float:
     return math.inf if values[-1] is None else values[-1]
 
 
-def rank(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Runs of a sweep are sorted by this, the best first: by bits per byte or accuracy, equal ones by loss."""
-    found, text = quality(row["values"]["metrics"])
-    return (math.inf if found is None else found if text else -found, loss(row))
-
-
 def best_runs(sweep: Iterable[Run], found: Mapping[Run, Row]) -> dict[str, Run]:
-    """Model -> its best run of a sweep on the validation split, of every model whose runs are all there."""
+    """Model -> its best run of a sweep on the validation split, of every model whose runs are all there.
+
+    It has the least loss; of a recall task, among the runs whose mean accuracy is within `NOISE` of the highest.
+    """
     by_model: dict[str, list[Run]] = {}
     for run in sweep:
         by_model.setdefault(run.model, []).append(run)
-    whole = {model: runs for model, runs in by_model.items() if all(run in found for run in runs)}
-    return {model: min(runs, key=lambda run: (rank(found[run]), run.rate)) for model, runs in whole.items()}
+    best = {}
+    for model, runs in by_model.items():
+        if all(run in found for run in runs):
+            accuracies = {run: _accuracy(found[run]) for run in runs}
+            near = [run for run in runs if accuracies[run] >= max(accuracies.values()) - NOISE]
+            best[model] = min(near, key=lambda run: (loss(found[run]), run.rate))
+    return best
+
+
+def _accuracy(row: Row) -> float:
+    """On the validation split; 0 on text, and if the run diverged."""
+    value, text = quality(row["values"]["metrics"])
+    return 0.0 if text or value is None else value
 
 
 def next_rate(rates: Sequence[float], best: float, most: int) -> float | None:

@@ -17,9 +17,9 @@ The protocol, for each model on each task:
    chooses a rate for the wrong phase. So sweeps of recall tasks have all steps of the task. Sweeps of text have half of
    them, which is past the plateau (windows with a convolution leave it before step 800) and costs half. `--sweep_share`
    changes this.
-2. The best point has the fewest bits per byte, or the highest mean accuracy over slices (then the least loss), on the
-   validation split. If its rate is the lowest or the highest, half or twice that rate is tried too, until the best is
-   inside or `--max_rates` were tried. The table marks a best rate at an edge.
+2. The best point has the least loss on the validation split; of a recall task, among the points whose mean accuracy
+   over slices is within 0.02 of the highest. If its rate is the lowest or the highest, half or twice that rate is tried
+   too, until the best is inside or `--max_rates` were tried. The table marks a best rate at an edge.
 3. Runs that count, with the best point and seeds 1, 2 and 3, which the choice has not seen. Each is certified and
    predicts the test split. The table shows test results, parameters, FLOPs, state and speed, and says which models
    have not learned the task yet: no better than `TokenData.plateau`. A second table compares each model with the best,
@@ -51,11 +51,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from rows import Run, best_runs, keep, next_rate, rank, results, runs_in
+from rows import Run, best_runs, keep, loss, next_rate, results, runs_in
 from trainings import QUEUED, ROOT, Training, diverged, parse_with_rest, train_all
 
 from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.data import DATA_SETS
 from bsbr_pl.evals.matching import match, table
+from bsbr_pl.models import SIZES
 from bsbr_pl.report.study import summary
 from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
@@ -106,13 +108,15 @@ class Study(NamedTuple):
         settings = self.settings(task)
         if "ff_dim" in settings["model"]:
             return {name: {} for name in models}
-        sizes = {name: settings["model"][name] for name in ("hidden_dim", "num_layers", "num_heads")}
-        sizes["vocab_size"] = settings["data"]["init_args"]["bpe_vocab_size"]
+        arguments = settings["data"]["init_args"]
+        data = DATA_SETS[settings["data"]["class_path"].rpartition(".")[2]](**arguments)
+        sizes = {size.name: settings["model"][size.name] for size in SIZES if size.name in settings["model"]}
+        sizes["vocab_size"] = arguments.get("bpe_vocab_size") or data.vocab_size
         given = {}
         for name in dict.fromkeys(["standard", *models]):
             described = yaml.safe_load(self.described(name).read_text())["model"]["attention"]
             given[name] = {"attention": specs_of(described), **sizes}
-        length = settings["data"]["init_args"]["context_length"]
+        length = max(data.train_lengths)
         found = match("params", given, length, "standard")
         print(table("params", length, found, "standard") + "\n", flush=True)
         return {name: found[name].changed for name in models}
@@ -150,7 +154,7 @@ class Study(NamedTuple):
             best = best_runs(wanted, found)
             more = {model: next_rate(tried[model], run.rate, grid.most) for model, run in best.items()}
             if not any(more.values()):
-                learned = {model: run for model, run in best.items() if rank(found[run]) < (math.inf, math.inf)}
+                learned = {model: run for model, run in best.items() if loss(found[run]) < math.inf}
                 return learned, tried, missing
             for model, rate in more.items():
                 tried[model] += [rate] if rate else []
