@@ -68,6 +68,7 @@ ELSEWHERE = {
         'f"--out={tmp_path}"',
     ),
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
+    **{command: ("tests/test_foreign.py", "commands(PAGE)") for command in commands(PAGES["howto/own_module.md"])},
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
     "make docs": ("Makefile", "docs:"),
     "make results": ("Makefile", "results:"),
@@ -121,10 +122,11 @@ def test_the_commands_and_the_certificate_run(tmp_path, monkeypatch, one_thread,
 
     (example,) = re.findall(r"```python\n(.*?)```", PAGES["howto/certificate.md"], re.S)
     exec(example)
-    lines = capfd.readouterr().out.splitlines()
-    assert all(line.endswith("passed") for line in lines)
+    _, *lines, _, verdict = capfd.readouterr().out.splitlines()
+    assert all(line.endswith("passed") for line in (*lines, verdict))
     named = re.findall(r"^\| `(\w+)` \|", PAGES["howto/certificate.md"], re.M)
-    assert {re.sub("_[0-9]+$", "_K", line.split()[0]) for line in lines} == set(named)
+    found = {re.sub("_[0-9]+$", "_N" if line.startswith("length") else "_K", line.split()[0]) for line in lines}
+    assert found | {"bf16", "compile"} == set(named)
 
 
 class AnotherAttention(StandardAttention):
