@@ -74,7 +74,7 @@ def build(make: Any, hidden_dim: int | None, num_heads: int | None, options: Map
     except (TypeError, AssertionError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ValueError(
-            f"{make.__name__}({given}) cannot be built: {error}; give its other arguments as options (init_args)"
+            f"{make.__name__}({given}) cannot be built: {error}; give it other init_args (options)"
         ) from error
 
 
@@ -84,12 +84,12 @@ def output_of(module: nn.Module, x: Tensor) -> Tensor:
     Raises:
         ValueError: its `forward` needs more than one argument, or gives no tensor.
     """
-    signature = inspect.signature(module.forward)
     try:
-        signature.bind(x)
+        inspect.signature(module.forward).bind(x)
     except TypeError as error:
+        name = type(module).__name__
         raise ValueError(
-            f"{type(module).__name__}.forward{signature} must take one tensor ({error}): wrap it in a module that does"
+            f"{name}.forward must take one tensor: {error}; wrap it in a module that gives it all"
         ) from error
     y = module(x)
     y = getattr(y, "logits", y)

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.flops import count_flops, matmul_peak
 from bsbr_pl.utils.macs import count_macs
-from bsbr_pl.values import one_line
 
 from .step_windows import StepWindows, Window, log, over_ranks
 
@@ -77,7 +76,7 @@ class FlopCounter(StepWindows):
         except Exception as error:
             if closed is not None:
                 raise
-            rank_zero_warn(f"FlopCounter cannot count this model, whose FLOPs stay absent: {one_line(error)}")
+            rank_zero_warn(f"FlopCounter cannot count this model, whose FLOPs stay absent: {str(error)[:200]}")
             return
         self._peak = matmul_peak(pl_module.device, _dtype(str(trainer.precision)))
         for tool, counted in (("fvcore", 2 * macs.total), ("torch", flops)):

@@ -93,6 +93,7 @@ ELSEWHERE = {
         '"study/run.py"), str(folder / "runs"), "--tasks"',
     ),
     "-m bsbr_pl report runs/study/mqar/results.jsonl": ("tests/test_study.py", '"bsbr_pl", "report", str(published)'),
+    **{command: ("tests/test_foreign.py", "commands(PAGE)") for command in commands(PAGES["howto/own_module.md"])},
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
     "make docs": ("Makefile", "docs:"),
     "make results": ("Makefile", "results:"),
@@ -146,10 +147,11 @@ def test_the_commands_and_the_certificate_run(tmp_path, monkeypatch, one_thread,
 
     (example,) = re.findall(r"```python\n(.*?)```", PAGES["howto/certificate.md"], re.S)
     exec(example)
-    lines = capfd.readouterr().out.splitlines()
-    assert all(line.endswith("passed") for line in lines)
+    _, *lines, _, verdict = capfd.readouterr().out.splitlines()
+    assert all(line.endswith("passed") for line in (*lines, verdict))
     named = re.findall(r"^\| `(\w+)` \|", PAGES["howto/certificate.md"], re.M)
-    assert {re.sub("_[0-9]+$", "_K", line.split()[0]) for line in lines} == set(named)
+    found = {re.sub("_[0-9]+$", "_N" if line.startswith("length") else "_K", line.split()[0]) for line in lines}
+    assert found | {"bf16", "compile"} == set(named)
 
 
 class AnotherAttention(StandardAttention):

@@ -14,9 +14,9 @@ class Analysis:
     exponents: cost -> model -> {"exponent", "interval", "lengths"} of cost ~ length^exponent, see `values.exponent`.
     crossovers: cost -> model -> other model -> {"length", "interval", "longest"}: from which length on the model costs
         less than the other, see `values.crossover`.
-    rankings: metric -> models from best to worst at the longest length that all have a figure for: {"model", "length",
-        "value", "interval", "rank": [best, worst]}; a rank counts another model as better or worse where the 95 %
-        intervals do not overlap.
+    rankings: metric -> models from best to worst at the longest length that all have a figure for, without those that
+        have none at any length: {"model", "length", "value", "interval", "rank": [best, worst]}; a rank counts another
+        model as better or worse where the 95 % intervals do not overlap.
     """
 
     results: Mapping[str, Any]
@@ -44,8 +44,8 @@ class Analysis:
             if cost:
                 slope, passed = self.exponents[metric][model], self.crossovers[metric][model].get(other)
                 row.append(f"{slope['exponent']:.2f}{_span(slope['interval'], '.2f')}" if slope else "-")
-                row.append(_passed(passed) if passed else "-")
-            rows.append([*row, "-".join(map(str, dict.fromkeys(ranks[model]["rank"]))) if ranks else "-"])
+                row.append(_passed(passed) if passed and passed["longest"] else "-")
+            rows.append([*row, "-".join(map(str, dict.fromkeys(ranks[model]["rank"]))) if model in ranks else "-"])
         return aligned(rows)
 
     def _notes(self) -> Iterator[str]:
@@ -91,13 +91,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
-    models, sign = results["models"], -1 if metric == "accuracy" else 1
+    sign = -1 if metric == "accuracy" else 1
+    models = [model for model in results["models"] if any(value is not None for value in results[model][metric])]
     full = [
         (length, i)
         for i, length in enumerate(results["seq_lengths"])
         if all(results[model][metric][i] is not None for model in models)
     ]
-    if not full:
+    if not (full and models):
         return []
     length, i = max(full)
     rows = [

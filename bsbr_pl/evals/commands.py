@@ -144,6 +144,8 @@ def certify(
         make = pkgutil.resolve_name(module)
     except AttributeError as error:
         raise ValueError(f"module={module!r} is not there: {error}") from error
+    if not callable(make):
+        raise ValueError(f"module={module!r} names no class or function that builds an nn.Module")
     torch.manual_seed(seed)
     built = build(make, hidden_dim, num_heads, options or {})
     if not isinstance(built, torch.nn.Module):
