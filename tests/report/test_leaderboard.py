@@ -146,10 +146,8 @@ def test_evaluated_runs_outside_of_a_study_stand_in_it_too_seeds_in_one_cell():
 
 def needles(name: str, seed: int, accuracies: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
     task = {"class": "NeedleData", "kind": "recall", "fingerprint": f"{seed}" * 32, "arguments": {"seed": seed}}
-    slices = [{"slice": one, "length": 256, "accuracy": right, "interval": [right, right]}
+    slices = [{"slice": one, "length": int(one.split("_")[0][1:]), "accuracy": right, "interval": [right, right]}
               for one, right in accuracies.items()]  # fmt: skip
-    for one in slices:
-        one["length"] = int(str(one["slice"]).split("_")[0][1:]) if str(one["slice"])[0] == "T" else 256
     return about(name, seed, data=task), recall(0.5) | {"slices": slices}
 
 
@@ -179,13 +177,3 @@ def test_maps_of_needles_have_a_cell_for_each_depth_and_length(tmp_path):
     with Image.open(io.BytesIO((tmp_path / "plots" / "needle_1.png").read_bytes())) as seen:
         assert seen.width == 806
     assert f'src="{single.other}"' in (tmp_path / "report.html").read_text()
-
-
-def test_older_rows_name_the_depth_alone():
-    bench = Bench()
-    one, values = needles("bsbr", 0, {"depth_0": 0.25, "depth_1": 1.0})
-    bench.add(one, "certificate", certificate())
-    bench.add(one, "recall", values)
-    (only,) = leaderboard.needle_maps(Findings(bench.rows))
-    assert only.figure
-    np.testing.assert_array_equal(only.figure.axes[0].images[0].get_array(), [[0.25], [1.0]])
