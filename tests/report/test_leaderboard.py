@@ -97,6 +97,16 @@ def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
     assert list(cells.index) == ["gau", "bsbr", "linear"]
 
 
+def test_data_of_other_lengths_have_a_column_of_their_own_and_those_of_other_seeds_do_not():
+    bench = Bench()
+    for seed, length in enumerate((64, 64, 128)):
+        data = {"class": "MQARData", "kind": "recall", "fingerprint": f"{seed}" * 32}
+        data |= {"arguments": {"seed": seed, "context_length": length, "num_workers": seed}}
+        study_run(bench, "recall", "bsbr", seed, 0.5, about={"data": data})
+    cells = board(bench.rows)
+    assert {header: len(cells[header]["bsbr"].runs) for header in cells} == {"recall (%)": 2, "recall (2) (%)": 1}
+
+
 def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
     bench = Bench()
     for task in ("copy", "recall"):
@@ -177,3 +187,14 @@ def test_maps_of_needles_have_a_cell_for_each_depth_and_length(tmp_path):
     with Image.open(io.BytesIO((tmp_path / "plots" / "needle_1.png").read_bytes())) as seen:
         assert seen.width == 806
     assert f'src="{single.other}"' in (tmp_path / "report.html").read_text()
+
+
+def test_a_task_that_was_not_run_counts_as_the_middle():
+    bench = Bench()
+    for model, right in {"gau": 0.9, "bsbr": 0.8, "linear": 0.2, "standard": 0.1}.items():
+        study_run(bench, "copy", model, 0, right)
+    for i, model in enumerate(["bsbr", "linear", "standard", *(f"other{i}" for i in range(5))]):
+        study_run(bench, "recall", model, 0, 0.9 - i / 10)
+    order = list(board(bench.rows).index)
+    # bsbr: (2/4 + 1/8) / 2 = 0.3125; gau: (1/4 + 1/2) / 2 = 0.375, and 1/4 if the other task did not count.
+    assert order[:2] == ["bsbr", "gau"]
