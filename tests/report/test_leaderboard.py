@@ -26,15 +26,9 @@ def published(*tasks: str) -> list[dict[str, Any]]:
 
 def study_run(bench: Bench, task: str, model: str, seed: int, right: float, rate: float = 0.01, **more: Any) -> None:
     study = {"task": task, "model": model, "phase": "final", "rate": rate}
-    data = {
-        "class": "MQARData",
-        "kind": "recall",
-        "fingerprint": f"{seed}" * 32,
-        "arguments": {"seed": seed, "n": task},
-    }
-    one = about(
-        model, seed, f"{task}/{model}/{rate}_{seed}", data=data, study=study, config={}, **more.pop("about", {})
-    )
+    data = {"class": "MQARData", "kind": "recall", "fingerprint": f"{seed}" * 32, "arguments": {"seed": seed}}
+    changes = {"data": data, "study": study, "config": {}} | more.pop("about", {})
+    one = about(model, seed, f"{task}/{model}/{rate}_{seed}", **changes)
     accuracies = {"val/accuracy_T64": {"step": [199], "value": [right]}}
     bench.add(one, "training", training() | {"metrics": accuracies} | more)
 
