@@ -192,3 +192,16 @@ def test_a_task_that_was_not_run_counts_as_the_middle():
     order = list(board(bench.rows).index)
     # bsbr: (2/4 + 1/8) / 2 = 0.3125; gau: (1/4 + 1/2) / 2 = 0.375, and 1/4 if the other task did not count.
     assert order[:2] == ["bsbr", "gau"]
+
+
+def test_unfinished_runs_are_left_out_and_another_text_has_a_column_of_its_own():
+    bench = Bench()
+    for seed, text in enumerate("aab"):
+        bench.measured(about("linear", seed, f"runs/{seed}/last.ckpt", data__fingerprint=32 * text), 1.5 + seed / 10)
+    bench.measured(about("linear", 3, "runs/3/last.ckpt", run__finished=False, run__steps=50), 1.2)
+    cells = board(bench.rows)
+    assert {header: len(cells[header].iloc[0].runs) for header in cells} == {
+        "TextData texts (bits per byte)": 2,
+        "TextData texts (2) (bits per byte)": 1,
+    }
+    assert list(cells.index) == ["linear(chunk_size=8)"]
