@@ -91,14 +91,15 @@ def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
     assert list(cells.index) == ["gau", "bsbr", "linear"]
 
 
-def test_data_of_other_lengths_have_a_column_of_their_own_and_those_of_other_seeds_do_not():
+def test_other_lengths_and_batches_have_columns_of_their_own_and_other_seeds_do_not():
     bench = Bench()
-    for seed, length in enumerate((64, 64, 128)):
+    for seed, (length, batch) in enumerate([(64, 8), (64, 8), (128, 8), (64, 16)]):
         data = {"class": "MQARData", "kind": "recall", "fingerprint": f"{seed}" * 32}
         data |= {"arguments": {"seed": seed, "context_length": length, "num_workers": seed}}
-        study_run(bench, "recall", "bsbr", seed, 0.5, about={"data": data})
+        study_run(bench, "recall", "bsbr", seed, 0.5, about={"data": data, "run__batch": batch})
     cells = board(bench.rows)
-    assert {header: len(cells[header]["bsbr"].runs) for header in cells} == {"recall (%)": 2, "recall (2) (%)": 1}
+    number = {header: len(cells[header]["bsbr"].runs) for header in cells}
+    assert number == {"recall (%)": 2, "recall (2) (%)": 1, "recall (3) (%)": 1}
 
 
 def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
