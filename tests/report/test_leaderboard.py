@@ -142,7 +142,16 @@ def test_evaluated_runs_outside_of_a_study_stand_in_it_too_seeds_in_one_cell():
         bench.add(one, "certificate", certificate())
         bench.add(one, "recall", recall(0.6 + seed / 5))
         bench.measured(about("linear", seed, f"runs/text_{seed}/last.ckpt"), 1.5 + seed / 10)
-    cells = board(bench.rows)
+        bench.measured(about("gau", seed, f"runs/text_gau_{seed}/last.ckpt"), 2.5 + seed / 10)
+    matrix, listed = leaderboard.tables(Findings(bench.rows))
+    assert {row[0].value: row[2].best for row in matrix.grid} == {
+        "linear(chunk_size=8)": True,
+        "gau(chunk_size=8)": False,
+    }
+    text_runs = listed.frame["task"] == "TextData texts"
+    assert text_runs.tolist() == listed.frame["bits per byte"].notna().tolist()
+    assert text_runs.tolist() == listed.frame["accuracy (%)"].isna().tolist()
+    cells = matrix.frame.set_index("model")
     assert list(cells) == ["InductionData (%)", "TextData texts (bits per byte)"]
     induction, text = cells.loc["linear(chunk_size=8)"]
     assert (induction.value, len(induction.runs)) == (pytest.approx(0.7), 2)
