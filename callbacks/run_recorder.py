@@ -9,7 +9,6 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from bsbr_pl.resume import seed
 from bsbr_pl.run_folder import run_folder
 from bsbr_pl.steps import ended_by
 from bsbr_pl.utils.files import write_json
@@ -69,9 +68,9 @@ class RunRecorder(Callback):
     """Writes record.json into the run's folder after each validation and at the end, atomically.
 
     It holds every logged metric with step and seconds; the run's arguments and progress (`LanguageModule.run`); the
-    configuration of model and data; the data's fingerprint; versions, machine and threads; the git commit, if the code
-    is in a repository; `status`, and for a finished run what ended it (`ended_by`). The record of a resumed run
-    includes its earlier parts. Checkpoints hold the same, up to their step. With fast_dev_run nothing is written.
+    data's fingerprint; versions, machine and threads; the git commit, if the code is in a repository; `status`, and for
+    a finished run what ended it (`ended_by`). The record of a resumed run includes its earlier parts. Checkpoints hold
+    the same, up to their step. With fast_dev_run nothing is written.
     """
 
     def __init__(self) -> None:
@@ -92,25 +91,14 @@ class RunRecorder(Callback):
             return
         self._history.start()
         self._trained = True
-        data = getattr(trainer, "datamodule", None)
         self._facts = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "resumed_at_step": trainer.global_step,
-            "initial_weights": getattr(pl_module, "initial_weights", None),
             "environment": {**environment(pl_module.device), "processes": trainer.world_size},
             "git": git_commit(),
-            "seed": seed(),
-            "model": dict(pl_module.hparams),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
-            "data": None if data is None else {"class": type(data).__name__, **dict(data.hparams)},
-            "data_fingerprint": getattr(data, "fingerprint", None),
-            "training": {
-                "max_steps": trainer.max_steps,
-                "precision": str(trainer.precision),
-                "accumulate_grad_batches": trainer.accumulate_grad_batches,
-                "gradient_clip_val": trainer.gradient_clip_val,
-            },
+            "data_fingerprint": getattr(getattr(trainer, "datamodule", None), "fingerprint", None),
         }
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -297,7 +297,7 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
     main("fit", "standard", *SIZE, "--trainer.max_steps=30", "--trainer.val_check_interval=30")
     source = "runs/version_0/checkpoints/last.ckpt"
     record = json.loads(Path("runs/version_0/record.json").read_text())
-    assert "initial_weights" not in record
+    assert record["run"]["arguments"]["initial_weights"] is None
     (standard,) = record["metrics"]["val/loss"]["value"]
 
     start = [*SIZE, f"--initial_weights={source}"]
@@ -314,7 +314,7 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
     Path(source).unlink()
     run = Path("runs/healed")
     healed = json.loads((run / "record.json").read_text())
-    assert healed["initial_weights"] == source
+    assert healed["run"]["arguments"]["initial_weights"] == source
     assert standard < healed["metrics"]["val/loss"]["value"][0] < converted < math.log(257) - 0.5
 
     last = LanguageModule.load(run / "checkpoints/last.ckpt")
@@ -324,7 +324,7 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
     more = ["--trainer.max_steps=6", "--ckpt_path=last", "--trainer.logger.init_args.version=healed"]
     assert main("fit", "bsbr", *heal, *more).trainer.global_step == 6
     resumed = json.loads((run / "record.json").read_text())
-    assert (resumed["resumed_at_step"], resumed["initial_weights"]) == (3, source)
+    assert (resumed["resumed_at_step"], resumed["run"]["arguments"]["initial_weights"]) == (3, source)
     with pytest.raises(ValueError, match=r"version_0/checkpoints/last.ckpt is not a readable checkpoint: No such"):
         main("fit", "bsbr", *heal, "--trainer.max_steps=3")
 

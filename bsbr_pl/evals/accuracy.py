@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,8 +42,8 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
     starts = _blocks(offsets)
     sums = np.zeros((len(starts), 4))  # nats, tokens, right, bytes of each block
     length = data.eval_context_length
-    positions = _Slices(_doublings(length))
-    hits = _Slices([("rest", 0, 1), ("hits", 1, None), *_distances()])
+    edges = [0, *(2**i for i in range((length - 1).bit_length()))]  # of positions: 0, 1, 2, 4, 8, ...
+    positions, hits = np.zeros((len(edges), 3)), np.zeros((1 + len(HIT_DISTANCES), 3))  # nats, tokens, right
     device = next(model.parameters()).device
     size = torch.as_tensor(data.tokenizer.token_bytes).to(device)
     for batch, logits in _predictions(model, data, split):
@@ -53,11 +53,10 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
         place = batch["index"][:, None] + 1 + position  # in the stream, of the target
         block = np.searchsorted(starts, place[counted].cpu().numpy(), "right") - 1
         columns = (nats[counted], torch.ones_like(nats[counted]), right[counted], size[targets[counted]])
-        for column, values in enumerate(columns):
-            sums[:, column] += np.bincount(block.clip(0), values.cpu().double().numpy(), len(sums))
-        positions.add(position[counted], nats[counted], right[counted])
-        distance = associative_recall_hits(batch["input_ids"], targets)
-        hits.add(distance[counted], nats[counted], right[counted])
+        sums += _sums(columns, block.clip(0), len(sums))
+        positions += _sums(columns[:3], np.digitize(position[counted].cpu(), edges) - 1, len(edges))
+        distance = associative_recall_hits(batch["input_ids"], targets)[counted]
+        hits += _sums(columns[:3], np.digitize(distance.cpu(), HIT_DISTANCES), len(hits))
     figures = token_metrics(*torch.from_numpy(sums.sum(0)))
     ratios = {"loss": (0, 1, 1.0), "accuracy": (2, 1, 1.0), "bits_per_byte": (0, 3, math.log(2))}
     return {
@@ -68,9 +67,15 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
         "interval": {name: ratio_interval(sums[:, a], k * sums[:, b]) for name, (a, b, k) in ratios.items()},
         "blocks": {"nats": sums[:, 0].tolist(), "bytes": sums[:, 3].tolist()},
         "by_position": [
-            {"start": start, "stop": stop, "loss": found["loss"]} for (_, start, stop), found in positions.read()
+            {"start": start, "stop": stop, "loss": nats / tokens}
+            for start, stop, (nats, tokens, _) in zip(edges, [*edges[1:], length], positions, strict=True)
+            if tokens
         ],
-        "recall": [{"slice": name, **found} for (name, _, _), found in hits.read()],
+        "recall": [
+            {"slice": name, "tokens": int(tokens), "loss": nats / tokens, "accuracy": right / tokens}
+            for name, (nats, tokens, right) in zip(_hit_names(), [hits[0], hits[1:].sum(0), *hits[1:]], strict=True)
+            if tokens
+        ],
     }
 
 
@@ -129,34 +134,12 @@ def _predictions(model: LanguageModel, data: TokenData, split: str) -> Iterator[
         yield batch, model(batch["input_ids"])
 
 
-class _Slices:
-    """Sums over tokens in classes of a whole number: (name, start, stop) holds start <= number < stop."""
-
-    def __init__(self, classes: list[tuple[str, int, int | None]]) -> None:
-        self.classes = classes
-        self.sums = np.zeros((len(classes), 3))  # tokens, nats, right
-
-    def add(self, numbers: Tensor, nats: Tensor, right: Tensor) -> None:
-        for i, (_, start, stop) in enumerate(self.classes):
-            inside = numbers >= start if stop is None else (numbers >= start) & (numbers < stop)
-            self.sums[i] += [int(inside.sum()), float(nats[inside].sum()), int(right[inside].sum())]
-
-    def read(self) -> Iterator[tuple[tuple[str, int, int | None], dict[str, Any]]]:
-        """The classes that have a token, with their values."""
-        for one, (tokens, nats, right) in zip(self.classes, self.sums, strict=True):
-            if tokens:
-                yield one, {"tokens": int(tokens), "loss": nats / tokens, "accuracy": right / tokens}
+def _sums(columns: Sequence[Tensor], where: np.ndarray, count: int) -> np.ndarray:
+    """(count, columns): sums of columns (n,), each of the n values at its place `where`."""
+    return np.stack([np.bincount(where, values.cpu().double().numpy(), count) for values in columns], 1)
 
 
-def _doublings(length: int) -> list[tuple[str, int, int | None]]:
-    """[0, 1), [1, 2), [2, 4), [4, 8), ... up to `length`."""
-    edges = [0, *(2**i for i in range(length.bit_length())), length]
-    return [("", a, b) for a, b in pairwise(edges) if a < b]
-
-
-def _distances() -> list[tuple[str, int, int | None]]:
-    ends = [*HIT_DISTANCES[1:], None]
-    return [
-        (f"{start} to {stop - 1} back" if stop else f"{start} or more back", start, stop)
-        for start, stop in zip(HIT_DISTANCES, ends, strict=True)
-    ]
+def _hit_names() -> list[str]:
+    """`rest`, `hits` and the classes of hits by their distance."""
+    ranges = [f"{start} to {stop - 1} back" for start, stop in pairwise(HIT_DISTANCES)]
+    return ["rest", "hits", *ranges, f"{HIT_DISTANCES[-1]} or more back"]

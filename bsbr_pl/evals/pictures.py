@@ -62,7 +62,7 @@ def course(record: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": metrics,
         "seconds": record.get("seconds"),
         "environment": where,
-        "precision": (record.get("training") or {}).get("precision"),
+        "precision": record.get("run", {}).get("arguments", {}).get("trainer.precision"),
         "processes": where.get("processes"),
     }
 

@@ -35,7 +35,6 @@ RECORD = {
     "ended_by?": (NoneType, str),
     "steps?": COUNT,
     "run?": RUN,
-    "training?": {"precision?": (NoneType, str), "*": object},
     "environment?": {"processes?": (NoneType, COUNT), "*": object},
     "*": object,
 }

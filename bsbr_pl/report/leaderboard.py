@@ -17,7 +17,7 @@ from .tables import Column, Measured, Table, table
 
 TASK = ["task", "split", "budget", "data"]  # runs that agree in these are compared
 COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "learned", "digest", "checkpoint"]
-DEPTH = re.compile(r"(?:T\d+_N(\d+)_d|depth_)([\d.]+)")  # names of slices: T256_N4_d0.25; older ones have one needle
+DEPTH = re.compile(r"T\d+_N(\d+)_d([\d.]+)")  # names of slices: T256_N4_d0.25
 NOT_LEARNED = "not learned yet"
 ACCURACY: dict[str, Any] = {"unit": "%", "best": "high", "decimals": 1}  # of its columns
 MIDDLE = 0.5  # rank of a task that was not run, as a share of the ranks
@@ -55,7 +55,7 @@ def needle_maps(findings: Findings) -> list[Picture]:
     for run, row in _evaluated(findings):
         for one in row["values"].get("slices") or []:
             if at := DEPTH.fullmatch(one["slice"]):
-                place = {"needles": int(at[1] or 1), "depth": float(at[2]), "length": one["length"]}
+                place = {"needles": int(at[1]), "depth": float(at[2]), "length": one["length"]}
                 found.append(run | place | {"accuracy": one["accuracy"]})
     frame, made = pd.DataFrame(found, columns=[*COLUMNS, "needles", "depth", "length", "accuracy"]), []
     frame["column"] = _names(frame)

@@ -101,8 +101,7 @@ class Plot:
             name, words = self.lines[int(line[1])]
             return f'<g data-series="{escape(name)}" data-hover="{escape("|".join(words))}">'
 
-        with rc_context(SETTINGS):
-            text = drawn(self.figure, "svg").decode()
+        text = drawn(self.figure, "svg").decode()
         text = re.sub(
             r'^.*?<svg [^>]*(viewBox="[^"]*")[^>]*', rf'<svg {NAMESPACES} class="plot" \1', text, flags=re.DOTALL
         )

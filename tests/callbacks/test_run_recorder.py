@@ -25,11 +25,10 @@ def test_everything_is_in_it(make_data, make_module, make_trainer, tmp_path):
     assert record["steps"] == 8
     assert record["environment"]["device"] == "cpu"
     assert record["environment"]["versions"]["torch"] == torch.__version__
-    assert record["model"]["hidden_dim"] == 16
-    assert record["model"]["attention"]["init_args"] == {"chunk_size": 8}
-    assert record["data"]["class"] == "TextData"
-    assert record["data"]["context_length"] == 32
-    assert record["data_fingerprint"] == data.fingerprint
+    arguments = record["run"]["arguments"]
+    assert (arguments["model.hidden_dim"], arguments["model.attention.chunk_size"]) == (16, 8)
+    assert (arguments["data.class"], arguments["data.context_length"]) == ("TextData", 32)
+    assert arguments["data.fingerprint"] == record["data_fingerprint"] == data.fingerprint
     assert record["parameters"] == sum(p.numel() for p in module.parameters())
     assert 0 < record["step_seconds"]["p50"] <= record["step_seconds"]["p95"] < record["seconds"]
     metrics = record["metrics"]

@@ -92,11 +92,7 @@ def with_run(folder: Path, status: str | None = None, ended_by: str | None = Non
     """Write the description of a run into a real run's folder, in all its checkpoints and its record.json."""
     path = folder / "record.json"
     record = json.loads(path.read_text())
-    arguments = {f"model.{name}": value for name, value in record["model"].items()}
-    arguments |= {f"data.{name}": value for name, value in record["data"].items() if name[0] != "_"}
-    arguments |= {f"trainer.{name}": value for name, value in record["training"].items()}
-    arguments |= {"data.fingerprint": record["data_fingerprint"], "seed": record["seed"], "initial_weights": None}
-    arguments |= run.pop("arguments", {})
+    arguments = record["run"]["arguments"] | run.pop("arguments", {})
     described = {"arguments": arguments, "changes": [], "planned_steps": STEPS, "step": record["steps"]}
     described |= {"tokens": record["steps"] * BATCH * CONTEXT} | run
     record |= {"run": described} | {name: v for name, v in (("status", status), ("ended_by", ended_by)) if v}
@@ -572,7 +568,6 @@ RECORDED: dict[str, tuple[dict[str, Any], str]] = {
     "no metrics": ({"metrics": "many"}, "metrics must be of type object"),
     "seconds in words": ({"seconds": "many"}, "seconds must be of type float"),
     "a number that cannot be squared": ({"seconds": 1e300}, r"the number 1e\+300"),
-    "training in words": ({"facts": {"training": "x"}}, "training must be of type object"),
     "an environment of numbers": ({"facts": {"environment": [3]}}, "environment must be of type object"),
     "half a process": ({"facts": {"environment": {"processes": 0.5}}}, "processes must be of type int"),
     "facts that are a list": ({"facts": [1]}, "facts must be of type object"),

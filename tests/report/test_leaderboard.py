@@ -26,15 +26,9 @@ def published(*tasks: str) -> list[dict[str, Any]]:
 
 def study_run(bench: Bench, task: str, model: str, seed: int, right: float, rate: float = 0.01, **more: Any) -> None:
     study = {"task": task, "model": model, "phase": "final", "rate": rate}
-    data = {
-        "class": "MQARData",
-        "kind": "recall",
-        "fingerprint": f"{seed}" * 32,
-        "arguments": {"seed": seed, "n": task},
-    }
-    one = about(
-        model, seed, f"{task}/{model}/{rate}_{seed}", data=data, study=study, config={}, **more.pop("about", {})
-    )
+    data = {"class": "MQARData", "kind": "recall", "fingerprint": f"{seed}" * 32, "arguments": {"seed": seed}}
+    changes = {"data": data, "study": study, "config": {}} | more.pop("about", {})
+    one = about(model, seed, f"{task}/{model}/{rate}_{seed}", **changes)
     accuracies = {"val/accuracy_T64": {"step": [199], "value": [right]}}
     bench.add(one, "training", training() | {"metrics": accuracies} | more)
 
@@ -97,6 +91,17 @@ def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
     assert list(cells.index) == ["gau", "bsbr", "linear"]
 
 
+def test_other_lengths_and_batches_have_columns_of_their_own_and_other_seeds_do_not():
+    bench = Bench()
+    for seed, (length, batch) in enumerate([(64, 8), (64, 8), (128, 8), (64, 16)]):
+        data = {"class": "MQARData", "kind": "recall", "fingerprint": f"{seed}" * 32}
+        data |= {"arguments": {"seed": seed, "context_length": length, "num_workers": seed}}
+        study_run(bench, "recall", "bsbr", seed, 0.5, about={"data": data, "run__batch": batch})
+    cells = board(bench.rows)
+    number = {header: len(cells[header]["bsbr"].runs) for header in cells}
+    assert number == {"recall (%)": 2, "recall (2) (%)": 1, "recall (3) (%)": 1}
+
+
 def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
     bench = Bench()
     for task in ("copy", "recall"):
@@ -137,7 +142,16 @@ def test_evaluated_runs_outside_of_a_study_stand_in_it_too_seeds_in_one_cell():
         bench.add(one, "certificate", certificate())
         bench.add(one, "recall", recall(0.6 + seed / 5))
         bench.measured(about("linear", seed, f"runs/text_{seed}/last.ckpt"), 1.5 + seed / 10)
-    cells = board(bench.rows)
+        bench.measured(about("gau", seed, f"runs/text_gau_{seed}/last.ckpt"), 2.5 + seed / 10)
+    matrix, listed = leaderboard.tables(Findings(bench.rows))
+    assert {row[0].value: row[2].best for row in matrix.grid} == {
+        "linear(chunk_size=8)": True,
+        "gau(chunk_size=8)": False,
+    }
+    text_runs = listed.frame["task"] == "TextData texts"
+    assert text_runs.tolist() == listed.frame["bits per byte"].notna().tolist()
+    assert text_runs.tolist() == listed.frame["accuracy (%)"].isna().tolist()
+    cells = matrix.frame.set_index("model")
     assert list(cells) == ["InductionData (%)", "TextData texts (bits per byte)"]
     induction, text = cells.loc["linear(chunk_size=8)"]
     assert (induction.value, len(induction.runs)) == (pytest.approx(0.7), 2)
@@ -146,10 +160,8 @@ def test_evaluated_runs_outside_of_a_study_stand_in_it_too_seeds_in_one_cell():
 
 def needles(name: str, seed: int, accuracies: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
     task = {"class": "NeedleData", "kind": "recall", "fingerprint": f"{seed}" * 32, "arguments": {"seed": seed}}
-    slices = [{"slice": one, "length": 256, "accuracy": right, "interval": [right, right]}
+    slices = [{"slice": one, "length": int(one.split("_")[0][1:]), "accuracy": right, "interval": [right, right]}
               for one, right in accuracies.items()]  # fmt: skip
-    for one in slices:
-        one["length"] = int(str(one["slice"]).split("_")[0][1:]) if str(one["slice"])[0] == "T" else 256
     return about(name, seed, data=task), recall(0.5) | {"slices": slices}
 
 
@@ -181,11 +193,25 @@ def test_maps_of_needles_have_a_cell_for_each_depth_and_length(tmp_path):
     assert f'src="{single.other}"' in (tmp_path / "report.html").read_text()
 
 
-def test_older_rows_name_the_depth_alone():
+def test_a_task_that_was_not_run_counts_as_the_middle():
     bench = Bench()
-    one, values = needles("bsbr", 0, {"depth_0": 0.25, "depth_1": 1.0})
-    bench.add(one, "certificate", certificate())
-    bench.add(one, "recall", values)
-    (only,) = leaderboard.needle_maps(Findings(bench.rows))
-    assert only.figure
-    np.testing.assert_array_equal(only.figure.axes[0].images[0].get_array(), [[0.25], [1.0]])
+    for model, right in {"gau": 0.9, "bsbr": 0.8, "linear": 0.2, "standard": 0.1}.items():
+        study_run(bench, "copy", model, 0, right)
+    for i, model in enumerate(["bsbr", "linear", "standard", *(f"other{i}" for i in range(5))]):
+        study_run(bench, "recall", model, 0, 0.9 - i / 10)
+    order = list(board(bench.rows).index)
+    # bsbr: (2/4 + 1/8) / 2 = 0.3125; gau: (1/4 + 1/2) / 2 = 0.375, and 1/4 if the other task did not count.
+    assert order[:2] == ["bsbr", "gau"]
+
+
+def test_unfinished_runs_are_left_out_and_another_text_has_a_column_of_its_own():
+    bench = Bench()
+    for seed, text in enumerate("aab"):
+        bench.measured(about("linear", seed, f"runs/{seed}/last.ckpt", data__fingerprint=32 * text), 1.5 + seed / 10)
+    bench.measured(about("linear", 3, "runs/3/last.ckpt", run__finished=False, run__steps=50), 1.2)
+    cells = board(bench.rows)
+    assert {header: len(cells[header].iloc[0].runs) for header in cells} == {
+        "TextData texts (bits per byte)": 2,
+        "TextData texts (2) (bits per byte)": 1,
+    }
+    assert list(cells.index) == ["linear(chunk_size=8)"]
