@@ -1,4 +1,4 @@
-"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval."""
+"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, match, retrieval, lm-eval, export."""
 
 import importlib
 import inspect
@@ -16,6 +16,8 @@ COMMANDS = {
     "report": "write a report from the rows of results.jsonl files, without their checkpoints",
     "match": "print the sizes at which architectures have the budget of a reference",
     "retrieval": "print where a trained model fails on its own recall task",
+    "lm-eval": "evaluate a trained model on tasks of the lm-evaluation-harness",
+    "export": "write a trained model as a folder for Hugging Face's transformers",
 }
 #: The argument of each command that is not an option with a default.
 REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,7 +25,11 @@ REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
     "report": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files"}),
     "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
     "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
+    "lm-eval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote, of a model trained on text"}),
+    "export": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
 }
+#: The second positional argument, of a command that has two.
+SECOND = {"export": ("folder", {"type": str, "help": "for model.safetensors, config.json and the tokenizer"})}
 
 #: Arguments that are options without a value.
 FLAGS = {"trust_data": "read the paths and Hub names in checkpoints, with their sizes and workers"}
@@ -74,10 +80,12 @@ def run(name: str, args: Sequence[str], program: str) -> int:
         name = "report"
     command = _command(name)
     parser = Parser(prog=program, description=(command.__doc__ or "").split("\n")[0])
-    argument, how = REQUIRED[name]
-    parser.add_argument(argument, **how)
+    positional = [REQUIRED[name], *([SECOND[name]] if name in SECOND else [])]
+    for argument, how in positional:
+        parser.add_argument(argument, **how)
     flags = FLAGS.keys() & inspect.signature(command).parameters
-    parser.add_function_arguments(command, skip={argument.lstrip("-"), *flags}, as_group=False)
+    known: set[str | int] = {argument.lstrip("-") for argument, _ in positional}
+    parser.add_function_arguments(command, skip=known | flags, as_group=False)
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true", help=FLAGS[flag])
     words = "packages, separated by commas, that are imported, so that checkpoints may name their classes"
@@ -97,7 +105,7 @@ def _command(name: str) -> Callable[..., int]:
         return report
     from bsbr_pl.evals import commands  # imports torch
 
-    return getattr(commands, name)
+    return getattr(commands, name.replace("-", "_"))
 
 
 if __name__ == "__main__":
