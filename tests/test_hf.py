@@ -245,7 +245,7 @@ FOREIGN = {
     "too wide": ({"hidden_dim": HUGE}, f"hidden_dim={HUGE} is too large"),
     "too deep": ({"num_layers": HUGE}, f"num_layers={HUGE} is too large"),
     "too many ids": ({"vocab_size": HUGE * 1000}, "is too large"),
-    "another size": ({"ff_dim": 63}, "the weights are not those of config.json: mismatched keys"),
+    "another size": ({"ff_dim": 63}, "ignore_mismatched_sizes"),
     "another depth": ({"num_layers": 3}, "the weights are not those of config.json: missing keys"),
     "pickled weights": (pickled, "safetensors"),
     "another tensor": (without, "the weights are not those of config.json: missing keys .*model.norm.weight"),
