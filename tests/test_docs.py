@@ -69,6 +69,13 @@ ELSEWHERE = {
     ),
     "train.py fit --config configs/matched/bsbr.yaml": ("tests/evals/test_matching.py", 'f"--out={tmp_path}"'),
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
+    "pip install -c constraints.txt -e '.[hf]'": (".ci/run", "-c constraints.txt -e '.[hf]'"),
+    "pip install -c constraints.txt -e '.[lm-eval]'": (".ci/run", "-c constraints.txt -e '.[lm-eval]'"),
+    "bsbr export runs/version_0/checkpoints/best.ckpt exported": ("tests/test_hf.py", "hugging_face.md"),
+    "bsbr lm-eval runs/version_0/checkpoints/best.ckpt --tasks my_text --include_path tasks --out results.json": (
+        "tests/evals/test_harness.py",
+        "lm_eval.md",
+    ),
     "make docs": ("Makefile", "docs:"),
     "make results": ("Makefile", "results:"),
     "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),

@@ -1,6 +1,8 @@
 """Exported models in Hugging Face's transformers: equal logits, decoding and ids, and no code in a folder."""
 
 import json
+import re
+import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -285,6 +287,24 @@ def test_export_of_a_checkpoint(tokenizer, make_trainer, texts, tmp_path, monkey
     found = model.generate(**batch, max_new_tokens=9, do_sample=False)
     assert torch.equal(found, module.model.generate(batch["input_ids"], 9, temperature=0)[:, : found.shape[1]])
     assert model.generation_config.eos_token_id == data.tokenizer.eos_id
+
+
+def test_the_page_runs(make_trainer, make_data, make_module, tmp_path, monkeypatch, capsys):
+    """With a checkpoint of this test; the upload goes to no Hub."""
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(make_module("bsbr"), datamodule=make_data())
+    trainer.save_checkpoint("runs/version_0/checkpoints/best.ckpt")
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "hugging_face.md").read_text()
+    (command,) = re.findall("^bsbr (.*)$", page, re.M)
+    assert main(shlex.split(command)) == 0
+    use, upload = re.findall(r"```python\n(.*?)```", page, re.S)
+    names: dict = {}
+    exec(use, names)
+    assert capsys.readouterr().out.startswith("exported\ndef f(")
+    assert {path.name for path in Path("exported").iterdir()} == set(re.findall(r"`(\w+\.\w+)`(?=.* \| )", page))
+    for part in upload.split(", "):
+        assert callable(eval(part.split("(")[0], names))
 
 
 def test_a_model_of_a_recall_task_has_no_tokenizer(make_trainer, tmp_path, capsys):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +220,25 @@ def test_the_command_runs_local_tasks(trained, tmp_path, monkeypatch, capsys):
         right += scores.index(max(scores)) == d["label"]
     assert found["results"]["local_choice"]["acc,none"] == pytest.approx(right / 6)
     assert "local_generation" in table
+
+
+def test_the_page_runs(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "lm_eval.md").read_text()
+    for folder in ("tasks", "runs/version_0/checkpoints"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(trained, "runs/version_0/checkpoints/best.ckpt")
+    Path("texts.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
+    (task,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    Path("tasks/my_text.yaml").write_text(task)
+    (command,) = re.findall("^bsbr (.*)$", page, re.M)
+    assert main(shlex.split(command)) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(Path("results.json").read_text())["results"]["my_text"]["bits_per_byte,none"]
+    assert "|my_text|" in printed
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(example, {})
+    assert float(capsys.readouterr().out) == pytest.approx(result, abs=1e-6)
 
 
 def test_mistakes_are_told_in_a_sentence(trained, make_trainer, tmp_path, capsys):
