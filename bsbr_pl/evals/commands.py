@@ -236,7 +236,8 @@ def lm_eval(
         raise ValueError(f"tasks: the harness has no task {unknown[0]!r}; --include_path=FOLDER adds yours")
     length = max_length or max(opened.data.train_lengths)
     model = HarnessModel(opened.module.model.to(_usable(device)), tokenizer, length, batch_size)
-    found = simple_evaluate(model, tasks=names, num_fewshot=num_fewshot, limit=limit, task_manager=manager)
+    options = {"num_fewshot": num_fewshot, "limit": limit, "log_samples": False}
+    found = simple_evaluate(model, tasks=names, task_manager=manager, **options)
     print(make_table(found))
     if out:
         write_json(Path(out), {"checkpoint": checkpoint, "max_length": length, "results": found["results"]})
