@@ -1,4 +1,4 @@
-"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, certify, match, retrieval, submit."""
+"""The command line, `bsbr` or `python -m bsbr_pl`: evaluate, report, certify, match, retrieval and others."""
 
 import importlib
 import inspect
@@ -18,6 +18,8 @@ COMMANDS = {
     "match": "print the sizes at which architectures have the budget of a reference",
     "retrieval": "print where a trained model fails on its own recall task",
     "submit": "check the rows of models, and append them to a board",
+    "lm-eval": "evaluate a trained model on tasks of the lm-evaluation-harness",
+    "export": "write a trained model as a folder for Hugging Face's transformers",
 }
 #: The argument of each command that is not an option with a default.
 REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,7 +29,11 @@ REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
     "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
     "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
     "submit": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files that evaluate.py wrote"}),
+    "lm-eval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote, of a model trained on text"}),
+    "export": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
 }
+#: The second positional argument, of a command that has two.
+SECOND = {"export": ("folder", {"type": str, "help": "for model.safetensors, config.json and the tokenizer"})}
 
 #: Arguments that are options without a value.
 FLAGS = {
@@ -81,10 +87,12 @@ def run(name: str, args: Sequence[str], program: str) -> int:
         name = "report"
     command = _command(name)
     parser = Parser(prog=program, description=(command.__doc__ or "").split("\n")[0])
-    argument, how = REQUIRED[name]
-    parser.add_argument(argument, **how)
+    positional = [REQUIRED[name], *([SECOND[name]] if name in SECOND else [])]
+    for argument, how in positional:
+        parser.add_argument(argument, **how)
     flags = FLAGS.keys() & inspect.signature(command).parameters
-    parser.add_function_arguments(command, skip={argument.lstrip("-"), *flags}, as_group=False)
+    known: set[str | int] = {argument.lstrip("-") for argument, _ in positional}
+    parser.add_function_arguments(command, skip=known | flags, as_group=False)
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true", help=FLAGS[flag])
     words = "packages, separated by commas, that are imported, so that checkpoints may name their classes"
@@ -109,7 +117,7 @@ def _command(name: str) -> Callable[..., int]:
         return report
     from bsbr_pl.evals import commands  # imports torch
 
-    return getattr(commands, name)
+    return getattr(commands, name.replace("-", "_"))
 
 
 if __name__ == "__main__":

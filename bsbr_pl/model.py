@@ -286,6 +286,7 @@ class LanguageModel(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         seed: int = 0,
+        until: Callable[[Tensor], bool] | None = None,
     ) -> Tensor:
         """Continue ids (B, T >= 1) by `max_new_tokens`: (B, T + max_new_tokens). The same seed gives the same text.
 
@@ -295,6 +296,7 @@ class LanguageModel(nn.Module):
             temperature: divides the logits before sampling; 0 takes the most likely token.
             top_k: sample among this many most likely tokens; None for all.
             seed: of the sampling.
+            until: gets the ids after each new token, (B, T + new tokens); True ends the generation.
 
         Raises:
             ValueError: on an empty prompt, an argument out of range, more tokens than there are positions, or logits
@@ -317,6 +319,8 @@ class LanguageModel(nn.Module):
                 if not logits.isfinite().all():
                     raise ValueError(self._explain_not_finite(torch.cat(ids, 1)))
                 ids.append(_sample(logits, temperature, top_k, generator)[:, None])
+                if until is not None and until(torch.cat(ids, 1)):
+                    break
                 if i + 1 < max_new_tokens:
                     logits, states = self.step(ids[-1][:, 0], states)
         finally:

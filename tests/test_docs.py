@@ -95,6 +95,13 @@ ELSEWHERE = {
     "-m bsbr_pl report runs/study/mqar/results.jsonl": ("tests/test_study.py", '"bsbr_pl", "report", str(published)'),
     **{command: ("tests/test_foreign.py", "commands(PAGE)") for command in commands(PAGES["howto/own_module.md"])},
     "benchmarks/gpu.py": ("tests/test_benchmarks.py", '"gpu.py"), "--out", str(out), '),
+    "pip install -c constraints.txt -e '.[hf]'": (".ci/run", "-c constraints.txt -e '.[hf]'"),
+    "pip install -c constraints.txt -e '.[lm-eval]'": (".ci/run", "-c constraints.txt -e '.[lm-eval]'"),
+    "bsbr export runs/version_0/checkpoints/best.ckpt exported": ("tests/test_hf.py", "hugging_face.md"),
+    "bsbr lm-eval runs/version_0/checkpoints/best.ckpt --tasks my_text --include_path tasks --out results.json": (
+        "tests/evals/test_harness.py",
+        "lm_eval.md",
+    ),
     "make docs": ("Makefile", "docs:"),
     "make results": ("Makefile", "results:"),
     "-m http.server -d site": ("mkdocs.yml", "site_dir: site"),

@@ -80,6 +80,10 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.convert": {
         *("bsbr_pl.attention", "bsbr_pl.feed_forward", "bsbr_pl.module", "bsbr_pl.spec", "bsbr_pl.values"),
     },
+    "bsbr_pl.hf": {
+        *("bsbr_pl.attention", "bsbr_pl.limits", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.spec"),
+        *("bsbr_pl.data.tokenizer", "bsbr_pl.utils.files"),  # the tokenizer for a type only
+    },
     # The command line of training.
     "bsbr_pl.plain_yaml": set(),
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
@@ -104,7 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     # Evaluation.
     "bsbr_pl.evals": {
         *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpora"),
-        *("bsbr_pl.data.corpus", "bsbr_pl.data.files"),
+        *("bsbr_pl.data.corpus", "bsbr_pl.data.files", "bsbr_pl.data.tokenizer"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
         *("bsbr_pl.report", "bsbr_pl.report.rows", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
@@ -115,8 +119,8 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.evals.commands": {
         *("bsbr_pl.evals.certificate", "bsbr_pl.evals.checkpoints", "bsbr_pl.evals.evaluation"),
         *("bsbr_pl.evals.matching", "bsbr_pl.foreign"),
-        *("bsbr_pl.evals.retrieval", "bsbr_pl.evals.saved_data", "bsbr_pl.evals.submit"),
-        *("bsbr_pl.attention", "bsbr_pl.models"),
+        *("bsbr_pl.evals.retrieval", "bsbr_pl.evals.saved_data", "bsbr_pl.evals.submit", "bsbr_pl.evals.harness"),
+        *("bsbr_pl.attention", "bsbr_pl.data.tokenizer", "bsbr_pl.hf", "bsbr_pl.models"),
         *("bsbr_pl.report", "bsbr_pl.results", "bsbr_pl.utils.allocator", "bsbr_pl.utils.files", "bsbr_pl.values"),
     },
     "bsbr_pl.__main__": {

@@ -60,6 +60,15 @@ def test_greedy_generation_equals_argmax_over_forward(name):
     assert len(set(generated[0].tolist())) > 3  # not stuck on one token: the comparison says something
 
 
+def test_generation_ends_where_the_caller_says():
+    model, text = model_of("bsbr"), ids(3, 5)
+    whole = model.generate(text, max_new_tokens=20, temperature=0)
+    seen: list[torch.Tensor] = []
+    found = model.generate(text, 20, temperature=0, until=lambda given: seen.append(given) or given.shape[1] == 9)
+    assert torch.equal(found, whole[:, :9])
+    assert [given.shape[1] for given in seen] == [6, 7, 8, 9]
+
+
 @every_architecture
 def test_decoding_from_nothing_equals_forward(name):
     model, text = model_of(name), ids(2, 11)

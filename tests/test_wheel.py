@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,37 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
-def test_it_trains_and_evaluates_without_a_checkout(wheel, tmp_path):
+@pytest.fixture
+def alone(wheel, tmp_path):
+    """How to run processes that have the wheel, no checkout, and a checkpoint that they trained."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "text.txt").write_text("".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(100)))
     alone = {"cwd": tmp_path, "env": {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}}
     subprocess.run([sys.executable, "-c", USE.format(wheel=str(tmp_path / "site"))], check=True, **alone)
+    return alone
+
+
+def test_it_trains_and_evaluates_without_a_checkout(alone, tmp_path):
     options = ["trained.ckpt", "--multiples=[1]", "--lengths=[]"]
     subprocess.run([sys.executable, "-m", "bsbr_pl", "evaluate", "--trust_data", *options], check=True, **alone)
     assert "bits per byte" in (tmp_path / "evaluation/report.html").read_text()
+
+
+LOAD = """
+import sys, bsbr_pl.hf, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert "lightning" not in sys.modules
+model = AutoModelForCausalLM.from_pretrained("exported", trust_remote_code=False)
+batch = AutoTokenizer.from_pretrained("exported", trust_remote_code=False)("def add_", return_tensors="pt")
+found = model.generate(**batch, max_new_tokens=20, do_sample=False)
+from bsbr_pl.module import LanguageModule
+ours = LanguageModule.load("trained.ckpt").model
+assert torch.equal(found, ours.generate(batch["input_ids"], 20, temperature=0)[:, : found.shape[1]])
+assert (model(**batch).logits - ours(batch["input_ids"])).abs().max() <= 1e-6
+"""
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra [hf]")
+def test_it_exports_without_a_checkout(alone):
+    subprocess.run([sys.executable, "-m", "bsbr_pl", "export", "trained.ckpt", "exported"], check=True, **alone)
+    subprocess.run([sys.executable, "-c", LOAD], check=True, **alone)

@@ -2,12 +2,14 @@
 
 import json
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 LARGEST_VOCABULARY = 1_000_000  # `tokenizers` allocates tables of this size before it counts anything
 _LONGEST_PATTERN = 10_000  # characters
 _DEEPEST = 12  # lists and objects within each other
 _BEHAVIORS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")  # "Removed" would lose text
+_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}  # ids to bytes
 #: Option -> its default, or its type if it has none, of each pre-tokenizer that keeps all text.
 _STEPS: dict[str, dict[str, Any]] = {
     "ByteLevel": {"add_prefix_space": False, "trim_offsets": True, "use_regex": True},
@@ -54,6 +56,24 @@ def parse_bpe(spec: str) -> tuple[list[bytes], dict[str, int], dict[str, Any]]:
         },
     }
     return _pieces(vocabulary, added), added, clean
+
+
+def write_bpe(clean: dict[str, Any], special: dict[str, int]) -> str:
+    """A tokenizer.json of a vocabulary without special tokens, and special tokens with their ids.
+
+    The library numbers special tokens that are not in the vocabulary from its end. So those with an id below the end
+    are added to the vocabulary, where no merge leads to them.
+    """
+    vocabulary = clean["model"]["vocab"]
+    end = max(vocabulary.values())
+    vocabulary = vocabulary | {name: i for name, i in special.items() if i < end}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": i, "content": name, **plain, "special": True} for name, i in special.items()]
+    return json.dumps(
+        clean
+        | {"added_tokens": sorted(added, key=itemgetter("id")), "decoder": _DECODER}
+        | {"model": clean["model"] | {"vocab": vocabulary}}
+    )
 
 
 def _parsed(spec: str) -> Any:

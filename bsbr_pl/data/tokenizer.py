@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bpe_file import LARGEST_VOCABULARY, parse_bpe
+from .bpe_file import LARGEST_VOCABULARY, byte_characters, parse_bpe, write_bpe
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,6 +30,7 @@ SPLIT = (
     r"|\s*[\r\n][ \t]*"
     r"|\s+(?!\S)|\s+"
 )
+END_OF_TEXT = "<|endoftext|>"
 LARGEST_FILE = 32 << 20  # bytes of a tokenizer.json; parsed, they take up to 25 times as much memory
 
 
@@ -71,6 +72,14 @@ class Tokenizer(ABC):
         """The text of ids; bytes that are not valid UTF-8 (a model may write them) become U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
 
+    @abstractmethod
+    def to_json(self) -> str:
+        """A tokenizer.json that gives the same ids, for the library `tokenizers`.
+
+        The end of text is a special token. A reader must not look for special tokens in text
+        (`encode_special_tokens = True`, in transformers `split_special_tokens=True`): no text contains one.
+        """
+
     def _checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         array = np.asarray(ids, np.int64)
         outside = array[(array < 0) | (array >= self.vocab_size)]
@@ -94,6 +103,12 @@ class ByteTokenizer(Tokenizer):
         ids = self._checked(ids)
         return ids[ids != self.eos_id].astype(np.uint8).tobytes()
 
+    def to_json(self) -> str:
+        vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+        one_word = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        model = {"type": "BPE", "vocab": vocabulary, "merges": []}
+        return write_bpe({"version": "1.0", "pre_tokenizer": one_word, "model": model}, {END_OF_TEXT: self.eos_id})
+
 
 class BPETokenizer(Tokenizer):
     """A byte-level BPE in the `tokenizer.json` format.
@@ -109,7 +124,7 @@ class BPETokenizer(Tokenizer):
         ValueError: not a byte-level BPE, or some of the 256 bytes are missing.
     """
 
-    _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eos|>")
+    _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|eos|>")
 
     def __init__(self, spec: str) -> None:
         from tokenizers import Tokenizer as Backend
@@ -120,11 +135,18 @@ class BPETokenizer(Tokenizer):
         super().__init__(pieces if ends else [*pieces, b""], eos_id)
         with _library_errors():
             self._backend: tokenizers.Tokenizer = Backend.from_str(json.dumps(clean))
+        if not ends:
+            free = (name for name in self._END_NAMES if name not in clean["model"]["vocab"] | added)
+            added = added | {next(free, "<|end of text|>"): eos_id}
+        self._added = added
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         with _library_errors():
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    def to_json(self) -> str:
+        return write_bpe(json.loads(self._backend.to_str()), self._added)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""What the command line does with models: evaluate, certify, match and retrieval. Their arguments are its options."""
+"""What the command line does with models. The arguments of the functions are its options."""
 
+import importlib.util
 import pkgutil
 import shlex
 import sys
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.data.tokenizer import ByteTokenizer, Tokenizer
 from bsbr_pl.foreign import build, trust
 from bsbr_pl.models import model_class
 from bsbr_pl.results import NotKeptError, Results
@@ -19,7 +21,7 @@ from bsbr_pl.utils.files import write_json, write_whole
 from bsbr_pl.values import one_line
 
 from . import certificate, matching
-from .checkpoints import open_checkpoint, read_all
+from .checkpoints import Checkpoint, open_checkpoint, read_all
 from .evaluation import LENGTHS, MULTIPLES, Evaluation
 from .retrieval import as_text
 from .retrieval import retrieval as ask_all
@@ -231,3 +233,90 @@ def retrieval(
     if out:
         write_json(Path(out), {"checkpoint": checkpoint, "split": split, **found})
     return 0
+
+
+def lm_eval(
+    checkpoint: str,
+    tasks: str,
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    device: str = "auto",
+    out: str | None = None,
+    data: DataLocation = HERE,
+    trust_data: bool = False,
+) -> int:
+    """Evaluate a trained model on tasks of the lm-evaluation-harness.
+
+    Args:
+        checkpoint: file (*.ckpt) that train.py wrote, of a model trained on text
+        tasks: names of tasks, separated by commas
+        include_path: folder of further tasks; a task is code, which the harness executes
+        num_fewshot: examples in each prompt; what the task says by default
+        limit: documents of each task, or a share of them below 1; all by default
+        batch_size: texts that are read at once
+        max_length: tokens of the longest context; the length of training by default
+        device: cpu, cuda, ...; auto takes a GPU where there is one
+        out: JSON file for all results
+        data: present location of the training text, if its prepared tokens are not in the cache
+        trust_data: read the paths and Hub names in the checkpoint, with its sizes and workers
+    """
+    _need("lm_eval", "lm-eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    from .harness import HarnessModel
+
+    opened = open_checkpoint(checkpoint, data, trust_data)
+    tokenizer = _text_tokenizer(opened)
+    if tokenizer is None or opened.module is None or opened.data is None:
+        raise ValueError(f"{checkpoint} was not trained on text, so it reads no task of the harness")
+    manager, names = TaskManager(include_path=include_path), tasks.split(",")
+    unknown = [name for name in names if not manager.match_tasks([name])]
+    if unknown:
+        raise ValueError(f"tasks: the harness has no task {unknown[0]!r}; --include_path=FOLDER adds yours")
+    length = max_length or max(opened.data.train_lengths)
+    model = HarnessModel(opened.module.model.to(_usable(device)), tokenizer, length, batch_size)
+    options = {"num_fewshot": num_fewshot, "limit": limit, "log_samples": False}
+    found = simple_evaluate(model, tasks=names, task_manager=manager, **options)
+    print(make_table(found))
+    if out:
+        write_json(Path(out), {"checkpoint": checkpoint, "max_length": length, "results": found["results"]})
+    return 0
+
+
+def export(checkpoint: str, folder: str, data: DataLocation = HERE, trust_data: bool = False) -> int:
+    """Write a trained model as a folder that Hugging Face's transformers reads after `import bsbr_pl.hf`.
+
+    Args:
+        checkpoint: file (*.ckpt) that train.py wrote
+        folder: for model.safetensors, config.json and the tokenizer
+        data: present location of the training text, if its prepared tokens are not in the cache
+        trust_data: read the paths and Hub names in the checkpoint, with its sizes and workers
+    """
+    _need("transformers", "hf")
+    from bsbr_pl import hf
+
+    opened = open_checkpoint(checkpoint, data, trust_data)
+    assert opened.module is not None
+    tokenizer = _text_tokenizer(opened)
+    hf.export(opened.module.model, opened.module.hparams, tokenizer, folder)
+    print(f"{folder}" + ("" if tokenizer else " (without a tokenizer: the model was not trained on text)"))
+    return 0
+
+
+def _need(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{package} is not installed: pip install 'bsbr-pl[{extra}]'")
+
+
+def _text_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of the training text; None if the model was not trained on text."""
+    if checkpoint.data is None or checkpoint.data.kind != "text":
+        return None
+    if checkpoint.data_arguments.get("tokenizer") == "bytes":
+        return ByteTokenizer()
+    return checkpoint.open_data().tokenizer  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from faults import fuzz_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +98,18 @@ def test_special_tokens_and_normalisers_of_a_foreign_file_do_not_touch_the_text(
     assert subject.decode(subject.encode(text)) == text
     assert (subject.eos_id, subject.vocab_size) == (399, 401)
     assert not {399, 400} & set(subject.encode(text))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_the_library_reads_a_tokenizer_that_gives_the_same_ids(kind: str) -> None:
+    subject = tokenizer(kind)
+    library = tokenizers.Tokenizer.from_str(subject.to_json())
+    library.encode_special_tokens = True
+    assert library.get_vocab_size() == subject.vocab_size
+    assert library.token_to_id("<|endoftext|>") == subject.eos_id
+    for text in (LESSON, "<|endoftext|>", "", " \x00é\n\n  日"):
+        assert library.encode(text).ids == subject.encode(text)
+        assert library.decode(subject.encode(text), skip_special_tokens=False) == text
 
 
 def test_a_tokenizer_that_would_lose_bytes_is_refused(tmp_path: Path) -> None:
