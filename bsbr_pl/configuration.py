@@ -27,7 +27,7 @@ def by_key(value: Any, before: Any = None) -> Any:
         value: as given; for `--model.attention.KEY=VAL` jsonargparse's pair of `key` and `val`.
         before: the choice that such a pair changes.
     """
-    if isinstance(value, tuple) and hasattr(value, "key"):
+    if hasattr(value, "key") and hasattr(value, "val"):
         chosen = by_key(value.val) if value.key == "class_path" else None
         if isinstance(chosen, dict):
             return chosen
