@@ -15,6 +15,7 @@ from .spec import hybrid
 ARGUMENTS = ("class_path", "init_args", "module", "options")  # of the choice of a ForeignAttention
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks: paths below another folder
 
+
 FOREIGN = import_path(ForeignAttention)
 
 
@@ -26,8 +27,12 @@ def by_key(value: Any, before: Any = None) -> Any:
         value: as given; for `--model.attention.KEY=VAL` jsonargparse's pair of `key` and `val`.
         before: the choice that such a pair changes.
     """
-    if isinstance(value, tuple) and hasattr(value, "key"):
-        return _pair_by_key(value, before)
+    if hasattr(value, "key") and hasattr(value, "val"):
+        chosen = by_key(value.val) if value.key == "class_path" else None
+        if isinstance(chosen, dict):
+            return chosen
+        is_foreign = isinstance(before, Namespace) and before.get("class_path") == FOREIGN
+        return value._replace(key=f"options.{value.key}") if is_foreign and value.key not in ARGUMENTS else value
     value = hybrid(value)
     if isinstance(value, list):
         return [by_key(one) for one in value]
@@ -44,14 +49,6 @@ def by_key(value: Any, before: Any = None) -> Any:
         return value
     options = as_dicts(given.get("init_args") or {})
     return {"class_path": import_path(ForeignAttention), "init_args": {"module": path, "options": options}}
-
-
-def _pair_by_key(pair: Any, before: Any) -> Any:
-    chosen = by_key(pair.val) if pair.key == "class_path" else None
-    if isinstance(chosen, dict):
-        return chosen
-    is_foreign = isinstance(before, Namespace) and before.get("class_path") == FOREIGN
-    return pair._replace(key=f"options.{pair.key}") if is_foreign and pair.key not in ARGUMENTS else pair
 
 
 def _with_class_path(value: Any) -> Iterator[Namespace]:

@@ -62,6 +62,7 @@ def here(tmp_path, monkeypatch, one_thread):
     sys.modules.pop("my_attention", None)
 
 
+@pytest.mark.filterwarnings("ignore:'bsbr_pl.__main__' found in sys.modules")  # other tests use it as well
 def test_the_page_runs(here, capfd):
     """Certify, train, resume, evaluate, compare: what the module cannot do is absent, and the rest is there."""
     good, leaky, fit, resume, evaluate = commands(PAGE)

@@ -417,7 +417,7 @@ IN_PYTHON = {
     "shape": (lambda: BSBRModel(10)(torch.tensor([1])), r"input_ids must be \(batch, length\) in int64"),
     "attention": (
         lambda: LanguageModule("bsrb", 10),
-        "attention must be one of standard, .*, bsbr, or an Attention class",
+        "attention must be one of standard, .*, bsbr, or a class of a package",
     ),
     "no checkpoint": (lambda: LanguageModule.load("nowhere.ckpt"), "nowhere.ckpt is not a readable checkpoint"),
     "no text": (

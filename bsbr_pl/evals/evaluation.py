@@ -27,7 +27,7 @@ from .saved_data import DataChangedError
 from .subject import Subject
 
 #: Of each kind of row; increase it when the measurement changes its meaning.
-VERSIONS: dict[str, int] = {"certificate": 4, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
+VERSIONS: dict[str, int] = {"certificate": 5, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
