@@ -18,7 +18,7 @@ from . import clocks, costs, latex, leaderboard, quality, sources, study, verdic
 from .budgets import warned, warnings
 from .figures import Row
 from .labels import kind, look
-from .plots import NAMESPACES, Picture
+from .plots import Picture
 from .studies import Findings
 from .tables import WORDS, Table, markdown
 
@@ -125,7 +125,7 @@ def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
 def _inline(svg: bytes | str) -> Markup:
     """An SVG as a part of the page."""
     text = svg.decode() if isinstance(svg, bytes) else svg
-    return Markup(text.replace(f" {NAMESPACES}", ""))
+    return Markup(text.replace(' xmlns="http://www.w3.org/2000/svg"', ""))
 
 
 def _slug(title: str) -> str:

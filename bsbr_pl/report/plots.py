@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,35 +9,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import AutoLocator, FixedLocator, LogLocator, NullLocator
 
 from .figures import front
 from .labels import styles
+from .svg import svg
 from .tables import WORDS, Column, Measured
 
 SETTINGS: Any = {
     **{"svg.hashsalt": "bsbr_pl", "text.parse_math": False, "font.size": 9.5, "pdf.fonttype": 42},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4", "axes.grid": True},
-    **{"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]},
     **{"grid.color": "0.9", "lines.linewidth": 1.6, "lines.markersize": 5, "legend.frameon": False},
 }
 NOTHING: Mapping[str, Any] = {
-    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-LINE, SERIES = "line:", "series:"  # ids of artists: a line by its number; what else belongs to a series by its name
-NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-#: Of matplotlib's SVG: styles that would be those of the whole page, comments, ids of groups.
-NEEDLESS = r'<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->| id="[A-Za-z0-9.]+_\d+"'
 MAPS_IN_ROW = 3  # of heat maps
 DARK = 0.6  # shares from here on have white numbers
 MOST_TICKS = 8  # lengths that are all marked on an axis
@@ -81,73 +72,61 @@ class Plot:
     def __init__(self, key: str, place: str, /, **facts: Any) -> None:
         self.words = {name: text.format(**facts) for name, text in WORDS["plots"][key].items()}
         self.name = f"{key}_{place}"
-        self.lines: list[tuple[str, list[str]]] = []  # of each series, its name and the words of its points
+        self.hover: dict[str, list[str]] = {}
         self.figure = Figure(figsize=(5.6, 3.3), layout="constrained")
         self.axes: Axes = self.figure.add_subplot()
         self.axes.set(xlabel=ascii(self.words["x"])[1:-1], ylabel=self.words["y"])
 
     def series(self, name: str, xs: Sequence[Any], ys: Sequence[Any], said: Iterable[str], **look: Any) -> None:
         """A line with markers; `said`: the words of its points."""
-        self.axes.plot(xs, ys, label=name, gid=f"{LINE}{len(self.lines)}", **look)
-        self.lines.append((name, [word.replace("|", "/") for word in said]))
+        self.axes.plot(xs, ys, label=name, gid=name, **look)
+        self.hover.setdefault(name, []).extend(word.replace("|", "/") for word in said)
 
-    def picture(self) -> Picture:
-        return Picture(self.name, self.words["title"], self.words["caption"], "svg", self.svg(), self.figure)
+    def picture(self, switched: Sequence[Axis] = ()) -> Picture:
+        """The picture; with `switched`, also one with these axes logarithmic instead of linear, or the reverse."""
+        title, caption = self.words["title"], self.words["caption"]
+        found = Picture(self.name, title, caption, "svg", self._svg(self.name), self.figure)
+        if switched:
+            kept = [(axis, axis.get_scale(), axis.get_major_locator()) for axis in switched]
+            for axis in switched:
+                _logarithmic(axis) if axis.get_scale() == "linear" else _linear(axis)
+            found.switch = f"{kept[0][0].get_scale()} scale"
+            found.other = self._svg(f"{self.name}-switched").decode()
+            for axis, scale, locator in kept:
+                _logarithmic(axis, locator) if scale == "log" else _linear(axis)
+        return found
 
-    def svg(self) -> bytes:
-        """With groups that the page can hide: `data-series` is the name of a series, `data-hover` has its points."""
-
-        def attributes(line: re.Match[str]) -> str:
-            name, words = self.lines[int(line[1])]
-            return f'<g data-series="{escape(name)}" data-hover="{escape("|".join(words))}">'
-
-        text = drawn(self.figure, "svg").decode()
-        text = re.sub(
-            r'^.*?<svg [^>]*(viewBox="[^"]*")[^>]*', rf'<svg {NAMESPACES} class="plot" \1', text, flags=re.DOTALL
-        )
-        text = re.sub(f'<g id="{LINE}(\\d+)">', attributes, text)
-        text = text.replace(f'<g id="{SERIES}', '<g data-series="')
-        text = re.sub(r' (d|x|y)="[^"]*"', lambda places: re.sub(r"(\.\d)\d+|(?<=\n) +", r"\1", places[0]), text)
-        return re.sub(NEEDLESS, "", text, flags=re.DOTALL).encode()
+    def _svg(self, name: str) -> bytes:
+        with rc_context(SETTINGS):
+            return svg(self.figure, name, self.hover).encode()
 
 
 def drawn(figure: Figure, form: str, width: float | None = None) -> bytes:
-    """The figure with a legend of its series as `svg`, `png` or `pdf`, without a date or a version in it.
+    """The figure with its legend as `png` or `pdf`, without a date or a version in it.
 
     Args:
         width: in inches, for a paper: with small letters; None for the width of the figure.
     """
-    stream, before = io.BytesIO(), (figure.get_figwidth(), figure.get_figheight())
+    stream = io.BytesIO()
     size = 8.5 if width is None else PAPER_FONT
-    lines = [line for axes in figure.axes for line in axes.lines if str(line.get_gid()).startswith(LINE)]
-    handles = {str(line.get_label()): line for line in lines}
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     with rc_context(SETTINGS):
         if width is not None:
             figure.set_size_inches(width, width * max(0.62, figure.get_figheight() / figure.get_figwidth()))
             for text in figure.findobj(Text):
                 text.set_fontsize(PAPER_FONT)  # type: ignore[attr-defined]
-        legend = _legend(figure, handles, size) if handles else None
+        if handles and not figure.legends:
+            letters = figure.get_figwidth() * 102 / size
+            names = ["\n".join(textwrap.wrap(ascii(name)[1:-1], int(letters) - 6)) for name in handles]
+            columns = max(1, min(len(names), int(letters // (max(map(len, names)) + 6))))
+            lines = sum(name.count("\n") + 1 for name in names)
+            figure.set_figheight(figure.get_figheight() + 0.0235 * size * -(-lines // columns))
+            place: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": size}
+            figure.legend(list(handles.values()), names, **place)
         figure.savefig(stream, format=form, dpi=144, metadata=NOTHING[form])
-        if legend:
-            legend.remove()
-    figure.set_size_inches(before)
     return stream.getvalue()
-
-
-def _legend(figure: Figure, handles: Mapping[str, Line2D], size: float) -> Legend:
-    """A legend below the axes in letters of a size, in as many columns as fit; the figure grows by its lines."""
-    letters = figure.get_figwidth() * 102 / size
-    names = ["\n".join(textwrap.wrap(ascii(name)[1:-1], int(letters) - 6)) for name in handles]
-    columns = max(1, min(len(names), int(letters // (max(map(len, names)) + 6))))
-    lines = sum(name.count("\n") + 1 for name in names)
-    figure.set_figheight(figure.get_figheight() + 0.0235 * size * -(-lines // columns))
-    place: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": size}
-    shown = [f" {name}" if name.startswith("_") else name for name in names]  # matplotlib leaves out `_name`
-    legend = figure.legend(list(handles.values()), shown, **place)
-    for artists in (legend.legend_handles, legend.get_texts()):
-        for name, artist in zip(handles, artists, strict=True):
-            artist.set_gid(f"{SERIES}{name}")  # type: ignore[union-attr]
-    return legend
 
 
 def _plain(value: float, _: float = 0) -> str:
@@ -202,9 +181,7 @@ def curves(
             xs = [at.index(x) if words else x for x in points.index]
             low, high = zip(*points.map(lambda point: point.bounds), strict=True)
             if low != high:
-                plot.axes.fill_between(
-                    xs, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0, gid=f"{SERIES}{label}"
-                )
+                plot.axes.fill_between(xs, low, high, color=looks[label]["color"], alpha=0.15, linewidth=0, gid=label)
             values = [point.value for point in points]
             said = map(Measured, values) if log_y else points  # intervals of costs are in their tables
             plot.series(str(label), xs, values, map(_words, points.index, said), **looks[label])
@@ -255,18 +232,12 @@ def pareto(
         plot.axes.plot([points[n][0] for n in best], [points[n][1].value for n in best], color="0.6", zorder=1, ls="--")
         for label, (x, figure) in points.items():
             look = looks[label] | {"linestyle": "none", "markersize": 8}
-            plot.axes.plot([x, x], figure.bounds, color=looks[label]["color"], linewidth=1, gid=f"{SERIES}{label}")
+            plot.axes.plot([x, x], figure.bounds, color=looks[label]["color"], linewidth=1, gid=label)
             plot.series(label, [x], [figure.value], [_words(x, figure)], **look)
         plot.axes.margins(0.12)
-        xs, scales = [x for x, _ in points.values()], {"log": _logarithmic, "linear": _linear}
-        scale, other = ("log", "linear") if max(xs) > 4 * min(xs) > 0 else ("linear", "log")
-        scales[scale](plot.axes.xaxis)
-        found = plot.picture()
-        if 0 < min(xs) < max(xs):
-            scales[other](plot.axes.xaxis)
-            found.switch, found.other = f"{other} scale", plot.svg().decode()
-            scales[scale](plot.axes.xaxis)  # for a paper
-        return found
+        xs = [x for x, _ in points.values()]
+        _logarithmic(plot.axes.xaxis) if max(xs) > 4 * min(xs) > 0 else _linear(plot.axes.xaxis)
+        return plot.picture([plot.axes.xaxis] if 0 < min(xs) < max(xs) else [])
 
 
 def heat_maps(key: str, place: str, maps: Mapping[str, pd.DataFrame], /, **facts: Any) -> Picture:

@@ -184,6 +184,7 @@ def test_maps_of_needles_have_a_cell_for_each_depth_and_length(tmp_path):
     assert not hidden.get_visible()
     shown = first.images[0].get_array().filled(np.nan)
     np.testing.assert_allclose(shown, [[0.855, 0.38], [0.76, np.nan]])
+    assert first.images[0].get_clim() == (0, 1), "the same colours in all maps"
     assert [text.get_text() for text in first.texts] == ["86", "38", "76", ""]
     assert [label.get_text() for label in first.get_xticklabels()] == ["256", "1k"]
     assert [label.get_text() for label in first.get_yticklabels()] == ["0", "0.5"]
