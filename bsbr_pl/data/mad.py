@@ -279,6 +279,13 @@ class MADData(RecallData):
         name = f"{task}_T{length}"
         self._set_segments(sizes["vocab_size"], [Segment(name, train, size)], [Segment(name, test, num_test)])
 
+    def plateau(self) -> float:
+        """Of compression, what a guess gets that knows where the mark is asked for."""
+        if self.hparams["task"] != "compression":
+            return self.chance()
+        half = self.context_length // 2
+        return (1 + (half - 1) / (self.vocab_size - 1)) / half
+
 
 def _check(possible: bool, length: int, vocab_size: int, wanted_length: str, wanted_vocab_size: str) -> None:
     if not possible:

@@ -306,6 +306,7 @@ def test_chance_is_what_the_best_constant_gets(task: str) -> None:
     answers = np.concatenate([batch["targets"].numpy().ravel() for batch in data.test_dataloader()])
     counts = np.bincount(answers[answers != IGNORED])
     assert data.chance() - 0.003 < counts.max() / counts.sum() < data.chance() + 0.03
+    assert data.plateau() == (pytest.approx((1 + 31 / 15) / 32) if task == "compression" else data.chance())
     wanted = {"compression": 1 / 16, "selective_copying": 1 / 14, "memorization": 1 / 127}
     assert data.chance() == wanted.get(task, 1 / 8)
 
