@@ -25,7 +25,7 @@ from slurm_cluster import Cluster, told, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, RATES, SEEDS = ("linear", "sliding_window", "standard"), (5e-3, 2e-3), (1, 2)
 CHOICES = [
-    *("--tasks", "induction", "--models", *MODELS, "--steps", "600"),
+    *("--tasks", "induction", "--models", *MODELS, "--steps", "3000"),
     *("--rates", *map(str, RATES), "--max_rates", "2", "--seeds", *map(str, SEEDS)),
 ]
 OPTIONS = ["--", "--data.batch_size=16", "--data.test_lengths=[64]", "--trainer.accelerator=cpu"]
