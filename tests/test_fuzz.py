@@ -41,7 +41,7 @@ SOFTMAX = {**ROPE, **CONVOLUTION, "bias": st.booleans()}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
-    "linear": {"chunk_size": SIZES, **CONVOLUTION, "norm": st.sampled_from(["denominator", "rms"])},
+    "linear": {"chunk_size": SIZES, **CONVOLUTION, "output_norm": st.sampled_from(["denominator", "rms"])},
     "delta_net": {"chunk_size": SIZES, **CONVOLUTION, **DELTA, "output_gate": st.booleans()},
     "gated_delta_net": {
         "chunk_size": SIZES,

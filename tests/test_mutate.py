@@ -4,9 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("faults") / "mutate.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tests" / "faults" / "mutate.py"
 PACKAGE = """
 def area(width: int, height: int = 1) -> int:
     return width * height
@@ -55,3 +57,11 @@ def test_it_notices_what_survives_and_what_does_not(tmp_path):
     assert len(rows) == 6
     assert (tmp_path / "bsbr_pl/toy.py").read_text() == PACKAGE
     assert found() == rows, "a second run measures nothing again"
+
+
+def test_every_listed_change_can_be_made():
+    """Code that moved must take its entry in mutations.toml along."""
+    listed = tomllib.loads(SCRIPT.with_name("mutations.toml").read_text())["change"]
+    for change in listed:
+        assert (ROOT / change["file"]).read_text().count(change["old"]) == 1, change
+        assert change["new"] != change["old"]

@@ -5,7 +5,7 @@
     z_t = z_{t-1} + phi(k_t)
     o_t = phi(q_t) S_t / (phi(q_t) . z_t + 1e-6)
 
-With norm="rms" there is no denominator: o_t = RMSNorm(phi(q_t) S_t). The fast form computes chunks of C tokens at once:
+With output_norm="rms" there is no denominator: o_t = RMSNorm(phi(q_t) S_t). The fast form computes chunks of C tokens at once:
 tril(phi(Q) phi(K)^T) V for the tokens of the chunk, plus phi(Q) S for the tokens before it, with S at the start of the
 chunk. The denominator is computed in the same way.
 
@@ -55,7 +55,7 @@ class LinearAttention(Attention[Sums]):
         chunk_size: tokens C computed at once; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
-        norm: what keeps the output bounded, `denominator` or `rms`.
+        output_norm: what keeps the output bounded, `denominator` or `rms`.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class LinearAttention(Attention[Sums]):
         chunk_size: int = 64,
         conv_size: int = 4,
         conv_init: ConvInit = "uniform",
-        norm: OutputNorm = "denominator",
+        output_norm: OutputNorm = "denominator",
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
-        if norm not in get_args(OutputNorm):
-            raise ValueError(f"norm must be one of {', '.join(get_args(OutputNorm))}, got {norm!r}")
+        if output_norm not in get_args(OutputNorm):
+            raise ValueError(f"output_norm must be one of {', '.join(get_args(OutputNorm))}, got {output_norm!r}")
         self.chunk_size = chunk_size
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5) if norm == "rms" else None
+        self.norm = nn.RMSNorm(self.head_dim, eps=1e-5) if output_norm == "rms" else None
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 
     @property

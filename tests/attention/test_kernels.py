@@ -23,7 +23,7 @@ KERNELS = {
 }
 CASES = [
     *((name, {}) for name in KERNELS),
-    ("linear", {"norm": "rms"}),
+    ("linear", {"output_norm": "rms"}),
     ("gau", {"published": True, "chunk_size": 64}),
     ("delta_net", {"head_dim": 32, "expand_v": 0.5, "output_gate": True}),
     ("gated_delta_net", {"head_dim": 16, "expand_v": 2.0, "allow_neg_eigval": True}),

@@ -38,7 +38,7 @@ VARIANTS = [
     ("linear", {"chunk_size": C}),
     ("linear", {"chunk_size": 3}),
     ("linear", {"chunk_size": C, "conv_size": 1}),
-    ("linear", {"chunk_size": C, "norm": "rms"}),
+    ("linear", {"chunk_size": C, "output_norm": "rms"}),
     ("delta_net", {"chunk_size": C}),
     ("delta_net", {"chunk_size": 3}),
     ("delta_net", {"chunk_size": C, "conv_size": 1}),

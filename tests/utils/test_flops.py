@@ -158,7 +158,7 @@ ALL_OPTIONS = [
     ("gau", {"key_dim": 24, "expansion_factor": 1, "chunk_size": 16}),
     ("fox", {"chunk_size": 16, "kv_shift": True, "output_gate": True}),
     ("delta_net", {"chunk_size": 16, "conv_size": 1}),
-    ("linear", {"norm": "rms"}),
+    ("linear", {"output_norm": "rms"}),
     ("gau", {"published": True, "chunk_size": 16}),
     ("delta_net", {"head_dim": 24, "expand_v": 0.5, "output_gate": True}),
     ("gated_delta_net", {"head_dim": 24, "expand_v": 2.0, "chunk_size": 16}),
