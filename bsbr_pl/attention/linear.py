@@ -5,9 +5,9 @@
     z_t = z_{t-1} + phi(k_t)
     o_t = phi(q_t) S_t / (phi(q_t) . z_t + 1e-6)
 
-With output_norm="rms" there is no denominator: o_t = RMSNorm(phi(q_t) S_t). The fast form computes chunks of C tokens at once:
-tril(phi(Q) phi(K)^T) V for the tokens of the chunk, plus phi(Q) S for the tokens before it, with S at the start of the
-chunk. The denominator is computed in the same way.
+With output_norm="rms" there is no denominator: o_t = RMSNorm(phi(q_t) S_t). The fast form computes chunks of C tokens
+at once: tril(phi(Q) phi(K)^T) V for the tokens of the chunk, plus phi(Q) S for the tokens before it, with S at the
+start of the chunk. The denominator is computed in the same way.
 
 Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9-12 and 16-20; without denominator Qin et al. 2022, arXiv
 2210.10340, there with another phi. Difference: the past is a sum without order, so q, k and v pass a short causal
