@@ -15,8 +15,7 @@ The protocol, for each model on each task:
 1. A sweep with seed 0 over four learning rates (a quarter, half, once and twice the task's) or those of `--rates`, and
    over the weight decays of `--decays` if given. A sweep must be long enough for models to leave the plateau, or it
    chooses a rate for the wrong phase. So sweeps of recall tasks have all steps of the task. Sweeps of text have half of
-   them, which is past the plateau (windows with a convolution leave it before step 800) and costs half. `--sweep_share`
-   changes this.
+   them, to save time; whether that is past the plateau has not been measured. `--sweep_share` changes this.
 2. The best point has the least loss on the validation split; of a recall task, among the points whose mean accuracy
    over slices is within 0.02 of the highest. If its rate is the lowest or the highest, half or twice that rate is tried
    too, until the best is inside or `--max_rates` were tried. The table marks a best rate at an edge.
