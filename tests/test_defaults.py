@@ -22,7 +22,7 @@ SAMPLES = {"num_train": 100_000, "seed": 0, "num_workers": 0}
 EXPECTED = {
     "standard": {"rope": True, "bias": False, "conv_size": 1},
     "sliding_window": {"window_size": 128, "rope": True, "bias": False, "conv_size": 1},
-    "linear": CHUNKED | {"norm": "denominator"},
+    "linear": CHUNKED | {"output_norm": "denominator"},
     "delta_net": CHUNKED | DELTA | {"output_gate": False},
     "gated_delta_net": CHUNKED | DELTA | {"decay_init": "spaced"},
     "gla": CHUNKED | {"expand_k": 1.0, "gate_rank": 16, "tied_keys": False},
@@ -146,8 +146,8 @@ def test_the_published_start_of_gau():
 
 
 def test_a_norm_of_linear_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="norm must be one of denominator, rms, got 'none'"):
-        ARCHITECTURES["linear"](16, 2, norm="none")
+    with pytest.raises(ValueError, match="output_norm must be one of denominator, rms, got 'none'"):
+        ARCHITECTURES["linear"](16, 2, output_norm="none")
 
 
 @pytest.mark.parametrize("name", ["delta_net", "gated_delta_net"])

@@ -266,7 +266,7 @@ WRONG = {
     "learning_rate": BELOW_0 | st.sampled_from([None, 0]),
     **{name: NO_SHARE | st.none() for name in ("min_learning_rate", "beta1", "beta2", "dropout")},
     "beta": BELOW_0 | st.just(0),
-    "attention": st.sampled_from([None, 3, "bsbr", "nothing", torch.nn.Linear, {}, [None], []]),
+    "attention": st.sampled_from([None, 3, "bsbr", "nothing", dict, {}, [None], []]),
 }
 #: (class, attention) that are not wrong: one builds a module, of another kind; the other names an architecture.
 RIGHT = ((LanguageModel, torch.nn.Linear), (LanguageModule, "bsbr"))

@@ -273,10 +273,15 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("factory", [lambda d, h: StandardAttention(d, h), torch.nn.Linear, 3])
+@pytest.mark.parametrize("factory", [lambda d, h: StandardAttention(d, h), dict, 3])
 def test_a_builder_that_cannot_be_stored_is_refused(factory):
     with pytest.raises(ValueError, match=r"attention must be an Attention class or a functools.partial of one"):
         module_of(factory)
+
+
+def test_a_module_that_needs_other_arguments_is_refused():
+    with pytest.raises(ValueError, match=r"Linear\(\) cannot be built: .*'in_features' and 'out_features'"):
+        module_of(torch.nn.Linear)
 
 
 @pytest.mark.parametrize(

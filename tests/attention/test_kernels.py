@@ -80,7 +80,7 @@ def test_a_kernel_computes_what_mix_does(name, options, T, start):
             own = attention.views, attention.inside, attention.chunk_size
             outputs = kernels.gau_kernel(*own, torch.float32, *parts, **past)
         else:
-            outputs = KERNELS[name](torch.float32, *parts, **({"divide": False} if "norm" in options else {}))
+            outputs = KERNELS[name](torch.float32, *parts, **({"divide": False} if "output_norm" in options else {}))
         outputs = [output for output in outputs if output is not None]
         loss = sum(
             (output * torch.linspace(-1, 1, output[0].numel()).view(output[0].shape)).sum() for output in outputs

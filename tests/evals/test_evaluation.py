@@ -464,8 +464,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path,
 def test_the_commands_are_listed(capsys):
     assert command(["--help"]) == command([]) == 0
     printed = capsys.readouterr().out
-    for name in ("evaluate", "report", "match", "retrieval"):
-        assert printed.count(f"  {name} ") == 2
+    for name in ("evaluate", "report", "certify", "match", "retrieval", "submit", "lm-eval", "export"):
+        assert printed.count(f"\n  {name} ") == 2
         with pytest.raises(SystemExit) as stop:
             command([name, "--help"])
         assert stop.value.code == 0
