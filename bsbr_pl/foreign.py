@@ -71,10 +71,11 @@ def build(make: Any, hidden_dim: int | None, num_heads: int | None, options: Map
     arguments |= options
     try:
         return make(**arguments)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{make.__name__}({given}) cannot be built: {error}; give it other init_args (options)"
+            f"{make.__name__}({given}) cannot be built: {reason}; give it other init_args (options)"
         ) from error
 
 

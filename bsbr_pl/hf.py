@@ -65,7 +65,7 @@ class BsbrPlConfig(PreTrainedConfig):
 
     Args:
         attention: `{"name": key of ARCHITECTURES, "options": {...}}` of every layer; a shorter list is repeated.
-        vocab_size, hidden_dim, ..., out_init: as in `LanguageModel`.
+        vocab_size, hidden_dim, ..., bottleneck: as in `LanguageModel`.
         bos_token_id, eos_token_id: the end of text, which is also what the first token of a text follows.
         use_cache: return the decode state.
     """
@@ -75,6 +75,7 @@ class BsbrPlConfig(PreTrainedConfig):
         "hidden_size": "hidden_dim",
         "num_hidden_layers": "num_layers",
         "num_attention_heads": "num_heads",
+        "tie_word_embeddings": "tie_embeddings",
     }
 
     attention: list[dict[str, Any]] | None = None
@@ -88,10 +89,12 @@ class BsbrPlConfig(PreTrainedConfig):
     ff_activation: str = "relu2"
     ff_bias: bool = False
     out_init: float = 0.5
+    norm: str = "layer"
+    tie_embeddings: bool = True
+    bottleneck: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     use_cache: bool = True
-    tie_word_embeddings: bool = True
 
     def __post_init__(self, **others: Any) -> None:
         super().__post_init__(**{name: others[name] for name in KEPT if name in others})
@@ -155,7 +158,7 @@ class BsbrPlOutput(ModelOutput):
 
 
 class BsbrPlForCausalLM(PreTrainedModel, GenerationMixin):
-    """A `LanguageModel`, which is its attribute `model`, with the methods of transformers. The head is the embedding.
+    """A `LanguageModel`, which is its attribute `model`, with the methods of transformers.
 
     Raises:
         ValueError: the configuration has a value that `LanguageModel` does not accept; names it.
@@ -199,6 +202,13 @@ class BsbrPlForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
         self.model.embedding, self.model.vocab_size = value, value.num_embeddings
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The weights of the head; None if it is the embedding."""
+        return self.model.unembedding
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.model.unembedding = value
 
     @can_return_tuple
     def forward(

@@ -25,6 +25,7 @@ TYPES = {
     "bool": "true or false",
     "str": "text",
     "list": "a list like [1,2]",
+    "dict": "options like {name: 1}",
 }
 NO_CLASS = "Expected a dot import path string: "
 NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+)'(?: is not accepted)?"

@@ -92,6 +92,10 @@ MODELS = {
     "hybrid": {"attention": ["gated_delta_net", "standard"], "ff_dim": 24},
     "options": {"attention": partial(BSBRAttention, chunk_size=4, retrieval_top_k=1, conv_size=1, overlap=False)},
     "out": {"attention": partial(StandardAttention, bias=True), "ff_bias": True, "ff_activation": "gelu"},
+    "sizes": {
+        "attention": partial(StandardAttention, num_kv_heads=1, sink=True, output_gate=True),
+        **{"ff_activation": "swiglu", "norm": "rms", "tie_embeddings": False, "bottleneck": True},
+    },
 }
 
 
@@ -104,6 +108,11 @@ def test_all_arguments_are_exported(name, tmp_path):
     again = LanguageModule(attention=list(model.config.specs), **model.config.sizes)
     assert {size.name for size in SIZES} == model.config.sizes.keys()
     assert {k: again.hparams[k] for k in model.config.sizes} == {k: module.hparams[k] for k in model.config.sizes}
+    tied = module.hparams["tie_embeddings"]
+    assert model.config.tie_word_embeddings is tied
+    assert (model.get_output_embeddings() is None) is tied
+    model.resize_token_embeddings(260)
+    assert model(IDS).logits.shape[-1] == 260
 
 
 @torch.no_grad()

@@ -278,7 +278,7 @@ def lm_eval(
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
         raise ValueError(f"tasks: the harness has no task {unknown[0]!r}; --include_path=FOLDER adds yours")
-    length = max_length or max(opened.data.train_lengths)
+    length = max(opened.data.train_lengths) if max_length is None else max_length
     model = HarnessModel(opened.module.model.to(_usable(device)), tokenizer, length, batch_size)
     options = {"num_fewshot": num_fewshot, "limit": limit, "log_samples": False}
     found = simple_evaluate(model, tasks=names, task_manager=manager, **options)

@@ -12,6 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
+from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.data.tokenizer import Tokenizer
 from bsbr_pl.metrics import IGNORED, token_nats
 from bsbr_pl.model import LanguageModel
@@ -35,6 +36,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, max_length: int, batch_size: int = 8) -> None:
         super().__init__()
+        check_positive(max_length=max_length, batch_size=batch_size)
         model.check_length(max_length)
         self.model, self.text_tokenizer = model.eval(), tokenizer
         self.max_length, self.batch_size = max_length, batch_size

@@ -79,7 +79,7 @@ class Measurement:
         try:
             with torch.no_grad(), rounding:
                 output = run(self.x)
-        except (RuntimeError, IndexError, AssertionError) as error:
+        except (RuntimeError, LookupError, AttributeError, AssertionError) as error:
             raise ValueError(f"{name} cannot compute inputs of shape {given}: {one_line(error)}") from error
         if output.dim() != 3 or output.shape[:2] != self.x.shape[:2]:
             raise ValueError(f"{name} must give an output for each token of {given}, got shape {tuple(output.shape)}")
@@ -94,7 +94,9 @@ class Measurement:
 
     def all(self) -> dict[str, Check]:
         """Every check by its name."""
-        found = [self.suffix(cut) for cut in self.cuts]
+        *before, last = self.cuts
+        found = [self.suffix(cut) for cut in before]
+        found.append(self._try(f"suffix_{last}", lambda: self.suffix(last)))  # reads one token more
         found += [self.future_gradient(), self.training_suffix()]
         with torch.no_grad():
             found.append(self._try("repeat", lambda: self._change(self.run(self.x))))
@@ -209,10 +211,11 @@ class Measurement:
         leaked = (change > self.limit).nonzero()
         return Check(name, float(change.max()), self.limit, token=int(leaked[0]) if len(leaked) else None)
 
-    def _try(self, name: str, measure: Callable[[], float]) -> Check:
+    def _try(self, name: str, measure: Callable[[], float | Check]) -> Check:
         """A check of a foreign module, which may not be able to compute it. A `LanguageModel` always is."""
         try:
-            return Check(name, measure(), self.limit)
+            found = measure()
+            return found if isinstance(found, Check) else Check(name, found, self.limit)
         except Exception as error:
             if isinstance(self.run, OwnModel):
                 raise

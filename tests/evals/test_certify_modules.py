@@ -39,6 +39,14 @@ class MaskedAttention(nn.Module):
         return self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
 
 
+class Lookup(nn.Module):
+    """Looks for a size that nobody gives."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(sizes["dim"], sizes["dim"])
+
+
 class Conv(nn.Module):
     """A short convolution, padded on the left or on both sides."""
 
@@ -195,7 +203,7 @@ def test_what_is_drawn_and_what_a_batch_shares_is_found():
 def test_what_a_module_refuses_is_said_and_disqualifies_it_not():
     class Multiples(MaskedAttention):
         def forward(self, x: Tensor) -> Tensor:
-            if x.shape[1] % 8 and x.shape[1] < 200:
+            if x.shape[1] % 8:
                 raise RuntimeError("lengths are multiples of 8")
             return super().forward(x)
 
@@ -204,6 +212,8 @@ def test_what_a_module_refuses_is_said_and_disqualifies_it_not():
     by_name = {check.name: check for check in certificate.checks}
     assert math.isnan(by_name["length_37"].measured)
     assert str(by_name["length_37"]) == "no: RuntimeError: lengths are multiples of 8"
+    assert str(by_name["suffix_255"]) == "no: RuntimeError: lengths are multiples of 8", "it reads 257 tokens"
+    assert failing(certify(Multiples(16, 2, masked=False), 16, quiet=True)) >= {"suffix_0", "training_suffix"}
 
 
 @pytest.mark.parametrize("leak", [MaskedAttention, Conv])
@@ -298,11 +308,15 @@ def test_the_shell(capsys):
     for name, words in {
         f"{here}Nope": "has no attribute 'Nope'",
         f"{here}CUTS": "names no class or function",
+        f"{here}Lookup": "Lookup() cannot be built: KeyError: 'dim'",
     }.items():
         with pytest.raises(SystemExit) as end:
             command_line.main(["certify", name, *sizes])
         assert end.value.code == 2
         assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command_line.main(["certify", f"{here}MaskedAttention", *sizes, "--options=[3]"])
+    assert "error: options=[3]: must be options like {name: 1}\n" in capsys.readouterr().err
 
 
 def test_compilation_is_checked_where_it_is_asked_for_and_bounded(monkeypatch):

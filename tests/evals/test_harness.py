@@ -253,3 +253,9 @@ def test_mistakes_are_told_in_a_sentence(trained, make_trainer, tmp_path, capsys
         with pytest.raises(SystemExit):
             main(["lm-eval", str(path), "--tasks=nope"])
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["max_length", "batch_size"])
+def test_sizes_are_positive(model, name):
+    with pytest.raises(ValueError, match=f"^{name} must be a positive integer, got 0$"):
+        HarnessModel(model, ByteTokenizer(), **{"max_length": 8, name: 0})
