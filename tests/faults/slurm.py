@@ -25,7 +25,7 @@ from slurm_cluster import Cluster, told, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, RATES, SEEDS = ("linear", "sliding_window", "standard"), (5e-3, 2e-3), (1, 2)
 CHOICES = [
-    *("--tasks", "induction", "--models", *MODELS, "--steps", "3000"),
+    *("--tasks", "induction", "--models", *MODELS, "--steps", "800"),
     *("--rates", *map(str, RATES), "--max_rates", "2", "--seeds", *map(str, SEEDS)),
 ]
 OPTIONS = ["--", "--data.batch_size=16", "--data.test_lengths=[64]", "--trainer.accelerator=cpu"]
@@ -55,8 +55,9 @@ class Disturbed:
             running = set(told("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split()) - self.hit
             for file in (self.output / "induction" / phase).rglob(".*.job"):
                 folder = file.with_name(file.stem[1:])
-                has_begun = (folder / "checkpoints" / "last.ckpt").exists() and "running" in record_of(folder)
-                if (job := file.read_text()) in running and has_begun:
+                # the record is written after validation, which is at the end
+                in_the_middle = (folder / "checkpoints" / "last.ckpt").exists() and not (folder / "record.json").exists()
+                if (job := file.read_text()) in running and in_the_middle:
                     found.append(job)
             return bool(found)
 
@@ -80,10 +81,10 @@ class Disturbed:
         """Returns how many calls it took after the disturbances to have all results."""
         assert self.start("--no_wait").wait(SECONDS) == 1, "it says which runs are queued"
         waiting = self.start()
-        for fault in (["scontrol", "requeue"], ["scancel"], ["scancel", "--signal=USR2"]):
-            job = self.job_in_the_middle("sweep")
-            print(f"{' '.join(fault)} {job}", flush=True)
-            subprocess.run([*fault, job], check=True)
+        for fault in ("scontrol requeue {}", "scancel {}", "scancel --signal=USR2 {}.0"):  # of the step 0, srun's
+            done = fault.format(self.job_in_the_middle("sweep"))
+            print(done, flush=True)
+            subprocess.run(done.split(), check=True)
         job = self.job_in_the_middle("sweep")
         print("the waiting process is killed, two others take its place", flush=True)
         waiting.kill()
@@ -99,11 +100,6 @@ class Disturbed:
                 return calls
             codes = [self.start().wait(SECONDS)]
         raise AssertionError(f"exit codes {codes}; see {self.output.parent}/launchers.txt")
-
-
-def record_of(folder: Path) -> str:
-    path = folder / "record.json"
-    return path.read_text() if path.exists() else ""
 
 
 def rows(output: Path) -> dict[str, dict[str, Any]]:
