@@ -69,9 +69,11 @@ class Disturbed:
         """Kill slurmd, and with it what runs on the node; start it again when the node counts as down."""
         self.cluster.stop("slurmd", signal.SIGKILL)
         if with_jobs:
+            ours = os.environ["SLURM_CONF"]  # of the children: a slurmstepd overwrites its own environment with a title
             steps = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd"]
-            steps = [one for one in steps if one.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]]
-            tree = [one for step in steps for one in (*step.children(recursive=True), step)]
+            steps = [one for one in steps if any(p.environ().get("SLURM_CONF") == ours for p in one.children())]
+            assert steps, "a job runs"
+            tree = [*steps, *(child for step in steps for child in step.children(recursive=True))]
             for one in tree:
                 one.kill()
         wait_for(lambda: "down" in told("sinfo", "--noheader", "--format=%T"), SECONDS)
@@ -103,7 +105,7 @@ class Disturbed:
 
 
 def rows(output: Path) -> dict[str, dict[str, Any]]:
-    """Identity -> row, without what must differ: command, seconds, speed, and the folder in its name."""
+    """Identity -> row, without what must differ: command, seconds, speed, starts, and the folder in its name."""
     found: dict[str, dict[str, Any]] = {}
     for line in (output / "induction" / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -113,8 +115,11 @@ def rows(output: Path) -> dict[str, dict[str, Any]]:
         about["checkpoint"]["name"] = about["checkpoint"]["name"].removeprefix(str(output))
         values.pop("seconds", None)
         values.get("result", {}).pop("tokens_per_second", None)
-        for metric in values.get("metrics", {}).values():
-            metric.pop("seconds", None)
+        for metric, columns in values.get("metrics", {}).items():
+            columns.pop("seconds", None)
+            if metric == "flops/step_flops":  # which every start of a run logs
+                assert len(set(columns["value"])) == 1, columns
+                values["metrics"][metric] = columns["value"][0]
         found[name] = row
     return found
 
