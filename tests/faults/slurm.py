@@ -4,9 +4,9 @@
 
 The jobs are submitted by a process that does not wait. Then processes that wait are started, and this happens, each
 time to a run that is in the middle: `scontrol requeue`; `scancel`; the signal that announces the end of a job's time;
-the waiting process is killed, and two others take its place; slurmd is killed until the node counts as down; slurmd and
-everything on the node is killed. The command is repeated until it has all results. No run may be missing, finish twice
-or have two rows, and all rows must be those of the local launcher, to the last digit.
+the waiting process is killed, and two others take its place; slurmd is killed until the node counts as down, while its
+jobs go on; slurmd and everything on the node is killed. The command is repeated until it has all results. No run may be
+missing, finish twice or have two rows, and all rows must be those of the local launcher, to the last digit.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from slurm_cluster import Cluster, told, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, RATES, SEEDS = ("linear", "sliding_window", "standard"), (5e-3, 2e-3), (1, 2)
+STEPS = 800
 CHOICES = [
-    *("--tasks", "induction", "--models", *MODELS, "--steps", "3000"),
+    *("--tasks", "induction", "--models", *MODELS, "--steps", str(STEPS)),
     *("--rates", *map(str, RATES), "--max_rates", "2", "--seeds", *map(str, SEEDS)),
 ]
 OPTIONS = ["--", "--data.batch_size=16", "--data.test_lengths=[64]", "--trainer.accelerator=cpu"]
@@ -55,8 +56,8 @@ class Disturbed:
             running = set(told("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split()) - self.hit
             for file in (self.output / "induction" / phase).rglob(".*.job"):
                 folder = file.with_name(file.stem[1:])
-                has_begun = (folder / "checkpoints" / "last.ckpt").exists() and "running" in record_of(folder)
-                if (job := file.read_text()) in running and has_begun:
+                begun, validated = folder / "checkpoints" / "last.ckpt", folder / "record.json"  # validated at the end
+                if (job := file.read_text()) in running and begun.exists() and not validated.exists():
                     found.append(job)
             return bool(found)
 
@@ -68,9 +69,11 @@ class Disturbed:
         """Kill slurmd, and with it what runs on the node; start it again when the node counts as down."""
         self.cluster.stop("slurmd", signal.SIGKILL)
         if with_jobs:
+            ours = os.environ["SLURM_CONF"]  # of the children: a slurmstepd overwrites its own environment with a title
             steps = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "slurmstepd"]
-            steps = [one for one in steps if one.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]]
-            tree = [one for step in steps for one in (*step.children(recursive=True), step)]
+            steps = [one for one in steps if any(p.environ().get("SLURM_CONF") == ours for p in one.children())]
+            assert steps, "a job runs"
+            tree = [*steps, *(child for step in steps for child in step.children(recursive=True))]
             for one in tree:
                 one.kill()
         wait_for(lambda: "down" in told("sinfo", "--noheader", "--format=%T"), SECONDS)
@@ -80,10 +83,10 @@ class Disturbed:
         """Returns how many calls it took after the disturbances to have all results."""
         assert self.start("--no_wait").wait(SECONDS) == 1, "it says which runs are queued"
         waiting = self.start()
-        for fault in (["scontrol", "requeue"], ["scancel"], ["scancel", "--signal=USR2"]):
-            job = self.job_in_the_middle("sweep")
-            print(f"{' '.join(fault)} {job}", flush=True)
-            subprocess.run([*fault, job], check=True)
+        for fault in ("scontrol requeue {}", "scancel {}", "scancel --signal=USR2 {}.0"):  # of the step 0, srun's
+            done = fault.format(self.job_in_the_middle("sweep"))
+            print(done, flush=True)
+            subprocess.run(done.split(), check=True)
         job = self.job_in_the_middle("sweep")
         print("the waiting process is killed, two others take its place", flush=True)
         waiting.kill()
@@ -101,13 +104,8 @@ class Disturbed:
         raise AssertionError(f"exit codes {codes}; see {self.output.parent}/launchers.txt")
 
 
-def record_of(folder: Path) -> str:
-    path = folder / "record.json"
-    return path.read_text() if path.exists() else ""
-
-
 def rows(output: Path) -> dict[str, dict[str, Any]]:
-    """Identity -> row, without what must differ: command, seconds, speed, and the folder in its name."""
+    """Identity -> row, without what must differ: command, seconds, speed, starts, and the folder in its name."""
     found: dict[str, dict[str, Any]] = {}
     for line in (output / "induction" / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -117,8 +115,11 @@ def rows(output: Path) -> dict[str, dict[str, Any]]:
         about["checkpoint"]["name"] = about["checkpoint"]["name"].removeprefix(str(output))
         values.pop("seconds", None)
         values.get("result", {}).pop("tokens_per_second", None)
-        for metric in values.get("metrics", {}).values():
-            metric.pop("seconds", None)
+        for metric, columns in values.get("metrics", {}).items():
+            columns.pop("seconds", None)
+            if metric == "flops/step_flops":  # which every start of a run logs
+                assert len(set(columns["value"])) == 1, columns
+                values["metrics"][metric] = columns["value"][0]
         found[name] = row
     return found
 
@@ -138,7 +139,8 @@ def check(disturbed: Path, local: Path) -> None:
     assert len(submitted) == 13, "12 runs, and again the cancelled one"
     records = [json.loads(path.read_text()) for path in (disturbed / "induction").rglob("record.json")]
     resumed = sorted(record["resumed_at_step"] for record in records if record.get("resumed_at_step"))
-    assert len(resumed) >= 5, "requeue, scancel, the end of time and both kills come in the middle of a run"
+    assert len(resumed) >= 4, "after requeue, scancel, the end of time and the kill of all on the node"
+    assert all(0 < step < STEPS for step in resumed)
     print(f"{len(found)} rows of 12 runs are equal, none twice; {len(resumed)} runs were resumed, at steps {resumed}")
 
 

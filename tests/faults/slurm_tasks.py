@@ -3,9 +3,9 @@
     python tests/faults/slurm_tasks.py                # needs slurm-wlm and munge
 
 The job is trained three times: undisturbed, requeued in the middle, and with the signal that announces the end of its
-time. Then one is cancelled: it must not enter the queue again. In float64, the loss after 200 steps must be that of one
-process to 1e-9 (training enlarges the difference later), and disturbed jobs must have exactly the losses of the
-undisturbed one.
+time. Then one is cancelled: it must not enter the queue again. In float64, all losses must be those of one process to
+1e-9, and disturbed jobs must have exactly the losses of the undisturbed one. The learning rate is low: at a high one
+training enlarges rounding (docs/multi_node.md).
 """
 
 import json
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from slurm_cluster import Cluster, told, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "\n".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(150))
 OPTIONS = [
-    *("--trainer.accelerator=cpu", "--trainer.precision=64-true", "--trainer.max_steps=2000"),
-    *("--trainer.val_check_interval=200", "--trainer.enable_progress_bar=false", "--data.source=text.txt"),
+    *("--trainer.accelerator=cpu", "--trainer.precision=64-true", "--trainer.max_steps=800"),
+    *("--trainer.val_check_interval=100", "--trainer.enable_progress_bar=false", "--data.source=text.txt"),
     *("--data.tokenizer=bytes", "--data.context_length=32", "--data.batch_size=4", "--data.cache_dir=cache"),
     *("--model.hidden_dim=32", "--model.num_layers=1", "--model.num_heads=2"),
+    "--model.learning_rate=1e-3",
 ]
 HERE = {  # what the page asks of a larger cluster -> what this one has
     "--nodes=2": "--nodes=1",
@@ -86,8 +88,8 @@ def main() -> None:
         subprocess.run(
             [sys.executable, str(ROOT / "train.py"), "fit", config, *OPTIONS], cwd=folder / "one", check=True
         )
-        expected = losses(record(folder / "one"))[0]
-        print(f"one process: val/loss {expected:.12f} after 200 steps")
+        expected = losses(record(folder / "one"))
+        print(f"one process: {expected[0]:.12f}, {expected[-1]:.12f}")
         undisturbed: list[float] = []
         faults = {"": (), "requeued": ("scontrol", "requeue"), "signalled": ("scancel", "--signal=TERM")}
         with Cluster(folder / "cluster"):
@@ -97,10 +99,11 @@ def main() -> None:
                 first, *_, last = losses(found)
                 print(f"two tasks {name}: {found['status']}, {first:.12f}, {last:.12f}, resumed at step {resumed}")
                 assert found["environment"]["processes"] == 2
-                assert math.isclose(first, expected, rel_tol=1e-9)
+                assert all(map(partial(math.isclose, rel_tol=1e-9), losses(found), expected))
+                assert len(expected) == len(losses(found)) == 8
                 undisturbed = undisturbed or losses(found)
                 assert losses(found) == undisturbed
-                assert (0 < resumed < 2000) if fault else not resumed
+                assert (0 < resumed < 800) if fault else not resumed
             found = train(folder / "cancelled", "scancel")
             print(f"two tasks, cancelled: {found['status']} after {found['steps']} steps")
             assert found["status"] != "finished"
