@@ -75,14 +75,15 @@ def submit(paths: Sequence[str], board: str = "results/board.jsonl", data: DataL
 
 
 def entries(rows: Iterable[Row]) -> list[Entry]:
-    """Accuracies by model, environment, data and split; the fingerprint of a recall task differs between seeds."""
+    """Accuracies by model, environment, data and split. Samples of a recall task depend on the seed, so its
+    fingerprint differs between seeds; its other arguments are in `config`."""
     found: dict[str, Entry] = {}
     certificates = {row["identity"]["checkpoint"]: row for row in rows if row["identity"]["kind"] == "certificate"}
     for row in rows:
         identity, of = row["identity"], _checkpoint(row)
         if identity["kind"] not in ("text", "recall") or not on_own_data(row, row["about"]):
             continue
-        data = identity["data"] if identity["kind"] == "text" else of.get("data.arguments")
+        data = identity["data"] if identity["kind"] == "text" else None
         place = key([of.config, identity.get("environment"), identity["split"], data])
         name = f"{of.architecture}, {of.get('data.class')}, {identity['split']} split, {of.length}"
         entry = found.setdefault(place, Entry(name))

@@ -3,15 +3,19 @@
 import copy
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from lightning import Trainer, seed_everything
 
 from bsbr_pl.__main__ import main
 from bsbr_pl.attention import LinearAttention
+from bsbr_pl.evals.submit import entries
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import read_rows
 from callbacks import LastCheckpoint, RunRecorder
+
+BOARD = Path(__file__).parents[2] / "results" / "board.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +172,14 @@ def test_several_processes_may_append(measured, tmp_path):
         thread.join()
     lines = board.read_text().splitlines()
     assert sorted(lines) == sorted(json.dumps(row) for row in rows)
+
+
+def test_seeds_of_a_recall_task_are_one_model():
+    """Their samples differ, and so do the fingerprints of their data. The board has five models with three seeds."""
+    rows = [json.loads(line) for line in BOARD.read_text().splitlines()]
+    recall = [row for row in rows if row["identity"]["kind"] == "recall"]
+    found = {tuple(one.accuracies[0]["about"]["attention"]): one for one in entries(recall)}
+    assert {("rwkv7",), ("delta_net",), ("standard",)} <= found.keys()
+    for one in found.values():
+        assert sorted(of.seed for of in one.checkpoints.values()) == [1, 2, 3]
+        assert len({row["identity"]["data"] for row in one.accuracies}) == 3
