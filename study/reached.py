@@ -11,7 +11,7 @@ from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.subject import Subject
 from bsbr_pl.report.study import quality
 
-ERRORS = 3  # standard errors above the plateau from which on an accuracy is no chance
+ERRORS = 3  # an accuracy this many standard errors above the plateau is not chance
 _plateaus: dict[str, float | None] = {}  # by fingerprint: the runs of a task share their data
 
 
@@ -58,7 +58,7 @@ def _costs(subject: Subject) -> dict[str, Any]:
     """FLOPs and state of the closed forms, if the architecture has them; the measured speed of training."""
     found: dict[str, Any] = {}
     length = (subject.about["data"] or {}).get("trained_length")
-    with suppress(Exception):  # an attention of another package may have no closed form
+    with suppress(AttributeError, NotImplementedError):  # an attention of another package may have no closed form
         found["flops_per_token"] = subject.model.flops(length) / length
         found["state_bytes"] = subject.model.state_size(length) * subject.model.embedding.weight.element_size()
     speeds = (subject.record.get("metrics") or {}).get("step/tokens_per_second", {"value": []})["value"]

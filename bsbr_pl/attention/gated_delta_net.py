@@ -34,6 +34,7 @@ from .parts import (
     ConvInit,
     ShortConvolution,
     at_least_fp32,
+    check_choice,
     check_number,
     check_positive,
     lower_triangle,
@@ -81,8 +82,7 @@ class GatedDeltaNetAttention(Attention[Memory]):
     ) -> None:
         super().__init__(hidden_dim, num_heads, head_dim)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
-        if decay_init not in get_args(DecayInit):
-            raise ValueError(f"decay_init must be one of {', '.join(get_args(DecayInit))}, got {decay_init!r}")
+        check_choice(get_args(DecayInit), decay_init=decay_init)
         whole = f"above 0, with expand_v * {self.head_dim} (the head width) a whole number"
         check_number(whole, lambda factor: factor > 0 and factor * self.head_dim % 1 == 0, expand_v=expand_v)
         self.chunk_size = chunk_size

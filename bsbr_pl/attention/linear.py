@@ -28,6 +28,7 @@ from .parts import (
     ConvInit,
     ShortConvolution,
     at_least_fp32,
+    check_choice,
     check_positive,
     lower_triangle,
     merge_heads,
@@ -69,8 +70,7 @@ class LinearAttention(Attention[Sums]):
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, conv_size=conv_size)
-        if output_norm not in get_args(OutputNorm):
-            raise ValueError(f"output_norm must be one of {', '.join(get_args(OutputNorm))}, got {output_norm!r}")
+        check_choice(get_args(OutputNorm), output_norm=output_norm)
         self.chunk_size = chunk_size
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
