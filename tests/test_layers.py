@@ -61,8 +61,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "bsbr_pl.data.windows": {"bsbr_pl.data.base", "bsbr_pl.data.corpus"},
     "bsbr_pl.data.tasks": {"bsbr_pl.data.base"},
+    "bsbr_pl.data.mad_tasks": {"bsbr_pl.data.base", "bsbr_pl.data.tasks"},
     "bsbr_pl.data": {
-        f"bsbr_pl.data.{name}" for name in ("base", "corpus", "opening", "sources", "tasks", "tokenizer", "windows")
+        *(f"bsbr_pl.data.{name}" for name in ("base", "corpus", "mad_tasks", "opening", "sources", "tasks")),
+        *(f"bsbr_pl.data.{name}" for name in ("tokenizer", "windows")),
     },
     # Training.
     "bsbr_pl.steps": set(),

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.data import MADData, mad
+from bsbr_pl.data import MADData, mad_tasks
 from bsbr_pl.data.base import IGNORED
+from bsbr_pl.data.mad import TASKS as PUBLISHED
 from bsbr_pl.data.tasks import Random
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.spec import specs_of
@@ -149,8 +150,8 @@ def test_published_sizes_obey_every_rule(task: str) -> None:
 def test_recall(half_length: int, symbols: int, noise: int, share: float, seed: int) -> None:
     share = share if noise else 0.0
     vocab_size = symbols + noise
-    x, y = mad.in_context_recall(Random(seed, np.arange(8)), 2 * half_length, vocab_size, False, noise, share)
-    trained = mad.in_context_recall(Random(seed, np.arange(8)), 2 * half_length, vocab_size, True, noise, share)
+    x, y = mad_tasks.in_context_recall(Random(seed, np.arange(8)), 2 * half_length, vocab_size, False, noise, share)
+    trained = mad_tasks.in_context_recall(Random(seed, np.arange(8)), 2 * half_length, vocab_size, True, noise, share)
     assert (trained[0] == x).all(), "training and testing differ in what is asked"
     for row, asked in zip(x.tolist(), y.tolist(), strict=True):
         read_recall(row, asked, vocab_size, noise)
@@ -159,7 +160,7 @@ def test_recall(half_length: int, symbols: int, noise: int, share: float, seed: 
 @given(st.integers(1, 3), st.integers(1, 60), st.integers(0, 8), SEEDS)
 def test_fuzzy_recall(motif_size: int, more: int, symbols: int, seed: int) -> None:
     length, vocab_size = 4 * motif_size + more, 2 * motif_size + 1 + symbols
-    x, y = mad.fuzzy_recall(Random(seed, np.arange(8)), length, vocab_size, False, motif_size)
+    x, y = mad_tasks.fuzzy_recall(Random(seed, np.arange(8)), length, vocab_size, False, motif_size)
     for row, asked in zip(x.tolist(), y.tolist(), strict=True):
         read_fuzzy(row, asked, vocab_size, motif_size)
 
@@ -167,7 +168,7 @@ def test_fuzzy_recall(motif_size: int, more: int, symbols: int, seed: int) -> No
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(3, 30), SEEDS)
 def test_selective_copying(copied: int, blanks: int, vocab_size: int, seed: int) -> None:
     length = 2 * copied + blanks + 1
-    x, y = mad.selective_copying(Random(seed, np.arange(8)), length, vocab_size, copied)
+    x, y = mad_tasks.selective_copying(Random(seed, np.arange(8)), length, vocab_size, copied)
     for row, asked in zip(x.tolist(), y.tolist(), strict=True):
         read_copying(row, asked, vocab_size, copied)
 
@@ -176,10 +177,10 @@ def test_selective_copying(copied: int, blanks: int, vocab_size: int, seed: int)
 def test_memorization_and_compression(half_length: int, vocab_size: int, seed: int) -> None:
     known: dict[int, int] = {}
     for first in (0, 8):
-        x, y = mad.memorization(Random(seed, first + np.arange(8)), 2 * half_length, vocab_size, seed)
+        x, y = mad_tasks.memorization(Random(seed, first + np.arange(8)), 2 * half_length, vocab_size, seed)
         for row, asked in zip(x.tolist(), y.tolist(), strict=True):
             read_memorization(row, asked, vocab_size, known)
-        x, y = mad.compression(Random(seed, np.arange(8)), 2 * half_length + 2, vocab_size)
+        x, y = mad_tasks.compression(Random(seed, np.arange(8)), 2 * half_length + 2, vocab_size)
         for row, asked in zip(x.tolist(), y.tolist(), strict=True):
             read_compression(row, asked, vocab_size)
 
@@ -195,10 +196,10 @@ def test_memorization_and_compression(half_length: int, vocab_size: int, seed: i
     ],
 )
 def test_the_example_of_a_docstring_obeys_the_rules(task: str, options: dict[str, Any]) -> None:
-    rows = {line.split()[0]: line.split()[1:] for line in getattr(mad, task).__doc__.splitlines() if line.split()}
+    rows = {line.split()[0]: line.split()[1:] for line in getattr(mad_tasks, task).__doc__.splitlines() if line.split()}
     x = [int(token) for token in rows["input"]]
     y = [IGNORED if token == "." else int(token) for token in rows["target"]]
-    length = int(getattr(mad, task).__doc__.split("Example (T = ")[1].split(",")[0])
+    length = int(getattr(mad_tasks, task).__doc__.split("Example (T = ")[1].split(",")[0])
     assert len(x) == len(y) == length
     READERS[task](x, y, **options)
 
@@ -242,18 +243,18 @@ def test_fuzzy_samples_are_distributed_as_the_public_codes(training: bool) -> No
     random, samples = np.random.default_rng(0), 2_000
     sizes = [1, 2, 3] if training else [3]
     wanted = np.array([facts(fuzzy_by_the_rules(random, 60, 16, 3, sizes)) for _ in range(samples)])
-    x, y = mad.fuzzy_recall(Random(1, np.arange(samples)), 60, 16, training, 3)
+    x, y = mad_tasks.fuzzy_recall(Random(1, np.arange(samples)), 60, 16, training, 3)
     found = np.array([facts([*row, last]) for row, last in zip(x.tolist(), y[:, -1].tolist(), strict=True)])
     noise = np.hypot(wanted.std(0), found.std(0)) / samples**0.5
     np.testing.assert_array_less(abs(wanted.mean(0) - found.mean(0)), 4 * noise)
 
 
 def test_noise_keys_and_blanks_are_as_frequent_as_published() -> None:
-    x, _ = mad.in_context_recall(Random(0, np.arange(2000)), 128, 32, True, 16, 0.2)
+    x, _ = mad_tasks.in_context_recall(Random(0, np.arange(2000)), 128, 32, True, 16, 0.2)
     # 62 of 63 pairs before the last are noise with probability 0.2; one, at a random place, is not.
     assert (x >= 16).mean() == pytest.approx(0.2 * 62 / 64, abs=0.002)
     np.testing.assert_allclose(np.bincount(x[x < 16], minlength=16)[:8] / (x < 8).sum(), 1 / 8, atol=0.005)
-    x, _ = mad.selective_copying(Random(0, np.arange(2000)), 256, 16, 16)
+    x, _ = mad_tasks.selective_copying(Random(0, np.arange(2000)), 256, 16, 16)
     places = np.nonzero(x[:, :239] != 14)[1].reshape(-1, 16)
     gaps = np.diff(places, axis=1, prepend=-1) - 1  # each of 223 blanks chooses one of 16 gaps
     np.testing.assert_allclose(gaps.mean(0), 223 / 16, atol=0.4)
@@ -372,7 +373,7 @@ def test_the_study_trains_for_the_epochs_and_tokens_that_it_says(file: Path) -> 
     assert settings["model"].get("bottleneck", False) == (arguments["task"] == "compression")
     if published:
         task = arguments["task"]
-        assert arguments == {"task": task, "batch_size": 128} | mad.TASKS[task][1]
+        assert arguments == {"task": task, "batch_size": 128} | PUBLISHED[task][1]
 
 
 @pytest.mark.parametrize("file", sorted(STUDY.glob("models/*.yaml")), ids=lambda file: file.stem)
