@@ -1,7 +1,6 @@
 """A causal language model around any attention: embedding, pre-norm residual layers, head, generation."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,44 +10,13 @@ from torch import Tensor, nn
 from .attention.base import Attention
 from .attention.parts import check_choice, check_number, check_positive
 from .bottleneck import Bottleneck
+from .branches import NORMS, AttentionFactory, Residual, one_per_layer
 from .feed_forward import ACTIVATIONS, FeedForward, default_ff_dim
-
-#: Builds the attention of one layer from (hidden_dim, num_heads): an Attention class, or a `functools.partial` of one.
-AttentionFactory = Callable[[int, int], Attention]
-
-
-def check_ids(input_ids: Tensor, step: bool = False) -> None:
-    """Raise a ValueError unless these are token ids (B, T), or (B,) of one `step`, at least one."""
-    wanted = "(batch,) in int64, at least 1" if step else "(batch, length) in int64, both at least 1"
-    if not isinstance(input_ids, Tensor):
-        raise ValueError(f"input_ids must be {wanted}, got a {type(input_ids).__name__}: make it a torch.tensor")
-    dims = 1 if step else 2
-    if input_ids.dim() != dims or input_ids.numel() == 0 or input_ids.dtype not in (torch.int64, torch.int32):
-        found = f"shape {tuple(input_ids.shape)} in {str(input_ids.dtype).removeprefix('torch.')}"
-        raise ValueError(f"input_ids must be {wanted}, got {found}")
-
+from .generation import explain_not_finite, sample
+from .inputs import check_ids, check_states
 
 #: Standard deviation s of the logits at the start: the first loss is about ln(vocab_size) + s^2 / 2.
 LOGIT_STD = 0.3
-
-Norm = nn.LayerNorm | nn.RMSNorm
-#: Name -> norm over the channels of a token.
-NORMS: dict[str, Callable[[int], Norm]] = {"layer": nn.LayerNorm, "rms": partial(nn.RMSNorm, eps=1e-5)}
-
-
-class Residual(nn.Module):
-    """x + inner(norm(x)), where inner is an attention or a feed-forward network."""
-
-    inner: Attention | FeedForward
-
-    def __init__(self, inner: Attention | FeedForward, norm: Norm, dropout: float) -> None:
-        super().__init__()
-        self.norm = norm
-        self.inner = inner
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.inner(self.norm(x)))
 
 
 class Position(NamedTuple):
@@ -112,15 +80,7 @@ class LanguageModel(nn.Module):
         check_number("at least 0 and below 1", lambda share: 0 <= share < 1, dropout=dropout)
         check_number("0 (none) or more", lambda number: number >= 0, whole=True, positions=positions)
         check_number("0 (silent branches) or more", lambda size: size >= 0, out_init=out_init)
-        factories = list(attention) if isinstance(attention, Sequence) else [attention]
-        if not factories or num_layers % len(factories):
-            raise ValueError(
-                f"attention must list one architecture per layer, or a pattern whose length divides num_layers, got "
-                f"{len(factories)} for {num_layers} layers"
-            )
-        factories *= num_layers // len(factories)
-        if not all(map(callable, factories)):
-            raise ValueError(f"attention must be an Attention class or another builder of one, got {attention!r}")
+        factories = one_per_layer(attention, num_layers)
         self.vocab_size = vocab_size
         self.max_length = positions or None  # tokens that can be read
         self.embedding = nn.Embedding(vocab_size, hidden_dim)
@@ -149,7 +109,7 @@ class LanguageModel(nn.Module):
         weights in the last norm, would predict every token by itself, with a logit of sqrt(D) times that weight. So the
         weights alternate between LOGIT_STD and -LOGIT_STD.
         """
-        width, branches = self.norm.weight.numel(), len(self.branches)
+        width = self.norm.weight.numel()
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         nn.init.constant_(self.norm.weight, LOGIT_STD)
         self.norm.weight[1::2] *= -1
@@ -158,15 +118,7 @@ class LanguageModel(nn.Module):
         if self.positions is not None:
             nn.init.zeros_(self.positions.weight)
         for branch in self.branches:
-            if isinstance(branch.inner, Attention) and branch.inner.initializes_itself:
-                continue
-            for module in branch.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            out = branch.inner.out
-            nn.init.normal_(out.weight, std=out_init * (out.in_features * width * branches) ** -0.5)
-            if out.bias is not None:
-                nn.init.zeros_(out.bias)
+            branch.init_weights(out_init, width * len(self.branches))
 
     @property
     def attentions(self) -> list[Attention]:
@@ -179,7 +131,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"a text must have at most {self.max_length} tokens (positions), got {num_tokens}")
 
     def embed(self, input_ids: Tensor, start: int = 0) -> Tensor:
-        """ids (B, T) at positions start, start + 1, ... -> (B, T, D); or (B,), all at start -> (B, D)."""
+        """ids (B, T) at positions start, start + 1, ... -> (B, T, D)."""
         try:
             x = self.embedding(input_ids)
         except IndexError:
@@ -188,7 +140,7 @@ class LanguageModel(nn.Module):
                 f"input_ids must lie in 0 ... {self.vocab_size - 1} (vocab_size), got {low} ... {high}"
             ) from None
         if self.positions is not None:
-            end = start + (input_ids.shape[1] if input_ids.dim() == 2 else 1)
+            end = start + input_ids.shape[1]
             self.check_length(end)
             x = x + self.positions.weight[start:end]
         return self.dropout(x)
@@ -228,55 +180,42 @@ class LanguageModel(nn.Module):
     def step(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token per sequence: ids (B,) -> logits of the next token (B, vocab_size), and the states."""
         check_ids(input_ids, step=True)
-        self.check_states(states, len(input_ids))
-        x, states = self._decode(input_ids, states)
-        return self.head(x), states
+        check_states(states, self._num_states, len(input_ids))
+        x, states = self._decode(input_ids[:, None], states, step=True)
+        return self.head(x[:, 0]), states
 
     def decode(self, input_ids: Tensor, states: list[Any] | None = None) -> tuple[Tensor, list[Any]]:
         """`hidden` of ids (B, T), which continue those of `states`: (B, T, D), and the states after them."""
         check_ids(input_ids)
         if states is None:
             return self._decode(input_ids, [Position(0), *[None] * (self._num_states - 1)])
-        self.check_states(states, len(input_ids))
+        check_states(states, self._num_states, len(input_ids))
         return self._decode(input_ids, states)
 
     @property
     def _num_states(self) -> int:
         return 1 + len(self.attentions) + (self.bottleneck is not None)
 
-    def check_states(self, states: list[Any], batch_size: int) -> None:
-        """Raise a ValueError unless these are states of a model with as many attentions, after `batch_size` texts."""
-        wanted = self._num_states
-        if not isinstance(states, list) or len(states) != wanted:
-            found = f"{len(states)} elements" if isinstance(states, list) else f"a {type(states).__name__}"
-            raise ValueError(
-                f"states must be a list of {wanted}, a Position and the state of each attention, got {found}"
-            )
-        for part in (part for state in states[1:] for part in state if isinstance(part, Tensor)):
-            if part.dim() and len(part) != batch_size:
-                raise ValueError(f"input_ids must continue the {len(part)} texts of states, got {batch_size}")
-
-    def _decode(self, input_ids: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
-        """ids (B, T), or one token (B,) -> the last layer's normed activations, and the states after them."""
+    def _decode(self, input_ids: Tensor, states: list[Any], step: bool = False) -> tuple[Tensor, list[Any]]:
+        """`decode` without its checks; `step`: T is 1, and each attention continues by its `step`."""
         position, *before = states
         remaining, after = iter(before), []
         x = self.embed(input_ids, start=position.tokens)
         for branch in self.branches:
-            if isinstance(branch.inner, Attention):
-                run = branch.inner.step if x.dim() == 2 else branch.inner.prefill
-                y, state = run(branch.norm(x), next(remaining))
-                after.append(state)
-                x = x + branch.dropout(y)
-            else:
+            if not isinstance(branch.inner, Attention):
                 x = branch(x)
-        if self.bottleneck is not None:
-            step = x.dim() == 2
-            pieces = (x[:, None], input_ids[:, None]) if step else (x, input_ids)
-            x, state = self.bottleneck(*pieces, next(remaining))
-            x = x[:, 0] if step else x
+                continue
+            if step:
+                y, state = branch.inner.step(branch.norm(x[:, 0]), next(remaining))
+                y = y[:, None]
+            else:
+                y, state = branch.inner.prefill(branch.norm(x), next(remaining))
             after.append(state)
-        tokens = input_ids.shape[1] if input_ids.dim() == 2 else 1
-        return self.norm(x), [Position(position.tokens + tokens), *after]
+            x = x + branch.dropout(y)
+        if self.bottleneck is not None:
+            x, state = self.bottleneck(x, input_ids, next(remaining))
+            after.append(state)
+        return self.norm(x), [Position(position.tokens + input_ids.shape[1]), *after]
 
     @torch.no_grad()
     def generate(
@@ -317,8 +256,9 @@ class LanguageModel(nn.Module):
             self.check_length(input_ids.shape[1] + max_new_tokens - 1)  # the last token is not read
             for i in range(max_new_tokens):
                 if not logits.isfinite().all():
-                    raise ValueError(self._explain_not_finite(torch.cat(ids, 1)))
-                ids.append(_sample(logits, temperature, top_k, generator)[:, None])
+                    x = self.embed(torch.cat(ids, 1))
+                    raise ValueError(explain_not_finite(x, self.branches, self.norm, self.head))
+                ids.append(sample(logits, temperature, top_k, generator)[:, None])
                 if until is not None and until(torch.cat(ids, 1)):
                     break
                 if i + 1 < max_new_tokens:
@@ -326,20 +266,6 @@ class LanguageModel(nn.Module):
         finally:
             self.train(training)
         return torch.cat(ids, 1)
-
-    def _explain_not_finite(self, input_ids: Tensor) -> str:
-        """Names the first layer whose output for ids (B, T) is not finite, and the first such token."""
-        x = self.embed(input_ids)
-        layers: dict[str, Callable[[Tensor], Tensor]] = {"embedding": nn.Identity()}
-        layers |= {f"branches.{i} ({type(branch.inner).__name__})": branch for i, branch in enumerate(self.branches)}
-        for name, layer in (layers | {"norm": self.norm, "head": self.head}).items():
-            x = layer(x)
-            failed = ~x.isfinite().all(-1)  # (B, T)
-            if failed.any():
-                text, token = failed.nonzero()[0].tolist()
-                where = f"the output of {name} is not finite at token {token} of text {text}"
-                return f"cannot sample: {where}; load other weights, or use a higher precision"
-        return "cannot sample: `step` of an attention gives numbers that are not finite, and `forward` does not"
 
     @torch.no_grad()
     def get_attention_weights(self, input_ids: Tensor) -> Tensor:
@@ -370,14 +296,3 @@ class LanguageModel(nn.Module):
         head = 2 * num_tokens * self.embedding.weight.numel()
         decoder = self.bottleneck.flops(num_tokens) if self.bottleneck is not None else 0
         return head + decoder + sum(branch.inner.flops(num_tokens) for branch in self.branches)
-
-
-def _sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
-    """One token of each row: logits (B, vocab_size) -> ids (B,)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    if top_k is not None and top_k < logits.shape[-1]:
-        best = logits.topk(top_k)  # by index: logits in bf16 are often equal, and exactly top_k must stay
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
-    below_best = logits.double() - logits.amax(-1, keepdim=True)  # the best stays 0 at any temperature
-    return torch.multinomial((below_best / temperature).softmax(-1).float(), 1, generator=generator)[:, 0]

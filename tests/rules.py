@@ -246,6 +246,7 @@ def within(module: str, *rooms: str) -> bool:
 ATTENTIONS = ("bsbr_pl.attention",)
 KERNELS = ("bsbr_pl.attention.kernels", "bsbr_pl.attention.triton_kernels", "bsbr_pl.attention.ops")
 PRODUCT = ("bsbr_pl", "callbacks", "train", "evaluate")
+MODEL = ("bsbr_pl.model", "bsbr_pl.branches", "bsbr_pl.generation", "bsbr_pl.inputs")
 MODULE = ("bsbr_pl.module", "bsbr_pl.resume", "bsbr_pl.step_loop", "bsbr_pl.optimizer")
 
 
@@ -307,19 +308,19 @@ def rules(attention_classes: tuple[str, ...], data_classes: tuple[str, ...], key
             but=KERNELS,
         ),
         "model, utils: no print": Rule(
-            ("bsbr_pl.model", "bsbr_pl.utils"),
+            (*MODEL, "bsbr_pl.utils"),
             calling("print"),
             ("print(1)", "def f():\n    print('x', file=stream)"),
             ("x.fingerprint()", "return_value = 'print'"),
         ),
         "model, utils: no trainer": Rule(
-            ("bsbr_pl.model", "bsbr_pl.utils", "bsbr_pl.attention"),
+            (*MODEL, "bsbr_pl.utils", "bsbr_pl.attention"),
             any_of(named("trainer", "Trainer"), importing("lightning.pytorch.trainer")),
             ("def f(trainer): pass", "self.trainer.global_step", "from lightning import Trainer\nTrainer()"),
             ("def f(model): pass", "'the trainer'"),
         ),
         "model, utils: without Lightning": Rule(
-            ("bsbr_pl.model", "bsbr_pl.utils", "bsbr_pl.attention", "bsbr_pl.spec"),
+            (*MODEL, "bsbr_pl.utils", "bsbr_pl.attention", "bsbr_pl.spec"),
             importing("lightning", "pytorch_lightning", "jsonargparse"),
             ("import lightning", "def f():\n    from lightning.pytorch.utilities import rank_zero_info"),
             ("from importlib.metadata import version\nversion('lightning')", "import torch"),

@@ -29,8 +29,12 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.attention.parts": {"bsbr_pl.attention.ops"},
     "bsbr_pl.feed_forward": set(),
     "bsbr_pl.bottleneck": set(),
+    "bsbr_pl.branches": {"bsbr_pl.attention.base", "bsbr_pl.feed_forward"},
+    "bsbr_pl.generation": {"bsbr_pl.branches"},
+    "bsbr_pl.inputs": set(),
     "bsbr_pl.model": {
-        f"bsbr_pl.{name}" for name in ("attention.base", "attention.parts", "bottleneck", "feed_forward")
+        *(f"bsbr_pl.{name}" for name in ("attention.base", "attention.parts", "bottleneck", "branches")),
+        *(f"bsbr_pl.{name}" for name in ("feed_forward", "generation", "inputs")),
     },
     "bsbr_pl.foreign": {"bsbr_pl.attention.base"},
     "bsbr_pl.spec": {"bsbr_pl.attention", "bsbr_pl.foreign"},
