@@ -144,7 +144,7 @@ ALLOWED: dict[str, set[str]] = {
 #: Rule -> the modules that break it, and why they may.
 KNOWN: dict[str, dict[str, str]] = {
     "attention: no device by name": {
-        "bsbr_pl.attention.bsbr": "on a GPU, zeros are faster than a gather",
+        "bsbr_pl.attention.bsbr": "on a CPU, one copy serves the local attention and the chunks",
         "bsbr_pl.attention.parts": "a loop on a CPU, a scan on a GPU",
     },
     "callbacks: no other callbacks": {

@@ -5,27 +5,26 @@ The sequence is cut into chunks of C tokens. Per head:
     local attention    local_t = sum_{t - C < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
     unit keys          k^_j = (k_j - mean(k_j)) / sqrt(K (var(k_j) + 1e-5))
     state of a chunk   F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
-    key of a chunk     h_c = mean_{j in c} x_j W_h                        (R numbers: K, or router_dim)
-    query of a chunk   r_c = x_{first of c} W_r
+    its key and query  h_c = mean_{j in c} x_j W_h ;  r_c = x_{first of c} W_r    (R numbers: K, or router_dim)
     routing            P_cj = softmax_{j < c}(r_c . h_j / sqrt(R))  with a null slot of score 0 that retrieves nothing
-    retrieval          m_t = q_t sum_{j < c} P_cj F_j
-    o_t = local_t + gain m_t / sqrt(1 + mean(m_t^2))
-
-With retrieval_top_k, P_cj is 0 but for the chunks j of the greatest scores, rounded to multiples of 1e-4; of equal
-chunks the earlier are kept. So rounding errors do not choose among repetitions.
+    retrieval          S_c = sum_{j < c} P_cj F_j ;  m_t = q_t S_c                (c the chunk of t; q not rotated)
+    output             o_t = local_t + gain m_t / sqrt(1 + mean(m_t^2))           (mean over the V channels)
 
 The query of a chunk depends only on its first token, and only finished chunks are retrieved, so the layer is causal.
-The gain is learned per head and starts at 0: retrieval is off at initialisation; training turns it on. (Recall tasks
-train faster with initial_gain=0.5.) Dividing by the root limits large reads and leaves small ones almost unchanged. A
-short causal convolution on q, k and v lets a key depend on the tokens just before it.
+The gain is learned per head and starts at 0: retrieval is off at initialisation; training turns it on. Dividing by the
+root limits large reads and leaves small ones almost unchanged. A short causal convolution on q, k and v lets a key
+depend on the tokens just before it. The fast form computes F, P, S and m of all chunks at once.
 
-Options of the plain form: overlap=False (a token sees only its own chunk exactly, which is cheaper), conv_size=1, and
-normalize=False (k^ = k, o_t = local_t + m_t, no null slot).
+With retrieval_top_k, the softmax has the null slot and only that many chunks j, those with the greatest scores. Scores
+are rounded to multiples of 1e-4 for this choice, and of equal chunks the earlier are kept, so rounding errors do not
+choose among repetitions. With compression_factor, F_c = sum_{j in c} k^_j^T v_j W_down and m_t = q_t S_c W_up, where
+F_c and S_c have V' = V / compression_factor columns. The plain form is overlap=False, conv_size=1 and normalize=False.
 
-Source: the idea is from the PyPI package bsbr (0.1.1). Differences: its masks are not causal; these equations are new.
-Cost: per token at least D (2C + 2K + (T / C^2)(K + 1)) multiply-adds, without projections and convolution. This is
-O(T^2) like softmax attention, but with a constant (K + 1) / C^2 as large (1 / 500 at C = 128, K = 32). With
-retrieval_top_k the constant is 1 / C^2, of the routing scores.
+Source: the idea is from the PyPI package bsbr (0.1.1).
+Differences: the masks of that package are not causal; these equations are new.
+Cost: per token at least D (2C + 2K + (T / C^2)(K + 1)) multiply-adds without projections and convolution. This is
+O(T^2), with (K + 1) / C^2 times the constant of softmax attention (1 / 500 at C = 128, K = 32). With retrieval_top_k it
+is 1 / C^2 times, for the routing scores.
 Decode state: (T / C) D (K + 1) + 2 C D numbers. If C <= K / 2, this is larger than the 2 T D numbers of a KV cache.
 """
 
@@ -36,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .kernels import for_products, window_attention
+from .kernels import for_products, weighted_states, window_attention
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -48,17 +47,14 @@ from .parts import (
     rotary,
     split_heads,
     to_chunks,
-    window_mask,
 )
-from .softmax import window_products
-
-EQUAL = 1e-4  # scores are rounded to multiples of this before the best are chosen
+from .softmax import chunk_attention, keep_best, window_products
 
 
 class Chunks(NamedTuple):
-    F: Tensor  # (B, H, N, K, V / compression), states of the finished chunks
+    states: Tensor  # F of the finished chunks (B, H, N, K, V')
     h: Tensor  # (B, H, N, R), keys of the finished chunks
-    S: Tensor  # (B, H, K, V / compression), what the current chunk retrieved
+    S: Tensor  # (B, H, K, V'), what the current chunk retrieved
     k: Tensor  # (B, H, min(T, C), K), not rotated; without overlap, of the current chunk only: (B, H, T mod C, K)
     v: Tensor  # (B, H, min(T, C), V), likewise
     x_sum: Tensor  # (B, D), sum of the inputs of the current chunk
@@ -74,13 +70,12 @@ class BSBRAttention(Attention[Chunks]):
         num_heads: heads H.
         chunk_size: tokens C in a chunk, and how many tokens a query sees exactly.
         retrieval_top_k: retrieve only from this many best earlier chunks; None for all of them.
-        compression_factor: store chunk states of K x V / compression_factor numbers, by a learned map of the values
-            down and back up; must divide the head width.
+        compression_factor: V / V', a divisor of the head width; above 1, learned maps take the values down and up.
         router_dim: width R of the queries and keys of chunks; the head width if None.
-        normalize: unit-length keys, a null slot, and a bounded read times a gain; False for the plain form.
-        initial_gain: initial value of the gain; unused without `normalize`.
+        normalize: unit keys, a null slot and a bounded read; False: k^ = k, no null slot, and o_t = local_t + m_t.
+        initial_gain: initial value of the gain, unused without `normalize`; recall tasks train faster with 0.5.
         rope: rotate q and k of the local attention. Without it, only the convolution depends on order.
-        overlap: see the last C tokens exactly; False for those of the own chunk.
+        overlap: see the last C tokens exactly; False for those of the own chunk, which is cheaper.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         bias: give `qkv` and `out` a bias; `chunk_query` and `chunk_key` have none.
@@ -105,24 +100,20 @@ class BSBRAttention(Attention[Chunks]):
         bias: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
-        check_positive(chunk_size=chunk_size, compression_factor=compression_factor, conv_size=conv_size)
+        router_dim = self.head_dim if router_dim is None else router_dim
+        check_positive(chunk_size=chunk_size, compression_factor=compression_factor, router_dim=router_dim)
         check_number("from -1 to 1", lambda gain: -1 <= gain <= 1, initial_gain=initial_gain)
         if retrieval_top_k is not None:
             check_positive(retrieval_top_k=retrieval_top_k)
         if self.head_dim % compression_factor:
             raise ValueError(f"compression_factor must divide the head width {self.head_dim}, got {compression_factor}")
-        self.chunk_size = chunk_size
-        self.retrieval_top_k = retrieval_top_k
+        self.chunk_size, self.retrieval_top_k, self.router_dim = chunk_size, retrieval_top_k, router_dim
         self.state_dim = self.head_dim // compression_factor
-        self.router_dim = self.head_dim if router_dim is None else router_dim
-        check_positive(router_dim=self.router_dim)
-        self.normalize = normalize
-        self.rope = rope
-        self.overlap = overlap
+        self.normalize, self.rope, self.overlap = normalize, rope, overlap
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
-        self.chunk_query = nn.Linear(hidden_dim, num_heads * self.router_dim, bias=False)
-        self.chunk_key = nn.Linear(hidden_dim, num_heads * self.router_dim, bias=False)
+        self.chunk_query = nn.Linear(hidden_dim, num_heads * router_dim, bias=False)
+        self.chunk_key = nn.Linear(hidden_dim, num_heads * router_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
         if normalize:
             self.gain = nn.Parameter(torch.full((num_heads, 1, 1), float(initial_gain)))
@@ -147,8 +138,8 @@ class BSBRAttention(Attention[Chunks]):
         return True
 
     def sees_exactly(self, num_tokens: int) -> Tensor:
-        mask = window_mask if self.overlap else chunk_mask
-        return mask(num_tokens, self.chunk_size, self._device)
+        window = super().sees_exactly(num_tokens)
+        return window if self.overlap else chunk_mask(num_tokens, self.chunk_size, self._device)
 
     def project(self, x: Tensor, state: Chunks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v (B, H, T, K) and the state of the convolution."""
@@ -166,7 +157,7 @@ class BSBRAttention(Attention[Chunks]):
             return k
         return F.layer_norm(k, k.shape[-1:], weight=k.new_full(k.shape[-1:], self.head_dim**-0.5), eps=1e-5)
 
-    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def routing_vectors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) from the start of a chunk on -> queries r and keys h of its chunks, both (B, H, N, R)."""
         x = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1)
         r = split_heads(self.chunk_query(x[:, :, 0]), self.num_heads)
@@ -177,24 +168,20 @@ class BSBRAttention(Attention[Chunks]):
         r, h = at_least_fp32(r), at_least_fp32(h)
         chunks = torch.arange(first, first + r.shape[2], device=r.device)[:, None]
         past = torch.arange(h.shape[2], device=r.device) < chunks
-        scores = (r @ h.mT / self.router_dim**0.5).masked_fill(~past, -torch.inf)
-        if self.retrieval_top_k is not None and self.retrieval_top_k < h.shape[2]:
-            order = (scores / EQUAL).round().argsort(dim=-1, descending=True, stable=True)
-            scores = scores.scatter(-1, order[..., self.retrieval_top_k :], -torch.inf)
+        scores = keep_best((r @ h.mT / self.router_dim**0.5).masked_fill(~past, -torch.inf), self.retrieval_top_k)
         null = torch.zeros_like(scores[..., :1])
         if not self.normalize:
             null = null.masked_fill(chunks > 0, -torch.inf)  # the first chunk has nothing else
         return torch.cat((null, scores), -1).softmax(-1)[..., 1:]
 
-    def bound(self, retrieved: Tensor, v: Tensor) -> Tensor:
-        """`retrieved` (B, H, N, C, .), whose rows retrieve `v`, times gain / sqrt(1 + mean(v^2))."""
+    def bound(self, m: Tensor, v: Tensor) -> Tensor:
+        """m (B, H, T, .), times gain / sqrt(1 + mean(v^2)) of what its rows retrieve, v (B, H, T, V)."""
         if not self.normalize:
-            return retrieved
-        return retrieved * (self.gain[..., None] * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
+            return m
+        return m * (self.gain * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
 
     def chunk_map(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> P (B, H, N, N): the weight of chunk j in what chunk c retrieves, strictly lower triangular."""
-        return self.chunk_weights(*self.route(x))
+        return self.chunk_weights(*self.routing_vectors(x))
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
@@ -210,91 +197,65 @@ class BSBRAttention(Attention[Chunks]):
         local = scores.masked_fill(~self.sees_exactly(x.shape[1]), -torch.inf).softmax(-1)
         chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
         retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.unit_keys(k).mT)
-        return local + self.bound(retrieved[:, :, None], (retrieved @ v)[:, :, None])[:, :, 0]
+        return local + self.bound(retrieved, retrieved @ v)
 
-    def local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Local attention of q (B, H, T, K), the last tokens of k and v; without overlap, these start a chunk."""
-        T, past = q.shape[2], k.shape[2] - q.shape[2]
-        q, k = self.rotate(q, start=past), self.rotate(k)
-        if self.overlap:
-            return window_attention(q, k, v, self.chunk_size)
-        q = F.pad(q, (0, 0, past, 0)) if past else q
-        q, k, v = (to_chunks(part, min(self.chunk_size, past + T)).flatten(0, 1) for part in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B H, N, C, V)
-        return mixed.flatten(1, 2)[:, past : past + T].unflatten(0, (-1, self.num_heads))
-
-    def write(self, k: Tensor, v: Tensor) -> Tensor:
-        """k, v (B, H, N, C, K) -> states of the chunks F (B, H, N, K, V / compression)."""
+    def chunk_states(self, k: Tensor, v: Tensor) -> Tensor:
+        """F (B, H, N, K, V') of chunks k, v (B, H, N, C, K)."""
         v = for_products(v)
         if self.state_dim != self.head_dim:
             v = v @ self.down[:, None].to(v.dtype)
         return self.unit_keys(k).to(v.dtype).mT @ v
 
-    def combine(self, weights: Tensor, states: Tensor) -> Tensor:
-        """S, what the chunks retrieve: weights P (B, H, M, N), states F (B, H, N, K, V) -> (B, H, M, K, V)."""
-        weights = weights.to(states.dtype)
-        top_k = self.retrieval_top_k
-        if top_k is None or top_k >= states.shape[2] or states.is_cuda:  # on CUDA, zeros are faster than a gather
-            return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
-        best, index = weights.topk(top_k)  # (B, H, M, top_k)
-        B, H, N = states.shape[:3]
-        rows = torch.arange(B * H, device=index.device).view(B, H, 1, 1) * N + index
-        bags = F.embedding_bag(
-            rows.flatten(0, 2), states.flatten(3).flatten(0, 2), mode="sum", per_sample_weights=best.flatten(0, 2)
-        )
-        return bags.view(B, H, -1, *states.shape[3:])
-
-    def read(self, q: Tensor, S: Tensor) -> Tensor:
-        """q (B, H, N, C, K), S (B, H, N, K, V / compression) of its chunks -> bounded reads (B, H, N, C, V)."""
+    def retrieve(self, q: Tensor, S: Tensor) -> Tensor:
+        """Bounded m (B, H, N C, V) of chunks q (B, H, N, C, K) that retrieved S (B, H, N, K, V')."""
         q = for_products(q)
-        retrieved = q @ S.to(q.dtype)
+        m = q @ S.to(q.dtype)
         if self.state_dim != self.head_dim:
-            retrieved = retrieved @ self.up[:, None].to(q.dtype)
-        retrieved = at_least_fp32(retrieved)
-        return self.bound(retrieved, retrieved)
+            m = m @ self.up[:, None].to(q.dtype)
+        m = at_least_fp32(m).flatten(2, 3)
+        return self.bound(m, m)
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor, state: Chunks | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of chunks
-        that start in them, h (B, H, N, R) of the chunks that overlap them -> mixed values (B, H, T, V); states F and
-        keys h of all chunks so far; what the N chunks retrieve, S (B, H, N, K, V / compression)."""
-        if not q.is_cuda:  # copied once, for `local` and for the chunks below
+        that start in them, h (B, H, N, R) of the N chunks that overlap them -> mixed values (B, H, T, V); F and h of
+        all chunks so far; S of the N chunks (B, H, N, K, V')."""
+        if not q.is_cuda:  # copied once, for the local attention and for the chunks below
             q, k, v = (part.contiguous() for part in (q, k, v))
-        local, T, begun = self.local(q, k, v), q.shape[2], 0
+        T, begun, attention = q.shape[2], 0, window_attention if self.overlap else chunk_attention
+        local = attention(self.rotate(q, start=k.shape[2] - T), self.rotate(k), v, self.chunk_size)
         if state is not None:  # chunks start at the first token of the current chunk; its earlier queries are padding
             begun = state.position % self.chunk_size
             skipped = k.shape[2] - T - begun
             q, k, v = F.pad(q, (0, 0, begun, 0)), k[:, :, skipped:], v[:, :, skipped:]
         q, k, v = (to_chunks(part, min(self.chunk_size, begun + T)) for part in (q, k, v))  # (B, H, N, C, K)
-        states = self.write(k, v)
+        states = self.chunk_states(k, v)
         if state is not None:
-            states, h = torch.cat((state.F.to(states.dtype), states), 2), torch.cat((state.h, h), 2)
-        S = self.combine(self.chunk_weights(r, h, first=h.shape[2] - r.shape[2]), states)
+            states, h = torch.cat((state.states.to(states.dtype), states), 2), torch.cat((state.h, h), 2)
+        S = weighted_states(self.chunk_weights(r, h, h.shape[2] - r.shape[2]), states, self.retrieval_top_k)
         if state is not None and begun:
             S = torch.cat((state.S[:, :, None].to(S.dtype), S), 2)
-        return local + self.read(q, S).flatten(2, 3)[:, :, begun : begun + T], states, h, S
+        return local + self.retrieve(q, S)[:, :, begun : begun + T], states, h, S
 
     def prefill(self, x: Tensor, state: Chunks | None = None) -> tuple[Tensor, Chunks]:
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         q, k, v, conv_state = self.project(x, state)
-        position, begun, inputs = 0, 0, x
+        position, begun, inputs = 0, 0, x  # begun: tokens of the current chunk that the state has read
         if state is not None:
             position, begun = state.position, state.position % self.chunk_size
             k, v = torch.cat((state.k, k), 2), torch.cat((state.v, v), 2)
-        if state is not None and begun:  # their sum replaces the earlier inputs of the current chunk
-            inputs = torch.cat((F.pad(state.x_sum[:, None], (0, 0, 0, begun - 1)), x), 1)
-        r, h = self.route(inputs)
+            if begun:  # their sum replaces the earlier inputs of the current chunk
+                inputs = torch.cat((F.pad(state.x_sum[:, None], (0, 0, 0, begun - 1)), x), 1)
+        r, h = self.routing_vectors(inputs)
         r = r[:, :, 1:] if begun else r  # the current chunk has retrieved already
         mixed, states, h, S = self.mix(q, k, v, r, h, state)
-
         position += x.shape[1]
         finished, rest = position // self.chunk_size, position % self.chunk_size
-        near = max(0, k.shape[2] - (self.chunk_size if self.overlap else rest))
-        x_sum = inputs[:, inputs.shape[1] - rest :].sum(1)
-        current = (S[:, :, -1], k[:, :, near:], v[:, :, near:], x_sum, conv_state, position)
-        return self.emit(mixed, x), Chunks(states[:, :, :finished], h[:, :, :finished], *current)
+        far = max(0, k.shape[2] - (self.chunk_size if self.overlap else rest))  # tokens that no later one sees exactly
+        current = (S[:, :, -1], k[:, :, far:], v[:, :, far:], inputs[:, inputs.shape[1] - rest :].sum(1))
+        return self.emit(mixed, x), Chunks(states[:, :, :finished], h[:, :, :finished], *current, conv_state, position)
 
     def init_state(self, batch_size: int) -> Chunks:
         B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
@@ -308,15 +269,13 @@ class BSBRAttention(Attention[Chunks]):
         C = self.chunk_size
         if position % C == 0 and position > 0:  # a chunk starts: it retrieves
             r = split_heads(self.chunk_query(x)[:, None], self.num_heads)
-            S = self.combine(self.chunk_weights(r, h, first=h.shape[2]), states)[:, :, 0]
-        x = x[:, None]
-        q, k_t, v_t, conv_state = self.project(x, state)
-        k, v, x_sum = torch.cat((k, k_t), 2)[:, :, -C:], torch.cat((v, v_t), 2)[:, :, -C:], x_sum + x[:, 0]
+            S = weighted_states(self.chunk_weights(r, h, h.shape[2]), states, self.retrieval_top_k)[:, :, 0]
+        q, k_t, v_t, conv_state = self.project(x[:, None], state)
+        k, v, x_sum = torch.cat((k, k_t), 2)[:, :, -C:], torch.cat((v, v_t), 2)[:, :, -C:], x_sum + x
         local = F.scaled_dot_product_attention(self.rotate(q, start=k.shape[2] - 1), self.rotate(k), v)
-        retrieved = self.read(q[:, :, None], S[:, :, None])[:, :, 0]
-        output = self.emit(local + retrieved, x)[:, 0]
+        output = self.emit(local + self.retrieve(q[:, :, None], S[:, :, None]), x[:, None])[:, 0]
         if (position + 1) % C == 0:  # a chunk ends: it becomes a state and a key
-            states = torch.cat((states, self.write(k[:, :, None], v[:, :, None])), 2)
+            states = torch.cat((states, self.chunk_states(k[:, :, None], v[:, :, None])), 2)
             h_c = split_heads(self.chunk_key(x_sum / C)[:, None], self.num_heads)
             h, x_sum = torch.cat((h, h_c), 2), torch.zeros_like(x_sum)
             if not self.overlap:
@@ -332,12 +291,10 @@ class BSBRAttention(Attention[Chunks]):
 
     def flops(self, num_tokens: int) -> int:
         D, V, C = self.hidden_dim, self.state_dim, min(self.chunk_size, num_tokens)
-        HR = self.num_heads * self.router_dim
-        N = -(-num_tokens // C)
-        mixed = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
-        projections = 4 * num_tokens * D * D + 2 * N * D * HR
-        convolution = num_tokens * self.conv.weight.numel()
+        N, HR = -(-num_tokens // C), self.num_heads * self.router_dim
+        chosen = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
+        projections = num_tokens * (4 * D * D + self.conv.weight.numel()) + 2 * N * D * HR
         compression = 2 * N * C * D * V if self.head_dim != V else 0
         local = D * (window_products(num_tokens, C) if self.overlap else N * C * (C + 1))
-        retrieval = 2 * N * C * D * V + N * N * HR + N * mixed * D * V
-        return 2 * (projections + convolution + compression + local + retrieval)
+        retrieval = 2 * N * C * D * V + N * N * HR + N * chosen * D * V
+        return 2 * (projections + compression + local + retrieval)

@@ -10,10 +10,10 @@ of the chunk:
     U = (I + tril(diag(beta) K K^T, -1))^-1 diag(beta) (V - K S)          (the updates, C x V)
     O = Q S + tril(Q K^T) U ;   S <- S + K^T U
 
-The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
+The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. One chunk of T tokens, with
+S = 0, gives the map. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b) (Grazzi et al. 2024, arXiv 2411.12537).
 
 Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form is Yang et al. 2024, arXiv 2406.06484, section 3.2.
-With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b): Grazzi et al. 2024, arXiv 2411.12537.
 Cost: O(T H (C (K + V) + K V + C^2)).
 Decode state: S (H K V numbers) and the last conv_size - 1 inputs of the convolution.
 """

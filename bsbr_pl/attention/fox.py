@@ -10,9 +10,10 @@ sum from the start of the block to s. The age is one more channel of the keys, a
 Ages are counted from each block, so fp32 is precise enough for any T.
 
 Source: Lin et al. 2025, arXiv 2503.02130, section 3. The layer of the published Pro form is qk_norm, kv_shift and
-output_gate together. Difference: the heads share the scale of each RMSNorm.
+output_gate together.
+Differences: the heads share the scale of each RMSNorm.
 Cost: O(T^2 D).
-Decode state: the keys, values and ages of all tokens, T (2 D + H) numbers, and with kv_shift 2 D more.
+Decode state: the keys, values and ages of all tokens (T (2 D + H) numbers), and with kv_shift 2 D more.
 """
 
 from typing import NamedTuple

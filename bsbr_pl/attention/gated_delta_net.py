@@ -10,11 +10,12 @@ chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_
     U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)          (the updates, C x V)
     O = exp(g) Q S + (Q K^T * G) U ;   S <- exp(g_C) S + (exp(g_C - g) K)^T U
 
-The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. All exponents are at most
-0, so nothing overflows.
+The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. One chunk of T tokens, with
+S = 0, gives the map. All exponents are at most 0, so nothing overflows. With `allow_neg_eigval`,
+beta_t = 2 sigmoid(x_t w_b) (Grazzi et al. 2024, arXiv 2411.12537).
 
 Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
-arXiv 2405.21060. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b): Grazzi et al. 2024, arXiv 2411.12537.
+arXiv 2405.21060.
 Differences: the widths of keys and values (published: head_dim = 3 D / (4 H), expand_v=2) and the start of the decays
 (published: decay_init="random").
 Cost: O(T H (C (K + V) + K V + C^2)).

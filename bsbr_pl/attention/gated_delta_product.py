@@ -5,23 +5,25 @@
     S_t = S_t,n
     o_t = q_t S_t
 
-beta_t,i = 2 sigmoid(x_t w_i), so that a step may flip the sign of what it finds; a product of n such steps can rotate,
-which one step cannot. alpha_t = exp(-A softplus(x_t w_a + b)). q, the n keys and the n values are the SiLU of a short
+beta_t,i = 2 sigmoid(x_t w_i), so a step may flip the sign of what it finds. A product of n such steps can rotate, which
+one step cannot. alpha_t = exp(-A softplus(x_t w_a + b)). q, the n keys and the n values are the SiLU of a short
 causal convolution of the projections; q and k have unit length; the output is RMSNorm(o_t) * SiLU(x_t W_g).
 
-The fast form is that of Gated DeltaNet, on n rows per token: of each chunk of C tokens K and V have n C rows, beta too;
-g_t is the sum of log alpha from the start of the chunk to t, and the decay G_ts = exp(g_t - g_s) for s <= t:
+The fast form is that of Gated DeltaNet with n rows per token: in a chunk of C tokens, K, V and beta have n C rows. S is
+the state at the start of the chunk, g_t the sum of log alpha from there to t, and the decay from s to t is
+G_ts = exp(g_t - g_s) for s <= t, else 0:
 
     U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)        (the updates, n C x V)
     O = exp(g) Q S + (Q K^T * G) U ;   S <- exp(g_C) S + (exp(g_C - g) K)^T U
 
-The map has one T x T matrix per head and step, which mixes the values of that step.
+One chunk of T tokens, with S = 0, gives the map: one T x T matrix per head and step, which mixes the values of that
+step. With forget_gate=False, alpha_t = 1.
 
 Source: Siems et al. 2025, arXiv 2502.10297, section 3. Published: two to four steps, at the same number of parameters.
 Differences: the values of a head are as wide as its keys (published: twice as wide); A starts at 1 and the heads with
 memories of 10 to 1000 tokens (published: A from U(0, 16), and softplus(b) from 0.001 to 0.1).
 Cost: O(T (n C + K + n^2 C^2 / K) n D).
-Decode state: S, K D numbers, and conv_size - 1 inputs of the convolution, (2n + 1) D numbers each.
+Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution, (2n + 1) D numbers each.
 """
 
 from typing import NamedTuple

@@ -6,16 +6,17 @@
     earlier chunks:       A_tj = q'_t . k'_j / (number of tokens in them)
     o_t = (u_t * sum_j A_tj v_j) W_o
 
-Two such layers replace one attention and one feed-forward layer.
+Two such layers replace one attention and one feed-forward layer. The fast form reads the earlier chunks through one
+S x E matrix, the sum of k'_j^T v_j over their tokens. With `published`, three more things are as in the paper's code: a
+learned bias of the distance inside the chunk, relu(q_t . k_j / C + b_{t-j})^2; q' and k' are rotated too; the scales
+start at N(0, 0.02^2), here at 1 for q and k and at 1 / sqrt(S) for q' and k'.
 
 Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks). The linear part is an average,
-as in the code of its appendix; the text has a sum. With `published`, three more things are as in that code: a learned
-bias of the distance inside the chunk, relu(q_t . k_j / C + b_{t-j})^2; q' and k' are rotated too; the scales start at
-N(0, 0.02^2), here at 1 for q and k and at 1 / sqrt(S) for q' and k'. Differences: the maps have no bias, and chunks are
-shorter (published: chunk_size=256).
+as in the code of its appendix; the text has a sum.
+Differences: the maps have no bias, and chunks are shorter (published: chunk_size=256).
 Cost: O(T (C + S) E).
-Decode state: the sum of k'^T v of the finished chunks (S E numbers); z and v of the current chunk, (T mod C) (S + E)
-numbers.
+Decode state: the sum of k'^T v over the finished chunks (S E numbers), and z and v of the current chunk
+((T mod C) (S + E) numbers).
 """
 
 from functools import partial

@@ -10,10 +10,12 @@ the start to t, K numbers:
     A_ts = sum_k q_tk k_sk exp(g_tk - g_sk)   for s <= t, else 0                    (`decayed_products`)
     O = (exp(g) Q) S + A V ;   S <- diag(exp(g_C)) S + (exp(g_C - g) K)^T V
 
-Source: Yang et al. 2023, arXiv 2312.06635, eq. 3; the fast form section 4, the layer section 4.4.
-Differences: the convolution (published: none, conv_size=1) and the width of the keys (published: expand_k=0.5).
-With `tied_keys` it is HGRN2 (Qin et al. 2024, arXiv 2404.07904): alpha_t = sigmoid(x_t W_a + b), k_t = 1 - alpha_t, and
-q is a SiLU. Differences: the output gate and the RMSNorm per head of GLA, and no lower bound on alpha.
+With `tied_keys` it is HGRN2: alpha_t = sigmoid(x_t W_a + b), k_t = 1 - alpha_t, and q is a SiLU.
+
+Source: Yang et al. 2023, arXiv 2312.06635, eq. 3; the fast form section 4, the layer section 4.4. HGRN2: Qin et al.
+2024, arXiv 2404.07904.
+Differences: the convolution (published: none, conv_size=1) and the width of the keys (published: expand_k=0.5); of
+HGRN2, the output gate and the RMSNorm per head of GLA, and no lower bound on alpha.
 Cost: O(T (C + K) D), with K = expand_k D / H.
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -37,7 +39,7 @@ from .parts import (
     to_chunks,
 )
 
-TEMPERATURE = 16
+TEMPERATURE = 16  # alpha is the 16th root of a sigmoid
 
 
 class Memory(NamedTuple):
@@ -94,14 +96,16 @@ class GLAAttention(Attention[Memory]):
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k, log alpha (B, H, T, K), v (B, H, T, V) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
-        q, *k, v = (split_heads(part, self.num_heads) for part in at_least_fp32(qkv).split(self.widths, -1))
-        forget = -split_heads(at_least_fp32(self.decay(x)), self.num_heads)
-        log_alpha = -F.softplus(forget)
+        parts = [split_heads(part, self.num_heads) for part in at_least_fp32(qkv).split(self.widths, -1)]
+        gate = split_heads(at_least_fp32(self.decay(x)), self.num_heads)
+        log_alpha = -F.softplus(-gate)  # log sigmoid(gate)
         if self.tied_keys:
-            q, k = F.silu(q), [forget.sigmoid()]
+            q, v = parts
+            q, k = F.silu(q), (-gate).sigmoid()  # 1 - alpha
         else:
+            q, k, v = parts
             log_alpha = log_alpha / TEMPERATURE
-        return q * self.key_dim**-0.5, *k, log_alpha, v, conv_state
+        return q * self.key_dim**-0.5, k, log_alpha, v, conv_state
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[3]

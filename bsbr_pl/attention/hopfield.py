@@ -4,12 +4,12 @@
     o_t  = sum_{j <= t} softmax_j(beta xi^n . k_j) v_j
 
 Every update of query t depends only on keys up to t. With n = 0 this is standard attention. beta is learned per head
-and starts at 1 / sqrt(K).
+and starts at 1 / sqrt(K). The fast form is n + 1 times `scaled_dot_product_attention`.
 
-Source: Ramsauer et al. 2020, arXiv 2008.02217, eq. 3 (the update) and eq. 10 (the layer). Differences: a causal mask,
-and rotary positions of q and k (arXiv 2104.09864, eq. 34).
+Source: Ramsauer et al. 2020, arXiv 2008.02217, eq. 3 (the update) and eq. 10 (the layer).
+Differences: a causal mask, and rotary positions of q and k (arXiv 2104.09864, eq. 34).
 Cost: O((n + 1) T^2 D).
-Decode state: the keys and values of all tokens, 2 T D numbers.
+Decode state: the keys and values of all tokens (2 T D numbers).
 """
 
 from typing import NamedTuple
@@ -94,7 +94,7 @@ class HopfieldAttention(Attention[StoredPatterns]):
         xi, k, v = self.project(x, start=0 if state is None else state.k.shape[2])
         if state is not None:
             k, v = append(state.k, k), append(state.v, v)
-        for stored in (k,) * self.num_updates + (v,):
+        for stored in (k,) * self.num_updates + (v,):  # the updates read keys, then the query reads values
             xi = causal_attention(self.beta * xi, k, stored, scale=1.0)
         return self.emit(xi, x), StoredPatterns(k, v)
 

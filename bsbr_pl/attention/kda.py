@@ -5,13 +5,14 @@
 
 q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; A is learned per head,
 b per channel; the output is RMSNorm(o_t) * sigmoid(x_t W_3 W_4 + c). The fast form, per chunk of C tokens, with S at
-the start of the chunk, g_t the sum of log alpha from the start to t, and the products <q, k>_ts = sum_i q_ti k_si
-exp(g_ti - g_si) for s <= t, else 0 (`decayed_products`):
+the start of the chunk, g_t the sum of log alpha from the start to t (K numbers), and the products
+<q, k>_ts = sum_i q_ti k_si exp(g_ti - g_si) for s <= t, else 0 (`decayed_products`):
 
     U = (I + tril(diag(beta) <k, k>, -1))^-1 diag(beta) (V - (exp(g) K) S)          (the updates, C x V)
     O = (exp(g) Q) S + <q, k> U ;   S <- diag(exp(g_C)) S + (exp(g_C - g) K)^T U
 
-The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk.
+The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. One chunk of T tokens, with
+S = 0, gives the map. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b) (Grazzi et al. 2024, arXiv 2411.12537).
 
 Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; W_1 W_2 and W_3 W_4 have rank V, the width of a head.
 Differences: q is not divided by sqrt(K), a factor that RMSNorm cancels; the width of a head is D / H (published: 128).

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops, parts, softmax
@@ -157,7 +158,22 @@ def gated_delta_rule_kernel(
     return mixed.transpose(1, 2), last.mT
 
 
-# Products and sums in low precision.
+# Sums and products.
+
+
+def weighted_states(weights: Tensor, states: Tensor, top_k: int | None) -> Tensor:
+    """sum_n P_mn F_n: weights P (B, H, M, N), of which at most `top_k` per row are not 0, and states F (B, H, N, K, V)
+    -> (B, H, M, K, V)."""
+    weights = weights.to(states.dtype)
+    if top_k is None or top_k >= states.shape[2] or states.is_cuda:  # on CUDA, zeros are faster than a gather
+        return (weights @ states.flatten(3)).unflatten(3, states.shape[3:])
+    best, index = weights.topk(top_k)  # (B, H, M, top_k)
+    B, H, N = states.shape[:3]
+    rows = torch.arange(B * H, device=index.device).view(B, H, 1, 1) * N + index
+    bags = F.embedding_bag(
+        rows.flatten(0, 2), states.flatten(3).flatten(0, 2), mode="sum", per_sample_weights=best.flatten(0, 2)
+    )
+    return bags.view(B, H, -1, *states.shape[3:])
 
 
 def plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ at once: tril(phi(Q) phi(K)^T) V for the tokens of the chunk, plus phi(Q) S for 
 start of the chunk. The denominator is computed in the same way.
 
 Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9-12 and 16-20; without denominator Qin et al. 2022, arXiv
-2210.10340, there with another phi. Difference: the past is a sum without order, so q, k and v pass a short causal
-convolution first (arXiv 2402.18668); conv_size=1 is the published form.
+2210.10340, there with another phi.
+Differences: the past is a sum without order, so q, k and v pass a short causal convolution first (arXiv 2402.18668);
+conv_size=1 is the published form.
 Cost: O(T (C + K) D).
 Decode state: S and z (D (K + 1) numbers, without denominator D K) and the last conv_size - 1 inputs of the convolution.
 """

@@ -8,12 +8,12 @@ q and k are rotated by their positions. The choice has no parameters and no grad
 (query, chosen chunk) by chunk, in tiles of C queries that share a chunk. One product per tile gives its scores, one
 softmax runs over the scores of the own chunk and of the chosen chunks, one product per tile reads the values.
 
-Source: Lu et al. 2025, arXiv 2502.13189, section 2.2. Differences: the scores of the choice are rounded to multiples of
-1e-4, and of equal chunks the earlier is chosen, so that rounding errors do not choose among repetitions; an optional
-short convolution.
+Source: Lu et al. 2025, arXiv 2502.13189, section 2.2.
+Differences: the scores of the choice are rounded to multiples of 1e-4, and of equal chunks the earlier is chosen, so
+rounding errors do not choose among repetitions; an optional short convolution.
 Cost: O(T (top_k C + T / C) D): the choice is quadratic, with a constant 1 / 2C as large as that of softmax attention.
-Decode state: the keys and values of all tokens and the keys of finished chunks, 2 T D + (T / C) D numbers, and
-conv_size - 1 inputs of the convolution.
+Decode state: the keys and values of all tokens and the keys of the finished chunks (2 T D + (T / C) D numbers), and the
+last conv_size - 1 inputs of the convolution.
 """
 
 from typing import NamedTuple
@@ -35,9 +35,7 @@ from .parts import (
     split_heads,
     to_chunks,
 )
-from .softmax import causal_softmax
-
-EQUAL = 1e-4  # scores are rounded to multiples of this before the best are chosen
+from .softmax import EQUAL, causal_softmax
 
 
 class BlockCache(NamedTuple):
@@ -99,11 +97,13 @@ class MoBAAttention(Attention[BlockCache]):
 
     @torch.no_grad()
     def choose(self, q: Tensor, h: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
-        """The best earlier chunks of queries in chunks `chunk` (T,): q (B, H, T, K), h (B, H, N, K) -> S = min(top_k -
-        1, N) numbers of chunks (B, H, T, S), and whether each exists, bool."""
+        """The best earlier chunks of queries q (B, H, T, K) in chunks `chunk` (T,), by their keys h (B, H, N, K).
+
+        Returns min(top_k - 1, N) numbers of chunks for each query, (B, H, T, .), and whether each of them exists, bool.
+        """
         N = h.shape[2]
         number = torch.arange(N, device=q.device)
-        scores = (at_least_fp32(q) @ at_least_fp32(h).mT / EQUAL).round().double() * N - number  # never equal
+        scores = (at_least_fp32(q) @ at_least_fp32(h).mT / EQUAL).round().double() * N - number  # no two are equal
         scores = scores.masked_fill(number >= chunk[:, None], -torch.inf)
         chosen = scores.topk(min(self.top_k - 1, N)).indices
         return chosen, chosen < chunk[:, None]
@@ -112,7 +112,7 @@ class MoBAAttention(Attention[BlockCache]):
         """h of the finished chunks: k (B, H, T, K) from the start of a chunk on -> (B, H, N, K)."""
         finished = k.shape[2] // self.chunk_size
         whole = at_least_fp32(k[:, :, : finished * self.chunk_size])
-        return whole.unflatten(2, (finished, min(self.chunk_size, k.shape[2] + 1))).mean(3)  # its size may be 2^62
+        return whole.unflatten(2, (finished, min(self.chunk_size, k.shape[2] + 1))).mean(3)  # chunk_size may be 2^62
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
@@ -141,13 +141,13 @@ class MoBAAttention(Attention[BlockCache]):
         future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
         own = (own_q @ k[:, :, -n:].mT).masked_fill(future, -torch.inf).flatten(2, 3)[:, :, begun : begun + T]
         chosen, exists = self.choose(q, h, torch.arange(past, past + T, device=q.device) // C)
-        S = chosen.shape[3]
-        if not S:
+        count = chosen.shape[3]  # of each query
+        if not count:
             return self.read_own(own.softmax(-1), v, n, begun)
 
         tiles = Tiles(chosen.flatten(2), exists.flatten(2), h.shape[2], size=C)
         blocks_k, blocks_v = (part[:, :, : h.shape[2]].flatten(0, 2) for part in (k, v))  # (B H N, C, K)
-        queries = scaled.repeat_interleave(S, 2).flatten(0, 2)  # one of each pair
+        queries = scaled.repeat_interleave(count, 2).flatten(0, 2)  # one for each pair
         scores = tiles.gather(tiles.scatter(queries) @ blocks_k[tiles.block].mT)
         scores = scores.view(*chosen.shape, C).masked_fill(~exists[..., None], -torch.inf)
         weights = torch.cat((own, scores.flatten(3)), 3).softmax(-1)
@@ -179,7 +179,7 @@ class MoBAAttention(Attention[BlockCache]):
         k, v = append(state.k, k), append(state.v, v)
         C = min(self.chunk_size, k.shape[2])
         own = state.h.shape[2]  # all chunks before the own one are finished
-        chosen, _ = self.choose(q, state.h, torch.tensor([own], device=x.device))  # (B, H, 1, S)
+        chosen, _ = self.choose(q, state.h, torch.tensor([own], device=x.device))  # (B, H, 1, .)
         tokens = (chosen.mT * C + torch.arange(C, device=x.device)).flatten(2)[..., None].expand(-1, -1, -1, q.shape[3])
         k_seen, v_seen = (torch.cat((part.gather(2, tokens), part[:, :, own * C :]), 2) for part in (k, v))
         q, k_seen, v_seen = (at_least_fp32(part) for part in (q, k_seen, v_seen))
@@ -193,10 +193,10 @@ class MoBAAttention(Attention[BlockCache]):
     def flops(self, num_tokens: int) -> int:
         T, D, C = num_tokens, self.hidden_dim, min(self.chunk_size, num_tokens)
         finished = T // self.chunk_size
-        S = min(self.top_k - 1, finished)
+        count = min(self.top_k - 1, finished)
         projections = T * (4 * D * D + self.conv.weight.numel())
         own = 2 * -(-T // C) * C * C * D
-        chosen = 2 * Tiles.rows(T * S, finished, C) * C * D if S else 0
+        chosen = 2 * Tiles.rows(T * count, finished, C) * C * D if count else 0
         return 2 * (projections + own + chosen + T * finished * D)
 
 

@@ -1,10 +1,10 @@
 """Retention (RetNet): linear attention in a memory in which each head decays at a fixed rate.
 
     S_t = gamma S_{t-1} + k_t^T v_t          gamma of head h = 1 - 2^(-5 - 4 h / (H - 1))
-    o_t = q_t S_t                                                                       (q, k rotated, q / sqrt(K))
+    o_t = q_t S_t                            (q, k rotated, q divided by sqrt(K))
 
 v has E = expand_v D numbers; the output is RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S
-at the start of the chunk and G_ts = gamma^(t - s) for s <= t, else 0, with t from 1 to C in a chunk:
+at the start of the chunk, t from 1 to C, and the decay G_ts = gamma^(t - s) from s to t for s <= t, else 0:
 
     O = gamma^t Q S + (Q K^T * G) V ;   S <- gamma^C S + (gamma^(C - t) K)^T V
 
@@ -12,7 +12,7 @@ Source: Sun et al. 2023, arXiv 2307.08621, eq. 5 to 8; the rates are those of se
 Differences: eq. 8 and the public code have rates 1 - 2^(-5 - h); RMSNorm without division by the sum of the weights, in
 place of the group norm; an optional short convolution.
 Cost: O(T (C + K) E).
-Decode state: S, K E numbers, and conv_size - 1 inputs of the convolution.
+Decode state: S (K E numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
 import math
@@ -111,7 +111,7 @@ class RetNetAttention(Attention[Memory]):
         C = min(self.chunk_size, T)
         q, k, v = (to_chunks(part, C) for part in (q, k, v))  # (B, H, N, C, .)
         t = torch.arange(1, C + 1, device=q.device)
-        tokens = (T - C * torch.arange(k.shape[2], device=q.device)).clamp(max=C)[:, None]  # in each chunk
+        tokens = (T - C * torch.arange(k.shape[2], device=q.device)).clamp(max=C)[:, None]  # in each chunk, no padding
         G = self.decay((t[:, None] - t).clamp(min=0), like=q).tril()[:, None]  # (H, 1, C, C)
         from_start = self.decay(t[:, None], like=q)[:, None]  # (H, 1, C, 1)
         to_end = self.decay((tokens - t).clamp(min=0), like=q)[..., None]  # (H, N, C, 1)

@@ -4,25 +4,28 @@
     o_t = r_t S_t
 
 Token shift: each of r, d, k, v, a and the gate is a map of its own mixture x_t + mu * (x_{t-1} - x_t). The maps of r, k
-and v are full; d is tanh(. W_1) W_2 + b, a is sigmoid(. W_1 W_2 + b) and the gate is sigmoid(. W_1) W_2, of low rank.
-What is removed is read by kappa, k * xi at unit length per head; what is added has the key p, k * (1 + (a - 1) * zeta).
-The output is (LayerNorm(o_t) + (r_t * rho) p_t^T v_t) * gate_t, with LayerNorm and the second term per head. The fast
-form, per chunk of C tokens, with S at the start of the chunk, g_t the sum of log w from the start to t, and products
-that decay, <q, k>_ts = sum_i q_ti k_si exp(g_ti - g_si) for s <= t, else 0; <kappa, k>' is read before the decay of its
-own token: <kappa, k>'_ts = sum_i kappa_ti k_si exp(g_{t-1,i} - g_si) for s < t, else 0:
+and v are full. Those of d, a and the gate have low rank: d is tanh(. W_1) W_2 + b, a is sigmoid(. W_1 W_2 + b), and the
+gate is sigmoid(. W_1) W_2. kappa is k * xi at unit length per head; it reads what is removed. The key of what is added
+is p = k * (1 + (a - 1) * zeta). The output is (LayerNorm(o_t) + (r_t * rho) p_t^T v_t) * gate_t, with LayerNorm and the
+second term per head.
+
+The fast form, per chunk of C tokens, has S at the start of the chunk, g_t the sum of log w from the start to t, and the
+products <q, k>_ts = sum_i q_ti k_si exp(g_ti - g_si) for s <= t, else 0. kappa reads the state before the decay of its
+own token, so <kappa, k>'_ts = sum_i kappa_ti k_si exp(g_{t-1,i} - g_si) for s < t, else 0:
 
     U = (I + <kappa, a * kappa>')^-1 (<kappa, p>' V + (exp(g_{t-1}) kappa) S)                (what is removed, C x V)
     O = (exp(g) r) S + <r, p> V - <r, a * kappa> U
     S <- diag(exp(g_C)) S + (exp(g_C - g) p)^T V - (exp(g_C - g) a * kappa)^T U
 
-No log w is below -e^(-1/2). So with c = -e^(-1/2) C / 2 and at most 128 tokens, exp(g - c) and exp(c - g) are below
-e^39, and <q, k> is a product of the matrices exp(g - c) Q and exp(c - g) K.
+One chunk of T tokens, with S = 0, gives the map. No log w is below -e^(-1/2). So with c = -e^(-1/2) C / 2 and at most
+128 tokens, exp(g - c) and exp(c - g) are below e^39, and <q, k> is a product of the matrices exp(g - c) Q and
+exp(c - g) K.
 
 Source: Peng et al. 2025, arXiv 2503.14456, section 4 (time mixing); its state is the transpose of S.
 Differences: the values of the first layer are not mixed into those of later layers, because an attention sees its own
 input only; the low ranks are one argument; every layer starts with the mixtures and decays of the first layer.
 Cost: O(T (C + K + C^2 / K) D).
-Decode state: S, K D numbers, and the last input, D.
+Decode state: S (K D numbers) and the last input (D numbers).
 """
 
 import math
@@ -130,41 +133,41 @@ class RWKV7Attention(Attention[Memory]):
         return self.out((normed * self.scale + self.shift + merge_heads(bonus)).to(dtype) * parts.gate)
 
     def attention_map(self, x: Tensor) -> Tensor:
-        r, log_w, kappa, removed, k, *_ = self.project(x)
+        r, log_w, kappa, removed, added, *_ = self.project(x)
         G = decay_map(log_w)
-        G_before = F.pad(G[:, :, :-1], (0, 0, 0, 0, 1, 0))  # the state is read before it decays
-        r_k, r_a = (torch.einsum("bhtk,bhsk,bhtsk->bhts", r, part, G) for part in (k, removed))
-        k_k, k_a = (torch.einsum("bhtk,bhsk,bhtsk->bhts", kappa, part, G_before) for part in (k, removed))
+        G_before = F.pad(G[:, :, :-1], (0, 0, 0, 0, 1, 0))  # kappa reads the state before it decays
+        r_p, r_a = (torch.einsum("bhtk,bhsk,bhtsk->bhts", r, part, G) for part in (added, removed))
+        kappa_p, kappa_a = (torch.einsum("bhtk,bhsk,bhtsk->bhts", kappa, part, G_before) for part in (added, removed))
         identity = torch.eye(x.shape[1], dtype=r.dtype, device=x.device)
-        return r_k - r_a @ (torch.linalg.inv(identity + k_a) @ k_k).tril()
+        return r_p - r_a @ (torch.linalg.inv(identity + kappa_a) @ kappa_p).tril()
 
     def mix(
-        self, r: Tensor, log_w: Tensor, kappa: Tensor, removed: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None
+        self, r: Tensor, log_w: Tensor, kappa: Tensor, removed: Tensor, p: Tensor, v: Tensor, S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """All (B, H, T, K); S before them, zeros if None -> mixed values (B, H, T, V); S after."""
         T = r.shape[2]
         C = min(self.chunk_size, T)
-        parts = (r, log_w, kappa, removed, k, v)
-        r, log_w, kappa, removed, k, v = (to_chunks(part, C) for part in parts)  # (B, H, N, C, K)
+        parts = (r, log_w, kappa, removed, p, v)
+        r, log_w, kappa, removed, p, v = (to_chunks(part, C) for part in parts)  # (B, H, N, C, K)
         g = log_w.cumsum(3)
         g_before, end = g - log_w, g[..., -1:, :]
         center = LOWEST * C / 2
         queries = torch.cat((r * (g - center).exp(), kappa * (g_before - center).exp()), 3)
-        keys = torch.cat((k, removed), 3) * (center - g).exp().repeat(1, 1, 1, 2, 1)
-        (r_k, r_a), (k_k, k_a) = (part.chunk(2, -1) for part in (queries @ keys.mT).chunk(2, -2))
-        r_k, r_a, k_k = r_k.tril(), r_a.tril(), k_k.tril(-1)
-        S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        keys = torch.cat((p, removed), 3) * (center - g).exp().repeat(1, 1, 1, 2, 1)
+        (r_p, r_a), (kappa_p, kappa_a) = (part.chunk(2, -1) for part in (queries @ keys.mT).chunk(2, -2))
+        r_p, r_a, kappa_p = r_p.tril(), r_a.tril(), kappa_p.tril(-1)  # <r, p>, <r, a * kappa>, <kappa, p>'
+        S = v.new_zeros(*v.shape[:2], p.shape[-1], v.shape[-1]) if S is None else S
         to_end = (end - g).exp()
-        steps = (kappa * g_before.exp(), k_k @ v, unit_triangle_inverse(at_least_fp32(k_a)), removed * to_end)
-        added = (k * to_end).mT @ v, end.exp().mT
+        inverses = unit_triangle_inverse(at_least_fp32(kappa_a))
+        steps = (kappa * g_before.exp(), kappa_p @ v, inverses, removed * to_end, (p * to_end).mT @ v, end.exp().mT)
         S_before, U = [], []
         for kappa_n, found_n, inverse_n, removed_n, added_n, decay_n in zip(
-            *(part.unbind(2) for part in (*steps, *added)), strict=True
+            *(part.unbind(2) for part in steps), strict=True
         ):
             S_before.append(S)
             U.append(inverse_n @ (found_n + kappa_n @ S))
             S = decay_n * S + added_n - removed_n.mT @ U[-1]
-        mixed = (r * g.exp()) @ torch.stack(S_before, 2) + r_k @ v - r_a @ torch.stack(U, 2)
+        mixed = (r * g.exp()) @ torch.stack(S_before, 2) + r_p @ v - r_a @ torch.stack(U, 2)
         return mixed.flatten(2, 3)[:, :, :T], S
 
     def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:

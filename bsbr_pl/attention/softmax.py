@@ -1,4 +1,4 @@
-"""Softmax attention that the architectures share: causal, in a window, with sinks, and with keys shared by heads.
+"""Softmax attention that the architectures share: causal, in a chunk or window, with sinks, with keys shared by heads.
 
 The letters are those of `base.py`, and
 
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .parts import at_least_fp32, check_positive, to_chunks
+
+EQUAL = 1e-4  # scores of chunks are compared after rounding to multiples of this
 
 # Options.
 
@@ -81,6 +83,30 @@ def sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
     if k.shape[2] == T + 1:  # a query of the sink, so that the kernel is causal
         q = F.pad(q, (0, 0, 1, 0))
     return causal_attention(q, k, v, scale=1.0)[:, :, -T:, :V]
+
+
+# Chunks.
+
+
+def chunk_attention(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
+    """`causal_attention` in which a query sees its own chunk only. k and v start with the first token of a chunk."""
+    T, past = q.shape[2], k.shape[2] - q.shape[2]
+    padded = F.pad(q, (0, 0, past, 0)) if past else q
+    q_n, k_n, v_n = (to_chunks(part, min(chunk, past + T)).flatten(0, 1) for part in (padded, k, v))  # (B H, N, C, .)
+    mixed = F.scaled_dot_product_attention(q_n, k_n, v_n, is_causal=True)
+    return mixed.flatten(1, 2)[:, past : past + T].unflatten(0, q.shape[:2])
+
+
+def keep_best(scores: Tensor, count: int | None) -> Tensor:
+    """Scores (..., N) of chunks, with -inf for all but the `count` greatest of each row; None keeps all.
+
+    Scores are compared after rounding to multiples of 1e-4, and of equal chunks the earlier are kept, so rounding
+    errors do not choose among repetitions.
+    """
+    if count is None or count >= scores.shape[-1]:
+        return scores
+    order = (scores / EQUAL).round().argsort(dim=-1, descending=True, stable=True)
+    return scores.scatter(-1, order[..., count:], -torch.inf)
 
 
 # A window.

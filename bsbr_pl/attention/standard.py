@@ -2,8 +2,7 @@
 
     o_t = sum_{j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j
 
-Source: Vaswani et al. 2017, arXiv 1706.03762, eq. 1. Difference: positions are rotary (arXiv 2104.09864, eq. 34).
-Options of later models:
+The fast form is `scaled_dot_product_attention`. Options of later models:
 
 - rope_fraction: only a share of the channels is rotated (GPT-NeoX, arXiv 2204.06745);
 - qk_norm: RMSNorm of q and k over each head, before the rotation (as in OLMo 2, arXiv 2501.00656, there
@@ -14,6 +13,8 @@ Options of later models:
 - output_gate: o_t * sigmoid(x_t W_g) (arXiv 2505.06708, the gate after the attention);
 - conv_size: a short causal convolution on q, k and v (So et al. 2021, arXiv 2109.08668, section 4).
 
+Source: Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
+Differences: positions are rotary (arXiv 2104.09864, eq. 34).
 Cost: O(T^2 D).
 Decode state: the KV cache (2 T G K numbers) and the last conv_size - 1 inputs of the convolution.
 """

@@ -1,7 +1,8 @@
 """The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient. At the end, `ops.sums_before`.
 
-A chunk has C = 64 tokens. g_t is the sum of log alpha from its start to t; decay_ts = exp(g_t - g_s) for s <= t, else
-0; B = diag(beta exp(g)) K; K_end = exp(g_C - g) K; S is the state before the chunk:
+The formulas are those of `gated_delta_net`, whose G is `decay` here. A chunk has C = 64 tokens. g_t is the sum of log
+alpha from its start to t; decay_ts = exp(g_t - g_s) for s <= t, else 0; B = diag(beta exp(g)) K (not the batch);
+K_end = exp(g_C - g) K; S is the state before the chunk:
 
     U = (I + tril(diag(beta) K K^T * decay, -1))^-1 (diag(beta) V - B S)         I + ...: the triangle
     O = exp(g) Q S + (Q K^T * decay) U ;   S <- exp(g_C) S + K_end^T U
