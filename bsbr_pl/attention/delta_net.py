@@ -1,6 +1,6 @@
 """DeltaNet: a linear memory that corrects the value stored under a key instead of adding to it.
 
-    S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
+    S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b + c)
     o_t = q_t S_t
 
 q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; the output is
@@ -11,9 +11,10 @@ of the chunk:
     O = Q S + tril(Q K^T) U ;   S <- S + K^T U
 
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. One chunk of T tokens, with
-S = 0, gives the map. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b) (Grazzi et al. 2024, arXiv 2411.12537).
+S = 0, gives the map. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b + c) (Grazzi et al. 2024, arXiv 2411.12537).
 
 Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form is Yang et al. 2024, arXiv 2406.06484, section 3.2.
+Differences: beta has a bias c (published: none).
 Cost: O(T H (C (K + V) + K V + C^2)).
 Decode state: S (H K V numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -116,8 +117,8 @@ class DeltaNetAttention(Attention[Memory]):
         return (q @ k.mT).tril() @ updates.tril()
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, S: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """q, k (B, H, T, K), v (B, H, T, V), beta (B, H, T, 1), S before them (None: 0) -> mixed values (B, H, T, V), S
-        after them."""
+        """q, k (B, H, T, K), v (B, H, T, V), beta (B, H, T, 1); S before them, zeros if None -> mixed values
+        (B, H, T, V); S after."""
         T = q.shape[2]
         q, k, v, beta = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v, beta))  # (B, H, N, C, .)
         k_beta, v_beta = beta * k, beta * v

@@ -1,10 +1,10 @@
 """Gated DeltaNet: the delta rule in a memory that decays.
 
-    S_t = alpha_t (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b)
+    S_t = alpha_t (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t          beta_t = sigmoid(x_t w_b + c)
     o_t = q_t S_t                                                            alpha_t = exp(-A softplus(x_t w_a + b))
 
-q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; A and b are learned per
-head; the output is RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S at the start of the
+q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; A, b and c are learned
+per head; the output is RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S at the start of the
 chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to t for s <= t:
 
     U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)          (the updates, C x V)
@@ -12,12 +12,12 @@ chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_
 
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. One chunk of T tokens, with
 S = 0, gives the map. All exponents are at most 0, so nothing overflows. With `allow_neg_eigval`,
-beta_t = 2 sigmoid(x_t w_b) (Grazzi et al. 2024, arXiv 2411.12537).
+beta_t = 2 sigmoid(x_t w_b + c) (Grazzi et al. 2024, arXiv 2411.12537).
 
 Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
 arXiv 2405.21060.
-Differences: the widths of keys and values (published: head_dim = 3 D / (4 H), expand_v=2) and the start of the decays
-(published: decay_init="random").
+Differences: the widths of keys and values (published: head_dim = 3 D / (4 H), expand_v=2), the start of the decays
+(published: decay_init="random"), and the bias c (published: none).
 Cost: O(T H (C (K + V) + K V + C^2)).
 Decode state: S (H K V numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -138,8 +138,8 @@ class GatedDeltaNetAttention(Attention[Memory]):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor, S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """q, k (B, H, T, K), v (B, H, T, V), beta, log alpha (B, H, T, 1), S before them (None: 0) -> mixed values
-        (B, H, T, V), S after them."""
+        """q, k (B, H, T, K), v (B, H, T, V), beta, log alpha (B, H, T, 1); S before them, zeros if None -> mixed values
+        (B, H, T, V); S after."""
         T = q.shape[2]
         parts = (q, k, v, beta, log_alpha)
         q, k, v, beta, log_alpha = (to_chunks(part, min(self.chunk_size, T)) for part in parts)  # (B, H, N, C, .)

@@ -5,8 +5,8 @@
     S_t = S_t,n
     o_t = q_t S_t
 
-beta_t,i = 2 sigmoid(x_t w_i), so a step may flip the sign of what it finds. A product of n such steps can rotate, which
-one step cannot. alpha_t = exp(-A softplus(x_t w_a + b)). q, the n keys and the n values are the SiLU of a short
+beta_t,i = 2 sigmoid(x_t w_i + c_i), so a step may flip the sign of what it finds. A product of n such steps can rotate,
+which one step cannot. alpha_t = exp(-A softplus(x_t w_a + b)). q, the n keys and the n values are the SiLU of a short
 causal convolution of the projections; q and k have unit length; the output is RMSNorm(o_t) * SiLU(x_t W_g).
 
 The fast form is that of Gated DeltaNet with n rows per token: in a chunk of C tokens, K, V and beta have n C rows. S is
@@ -21,7 +21,8 @@ step. With forget_gate=False, alpha_t = 1.
 
 Source: Siems et al. 2025, arXiv 2502.10297, section 3. Published: two to four steps, at the same number of parameters.
 Differences: the values of a head are as wide as its keys (published: twice as wide); A starts at 1 and the heads with
-memories of 10 to 1000 tokens (published: A from U(0, 16), and softplus(b) from 0.001 to 0.1).
+memories of 10 to 1000 tokens (published: A from U(0, 16), and softplus(b) from 0.001 to 0.1); beta has the biases c_i
+(published: none).
 Cost: O(T (n C + K + n^2 C^2 / K) n D).
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution, (2n + 1) D numbers each.
 """

@@ -107,7 +107,8 @@ class LinearAttention(Attention[Sums]):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """phi(q), phi(k), v (B, H, T, K), S and z before them (None: 0) -> mixed values (B, H, T, V), S and z after."""
+        """phi(q), phi(k), v (B, H, T, K); S and z before them, zeros if None -> mixed values (B, H, T, V); S and z
+        after."""
         T = q.shape[2]
         q, k, v = (to_chunks(part, min(self.chunk_size, T)) for part in (q, k, v))  # (B, H, N, C, K)
         S_before, S = running_sum(k.mT @ v, dim=2, start=S)  # (B, H, N, K, V), (B, H, K, V)

@@ -5,8 +5,9 @@
 
 q, k, v are the SiLU of a short causal convolution of the projections; in the letters of the paper they are C, B and X.
 All heads share q and k, K numbers each; v has E = expansion_factor D numbers. A, b and d are learned per head; the
-output is RMSNorm(o_t * SiLU(x_t W_z)). The fast form, per chunk of C tokens, with S at the start of the chunk, g_t the
-sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to t for s <= t, else 0 (`decays`):
+output is RMSNorm(o_t * SiLU(x_t W_z)), with RMSNorm over all heads together. The fast form, per chunk of C tokens, with
+S at the start of the chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to
+t for s <= t, else 0 (`decays`):
 
     O = exp(g) Q S + (Q K^T * G) dt V + d V ;   S <- exp(g_C) S + (exp(g_C - g) K)^T dt V
 
