@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
-WINDOW = 128
+from bsbr_pl.attention import ARCHITECTURES
+
 MODEL = {"vocab_size": 16_384, "hidden_dim": 768, "num_layers": 12, "num_heads": 12}
 TOY_MODEL = {"vocab_size": 64, "hidden_dim": 32, "num_layers": 2, "num_heads": 2}
 BATCHES = {4096: 8, 16_384: 2, 32_768: 1}  # tokens -> sequences of a training step
 FLA = ("linear", "delta_net")  # last, because their tuning takes longer than all other rows
 EFFICIENT = ("sliding_window", "bsbr", "linear", "gau", "delta_net", "gated_delta_net")
 COMPILED = ("bsbr", "linear", "gau", "delta_net", "gated_delta_net")
+OTHERS = tuple(name for name in ARCHITECTURES if name not in (*EFFICIENT, "standard", "hopfield"))  # plain PyTorch
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def rows() -> list[Row]:
     def steps(tokens: int, names: tuple[str, ...], form: str = "compiled") -> list[Row]:
         return [Row("step", name, tokens, form=form) for name in names]
 
-    def law(dtype: str, form: str) -> list[Row]:
-        return [Row("law", name, 300, 2, 64, dtype, form) for name in (*EFFICIENT, "standard", "hopfield")]
+    def law(dtype: str, form: str, names: tuple[str, ...] = (*EFFICIENT, "standard", "hopfield")) -> list[Row]:
+        return [Row("law", name, 300, 2, 64, dtype, form) for name in names]
 
     return [
         *(Row("peak", name) for name in ("matrix product", "copy")),
@@ -74,9 +76,13 @@ def rows() -> list[Row]:
         *steps(32_768, ("standard", *EFFICIENT)),
         *operations(4096),
         *(Row("decode", name, tokens) for tokens in (1024, 65_536) for name in ("standard", *EFFICIENT)),
+        *(row for tokens in BATCHES for row in steps(tokens, OTHERS)),
+        *law("bfloat16", "eager", OTHERS),
+        *(Row("decode", name, tokens) for tokens in (1024, 65_536) for name in OTHERS),
         *law("bfloat16", "compiled"),
         *operations(16_384, 128),
         *law("float32", "eager"),
+        *law("float32", "eager", OTHERS),
         *operations(1024),
         *steps(4096, ("standard",), "compiled whole"),
         *steps(4096, ("standard", "bsbr"), "eager"),
