@@ -2,13 +2,14 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
+from test_readme import ROOT, run
 
-ROOT = Path(__file__).parents[1]
+from bsbr_pl.utils import timing
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # scripts are not tested for them
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400))
 
 #: Script -> its options.
@@ -41,20 +42,41 @@ data:
 """
 
 
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path, monkeypatch, one_thread):
+    """In a folder of its own, with what a script would find in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [])
+    for folder in ("benchmarks", "study"):
+        monkeypatch.syspath_prepend(ROOT / folder)
+    for compiler in ("TORCHINDUCTOR", "TRITON"):
+        monkeypatch.setenv(f"{compiler}_CACHE_DIR", str(tmp_path / "compiled"))
+
+
+def timed_once(calls, *_, **__) -> dict[str, timing.Timing]:
+    """`measure` in a single round: start_up.py would start ten processes in place of five."""
+    found = {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        call()
+        found[name] = timing.summarize([time.perf_counter() - start])
+    return found
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script(script, tmp_path):
+def test_script(script, tmp_path, capsys, monkeypatch):
     text, config, out = tmp_path / "text.py", tmp_path / "config.yaml", tmp_path / "rows.json"
     text.write_text(TEXT)
     config.write_text(CONFIG % text)
+    if script == "benchmarks/start_up":
+        monkeypatch.setattr(timing, "measure", timed_once)
     arguments = [argument.format(text=text, config=config) for argument in SCRIPTS[script]]
-    command = [sys.executable, str(ROOT / f"{script}.py"), *arguments, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert not run(f"{ROOT / script}.py", [*arguments, f"--out={out}"])
     written = json.loads(out.read_text())
     assert written["command"].startswith(f"python {script}.py")
     assert written["environment"]["threads"] >= 1
     if script == "benchmarks/others":  # seven layers and two operations; those of absent packages are left out
-        assert len(written["rows"]) + done.stdout.count("left out") == 9
+        assert len(written["rows"]) + capsys.readouterr().out.count("left out") == 9
     else:
         assert written["rows"]
     for row in written["rows"]:
@@ -63,18 +85,20 @@ def test_script(script, tmp_path):
         assert all(math.isfinite(value) for value in numbers), row
 
 
-def test_rows_of_a_gpu_can_be_built(tmp_path):
+def test_rows_of_a_gpu_can_be_built(tmp_path, capsys):
     """All rows of one architecture at toy size on a CPU; a second call finds them and prints the tables."""
-    out = tmp_path / "gpu.jsonl"
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(out), "--only", " gated_delta_net "]
-    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, cwd=tmp_path, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+
+    def gpu(*more: str) -> str:
+        assert not run(f"{ROOT / 'benchmarks/gpu.py'}", ["--out=gpu.jsonl", "--only= gated_delta_net ", *more])
+        return capsys.readouterr().out
+
+    gpu("--dry-run")
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    listed = gpu("--list").split("\n")[:-1]
     assert [row["key"] for row in rows] == [key for key in listed if " gated_delta_net " in key]
     assert {row["kind"] for row in rows} == {"law", "operation", "step", "decode"}
     assert not [row["error"] for row in rows if "error" in row]
     assert all(row["kept"] for row in rows if row["kind"] == "law")
-    again = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
-    assert f"0 of {len(rows)} rows to measure" in again.stdout
-    assert "| gated_delta_net | " in again.stdout
+    again = gpu("--dry-run")
+    assert f"0 of {len(rows)} rows to measure" in again
+    assert "| gated_delta_net | " in again

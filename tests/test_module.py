@@ -88,10 +88,10 @@ def test_no_bits_per_byte_without_bytes():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_learns_one_batch_by_heart(name, tmp_path):
-    module = module_of(ARCHITECTURES[name], learning_rate=0.01, warmup_steps=10, weight_decay=0.0)
-    run = trainer(tmp_path, max_epochs=-1, max_steps=200)
+    module = module_of(ARCHITECTURES[name], learning_rate=0.02, warmup_steps=10, weight_decay=0.0)
+    run = trainer(tmp_path, max_epochs=-1, max_steps=80)
     run.fit(module, loader())
-    assert run.callback_metrics["train/loss"] < 0.25  # ln 17 = 2.83 to start with
+    assert run.callback_metrics["train/loss"] < 0.1  # ln 17 = 2.83 to start with
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch itself, while it compiles

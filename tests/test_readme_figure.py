@@ -8,11 +8,11 @@ from bsbr_pl.data.corpora import BUILT_IN
 
 
 def test_the_short_form_of_readmes_command(tmp_path, monkeypatch):
-    """20 of the 640 steps, and 8 validation batches; seed 0. The tolerance is for other CPUs and numbers of threads."""
+    """10 of the 640 steps, and 4 validation batches; seed 0. The tolerance is for other CPUs and numbers of threads."""
     assert "packages" in BUILT_IN
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    short = ["--trainer.max_steps=20", "--trainer.limit_val_batches=8", "--trainer.accelerator=cpu"]
+    short = ["--trainer.max_steps=10", "--trainer.limit_val_batches=4", "--trainer.accelerator=cpu"]
     cli = train.main(["fit", f"--config={ROOT / 'configs' / 'bsbr.yaml'}", *short, "--data.cache_dir=cache"])
     assert cli.datamodule.sizes["val"] == {"documents": 59, "tokens": 221_844, "bytes": 907_086}
-    assert float(cli.trainer.callback_metrics["val/bits_per_byte"]) == pytest.approx(2.6348, abs=0.02)
+    assert float(cli.trainer.callback_metrics["val/bits_per_byte"]) == pytest.approx(2.6248, abs=0.02)

@@ -40,14 +40,17 @@ def pytest_(folder: Path, *options: str) -> str:
 
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_slow_tests_are_left_out(processes, tmp_path):
-    """In one process and in two."""
+    """In one process and in two, which count together."""
     printed = pytest_(tmp_path, "-n", processes)
     assert "2 slow tests left out; run them with: python -m pytest -q -m slow" in printed.splitlines()
     assert re.search(r"^2 passed", printed, re.M), printed
-    printed = pytest_(tmp_path, "-n", processes, "-m", "slow")
+
+
+def test_slow_tests_run_when_they_are_asked_for(tmp_path):
+    printed = pytest_(tmp_path, "-n0", "-m", "slow")
     assert "left out" not in printed
     assert re.search(r"^1 failed, 1 passed", printed, re.M), printed
-    assert re.search(r"^1 failed, 3 passed", pytest_(tmp_path, "-n", processes, "-m", ""), re.M)
+    assert re.search(r"^1 failed, 3 passed", pytest_(tmp_path, "-n0", "-m", ""), re.M)
 
 
 def test_the_list_names_tests():

@@ -15,11 +15,23 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from filelock import FileLock
 from PIL import Image
+from test_readme import run as in_this_process
+
+from bsbr_pl.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300))
+
+
+@pytest.fixture
+def _at_home(tmp_path, monkeypatch, one_thread):
+    """In a folder of its own, where a script finds its modules and may change the arguments."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.syspath_prepend(ROOT / "study")
 
 
 def study(folder: Path, *options: str) -> list[str]:
@@ -32,7 +44,9 @@ def study(folder: Path, *options: str) -> list[str]:
     ]
 
 
-def test_study(tmp_path):
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.filterwarnings("ignore")  # of scripts, which are not tested for warnings
+def test_study(tmp_path, capsys):
     """At 1e-9 nothing is learnt, at 1e30 the loss is no longer a number. Half of the steps choose the rate."""
     command = study(tmp_path, "--seeds", "1", "--rates", "1e-9", "1e30", "1e-2", "--steps", "8")
 
@@ -90,21 +104,19 @@ def test_study(tmp_path):
     assert read(tmp_path / "runs/text/results.jsonl") == every, "a second call adds no row"
 
     published = tmp_path / "runs/text/results.jsonl"
-    report = [sys.executable, "-m", "bsbr_pl", "report", str(published), f"--output_dir={tmp_path / 'report'}"]
-    subprocess.run(report, check=True, capture_output=True, cwd=ROOT)
+    assert main(["report", str(published), f"--output_dir={tmp_path / 'report'}"]) == 0
     (verdict,) = (tmp_path / "report").rglob("verdict_*.csv")
     (shown,) = csv.DictReader(verdict.read_text().splitlines())
     assert float(shown["bits per byte"]) == result["test"]
     for task in ("longer", "mqar"):
         shutil.copytree(published.parent, tmp_path / "runs" / task)
-    draw = [sys.executable, ROOT / "study/figure.py", "--results", tmp_path / "runs"]
-    subprocess.run(draw, check=True, capture_output=True)
+    assert not in_this_process("study/figure.py", ["--results", str(tmp_path / "runs")])
     assert np.asarray(Image.open(tmp_path / "runs/study.png")).std() > 0
-    check = [sys.executable, ROOT / "study/check.py", "--published", published, "--models", "linear"]
 
     def repeat() -> tuple[int, str]:
-        done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
-        return done.returncode, done.stdout
+        capsys.readouterr()
+        code = in_this_process("study/check.py", ["--published", str(published), "--models", "linear"])
+        return code, capsys.readouterr().out
 
     code, printed = repeat()
     assert code == 0, printed
@@ -122,7 +134,8 @@ def test_study(tmp_path):
         assert expected[1] in printed
 
 
-def test_a_mistake_is_a_sentence(tmp_path):
+@pytest.mark.usefixtures("_at_home")
+def test_a_mistake_is_a_sentence(tmp_path, capsys):
     """An unknown model or task, or a number of steps below 1."""
     for options, words in (
         (["--models", "linar"], "--models: linar not in "),
@@ -130,10 +143,8 @@ def test_a_mistake_is_a_sentence(tmp_path):
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--sweep_share", "1.5"], "--sweep_share must be above 0 and at most 1, got 1.5"),
     ):
-        command = [sys.executable, ROOT / "study/run.py", tmp_path / "runs", *options]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 2
-        assert words in done.stderr.splitlines()[-1]
+        assert in_this_process("study/run.py", [str(tmp_path / "runs"), *options]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
 
 

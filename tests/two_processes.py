@@ -1,5 +1,6 @@
 """Trainings that come out the same on one process and on two; test_processes.py runs them alone and under torchrun."""
 
+import inspect
 import itertools
 import json
 import sys
@@ -19,7 +20,8 @@ from bsbr_pl.module import LanguageModule
 
 GLOBAL_BATCH, STEPS, SAVED = 4, 5, 2
 STRATEGIES = ("ddp", "fsdp2")
-RUNS = (*ARCHITECTURES, "recall")
+#: `mixed` has a layer of every architecture.
+RUNS = ("bsbr", "linear", "mixed", "recall")
 RESUMED = ("bsbr",)
 ON_TWO = [(before, after) for before, after in itertools.product(("auto", *STRATEGIES), STRATEGIES) if before != after]
 
@@ -48,6 +50,11 @@ def data_of(name: str, folder: Path) -> TokenData:
     return TextData(str(folder / "texts"), "bytes", **text, **batches)
 
 
+def small_options(key: str) -> dict[str, int]:
+    """Chunks and windows of 8 tokens."""
+    return dict.fromkeys({"chunk_size", "window_size"} & inspect.signature(ARCHITECTURES[key]).parameters.keys(), 8)
+
+
 def fit(name: str, folder: Path, strategy: str, processes: int, resume: str = "") -> dict[str, Any]:
     """Train for STEPS steps in float64, or the rest of them after `resume`; what was logged, and validated at the end.
 
@@ -55,11 +62,10 @@ def fit(name: str, folder: Path, strategy: str, processes: int, resume: str = ""
     """
     torch.manual_seed(0)
     data, losses = data_of(name, folder), Losses()
-    key = "standard" if name == "recall" else name
-    chunked = ("bsbr", "linear", "delta_net", "gated_delta_net", "gau")
-    chunk = {"sliding_window": "window_size"} | dict.fromkeys(chunked, "chunk_size")
-    attention = partial(ARCHITECTURES[key], **({chunk[key]: 8} if key in chunk else {}))
-    module = LanguageModule(attention, data.vocab_size, hidden_dim=16, num_layers=2, num_heads=2, warmup_steps=2)
+    layers = {"mixed": list(ARCHITECTURES), "recall": ["standard"] * 2}.get(name, [name] * 2)
+    attention = [partial(ARCHITECTURES[key], **small_options(key)) for key in layers]
+    sizes = {"hidden_dim": 16, "num_layers": len(layers), "num_heads": 2}
+    module = LanguageModule(attention, data.vocab_size, **sizes, warmup_steps=2)
     module.double()  # what a checkpoint holds is read before the Trainer converts the module
     saving = ModelCheckpoint(
         folder / ("resumed" if resume else "."), f"{name}-{strategy}-{{step}}", every_n_train_steps=SAVED, save_top_k=-1

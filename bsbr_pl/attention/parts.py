@@ -278,6 +278,8 @@ def convolve_by_taps(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    if x.dtype == torch.float64:  # oneDNN has no kernel for it, and torch's own takes one channel after the other
+        return convolve_by_taps(x, weight)
     channels_last = x.mT[:, :, None].contiguous(memory_format=torch.channels_last)  # (B, D, 1, T)
     y = F.conv2d(channels_last, weight[:, :, None], groups=weight.shape[0])
     return y[:, :, 0].mT.contiguous()  # a copy on the meta device only

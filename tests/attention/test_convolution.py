@@ -12,17 +12,19 @@ from bsbr_pl.attention.parts import DepthwiseConvolution, ShortConvolution
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("T", [1, 3, 9])
-def test_it_is_the_sum_over_its_taps(size, T):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_it_is_the_sum_over_its_taps(size, T, dtype, tolerance):
+    """Also in fp32, which has another implementation."""
     torch.manual_seed(0)
-    convolution = ShortConvolution(6, size).double()
-    x, before = torch.randn(2, T, 6).double(), torch.randn(2, size - 1, 6).double()
+    convolution = ShortConvolution(6, size).to(dtype)
+    x, before = torch.randn(2, T, 6, dtype=dtype), torch.randn(2, size - 1, 6, dtype=dtype)
     for parameter in convolution.parameters():
         parameter.data.normal_()
     y, after = convolution(x, before)
     past = torch.cat((before, x), 1)
     taps = convolution.weight[:, 0].mT if size > 1 else torch.ones(1, 6)
     expected = sum(taps[i] * past[:, i : i + T] for i in range(size))
-    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(after, past[:, T:])
     assert convolution.init_state(3).shape == (3, size - 1, 6)
 
