@@ -1,4 +1,4 @@
-"""Ten runs with random options, of the many that tests/faults/draw_runs.py makes."""
+"""Fifteen runs with random options, of the many that tests/faults/draw_runs.py makes."""
 
 import random
 
@@ -12,7 +12,7 @@ def _prepared():
         yield
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(15))
 def test_a_run_does_and_says_what_its_command_asks_for(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw_runs.check(draw_runs.draw(random.Random(f"0 {number}")))
