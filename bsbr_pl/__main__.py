@@ -2,10 +2,10 @@
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from bsbr_pl.parsing import Parser, open_streams, trusted_packages
 from bsbr_pl.results import open_problems, read_rows
@@ -21,25 +21,8 @@ COMMANDS = {
     "lm-eval": "evaluate a trained model on tasks of the lm-evaluation-harness",
     "export": "write a trained model as a folder for Hugging Face's transformers",
 }
-#: The argument of each command that is not an option with a default.
-REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
-    "evaluate": ("paths", {"nargs": "+", "type": str, "help": "folders, files or patterns of checkpoints (*.ckpt)"}),
-    "report": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files"}),
-    "certify": ("module", {"type": str, "help": "class or function that builds it: my_package.attention:MyAttention"}),
-    "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
-    "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
-    "submit": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files that evaluate.py wrote"}),
-    "lm-eval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote, of a model trained on text"}),
-    "export": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
-}
-#: The second positional argument, of a command that has two.
-SECOND = {"export": ("folder", {"type": str, "help": "for model.safetensors, config.json and the tokenizer"})}
-
-#: Arguments that are options without a value.
-FLAGS = {
-    "trust_data": "read the paths and Hub names in checkpoints, with their sizes and workers",
-    "compile": "also check torch.compile, for at most a minute",
-}
+#: Arguments that are no options.
+POSITIONAL = ("paths", "module", "checkpoint", "folder")
 
 
 def report(paths: Sequence[str], output_dir: str = "evaluation", latex: str | None = None) -> int:
@@ -87,14 +70,7 @@ def run(name: str, args: Sequence[str], program: str) -> int:
         name = "report"
     command = _command(name)
     parser = Parser(prog=program, description=(command.__doc__ or "").split("\n")[0])
-    positional = [REQUIRED[name], *([SECOND[name]] if name in SECOND else [])]
-    for argument, how in positional:
-        parser.add_argument(argument, **how)
-    flags = FLAGS.keys() & inspect.signature(command).parameters
-    known: set[str | int] = {argument.lstrip("-") for argument, _ in positional}
-    parser.add_function_arguments(command, skip=known | flags, as_group=False)
-    for flag in flags:
-        parser.add_argument(f"--{flag}", action="store_true", help=FLAGS[flag])
+    _add_arguments(parser, command)
     words = "packages, separated by commas, that are imported, so that checkpoints may name their classes"
     parser.add_argument("--trust", type=str | None, default=None, help=words)
     options = parser.parse_args(args)
@@ -110,6 +86,20 @@ def run(name: str, args: Sequence[str], program: str) -> int:
         return command(**vars(parser.instantiate(options)))
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.error(one_line(error))
+
+
+def _add_arguments(parser: Parser, command: Callable[..., int]) -> None:
+    """An option for each argument of a command but those of `POSITIONAL`; a bool is an option without a value."""
+    helps = dict(re.findall(r"^ {8}(\w+): (.*)", command.__doc__ or "", re.MULTILINE))
+    arguments = inspect.signature(command).parameters
+    positional = [name for name in arguments if name in POSITIONAL]
+    flags = [name for name in arguments if arguments[name].annotation is bool]
+    for name in positional:
+        nargs = None if arguments[name].annotation is str else "+"
+        parser.add_argument(name, type=str, nargs=nargs, help=helps[name])
+    parser.add_function_arguments(command, skip={*positional, *flags}, as_group=False)
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true", help=helps[name])
 
 
 def _command(name: str) -> Callable[..., int]:

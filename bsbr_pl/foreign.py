@@ -74,9 +74,8 @@ def build(make: Any, hidden_dim: int | None, num_heads: int | None, options: Map
     except (TypeError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{make.__name__}({given}) cannot be built: {reason}; give it other init_args (options)"
-        ) from error
+        words = f"{make.__name__}({given}) cannot be built: {reason}; give it other init_args (options)"
+        raise ValueError(words) from error
 
 
 def output_of(module: nn.Module, x: Tensor) -> Tensor:
@@ -89,9 +88,8 @@ def output_of(module: nn.Module, x: Tensor) -> Tensor:
         inspect.signature(module.forward).bind(x)
     except TypeError as error:
         name = type(module).__name__
-        raise ValueError(
-            f"{name}.forward must take one tensor: {error}; wrap it in a module that gives it all"
-        ) from error
+        words = f"{name}.forward must take one tensor: {error}; wrap it in a module that gives it all"
+        raise ValueError(words) from error
     y = module(x)
     y = getattr(y, "logits", y)
     y = y[0] if isinstance(y, tuple | list) else y

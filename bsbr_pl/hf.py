@@ -34,10 +34,11 @@ from transformers.utils.generic import can_return_tuple
 from bsbr_pl.utils.files import write_whole
 
 from .attention import ARCHITECTURES
+from .attention.parts import check_choice
 from .limits import check_weights
 from .model import LanguageModel
 from .models import SIZES, model_class
-from .spec import AttentionSpec, specs_of
+from .spec import AttentionSpec, layers_of
 
 if TYPE_CHECKING:
     from .data.tokenizer import Tokenizer  # imports Lightning
@@ -120,8 +121,7 @@ class BsbrPlConfig(PreTrainedConfig):
 def _spec(entry: Any) -> AttentionSpec:
     if not isinstance(entry, dict) or entry.keys() != {"name", "options"} or not isinstance(entry["options"], dict):
         raise ValueError(f"attention must list {{'name': ..., 'options': {{...}}}}, got {entry!r}")
-    if entry["name"] not in ARCHITECTURES:
-        raise ValueError(f"attention must be one of {', '.join(ARCHITECTURES)}, got {entry['name']!r}")
+    check_choice(ARCHITECTURES, attention=entry["name"])
     return model_class(entry["name"]).factory(**entry["options"])
 
 
@@ -272,10 +272,8 @@ def from_language_model(
     Raises:
         ValueError: an attention that is not in ARCHITECTURES.
     """
-    specs = specs_of(arguments["attention"])
-    layers = [specs] if isinstance(specs, AttentionSpec) else list(specs)
-    unknown = [spec.key for spec in layers if spec.key not in ARCHITECTURES]
-    if unknown:
+    layers = layers_of(arguments["attention"])
+    if unknown := [spec.key for spec in layers if spec.key not in ARCHITECTURES]:
         raise ValueError(f"{unknown[0]} cannot be exported: a folder names architectures by their key in ARCHITECTURES")
     sizes = {size.name: arguments.get(size.name, size.default) for size in SIZES}
     attention = [{"name": spec.key, "options": dict(spec.options)} for spec in layers]

@@ -126,6 +126,12 @@ def specs_of(attention: AttentionArgument) -> AttentionSpec | tuple[AttentionSpe
     )
 
 
+def layers_of(attention: AttentionArgument) -> tuple[AttentionSpec, ...]:
+    """The specs of `specs_of` in order of depth; one if all layers are alike."""
+    specs = specs_of(attention)
+    return (specs,) if isinstance(specs, AttentionSpec) else specs
+
+
 def plain_specs(attention: AttentionArgument) -> dict[str, Any] | list[dict[str, Any]]:
     """`AttentionSpec.plain` of all layers, or a list with one for each layer."""
     specs = specs_of(attention)

@@ -21,9 +21,14 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def as_json(value: Any) -> str:
+    """Plain values as JSON, the same for every order of keys."""
+    return json.dumps(finite(value), sort_keys=True, default=str)
+
+
 def digest(value: Any) -> str:
-    """A short sha256 of plain values, the same for every order of keys."""
-    return hashlib.sha256(json.dumps(finite(value), sort_keys=True, default=str).encode()).hexdigest()[:24]
+    """A short sha256 of `as_json`."""
+    return hashlib.sha256(as_json(value).encode()).hexdigest()[:24]
 
 
 def one_line(error: Exception, longest: int = 400) -> str:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from bsbr_pl.attention import Attention
+from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.visualization import attention_inputs, map_statistics, maps_image
 
@@ -36,9 +37,7 @@ class AttentionMaps(Callback):
     """
 
     def __init__(self, every_n_steps: int = 300, max_length: int = 512) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("max_length", max_length)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_positive(every_n_steps=every_n_steps, max_length=max_length)
         self.every_n_steps = every_n_steps
         self.max_length = max_length
         self._probe: Tensor | None = None
@@ -52,13 +51,11 @@ class AttentionMaps(Callback):
             if self._probe is None:
                 rank_zero_info("AttentionMaps logs nothing: there is no validation set")
             else:
-                tokenizer = getattr(_data(trainer), "tokenizer", None)
+                tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
                 ids = self._probe[0].tolist()
                 self._tokens = [tokenizer.decode([i]) for i in ids] if tokenizer else [str(i) for i in ids]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step > self._looked and trainer.global_step % self.every_n_steps == 0:
             self._look(trainer, pl_module)
 
@@ -88,7 +85,10 @@ class AttentionMaps(Callback):
             if attention.routes_chunks and x.shape[1] > attention.period:
                 chunk_maps[i] = attention.chunk_map(x)[0]
             if not attention.has_map:
-                self._skip(type(attention).__name__)
+                name = type(attention).__name__
+                if name not in self._skipped:
+                    rank_zero_info(f"AttentionMaps skips {name}: with these options it has no attention map")
+                self._skipped.add(name)
                 continue
             maps[i] = attention.attention_map(x)[0]
             exact = None if attention.reach is None else attention.sees_exactly(x.shape[1])
@@ -104,20 +104,10 @@ class AttentionMaps(Callback):
                     step = trainer.global_step - 1
                     logger.experiment.add_image(f"attention/{tag}", image, step, dataformats="HWC")
 
-    def _skip(self, name: str) -> None:
-        if name not in self._skipped:
-            self._skipped.add(name)
-            rank_zero_info(f"AttentionMaps skips {name}: with these options it has no attention map")
-
-
-def _data(trainer: Trainer) -> Any:
-    """The LightningDataModule, if there is one."""
-    return getattr(trainer, "datamodule", None)
-
 
 def _first_validation_sequence(trainer: Trainer, max_length: int) -> Tensor | None:
     """Ids (1, T) of the first validation sequence. No loader in use advances, and no random number is drawn."""
-    data = _data(trainer)
+    data = getattr(trainer, "datamodule", None)
     loader = data.val_dataloader() if data is not None else trainer.val_dataloaders
     if isinstance(loader, list | tuple):
         loader = loader[0] if loader else None

@@ -49,16 +49,13 @@ class Dashboard(Callback):
                 from torch.utils.tensorboard.summary import hparams  # imports tensorboard
 
                 writer = logger.experiment
-                charts = {
-                    section: {title: ["Multiline", tags] for title, tags in of.items()}
-                    for section, of in CHARTS.items()
-                }
+                charts = {}
+                for section, of in CHARTS.items():
+                    charts[section] = {title: ["Multiline", tags] for title, tags in of.items()}
                 writer.add_custom_scalars(charts)
                 writer.add_text("configuration", f"```yaml\n{configuration}\n```", trainer.global_step)
-                arguments = {
-                    name: value if type(value) in (int, float) else str(value)
-                    for name, value in pl_module.run["arguments"].items()
-                }
+                given = pl_module.run["arguments"].items()
+                arguments = {name: value if type(value) in (int, float) else str(value) for name, value in given}
                 for summary in hparams(arguments, dict.fromkeys(RESULTS, 0))[:2]:  # the third ends a run
                     writer.file_writer.add_summary(summary)
 

@@ -35,9 +35,7 @@ class FiniteLoss(Callback):
         if loss.device.type == "cpu":
             self._check(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if at_window_edge(trainer):
             self._check(trainer)
 

@@ -55,11 +55,10 @@ class FlopCounter(StepWindows):
         seconds = fmean(window.seconds) + (fmean(window.waits) if window.waits else 0.0)
         rate = self._flops_per_token * window.tokens / steps / seconds
         self._peak = max(self._peak, rate)  # training can reach more than the measured product
-        metrics = {"flops/utilization": rate / self._peak}
         if not self._step_flops_logged:
             self._step_flops_logged = True
             log(trainer, {"flops/step_flops": self._flops_per_token * tokens / steps}, constant=True)
-        log(trainer, metrics)
+        log(trainer, {"flops/utilization": rate / self._peak})
 
     def _count(self, trainer: Trainer, pl_module: LightningModule, input_ids: torch.Tensor) -> None:
         self._flops_per_token = 0.0

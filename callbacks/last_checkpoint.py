@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
+from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.run_folder import put_csv_rows_back, run_folder
 from bsbr_pl.step_loop import validation_follows
 
@@ -49,8 +50,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        check_positive(every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.last_model_path = ""  # the name that ModelCheckpoint has for it
         self._signal: signal.Signals | None = None
@@ -70,13 +70,11 @@ class LastCheckpoint(Checkpoint):
             for leftover in self._path.parent.glob("*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._stopping:  # not right after saving: other callbacks still had their hooks to run
             raise Stopped(self._signal or signal.SIGTERM, trainer.global_step, self._path)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._between_steps = trainer.global_step > self._seen
         if self._between_steps:
             self._seen = trainer.global_step

@@ -58,9 +58,7 @@ class ProgressLine(ProgressBar):
         self._rate: float | None = None
         self._loss: Tensor | None = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step == self._seen:  # gradients are being accumulated
             return

@@ -23,8 +23,8 @@ class History(Logger):
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self._save_dir = save_dir
-        self._started: float | None = None
-        self._before = 0.0  # seconds of the run up to the checkpoint that it was resumed from
+        self.started: float | None = None  # when training started or was resumed
+        self.before = 0.0  # seconds of the run up to the checkpoint that it was resumed from
         self.metrics: dict[str, dict[str, list[Any]]] = {}
 
     # Lightning saves checkpoints in save_dir/name/version if this is the only logger: in save_dir, as without loggers.
@@ -43,15 +43,7 @@ class History(Logger):
     @property
     def seconds(self) -> float:
         """Since the run began, over all its parts."""
-        return self._before + (0.0 if self._started is None else time.perf_counter() - self._started)
-
-    def start(self) -> None:
-        """Training starts or resumes."""
-        self._started = time.perf_counter()
-
-    def restore(self, metrics: dict[str, dict[str, list[Any]]], seconds: float) -> None:
-        """Continue after an earlier part of the run."""
-        self.metrics, self._before = metrics, seconds
+        return self.before + (0.0 if self.started is None else time.perf_counter() - self.started)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         for name, value in metrics.items():
@@ -89,7 +81,7 @@ class RunRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._history is None:
             return
-        self._history.start()
+        self._history.started = time.perf_counter()
         self._trained = True
         self._facts = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,7 +112,7 @@ class RunRecorder(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._history is not None and state_dict:
-            self._history.restore(state_dict["metrics"], state_dict["seconds"])
+            self._history.metrics, self._history.before = state_dict["metrics"], state_dict["seconds"]
             self._facts = state_dict.get("facts", {})  # where training is over already, nothing else is known
 
     def _is_finished(self) -> bool:

@@ -17,7 +17,7 @@ from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run_folder import run_folder
-from bsbr_pl.spec import AttentionSpec, specs_of
+from bsbr_pl.spec import layers_of
 from bsbr_pl.steps import planned_steps, seconds_left
 from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import Clock
@@ -105,8 +105,7 @@ class RunSummary(Callback):
 
 def _model(module: LanguageModule, length: int) -> str:
     model = module.model
-    specs = specs_of(module.hparams["attention"])
-    names = dict.fromkeys(spec.key for spec in ((specs,) if isinstance(specs, AttentionSpec) else specs))
+    names = dict.fromkeys(spec.key for spec in layers_of(module.hparams["attention"]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name = f"{' + '.join(names)}, {parameters:,} parameters; at {length:,} tokens of context"
     flops = forward_flops(model, length)

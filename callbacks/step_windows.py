@@ -88,9 +88,7 @@ class StepWindows(Callback):
         self._tokens[-1] += batch["input_ids"].numel()
         self.steps.begin()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         stepped = trainer.global_step > self._seen
         self.steps.end(stepped)
         if stepped:

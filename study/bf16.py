@@ -14,7 +14,6 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,9 @@ def train(name: str, precision: str, data: TextData, steps: int, seed: int = 0) 
     return sum(losses.values[-LAST:]) / LAST, validation
 
 
-def compare(names: Sequence[str], data: TextData, steps: int, seed: int = 0) -> dict[str, list[tuple[float, float]]]:
-    """For each architecture its training and validation losses: (fp32, bf16-mixed)."""
-    return {
-        name: list(zip(*(train(name, precision, data, steps, seed) for precision in PRECISIONS), strict=True))
-        for name in names
-    }
+def compare(name: str, data: TextData, steps: int, seed: int = 0) -> list[tuple[float, float]]:
+    """The training loss and the validation loss of an architecture: (fp32, bf16-mixed) each."""
+    return list(zip(*(train(name, precision, data, steps, seed) for precision in PRECISIONS), strict=True))
 
 
 def main() -> None:
@@ -97,7 +93,7 @@ def main() -> None:
     print(f"{'architecture':15}{'seed':>5}{head}")
     for seed in arguments.seeds:
         for name in arguments.architectures:
-            ((_, found),) = compare([name], data, arguments.steps, seed).items()
+            found = compare(name, data, arguments.steps, seed)
             row = "".join(f"{fp32:16.4f}{bf16:16.4f}{bf16 / fp32 - 1:16.2%}" for fp32, bf16 in found)
             print(f"{name:15}{seed:5}{row}", flush=True)
 

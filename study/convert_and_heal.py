@@ -11,15 +11,13 @@ tenth of its steps, then falls to 0.
 Runs are kept in `--folder` and are not repeated. Options that are not listed here go to train.py.
 """
 
-import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from trainings import ROOT, finished_record  # first: it makes the modules of the repository importable
 
-import train  # noqa: E402
-from benchmarks.common import parser, publish  # noqa: E402
+import train
+from benchmarks.common import parser, publish
 
 
 def main() -> None:
@@ -44,8 +42,7 @@ def main() -> None:
 
     def fit(folder: str, name: str, steps: int, *arguments: str) -> float:
         """The same of a run in this folder, unless it is there already."""
-        record = chosen.folder / folder / "record.json"
-        if record.exists() and (found := json.loads(record.read_text()))["status"] == "finished":
+        if found := finished_record(chosen.folder / folder):
             return found["metrics"]["val/bits_per_byte"]["value"][-1]
         logger = {"save_dir": chosen.folder, "name": "", "version": folder}
         where = [f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()]

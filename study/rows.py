@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reached import reached
-from trainings import diverged, finished_record, last_checkpoint
+from trainings import diverged, finished_record, last_checkpoint, validation_loss
 
 from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.evals.evaluation import VERSIONS, Evaluation
@@ -129,8 +129,8 @@ def runs_in(rows: Iterable[Row]) -> dict[Run, Row]:
 
 def loss(row: Mapping[str, Any]) -> float:
     """The last validation loss; infinite if the run diverged."""
-    values = row["values"]["metrics"].get("val/loss", {"value": [None]})["value"]
-    return math.inf if values[-1] is None else values[-1]
+    found = validation_loss(row["values"])
+    return math.inf if found is None else found
 
 
 def best_runs(sweep: Iterable[Run], found: Mapping[Run, Row]) -> dict[str, Run]:

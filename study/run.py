@@ -209,9 +209,7 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(model_names(CONFIGS))}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs that count")
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
-    parser.add_argument(
-        "--decays", nargs="+", type=float, help="weight decays to try; default: that of the configuration"
-    )
+    parser.add_argument("--decays", nargs="+", type=float, help="weight decays to try; default: the configuration's")
     parser.add_argument("--max_rates", type=int, default=8, help="for each model, those beyond the edges included")
     parser.add_argument("--sweep_share", type=float, help="of the steps, in a sweep; default 1, on text 0.5")
     parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,10 +181,9 @@ def diverged(folder: Path) -> str | None:
     return found[1] if found else None
 
 
-def validation_loss(record: dict[str, Any]) -> float | None:
-    """The last validation loss of a record; None where it is not a number, or there was no validation."""
-    values = record["metrics"].get("val/loss", {"value": [None]})["value"]
-    return values[-1]
+def validation_loss(record: Mapping[str, Any]) -> float | None:
+    """The last validation loss of a record or row; None where it is not a number, or there was no validation."""
+    return record["metrics"].get("val/loss", {"value": [None]})["value"][-1]
 
 
 def parse_with_rest(options: ArgumentParser) -> tuple[Namespace, list[str]]:

@@ -88,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "bsbr_pl.hf": {
         *("bsbr_pl.attention", "bsbr_pl.limits", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.spec"),
-        *("bsbr_pl.data.tokenizer", "bsbr_pl.utils.files"),  # the tokenizer for a type only
+        *("bsbr_pl.attention.parts", "bsbr_pl.data.tokenizer", "bsbr_pl.utils.files"),  # the tokenizer for a type only
     },
     # The command line of training.
     "bsbr_pl.plain_yaml": set(),
@@ -103,6 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "callbacks": {
         *("bsbr_pl.attention", "bsbr_pl.data", "bsbr_pl.data.base", "bsbr_pl.data.files", "bsbr_pl.module"),
+        "bsbr_pl.attention.parts",
         *("bsbr_pl.run_folder", "bsbr_pl.spec", "bsbr_pl.step_loop", "bsbr_pl.steps"),
         *("bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
@@ -126,7 +127,7 @@ ALLOWED: dict[str, set[str]] = {
         *("bsbr_pl.evals.certificate", "bsbr_pl.evals.checkpoints", "bsbr_pl.evals.evaluation"),
         *("bsbr_pl.evals.matching", "bsbr_pl.foreign"),
         *("bsbr_pl.evals.retrieval", "bsbr_pl.evals.saved_data", "bsbr_pl.evals.submit", "bsbr_pl.evals.harness"),
-        *("bsbr_pl.attention", "bsbr_pl.data.tokenizer", "bsbr_pl.hf", "bsbr_pl.models"),
+        *("bsbr_pl.attention", "bsbr_pl.data.tokenizer", "bsbr_pl.hf", "bsbr_pl.models", "bsbr_pl.utils.records"),
         *("bsbr_pl.report", "bsbr_pl.results", "bsbr_pl.utils.allocator", "bsbr_pl.utils.files", "bsbr_pl.values"),
     },
     "bsbr_pl.__main__": {

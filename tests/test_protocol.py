@@ -13,7 +13,7 @@ from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData
 from bsbr_pl.evals.accuracy import recall_accuracy
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.report.study import differences, frame, summary
+from bsbr_pl.report.study import differences, frame, runs, summary
 from bsbr_pl.values import paired_difference
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +175,7 @@ def test_the_table_shows_test_results_costs_and_flags():
     good, bad = {1: 0.91, 2: 0.93, 3: 0.92}, {1: 0.25, 2: 0.26, 3: 0.51}
     rows = [final("good", seed, value, True, 0.2) for seed, value in good.items()]
     rows += [final("bad", seed, value, value > 0.5, 0.4) for seed, value in bad.items()]
-    first, second = frame(rows).to_dict("records")
+    first, second = frame(runs(rows)).to_dict("records")
     shown = ("model", "accuracy", "least to largest", "validation", "parameters", "FLOPs/token", "state bytes", "note")
     assert [first[name] for name in shown] == [
         *("good", "0.920", "0.910 to 0.930", "0.900", "1,000", "1,234", "4,096", "")

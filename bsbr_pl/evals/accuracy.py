@@ -96,16 +96,15 @@ def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") 
         for i in batch["slice"].unique().tolist():
             by_slice[i].append(right[batch["slice"] == i].cpu().double().numpy())
             lengths[i] = targets.shape[1]
-    figures = {name: float(value) for name, value in metrics.compute().items()}
-    slices = []
+    figures, slices = metrics.compute(), []
     for i, parts in by_slice.items():
         share = np.concatenate(parts)
         found = {"length": lengths[i], "accuracy": float(share.mean()), "interval": _mean_interval(share)}
         slices.append({"slice": data.slice_names[i], **found})
     every = np.concatenate([share for parts in by_slice.values() for share in parts])
     return {
-        "loss": figures["loss"],
-        "accuracy": figures["accuracy"],
+        "loss": float(figures["loss"]),
+        "accuracy": float(figures["accuracy"]),
         "samples": len(every),
         "interval": {"accuracy": _mean_interval(every)},
         "slices": slices,

@@ -71,15 +71,20 @@ def analyze_results(results: Mapping[str, Any], shortest: int = 0) -> Analysis:
         shortest: exponents leave shorter lengths out.
     """
     models, lengths = results["models"], results["seq_lengths"]
-    exponents, crossovers, rankings = {}, {}, {}
+    exponents, crossovers, rankings = {}, dict[str, dict[str, Any]](), {}
     for metric in results["metrics"]:
-        samples = {m: {t: s for t, s in zip(lengths, results[m]["samples"][metric], strict=True) if s} for m in models}
-        if metric != "accuracy":
-            exponents[metric] = {m: exponent(samples[m], shortest) for m in models}
-            crossovers[metric] = {
-                m: {other: crossover(samples[m], samples[other]) for other in models if other != m} for m in models
-            }
         rankings[metric] = _ranking(results, metric)
+        if metric == "accuracy":
+            continue
+        samples = {}
+        for model in models:
+            by_length = zip(lengths, results[model]["samples"][metric], strict=True)
+            samples[model] = {length: values for length, values in by_length if values}
+        exponents[metric] = {model: exponent(samples[model], shortest) for model in models}
+        crossovers[metric] = {}
+        for model in models:
+            others = [other for other in models if other != model]
+            crossovers[metric][model] = {other: crossover(samples[model], samples[other]) for other in others}
     return Analysis(results, exponents, crossovers, rankings)
 
 
@@ -91,27 +96,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
-    sign = -1 if metric == "accuracy" else 1
-    models = [model for model in results["models"] if any(value is not None for value in results[model][metric])]
-    full = [
-        (length, i)
-        for i, length in enumerate(results["seq_lengths"])
-        if all(results[model][metric][i] is not None for model in models)
-    ]
-    if not (full and models):
+    sign, lengths = -1 if metric == "accuracy" else 1, results["seq_lengths"]
+    values = {model: results[model][metric] for model in results["models"] if set(results[model][metric]) != {None}}
+    full = [(length, i) for i, length in enumerate(lengths) if None not in [of[i] for of in values.values()]]
+    if not (full and values):
         return []
     length, i = max(full)
-    rows = [
-        {"model": m, "length": length, "value": results[m][metric][i], "interval": results[m]["intervals"][metric][i]}
-        for m in models
-    ]
-    bounds = {}
-    for row in rows:
-        low, high = sorted(sign * end for end in row["interval"])
-        bounds[row["model"]] = (low, high)
-    ranked = ranks(bounds)
-    for row in rows:
-        row["rank"] = list(ranked[row["model"]])
+    rows, bounds = [], {}
+    for model, of in values.items():
+        interval = results[model]["intervals"][metric][i]
+        rows.append({"model": model, "length": length, "value": of[i], "interval": interval})
+        bounds[model] = (min(sign * end for end in interval), max(sign * end for end in interval))
+    for row, rank in zip(rows, ranks(bounds).values(), strict=True):
+        row["rank"] = list(rank)
     return sorted(rows, key=lambda row: sign * row["value"])
 
 

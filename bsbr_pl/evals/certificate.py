@@ -4,7 +4,6 @@ Everything is computed on a float64 copy, so that rounding can neither hide a le
 """
 
 import copy
-import math
 import signal
 import threading
 import time
@@ -18,10 +17,9 @@ from torch import Generator, Tensor, nn
 
 from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.compiled import check_compiler
-from bsbr_pl.values import one_line
 
 from .analysis import aligned
-from .measurement import Check, Measurement, worst
+from .measurement import Check, Measurement, impossible, worst
 from .probes import OwnModel, Vectors, probe
 
 LOW_PRECISION = 0.1  # difference of bf16, relative to the root mean square of the output
@@ -132,7 +130,7 @@ def certify(
     _check_size(run, length)
     edges = {edge + i for edge in _edges(run) for i in (-1, 0, 1)}
     cuts = sorted(({0, 1, length - 1} | edges) & set(range(length)))
-    own, noise = Measurement(run, cuts, length, seed), noise_scale(run)
+    own, noise = Measurement(run, cuts, length, seed), run.width**-0.5
     noisy = [
         Measurement(probe(with_noise(model, scale), hidden_dim, vocab_size), cuts, length, seed)
         for scale in (noise, -noise)
@@ -142,9 +140,11 @@ def certify(
     if run.vocab_size:
         checks.append(own.below_chance())
     if not isinstance(run, OwnModel):
-        checks.append(_bf16(own, probe(copy.deepcopy(module).eval(), hidden_dim, vocab_size)))
+        given = probe(copy.deepcopy(module).eval(), hidden_dim, vocab_size)
+        checks.append(_useful("bf16", LOW_PRECISION, _bf16, own, given))
         if compile:
-            checks.append(_compiled(own, probe(copy.deepcopy(module).eval().float(), hidden_dim, vocab_size)))
+            given = probe(copy.deepcopy(module).eval().float(), hidden_dim, vocab_size)
+            checks.append(_useful("compile", COMPILED, _compiled, own, given))
     certificate = Certificate(length, checks, noise if len(found) > 1 else 0.0, type(module).__name__)
     if not quiet:
         print(certificate)
@@ -176,11 +176,6 @@ def _check_size(run: Vectors, length: int) -> None:
         raise ValueError(f"it needs {flops:.1e} FLOPs for {length:,} tokens, more than {MOST_FLOPS:.0e}")
 
 
-def noise_scale(run: Vectors) -> float:
-    """D^-1/2, the standard deviation of the noise."""
-    return run.width**-0.5
-
-
 def with_noise(model: Module, scale: float) -> Module:
     """A copy with Gaussian noise times `scale` added to every parameter; the noise is always the same."""
     model, random = copy.deepcopy(model), Generator().manual_seed(0)
@@ -191,30 +186,22 @@ def with_noise(model: Module, scale: float) -> Module:
 
 
 @torch.no_grad()
-def _bf16(own: Measurement, run: Vectors) -> Check:
+def _bf16(own: Measurement, run: Vectors) -> float:
     """The module in bf16, against float64."""
-
-    def measure() -> float:
-        run.module.bfloat16()
-        x = own.x.bfloat16() if own.x.is_floating_point() else own.x
-        return _difference(own.output, run(x)[0].to(own.output))
-
-    return _useful("bf16", measure, LOW_PRECISION)
+    run.module.bfloat16()
+    x = own.x.bfloat16() if own.x.is_floating_point() else own.x
+    return _difference(own.output, run(x)[0].to(own.output))
 
 
 @torch.no_grad()
-def _compiled(own: Measurement, run: Vectors) -> Check:
+def _compiled(own: Measurement, run: Vectors) -> float:
     """The module through torch.compile in float32, against the module."""
-
-    def measure() -> float:
-        check_compiler(own.x.device)
-        x = own.x.float() if own.x.is_floating_point() else own.x
-        expected = run(x)[0]
-        with _time_limit(COMPILE_SECONDS):
-            run.module = torch.compile(run.module)  # type: ignore[assignment]
-            return _difference(expected, run(x)[0])
-
-    return _useful("compile", measure, COMPILED)
+    check_compiler(own.x.device)
+    x = own.x.float() if own.x.is_floating_point() else own.x
+    expected = run(x)[0]
+    with _time_limit(COMPILE_SECONDS):
+        run.module = torch.compile(run.module)  # type: ignore[assignment]
+        return _difference(expected, run(x)[0])
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
@@ -222,12 +209,14 @@ def _difference(expected: Tensor, found: Tensor) -> float:
     return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-30))
 
 
-def _useful(name: str, measure: Callable[[], float], limit: float) -> Check:
+def _useful(
+    name: str, limit: float, measure: Callable[[Measurement, Vectors], float], own: Measurement, run: Vectors
+) -> Check:
     """A check that disqualifies no module."""
     try:
-        return Check(name, measure(), limit, required=False)
+        return Check(name, measure(own, run), limit, required=False)
     except Exception as error:  # a foreign module, and the compiler, may fail anywhere
-        return Check(name, math.nan, limit, False, note=f"{type(error).__name__}: {one_line(error, 120)}")
+        return impossible(name, limit, error)
 
 
 @contextmanager

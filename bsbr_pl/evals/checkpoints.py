@@ -18,9 +18,9 @@ from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
 from bsbr_pl.schema import COUNT, check_form, check_plain
 from bsbr_pl.utils.flops import forward_flops
-from bsbr_pl.values import finite, one_line
+from bsbr_pl.values import as_json, finite, one_line
 
-from .runs import RUN, Run, check_record, plain, read_record, read_run
+from .runs import RUN, Run, check_record, read_record, read_run
 from .saved_data import HERE, DataLocation, check_lengths, open_saved
 from .subject import Subject, describe_model, layer_names
 
@@ -39,25 +39,30 @@ SAVED = {
 }
 
 
-@dataclass
-class Checkpoint:
-    """One checkpoint: the trained module, and what its run recorded about itself.
-
-    A file that cannot be used has a `problem`, one line, and no module.
-    """
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that cannot be used."""
 
     name: str  # its path as it was given
-    digest: str = ""  # sha256 of its weights and of what built them
-    module: LanguageModule | None = None
+    problem: str  # why, in one line
+
+
+@dataclass
+class Checkpoint:
+    """One checkpoint: the trained module, and what its run recorded about itself."""
+
+    name: str  # its path as it was given
+    digest: str  # sha256 of its weights and of what built them
+    module: LanguageModule
     step: int = 0
     record: dict[str, Any] = field(default_factory=dict)  # of RunRecorder, up to this step; empty without one
     data_class: str | None = None
     data_arguments: dict[str, Any] = field(default_factory=dict)
     data_fingerprint: str | None = None
-    problem: str | None = None
     run_record: dict[str, Any] = field(default_factory=dict)  # record.json beside it: may be of another run
     location: DataLocation = HERE
     trusted: bool = False  # whether paths and Hub names in the file are read
+    problem = ""  # of a file that can be used
 
     @cached_property
     def data(self) -> TokenData | None:
@@ -69,7 +74,6 @@ class Checkpoint:
     @cached_property
     def run(self) -> Run:
         """The arguments and the progress of its run."""
-        assert self.module is not None
         built = {f"model.{name}": value for name, value in self.module.hparams.items()}
         built |= {f"data.{name}": value for name, value in self.data_arguments.items() if name != "batch_size"}
         if self.data_fingerprint:
@@ -82,7 +86,7 @@ class Checkpoint:
     @property
     def training_flops(self) -> float | None:
         """Counted, not measured: 3 forward passes (one forward, two backward) over the tokens of its run."""
-        if self.data is None or self.module is None or self.run.tokens is None:
+        if self.data is None or self.run.tokens is None:
             return None
         with suppress(Exception):  # a foreign attention may have no closed form, nor be counted
             lengths, model = self.data.train_lengths, self.module.model
@@ -93,7 +97,6 @@ class Checkpoint:
     @property
     def config(self) -> dict[str, Any]:
         """All arguments of the run except its seed, as plain values by `part.name`."""
-        assert self.module is not None
         covered = DATA_SETS[self.data_class or ""].content_arguments if self.data and self.data_fingerprint else ()
         chosen = {k: v for k, v in self.data_arguments.items() if k not in (*_NO_CHOICE, *covered)}
         return {
@@ -111,7 +114,7 @@ class Checkpoint:
     def seed(self) -> int | None:
         """Of the run's initialization and dropout; None where it was not recorded."""
         found = self.run.arguments.get("seed")
-        return found if isinstance(found, int) and not isinstance(found, bool) else None
+        return found if type(found) is int else None
 
     @property
     def tokenizer(self) -> str | None:
@@ -123,7 +126,6 @@ class Checkpoint:
     @cached_property
     def about(self) -> dict[str, Any]:
         """`about` of its rows: see bsbr_pl.results."""
-        assert self.module is not None
         facts = {
             **describe_model(self.name, self.digest, self.module.hparams, self.module.model),
             "seed": self.seed,
@@ -132,7 +134,7 @@ class Checkpoint:
             "run": {**self.run.about, "flops": self.training_flops},
             "config": self.config,
         }
-        return json.loads(plain(facts))  # whatever a hostile file put into them, these are values of JSON
+        return json.loads(as_json(facts))  # whatever a hostile file put into them, these are values of JSON
 
     def _about_data(self) -> dict[str, Any] | None:
         if self.data is None:
@@ -151,7 +153,6 @@ class Checkpoint:
 
     def subject(self, command: str = "") -> Subject:
         """The checkpoint as a subject of this command's measurements."""
-        assert self.module is not None
         return Subject(self.module.model, self.about | {"command": command}, self.open_data, record=self.record)
 
     def open_data(self, **changes: Any) -> TokenData:
@@ -176,7 +177,9 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         names = [path] if Path(path).exists() else sorted(glob.glob(str(path), recursive=True))
-        files = [file for name in names for file in _files(Path(name))]
+        files: list[Path] = []
+        for name in map(Path, names):
+            files += sorted(name.rglob("*.ckpt")) if name.is_dir() else [name]
         if not files:
             raise ValueError(f"{path} has no checkpoint (*.ckpt): give a folder, file or pattern with checkpoints")
         for file in files:
@@ -184,11 +187,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.ckpt")) if path.is_dir() else [path]
-
-
-def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Checkpoint:
+def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Checkpoint | Unreadable:
     """Open one checkpoint; whatever is wrong with it becomes its `problem`."""
     name = path.as_posix().encode(errors="backslashreplace").decode()
     try:
@@ -216,7 +215,7 @@ def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Ch
         check_about(checkpoint.about)
         return checkpoint
     except Exception as error:  # hostile files can fail anywhere
-        return Checkpoint(name=name, problem=one_line(error) or type(error).__name__)
+        return Unreadable(name, one_line(error) or type(error).__name__)
 
 
 def _facts(saved: dict[str, Any]) -> dict[str, Any]:
@@ -237,32 +236,34 @@ def _facts(saved: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def read_all(paths: Iterable[str | Path], location: DataLocation = HERE, trusted: bool = False) -> list[Checkpoint]:
+def read_all(
+    paths: Iterable[str | Path], location: DataLocation = HERE, trusted: bool = False
+) -> list[Checkpoint | Unreadable]:
     """Every checkpoint under `paths`; of several with the same weights, the first whose run's end is known."""
-    found: dict[str, Checkpoint] = {}
+    found: dict[str, Checkpoint | Unreadable] = {}
     for path in find(paths):
-        checkpoint = read(path, location, trusted)
-        key = checkpoint.digest or checkpoint.name
-        if key not in found or (_ending_known(checkpoint) and not _ending_known(found[key])):
-            found[key] = checkpoint
+        one = read(path, location, trusted)
+        key = one.digest if isinstance(one, Checkpoint) else one.name
+        if key not in found or (_ending_known(one) and not _ending_known(found[key])):
+            found[key] = one
     return list(found.values())
 
 
 def open_checkpoint(path: str | Path, location: DataLocation = HERE, trusted: bool = False) -> Checkpoint:
-    """A checkpoint that has a module; the global random state is left alone.
+    """A checkpoint; the global random state is left alone.
 
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
     with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
         checkpoint = read(Path(path), location, trusted)
-    if checkpoint.module is None:
+    if isinstance(checkpoint, Unreadable):
         raise ValueError(f"{path}: {checkpoint.problem}")
     return checkpoint
 
 
-def _ending_known(checkpoint: Checkpoint) -> bool:
-    return checkpoint.module is not None and checkpoint.run.finished is not None
+def _ending_known(one: Checkpoint | Unreadable) -> bool:
+    return isinstance(one, Checkpoint) and one.run.finished is not None
 
 
 def _record(kept: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from bsbr_pl.models import model_class
 from bsbr_pl.results import NotKeptError, Results
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.utils.files import write_json, write_whole
+from bsbr_pl.utils.records import default_device
 from bsbr_pl.values import one_line
 
 from . import certificate, matching
@@ -70,13 +71,13 @@ def evaluate(
             raise ValueError(f"{name} must be at least 1, got {values}")
     device = _usable(device)
     checkpoints = read_all(paths, data, trust_data)
-    subjects = [checkpoint.subject(this_command()) for checkpoint in checkpoints if checkpoint.module is not None]
+    subjects = [one.subject(this_command()) for one in checkpoints if isinstance(one, Checkpoint)]
     results = Results(Path(output_dir) / "results.jsonl")
     evaluation = Evaluation(results, device=device, dtype=dtype, rounds=rounds)
     code = int(not subjects)
     try:
         for one in checkpoints:
-            evaluation.problem({"kind": "checkpoint"}, one.name, {"checkpoint": {"name": one.name}}, one.problem or "")
+            evaluation.problem({"kind": "checkpoint"}, one.name, {"checkpoint": {"name": one.name}}, one.problem)
         evaluation.run(subjects, split, multiples, lengths)
     except KeyboardInterrupt:
         code = 130
@@ -100,7 +101,7 @@ def evaluate(
 
 def _usable(device: str) -> str:
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(default_device(None))
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
@@ -196,8 +197,8 @@ def match(
         name: {"attention": model_class(name).factory(**options.get(name, {})), "vocab_size": vocab_size, **sizes}
         for name in dict.fromkeys([reference, *architectures, *options])
     }
-    timing = {"batch_size": batch_size, "rounds": rounds, "device": device}
-    found = matching.match(match, models, tokens, reference, **timing)  # type: ignore[arg-type]
+    timing: dict[str, Any] = {"batch_size": batch_size, "rounds": rounds, "device": device}
+    found = matching.match(match, models, tokens, reference, **timing)
     print(f"{match} to match: {reference} at {tokens} tokens; the other quantities as shares of the reference's\n")
     print(matching.table(match, tokens, found, reference))
     for name, one in found.items() if out else ():
@@ -227,7 +228,6 @@ def retrieval(
         trust_data: read the paths and Hub names in the checkpoint, with its sizes and workers
     """
     opened = open_checkpoint(checkpoint, data, trust_data)
-    assert opened.module is not None
     found = ask_all(opened.module.model.to(device).eval(), opened.open_data(), split)
     print(as_text(found))
     if out:
@@ -272,7 +272,7 @@ def lm_eval(
 
     opened = open_checkpoint(checkpoint, data, trust_data)
     tokenizer = _text_tokenizer(opened)
-    if tokenizer is None or opened.module is None or opened.data is None:
+    if tokenizer is None or opened.data is None:
         raise ValueError(f"{checkpoint} was not trained on text, so it reads no task of the harness")
     manager, names = TaskManager(include_path=include_path), tasks.split(",")
     unknown = [name for name in names if not manager.match_tasks([name])]
@@ -301,7 +301,6 @@ def export(checkpoint: str, folder: str, data: DataLocation = HERE, trust_data: 
     from bsbr_pl import hf
 
     opened = open_checkpoint(checkpoint, data, trust_data)
-    assert opened.module is not None
     tokenizer = _text_tokenizer(opened)
     hf.export(opened.module.model, opened.module.hparams, tokenizer, folder)
     print(f"{folder}" + ("" if tokenizer else " (without a tokenizer: the model was not trained on text)"))

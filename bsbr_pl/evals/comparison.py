@@ -17,14 +17,15 @@ import torch
 from bsbr_pl.data import TokenData
 from bsbr_pl.results import Results
 from bsbr_pl.utils.files import default_cache_dir
-from bsbr_pl.utils.records import environment
+from bsbr_pl.utils.records import default_device, environment
 from bsbr_pl.values import bootstrap_interval
 
 from .costs import PASSES
 from .evaluation import Evaluation
 from .matching import match as solve
+from .matching import plain
 from .subject import Subject
-from .training import check_among, default_task, from_checkpoint, model_arguments, plain_arguments, train_all, untrained
+from .training import check_among, default_task, from_checkpoint, model_arguments, train_all, untrained
 
 
 class Cost(NamedTuple):
@@ -120,19 +121,20 @@ def compare_models(
         TypeError: an option that an architecture does not have (lists those it has).
     """
     check_among("metrics", metrics, [*COSTS, "accuracy"])
-    files, device, with_accuracy = dict(checkpoints or {}), _device(device), "accuracy" in metrics
+    files, device, with_accuracy = dict(checkpoints or {}), default_device(device), "accuracy" in metrics
     task = task or default_task(vocab_size, seed)
     sizes = {
         "vocab_size": max(vocab_size, task.vocab_size) if with_accuracy else vocab_size,
         **{"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads, "ff_dim": ff_dim},
     }
     build = model_arguments(models, files, sizes, reach, model_options or {})
-    results = _empty(seq_lengths, models, metrics, COSTS, {"rounds": rounds, "seed": seed}, device)
+    evaluation = Evaluation(Results(None), device, rounds=rounds, seed=seed)
+    results = _empty(seq_lengths, models, metrics, COSTS, evaluation)
     if match:
         found = solve(match, build, max(seq_lengths), next(iter(build), ""), rounds=rounds, device=device)
         build = {name: one.arguments for name, one in found.items()}
         results["matched"] = {name: one.as_dict() for name, one in found.items()}
-    results["settings"]["models"] = {name: plain_arguments(one) for name, one in build.items()}
+    results["settings"]["models"] = {name: plain(one) for name, one in build.items()}
     if with_accuracy and build:
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
         results["accuracy_task"] = {"task": str(task), **training, "chance": task.chance()}
@@ -144,13 +146,16 @@ def compare_models(
         else untrained(name, build[name], seed)
         for name in models
     }
-    evaluation = Evaluation(Results(None), device, rounds=rounds, seed=seed)
     certified = _certified(subjects, evaluation, results)
     results["parameters"] = {name: subject.about["parameters"] for name, subject in certified.items()}
     _measure_costs(certified, evaluation, results, COSTS)
     if with_accuracy:
         _measure_accuracy(certified, evaluation, results)
-        _say_differences(certified, evaluation, results)
+        from bsbr_pl.report import warnings as differences  # imports what draws
+
+        results["differences"] = differences(evaluation.rows(list(certified.values())))
+        for sentence in results["differences"]:
+            warnings.warn(sentence, stacklevel=2)
     return results
 
 
@@ -182,16 +187,12 @@ def scaling_analysis(
     check_among("metrics", metrics, SCALING)
     sizes = {"vocab_size": vocab_size, "hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads}
     build = model_arguments(models, (), sizes | {"ff_dim": ff_dim}, reach, model_options or {})
-    results = _empty(seq_lengths, models, metrics, SCALING, {"rounds": rounds, "seed": seed}, _device(device))
-    results["settings"]["models"] = {name: plain_arguments(one) for name, one in build.items()}
+    evaluation = Evaluation(Results(None), default_device(device), rounds=rounds, seed=seed)
+    results = _empty(seq_lengths, models, metrics, SCALING, evaluation)
+    results["settings"]["models"] = {name: plain(one) for name, one in build.items()}
     subjects = {name: untrained(name, arguments, seed) for name, arguments in build.items()}
-    evaluation = Evaluation(Results(None), _device(device), rounds=rounds, seed=seed)
     _measure_costs(_certified(subjects, evaluation, results), evaluation, results, SCALING)
     return results
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _empty(
@@ -199,16 +200,16 @@ def _empty(
     models: Iterable[str],
     metrics: Sequence[str],
     costs: Mapping[str, Cost],
-    settings: Mapping[str, Any],
-    device: torch.device,
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """What every comparison returns, before anything is measured."""
+    settings = {"rounds": evaluation.rounds, "seed": evaluation.seed}
     results: dict[str, Any] = {
         "seq_lengths": list(seq_lengths),
         "models": list(models),
         "metrics": list(metrics),
         "units": {metric: costs[metric].unit if metric in costs else "share" for metric in metrics},
-        "settings": {**settings, "models": {}, "environment": environment(device)},
+        "settings": {**settings, "models": {}, "environment": environment(evaluation.device)},
         "accuracy_task": None,
         "disqualified": {},
         "parameters": {},
@@ -290,15 +291,6 @@ def _measure_accuracy(subjects: Mapping[str, Subject], evaluation: Evaluation, r
             values = found.get((subject.digest, length))
             interval = values["interval"]["accuracy"] if values else None
             _add(results[name], "accuracy", values["accuracy"] if values else None, interval, None)
-
-
-def _say_differences(subjects: Mapping[str, Subject], evaluation: Evaluation, results: dict[str, Any]) -> None:
-    """Warn of unequal budgets and data, as a report does."""
-    from bsbr_pl.report import warnings as differences  # imports what draws
-
-    results["differences"] = differences(evaluation.rows(list(subjects.values())))
-    for sentence in results["differences"]:
-        warnings.warn(sentence, stacklevel=3)
 
 
 def _add(row: dict[str, Any], metric: str, value: float | None, interval: list[float] | None, samples: Any) -> None:

@@ -48,13 +48,11 @@ def measure_costs(
         counter, and `uncounted` names the operators that fvcore has no formula for.
     """
     device = next(iter(models.values())).embedding.weight.device
-    ids = {
-        name: torch.randint(model.eval().vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(seed)).to(
-            device
-        )
-        for name, model in models.items()
-    }
     found: dict[str, dict[str, Any]] = {name: {} for name in models}
+    ids = {}
+    for name, model in models.items():
+        random = torch.Generator().manual_seed(seed)
+        ids[name] = torch.randint(model.eval().vocab_size, (1, length + 1), generator=random).to(device)
     for one in passes:
         able = {name: model for name, model in models.items() if one != "decode" or can_decode(model)}
         calls = {name: call(model, ids[name], one) for name, model in able.items()}

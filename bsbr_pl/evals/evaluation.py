@@ -28,7 +28,6 @@ from .subject import Subject
 
 #: Of each kind of row; increase it when the measurement changes its meaning.
 VERSIONS: dict[str, int] = {"certificate": 5, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
 ENVIRONMENT = ("cpu", "instructions", "threads", "device", "gpu", "cuda")  # what decides values, of `environment`
@@ -90,7 +89,7 @@ class Evaluation:
 
     def certify(self, subjects: Sequence[Subject]) -> list[Subject]:
         """Certify each subject; those that passed."""
-        jobs = [self._job(s, "certificate", partial(self._certificate, s)) for s in subjects]
+        jobs = [self._job(subject, "certificate", self._certificate) for subject in subjects]
         self._run_all("certificates", jobs)
         found = [self.results.get(job.identity) for job in jobs]
         return [subject for subject, values in zip(subjects, found, strict=True) if values and values["passed"]]
@@ -141,12 +140,11 @@ class Evaluation:
                 continue
             config = subject.about.get("config", {})
             first.setdefault(digest([config, (subject.about.get("data") or {}).get("fingerprint")]), subject)
-        jobs = [self._job(s, "map", partial(self._map, s)) for s in first.values()]
-        self._run_all("attention maps", jobs)
+        self._run_all("attention maps", [self._job(subject, "map", self._map) for subject in first.values()])
 
     def courses(self, subjects: Sequence[Subject]) -> None:
         """The recorded curves of each training; written again if the run was continued."""
-        jobs = [self._job(subject, "training", partial(course, subject.record)) for subject in subjects]
+        jobs = [self._job(subject, "training", lambda one: course(one.record)) for subject in subjects]
         self.results.share(jobs, self._run)
         known = {digest(row["identity"]): row["about"] for row in self.results.rows}
         for job in jobs:
@@ -195,8 +193,9 @@ class Evaluation:
         if known["problem"] != words:
             self.results.add(identity, {"problem": words}, about)
 
-    def _job(self, subject: Subject, kind: str, measure: Callable[[], dict[str, Any]], **facts: Any) -> Job:
-        return Job(self.identity(subject, kind, **facts), subject.about, measure)
+    def _job(self, subject: Subject, kind: str, measure: Callable[..., dict[str, Any]], *of: Any, **facts: Any) -> Job:
+        """A row with further `facts` in its identity; its values are `measure(subject, *of)`."""
+        return Job(self.identity(subject, kind, **facts), subject.about, partial(measure, subject, *of))
 
     def _run_all(self, title: str, jobs: Sequence[Job]) -> None:
         with tqdm(total=len(jobs), desc=title, disable=None) as bar:
@@ -230,7 +229,7 @@ class Evaluation:
 
     def _model(self, subject: Subject) -> LanguageModel:
         """A copy of the model on this device in this precision, in evaluation mode."""
-        return copy.deepcopy(subject.model).to(self.device, DTYPES[self.dtype]).eval()
+        return copy.deepcopy(subject.model).to(self.device, getattr(torch, self.dtype)).eval()
 
     def _certificate(self, subject: Subject) -> dict[str, Any]:
         return certify(self._model(subject), quiet=True).as_dict()
@@ -245,8 +244,10 @@ class Evaluation:
             raise
 
     def _accuracy_job(self, subject: Subject, data: TokenData, split: str, length: int | None) -> Job | None:
+        own = data.validation_length if data.kind == "text" else None
+        length = own if length is None else length
         changes: dict[str, Any] = {}
-        if length is not None and not (data.kind == "text" and length == data.validation_length):
+        if length is not None and length != own:
             try:
                 changes = data.at_length(length)
             except ValueError:  # says what is impossible at this length
@@ -254,10 +255,8 @@ class Evaluation:
             changes["eval_batch_size"] = max(1, data.eval_batch_size * data.validation_length // length)
         if not subject.can_read(length or data.validation_length):
             return None
-        if length is None and data.kind == "text":
-            length = data.validation_length
         facts = {"split": split, "data": data.fingerprint} | ({} if length is None else {"length": length})
-        return self._job(subject, data.kind, partial(self._accuracy, subject, data, split, changes), **facts)
+        return self._job(subject, data.kind, self._accuracy, data, split, changes, **facts)
 
     def _accuracy(self, subject: Subject, data: TokenData, split: str, changes: dict[str, Any]) -> dict[str, Any]:
         model = self._model(subject)

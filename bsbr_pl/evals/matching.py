@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from bsbr_pl.attention import Attention
-from bsbr_pl.attention.parts import check_positive
+from bsbr_pl.attention.parts import check_choice, check_positive
 from bsbr_pl.feed_forward import default_ff_dim
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
@@ -18,6 +18,7 @@ from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import measure, timing_lock
 
 from .analysis import aligned
+from .costs import can_decode
 
 Arguments = dict[str, Any]  # of LanguageModel
 DEFAULTS = {size.name: size.default for size in SIZES if size.default is not size.empty}
@@ -57,8 +58,12 @@ class Matched:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""
-        arguments = {**self.arguments, "attention": plain_specs(self.arguments["attention"])}
-        return {**vars(self), "arguments": arguments, "mismatch_percent": self.mismatch_percent}
+        return {**vars(self), "arguments": plain(self.arguments), "mismatch_percent": self.mismatch_percent}
+
+
+def plain(arguments: Mapping[str, Any]) -> Arguments:
+    """Arguments with the attention as plain values."""
+    return {**arguments, "attention": plain_specs(arguments["attention"])}
 
 
 def match(
@@ -90,8 +95,7 @@ def match(
     Raises:
         ValueError: an unknown quantity or reference, or an argument out of range.
     """
-    if quantity not in WAYS:
-        raise ValueError(f"match must be one of {', '.join(WAYS)}, got {quantity!r}")
+    check_choice(WAYS, match=quantity)
     if reference not in models:
         raise ValueError(f"reference must be one of the models ({', '.join(models)}), got {reference!r}")
     check_positive(tokens=num_tokens, batch_size=batch_size, rounds=rounds)
@@ -112,18 +116,18 @@ def match(
         found = values({"": arguments})
         return found[""] / found[reference]
 
-    enough = NOISE if quantity == "step_time" else 0.0
-    nearest = {
-        name: Search(share, num_tokens, enough).run(one, WAYS[quantity])
-        for name, one in given.items()
-        if name != reference
-    }
-    found = values({name: one.arguments for name, one in nearest.items()})
-    matched = {reference: Matched(given[reference], {}, found[reference], found[reference])}
-    for name, one in nearest.items():
-        changed, problem = differences(given[name], one.arguments), one.problem(f"{quantity} of {name}")
-        matched[name] = Matched(one.arguments, changed, found[name], found[reference], problem)
-    return {name: matched[name] for name in models}
+    nearest: dict[str, tuple[Arguments, str | None]] = {reference: (given[reference], None)}
+    for name in models:
+        if name != reference:
+            nearest[name] = closest(share, given[name], quantity, num_tokens)
+    found = values({name: arguments for name, (arguments, _) in nearest.items()})
+    matched = {}
+    for name in models:
+        arguments, why = nearest[name]
+        problem = why and f"{quantity} of {name} {why}"
+        changed = differences(given[name], arguments)
+        matched[name] = Matched(arguments, changed, found[name], found[reference], problem)
+    return matched
 
 
 def budgets(arguments: Arguments, num_tokens: int) -> dict[str, int]:
@@ -133,7 +137,7 @@ def budgets(arguments: Arguments, num_tokens: int) -> dict[str, int]:
     found = {"params": sum(parameter.numel() for parameter in model.parameters())}
     if flops := forward_flops(model, num_tokens):
         found["flops"] = flops
-    if all(attention.has_decode for attention in model.attentions):
+    if can_decode(model):
         # The state of an unfinished chunk is dropped at its end: the largest one occurs within the last chunk's length.
         period = max(attention.period for attention in model.attentions)
         state = max(map(model.state_size, range(max(1, num_tokens - period + 1), num_tokens + 1)))
@@ -164,84 +168,74 @@ def step_times(
     return {name: timing.median for name, timing in timings.items()}
 
 
-@dataclass
-class Search:
-    """Looks for the sizes at which `share`, the value divided by the reference's, is closest to 1.
+def closest(
+    share: Callable[[Arguments], float], start: Arguments, quantity: str, num_tokens: int
+) -> tuple[Arguments, str | None]:
+    """The sizes at which `share`, the value divided by the reference's, comes closest to 1.
 
-    Args:
-        share: of some arguments.
-        num_tokens: tokens T of a sequence, which bound chunks and windows.
-        enough: the search ends at this distance from 1.
+    Returns:
+        the arguments; why no size matches, as the end of a sentence, None if the reference lies within the range that
+        was tried.
     """
+    first = share(start)
+    found, nearest, tried = start, first, [first]
+    ranges: dict[str, Sequence[int]] = {}  # of the sizes that change something
+    for way in WAYS[quantity]:
+        at, at_share, seen = start, first, list[float]()
+        for one in way:
+            size = reach_option(at) if one == REACH else one
+            shares = _shares(share, at, size, quantity, num_tokens) if size else {}
+            if size is None or len(set(shares.values())) < 2:
+                continue  # it changes nothing
+            ranges[size] = size_values(at, size, num_tokens)
+            seen += shares.values()
+            value = min(shares, key=lambda one: abs(shares[one] - 1))
+            if abs(shares[value] - 1) < abs(at_share - 1):
+                at, at_share = set_size(at, size, value), shares[value]
+        tried += seen
+        if abs(at_share - 1) < abs(nearest - 1):
+            found, nearest = at, at_share
+        if seen and min(seen) <= 1 <= max(seen) and abs(at_share - 1) <= TOLERANCE:
+            break
+    if abs(nearest - 1) <= TOLERANCE or min(tried) <= 1 <= max(tried):
+        return found, None
+    changed = " and ".join(f"{size} from {one[0]} to {one[-1]}" for size, one in ranges.items())
+    side = "above" if nearest > 1 else "below"
+    return found, f"stays {side} that of the reference with {changed or 'no size to change'}: this is the nearest"
 
-    share: Callable[[Arguments], float]
-    num_tokens: int
-    enough: float
-    arguments: Arguments = field(default_factory=dict)  # the nearest
-    nearest: float = 0.0  # share of the nearest
-    tried: list[float] = field(default_factory=list)  # shares
-    ranges: dict[str, Sequence[int]] = field(default_factory=dict)  # of the sizes that change something
 
-    def run(self, start: Arguments, ways: Sequence[Sequence[str]]) -> "Search":
-        """Try the ways in order, until one of them reaches the reference."""
-        self.arguments, self.nearest = start, self.share(start)
-        first, self.tried = self.nearest, [self.nearest]
-        for way in ways:
-            at, at_share, seen = start, first, list[float]()
-            for one in way:
-                size = reach_option(at) if one == REACH else one
-                shares = self._shares(at, size) if size else {}
-                if size is None or len(set(shares.values())) < 2:
-                    continue  # it changes nothing
-                self.ranges[size] = size_values(at, size, self.num_tokens)
-                seen += shares.values()
-                value = min(shares, key=lambda one: abs(shares[one] - 1))
-                if abs(shares[value] - 1) < abs(at_share - 1):
-                    at, at_share = set_size(at, size, value), shares[value]
-            self.tried += seen
-            if abs(at_share - 1) < abs(self.nearest - 1):
-                self.arguments, self.nearest = at, at_share
-            if seen and min(seen) <= 1 <= max(seen) and abs(at_share - 1) <= TOLERANCE:
-                break
-        return self
+def _shares(
+    share: Callable[[Arguments], float], start: Arguments, size: str, quantity: str, num_tokens: int
+) -> dict[int, float]:
+    """Share by value of a size, of all values that were tried and that the model can have.
 
-    def problem(self, what: str) -> str | None:
-        """Why no size matches, in one sentence; None if the reference lies within the range that was tried."""
-        if abs(self.nearest - 1) <= TOLERANCE or min(self.tried) <= 1 <= max(self.tried):
-            return None
-        ranges = " and ".join(f"{size} from {one[0]} to {one[-1]}" for size, one in self.ranges.items())
-        side = "above" if self.nearest > 1 else "below"
-        return f"{what} stays {side} that of the reference with {ranges or 'no size to change'}: this is the nearest"
+    The share rises with a size of the model: the search steps along the values while that helps, then halves its
+    step. With an option of the attention it may fall and rise again, as the state of BSBR does, which is large with
+    small chunks and with large ones: all values are tried.
+    """
+    values, shares = size_values(start, size, num_tokens), dict[int, float]()
 
-    def _shares(self, start: Arguments, size: str) -> dict[int, float]:
-        """Share by value of a size, of all values that were tried and that the model can have.
+    def miss(i: int) -> float:
+        if values[i] not in shares:
+            try:
+                shares[values[i]] = share(set_size(start, size, values[i]))
+            except ValueError:  # the model cannot have this size
+                return float("inf")
+        return abs(shares[values[i]] - 1)
 
-        The share rises with a size of the model: the search steps along the values while that helps, then halves its
-        step. With an option of the attention it may fall and rise again, as the state of BSBR does, which is large with
-        small chunks and with large ones: all values are tried.
-        """
-        values, shares = size_values(start, size, self.num_tokens), dict[int, float]()
-
-        def miss(i: int) -> float:
-            if values[i] not in shares:
-                try:
-                    shares[values[i]] = self.share(set_size(start, size, values[i]))
-                except ValueError:  # the model cannot have this size
-                    return float("inf")
-            return abs(shares[values[i]] - 1)
-
-        if size not in start:
-            for i in range(len(values)):
-                miss(i)
-            return shares
-        now = get_size(start, size)
-        at = min(range(len(values)), key=lambda i: abs(values[i] - now), default=0)
-        step = max(1, len(values) // 8) if values else 0
-        while step and miss(at) > self.enough:
-            nearest = min((i for i in (at, at - step, at + step) if 0 <= i < len(values)), key=miss)
-            step = step // 2 if nearest == at else step
-            at = nearest
+    if size not in start:
+        for i in range(len(values)):
+            miss(i)
         return shares
+    enough = NOISE if quantity == "step_time" else 0.0
+    now = get_size(start, size)
+    at = min(range(len(values)), key=lambda i: abs(values[i] - now), default=0)
+    step = max(1, len(values) // 8) if values else 0
+    while step and miss(at) > enough:
+        nearest = min((i for i in (at, at - step, at + step) if 0 <= i < len(values)), key=miss)
+        step = step // 2 if nearest == at else step
+        at = nearest
+    return shares
 
 
 def size_values(arguments: Arguments, size: str, num_tokens: int) -> Sequence[int]:

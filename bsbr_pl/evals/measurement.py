@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +48,11 @@ class Check:
             return "passed"
         words = self.note or ("" if self.token is None else f"the output of token {self.token} saw the future")
         return ": ".join(filter(None, ["FAILED" if self.required else "no", words]))
+
+
+def impossible(name: str, limit: float, error: Exception) -> Check:
+    """A check that a module cannot compute. It disqualifies no module."""
+    return Check(name, math.nan, limit, False, note=f"{type(error).__name__}: {one_line(error, 120)}")
 
 
 def worst(checks: list[Check]) -> Check:
@@ -96,16 +102,16 @@ class Measurement:
         """Every check by its name."""
         *before, last = self.cuts
         found = [self.suffix(cut) for cut in before]
-        found.append(self._try(f"suffix_{last}", lambda: self.suffix(last)))  # reads one token more
+        found.append(self._try(f"suffix_{last}", self.suffix, last))  # reads one token more
         found += [self.future_gradient(), self.training_suffix()]
         with torch.no_grad():
-            found.append(self._try("repeat", lambda: self._change(self.run(self.x))))
+            found.append(self._try("repeat", self._read, self.x))
             found.append(self._try("batch", self._batch))
-            if padded := self._padded():
-                found.append(self._try("padding", lambda: self._change(self.run(padded[0]))))
+            if (padded := self._padded()) is not None:
+                found.append(self._try("padding", self._read, padded))
             for n in LENGTHS:
                 if n < self.length:
-                    found.append(self._try(f"length_{n}", lambda n=n: self._change(self.run(self.x[:, :n]))))  # type: ignore[misc]
+                    found.append(self._try(f"length_{n}", self._read, self.x[:, :n]))
             if self.run.can_decode:
                 found += self.decoding()
         return {check.name: check for check in found}
@@ -163,14 +169,16 @@ class Measurement:
     def decoding(self) -> list[Check]:
         """`decode_step`, `decode_prefill` and, where possible, `continue`."""
         cuts = sorted({*self.cuts, self.length // 2}) if self.run.can_continue else [0, self.length // 2]
-        found: dict[str, list[Check]] = {}
+        found: dict[str, list[Check]] = defaultdict(list)
         for cut in cuts:
             name = "decode_prefill" if cut else "decode_step"
-            found.setdefault(name, []).append(self._try(name, lambda cut=cut: self._stepped(cut)))  # type: ignore[misc]
+            found[name].append(self._try(name, self._stepped, cut))
             if self.run.can_continue:
-                check = self._try("continue", lambda cut=cut: self._continued(cut))  # type: ignore[misc]
-                found.setdefault("continue", []).append(check)
+                found["continue"].append(self._try("continue", self._continued, cut))
         return [worst(checks) for checks in found.values()]
+
+    def _read(self, x: Tensor) -> float:
+        return self._change(self.run(x))
 
     def _state(self, cut: int) -> Any:
         return self.run.resume(self.x[:, :cut], None)[1] if cut else self.run.start()
@@ -189,13 +197,13 @@ class Measurement:
         others = self.run.draw(self.random, 2, self.length)
         return self._change(self.run(torch.cat((others[:1], self.x, others[1:])))[1:2])
 
-    def _padded(self) -> tuple[Tensor] | None:
+    def _padded(self) -> Tensor | None:
         """The inputs with zeros after them; None if there are not as many positions."""
         length = PADDED * (self.length // PADDED + 1)
         if self.run.max_length and length > self.run.max_length:
             return None
-        zeros = torch.zeros_like(self.x[:, :1]).repeat_interleave(length - self.length, 1)
-        return (torch.cat((self.x, zeros), 1),)
+        zeros = self.x.new_zeros(1, length - self.length, *self.x.shape[2:])
+        return torch.cat((self.x, zeros), 1)
 
     def _other_after(self, cut: int) -> Tensor:
         return torch.cat((self.x[:, : cut + 1], self.run.change(self.random, self.x[:, cut + 1 :])), 1)
@@ -211,15 +219,15 @@ class Measurement:
         leaked = (change > self.limit).nonzero()
         return Check(name, float(change.max()), self.limit, token=int(leaked[0]) if len(leaked) else None)
 
-    def _try(self, name: str, measure: Callable[[], float | Check]) -> Check:
+    def _try(self, name: str, measure: Callable[..., float | Check], *of: Any) -> Check:
         """A check of a foreign module, which may not be able to compute it. A `LanguageModel` always is."""
         try:
-            found = measure()
+            found = measure(*of)
             return found if isinstance(found, Check) else Check(name, found, self.limit)
         except Exception as error:
             if isinstance(self.run, OwnModel):
                 raise
-            return Check(name, math.nan, self.limit, False, note=f"{type(error).__name__}: {one_line(error, 120)}")
+            return impossible(name, self.limit, error)
 
 
 class _Rounding(TorchDispatchMode):

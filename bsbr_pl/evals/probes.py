@@ -35,8 +35,8 @@ class Vectors:
 
     @property
     def can_continue(self) -> bool:
-        """Whether it can read many tokens after others."""
-        return self.can_decode
+        """Whether it can read many tokens after others; not all of transformers' caches can."""
+        return bool(self.attentions) and self.can_decode
 
     def draw(self, random: Generator, batch: int, length: int) -> Tensor:
         """Random inputs (B, T, ...)."""
@@ -95,11 +95,7 @@ class Tokens(Vectors):
 
     @property
     def can_decode(self) -> bool:
-        return "use_cache" in inspect.signature(self.module.forward).parameters
-
-    @property
-    def can_continue(self) -> bool:
-        return False  # not all of transformers' caches can
+        return super().can_decode or "use_cache" in inspect.signature(self.module.forward).parameters
 
     def draw(self, random: Generator, batch: int, length: int) -> Tensor:
         ids = torch.randint(self.vocab_size or 1, (batch, length), generator=random)
@@ -140,8 +136,6 @@ class OwnModel(Tokens):
     """A `LanguageModel`."""
 
     module: LanguageModel
-    can_decode = Vectors.can_decode  # type: ignore[assignment]
-    can_continue = Vectors.can_continue  # type: ignore[assignment]
 
     def __init__(self, module: LanguageModel) -> None:
         super().__init__(module)

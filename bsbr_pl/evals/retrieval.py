@@ -38,9 +38,8 @@ def find_answers(input_ids: Tensor, targets: Tensor) -> Columns:
     row, asked = (targets != IGNORED).nonzero(as_tuple=True)
     key, value = input_ids[row, asked], targets[row, asked]
     before = torch.arange(input_ids.shape[1] - 1, device=row.device) < asked[:, None]
-    pairs = (
-        (input_ids[row, :-1] == key[:, None]) & (input_ids[row, 1:] == value[:, None]) & before
-    )  # (questions, T - 1)
+    first, second = input_ids[row, :-1] == key[:, None], input_ids[row, 1:] == value[:, None]
+    pairs = first & second & before  # (questions, T - 1)
     last = input_ids.shape[1] - 1 - pairs.flip(1).int().argmax(1)
     return {"row": row, "asked": asked, "answered": last.where(pairs.any(1), -1)}
 
@@ -201,14 +200,14 @@ def as_text(found: dict[str, Any]) -> str:
     """The tables of what `retrieval` found."""
     chunk = found["chunk_size"]
     where = f"chunk of {chunk} tokens" if chunk else "sequence"
-    parts = [f"{found['questions']:,} questions, accuracy {number(found['accuracy'], '.3f')}"]
+    parts = [f"{found['questions']:,} questions, accuracy {_three(found['accuracy'])}"]
     for layer in found["layers"]:
         rows = [[f"BSBR layer {layer['layer']}", "hit@1", "rank", "weight", "null"]]
         heads = enumerate(layer["heads"]) if layer["questions"] else ()
         for name, head in (*((f"head {i}", head) for i, head in heads), ("mean", layer["mean"])):
             best = " (best)" if name == f"head {layer['best_head']}" else ""
             rows.append([name + best, *(_three(head[column]) for column in ("hit", "rank", "weight", "null"))])
-        chance = f"{layer['questions']:,} far questions; chance is {number(layer['chance'], '.3f')}"
+        chance = f"{layer['questions']:,} far questions; chance is {_three(layer['chance'])}"
         parts.append(f"{aligned(rows)}\n{chance}")
     for key, title in (("routed", "router (best head of the last layer)"), ("reach", "answer in")):
         if key in found:

@@ -4,8 +4,6 @@ Only this file reads run records: `run` in a checkpoint and in record.json. File
 checkpoint whose record is not of the form `RECORD` has a problem, and a record.json that is not counts as missing.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from types import NoneType
 from typing import Any
 
 from bsbr_pl.schema import COUNT, NUMBER, check_form, check_plain, parse
-from bsbr_pl.values import finite
+from bsbr_pl.values import as_json
 
 RECORD_BYTES = 64 << 20  # of the largest record.json that is read
 CHANGES = 5  # shown of those that resumes made
@@ -137,19 +135,18 @@ def read_run(
         built: arguments that the checkpoint's model and data were made with, `model.hidden_dim` and so on.
         length: tokens of a training window, where all have the same.
     """
-    mine = _recorded(own)
-    arguments = {**built, **mine.arguments}
-    if not _same_run(arguments, _recorded(record).arguments):
-        record = {}
-    beside = _recorded(record)
-    planned = beside.planned_steps or mine.planned_steps
-    finished = _ending(record, beside.step, step, planned)
-    steps, tokens = step, mine.tokens
-    if finished is not None and beside.step is not None and beside.step > step:
-        steps, tokens = beside.step, beside.tokens
+    mine, beside = own.get("run", {}), record.get("run", {})
+    arguments = {**built, **mine.get("arguments", {})}
+    if not _same_run(arguments, beside.get("arguments", {})):
+        record, beside = {}, {}
+    planned = beside.get("planned_steps") or mine.get("planned_steps") or None
+    finished = _ending(record, beside.get("step"), step, planned)
+    steps, tokens = step, mine.get("tokens")
+    if finished is not None and (beside.get("step") or 0) > step:
+        steps, tokens = beside["step"], beside.get("tokens")
     if planned and steps >= planned:
         finished = True
-    batch = mine.batch or beside.batch
+    batch = _batch(mine) or _batch(beside)
     if tokens is None and batch and length:
         tokens = steps * batch * length
     weights = built.get("initial_weights") or arguments.get("initial_weights")
@@ -160,21 +157,17 @@ def read_run(
         tokens=tokens,
         batch=batch,
         initial_weights=weights if isinstance(weights, str) else None,
-        changes=beside.changes or mine.changes,
+        changes=_changes(beside.get("changes") or mine.get("changes") or []),
         finished=finished,
-        ended_by=_text(record.get("ended_by")),
+        ended_by=_text(record.get("ended_by") or ""),
         running=record.get("status") == "running",
     )
 
 
 def _ending(record: Mapping[str, Any], recorded: int | None, step: int, planned: int | None) -> bool | None:
-    """Whether a run finished, by its record; None where there is none, or it contradicts itself or the checkpoint.
+    """Whether a run finished, by its record and its recorded steps.
 
-    Args:
-        record: record.json.
-        recorded: optimiser steps that it says were done.
-        step: optimiser steps that the checkpoint has seen.
-        planned: optimiser steps asked for.
+    None where there is no record, or it contradicts itself, the steps of the checkpoint or the planned steps.
     """
     status = record.get("status", "")
     if status == "running" or status.startswith("stopped"):
@@ -185,62 +178,31 @@ def _ending(record: Mapping[str, Any], recorded: int | None, step: int, planned:
     return None if missing and record.get("ended_by") == "max_steps" else True
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """What a checkpoint or a record.json records of its run; None for a value that is missing or not valid."""
-
-    arguments: dict[str, Any]
-    planned_steps: int | None
-    step: int | None
-    tokens: int | None
-    batch: int | None
-    changes: tuple[str, ...]
-
-
-def _recorded(facts: Mapping[str, Any]) -> _Recorded:
-    run = facts.get("run", {})
+def _batch(run: Mapping[str, Any]) -> int | None:
+    """Windows, or samples, of an optimiser step; None unless the arguments of the run say both factors."""
     arguments = run.get("arguments", {})
-    factors = (arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches"))  # of all processes
-    return _Recorded(
-        arguments=arguments,
-        planned_steps=run.get("planned_steps") or None,
-        step=run.get("step"),
-        tokens=run.get("tokens"),
-        batch=math.prod(_count(factor) or 0 for factor in factors) or None,
-        changes=_changes(run.get("changes", [])),
-    )
+    size, accumulated = arguments.get("data.batch_size"), arguments.get("trainer.accumulate_grad_batches")
+    if type(size) is not int or type(accumulated) is not int or min(size, accumulated) < 1:
+        return None
+    return size * accumulated
 
 
 def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Whether two records can be of one run: values that cannot change within a run are equal where both have them."""
     shared = [name for name in SAME_RUN if name in arguments and name in others]
-    return "model.attention" in shared and all(plain(arguments[name]) == plain(others[name]) for name in shared)
+    return "model.attention" in shared and all(as_json(arguments[name]) == as_json(others[name]) for name in shared)
 
 
 def _changes(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Every change of an argument in words."""
     words = [
         f"{_text(one['argument']).rpartition('.')[2]} changed at step {one['step']:,} "
-        f"({_value(one.get('before'))} to {_value(one.get('after'))})"
+        f"({_text(one.get('before'))} to {_text(one.get('after'))})"
         for one in found
     ]
     return (*words[:CHANGES], *([f"{len(words) - CHANGES} more changes"] if len(words) > CHANGES else []))
 
 
-def _value(value: Any) -> str:
-    return "none" if value is None else _text(value)
-
-
-def plain(value: Any) -> str:
-    """A value as text that is equal for equal values, whether it comes from a checkpoint or from JSON."""
-    return json.dumps(finite(value), sort_keys=True, default=str)
-
-
-def _count(value: Any) -> int | None:
-    """A whole number of 0 or more, unless it is anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
-
-
 def _text(value: Any) -> str:
     """On one line, not too long."""
-    return " ".join(str("" if value is None else value).split())[:60]
+    return "none" if value is None else " ".join(str(value).split())[:60]

@@ -65,7 +65,8 @@ def open_saved(
     """
     moved = {name: value for name, value in vars(location).items() if value and name in arguments}
     if not trusted:
-        arguments = {**arguments, **{k: v for k, v in (("cache_dir", None), ("num_workers", 0)) if k in arguments}}
+        safe = {"cache_dir": None, "num_workers": 0}
+        arguments = {name: safe.get(name, value) for name, value in arguments.items()}
     data = DATA_SETS[data_class](**{**arguments, **moved})
     if data.text_data is not None:
         _read_text(data, fingerprint, "source" in moved, trusted)
@@ -109,11 +110,7 @@ def _check_length(what: str, length: int) -> None:
 
 
 def _check_size(data: TokenData) -> None:
-    """Reject samples that are too long, and recall tasks of too many tokens.
-
-    Raises:
-        ValueError: naming the number and the limit.
-    """
+    """Reject samples that are too long, and recall tasks of too many tokens."""
     _check_length("the length of its samples", data.validation_length)
     if data.kind == "recall":
         tokens = data.validation_length * int(data.samples("test").bounds[-1])  # type: ignore[attr-defined]
@@ -122,16 +119,9 @@ def _check_size(data: TokenData) -> None:
 
 
 def _read_text(data: TokenData, fingerprint: str | None, moved: bool, trusted: bool) -> None:
-    """Find the prepared tokens of a text, or prepare it.
+    """Find the prepared tokens of a text, or prepare it; a ValueError names the options if neither is possible.
 
-    Args:
-        data: of the training.
-        fingerprint: of the training.
-        moved: whether the user gave the source.
-        trusted: whether paths and Hub names that the user did not give are read.
-
-    Raises:
-        ValueError: neither is possible; names the options.
+    `moved`: the user gave the source. `trusted`: paths and Hub names that the user did not give are read too.
     """
     names = ("tokenizer",) if moved else tuple(BUILT_IN)
     named = {name: data.arguments[name] for name in names if data.arguments[name] not in BUILT_IN[name]}

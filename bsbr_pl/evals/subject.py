@@ -10,7 +10,7 @@ from bsbr_pl.attention.parts import ShortConvolution
 from bsbr_pl.data import TokenData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
-from bsbr_pl.spec import AttentionSpec, plain_specs, specs_of
+from bsbr_pl.spec import layers_of, plain_specs
 from bsbr_pl.values import digest
 
 SIZE_NAMES = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
@@ -53,7 +53,7 @@ class Subject:
 
 def layer_names(attention: Any) -> list[str]:
     """The architecture of each layer with the options that are not its defaults; one name if all layers are alike."""
-    return list(map(str, _layers(attention)))
+    return list(map(str, layers_of(attention)))
 
 
 def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model:
     return {
         "checkpoint": {"name": name, "digest": weights, "body": shape},
         "architecture": " + ".join(dict.fromkeys(layer_names(arguments["attention"]))),
-        "attention": list(dict.fromkeys(spec.key for spec in _layers(arguments["attention"]))),
+        "attention": list(dict.fromkeys(spec.key for spec in layers_of(arguments["attention"]))),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "conv_size": list(map(_taps, model.attentions)),
         "sizes": {size: built[size] for size in SIZE_NAMES},
@@ -81,8 +81,3 @@ def _taps(attention: nn.Module) -> int:
     """The taps of an attention's short convolution; 1 if it has none."""
     convolutions = [part for part in attention.modules() if isinstance(part, ShortConvolution)]
     return max((part.weight.shape[-1] for part in convolutions), default=0) or 1
-
-
-def _layers(attention: Any) -> tuple[AttentionSpec, ...]:
-    specs = specs_of(attention)
-    return (specs,) if isinstance(specs, AttentionSpec) else specs

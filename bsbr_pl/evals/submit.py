@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bsbr_pl.report.rows import Checkpoint, key
+from bsbr_pl.report.rows import Checkpoint
 from bsbr_pl.results import Results, Row, on_own_data, read_rows
 from bsbr_pl.utils.files import write_whole
+from bsbr_pl.values import as_json
 
 from .evaluation import VERSIONS
 from .saved_data import HERE, DataLocation, open_saved
@@ -28,8 +29,8 @@ class Entry:
     """The seeds of one model: their accuracies, measured in one environment on one kind of data and one split."""
 
     name: str
+    certificates: Mapping[str, Row]  # by checkpoint; also those of other models
     accuracies: list[Row] = field(default_factory=list)
-    certificates: dict[str, Row] = field(default_factory=dict)  # by checkpoint
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint]:
@@ -84,12 +85,9 @@ def entries(rows: Iterable[Row]) -> list[Entry]:
         if identity["kind"] not in ("text", "recall") or not on_own_data(row, row["about"]):
             continue
         data = identity["data"] if identity["kind"] == "text" else None
-        place = key([of.config, identity.get("environment"), identity["split"], data])
+        place = as_json([of.config, identity.get("environment"), identity["split"], data])
         name = f"{of.architecture}, {of.get('data.class')}, {identity['split']} split, {of.length}"
-        entry = found.setdefault(place, Entry(name))
-        entry.accuracies.append(row)
-        if row["identity"]["checkpoint"] in certificates:
-            entry.certificates[row["identity"]["checkpoint"]] = certificates[row["identity"]["checkpoint"]]
+        found.setdefault(place, Entry(name, certificates)).accuracies.append(row)
     return list(found.values())
 
 
@@ -140,7 +138,7 @@ def _of_bytes(row: Row, data: DataLocation) -> Iterator[str]:
     if not all(math.isclose(a, b, rel_tol=CLOSE) for a, b in sums):
         yield f"bits per byte {values['bits_per_byte']} do not follow from its nats and bytes, which give {bits}"
     try:
-        counted = _bytes_of(key(row["about"]["data"]), row["identity"]["split"], data)
+        counted = _bytes_of(as_json(row["about"]["data"]), row["identity"]["split"], data)
     except (ValueError, OSError) as error:
         yield f"the bytes of its text cannot be counted: {error}"
         return

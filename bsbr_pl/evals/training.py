@@ -1,6 +1,5 @@
 """Models of a comparison: with random weights, from checkpoints, or from a short training that is cached."""
 
-import inspect
 import logging
 import math
 import os
@@ -20,11 +19,12 @@ from bsbr_pl.data import InductionData, TokenData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.spec import AttentionSpec, plain_specs
+from bsbr_pl.spec import AttentionSpec
+from bsbr_pl.utils.records import source_code
 from bsbr_pl.values import digest
 
 from .checkpoints import open_checkpoint
-from .matching import reach_option, step_times
+from .matching import plain, reach_option, step_times
 from .subject import Subject, describe_model
 
 VERSION = 2  # changes whenever the same arguments would train other weights
@@ -83,11 +83,6 @@ def _spec(model: Any, options: Mapping[str, Any]) -> AttentionSpec:
     return AttentionSpec(spec.cls, {**spec.options, **options})
 
 
-def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """With the attention as plain values."""
-    return {**arguments, "attention": plain_specs(arguments["attention"])}
-
-
 def from_checkpoint(name: str, path: str | Path, trusted: bool) -> Subject:
     """A trained model with its name; `trusted`: whether paths in the file are read."""
     subject = open_checkpoint(path, trusted=trusted).subject()
@@ -99,7 +94,7 @@ def untrained(name: str, arguments: Mapping[str, Any], seed: int) -> Subject:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = LanguageModel(**arguments)
-    weights = digest(["random weights", plain_arguments(arguments), seed])
+    weights = digest(["random weights", plain(arguments), seed])
     return Subject(model, describe_model(name, weights, arguments, model) | {"seed": seed, "step": 0})
 
 
@@ -119,7 +114,7 @@ def train_all(
     Returns:
         name -> checkpoint.
     """
-    described = {name: {**plain_arguments(one), "learning_rate": learning_rate} for name, one in models.items()}
+    described = {name: {**plain(one), "learning_rate": learning_rate} for name, one in models.items()}
     files = {name: folder / f"{_key(one, task, steps, seed, device)}.ckpt" for name, one in described.items()}
     missing = [name for name, path in files.items() if not _is_kept(path)]
     if missing:
@@ -138,7 +133,7 @@ def train_all(
 
 def _key(arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device) -> str:
     """Digest of everything that decides the weights, the code of the architecture and of the model included."""
-    code = [_source(part) for part in (AttentionSpec.of(arguments["attention"]).cls, LanguageModel, LanguageModule)]
+    code = [source_code(part) for part in (AttentionSpec.of(arguments["attention"]).cls, LanguageModel, LanguageModule)]
     data = (str(task), task.fingerprint)
     return digest([VERSION, arguments, data, steps, seed, device.type, torch.__version__, code])
 
@@ -180,13 +175,6 @@ def _train(
             aside.unlink(missing_ok=True)
 
 
-def _source(part: type) -> str:
-    try:
-        return inspect.getsource(part)
-    except (OSError, TypeError):  # typed in, rather than in a file
-        return part.__qualname__
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide Lightning's messages about the short training."""
@@ -195,13 +183,10 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for message in (
-                ".*LeafSpec",
-                "The '.*_dataloader' does not have many workers",
-                "GPU available but not",
-                "The `srun` command is available",
-            ):
-                warnings.filterwarnings("ignore", message)
+            warnings.filterwarnings("ignore", ".*LeafSpec")
+            warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
+            warnings.filterwarnings("ignore", "GPU available but not")
+            warnings.filterwarnings("ignore", "The `srun` command is available")
             yield
     finally:
         logger.setLevel(level)

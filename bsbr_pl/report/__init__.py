@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
+from bsbr_pl.results import Row
 from bsbr_pl.utils.files import write_whole
 
 from . import clocks, costs, latex, leaderboard, quality, sources, study, verdict
 from .budgets import warned, warnings
-from .figures import Row
-from .labels import kind, look
+from .labels import look
 from .plots import Picture
 from .studies import Findings
 from .tables import WORDS, Table, markdown
@@ -134,7 +134,7 @@ def _slug(title: str) -> str:
 
 
 def _colour(architecture: str) -> str:
-    return look(kind(architecture))[0]
+    return look(architecture)[0]
 
 
 def _breakable(text: str) -> Markup:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from .rows import Checkpoint, Row
-from .studies import Findings, Group, Study
+from bsbr_pl.results import Row
+
+from .rows import Checkpoint
+from .studies import Findings, Group, Study, counted
 
 NAMED = 5  # names in a sentence
 PLANNED = (None, "", "max_steps", "max_epochs")  # planned ends of a run
@@ -62,13 +64,13 @@ def sentence(study: Study) -> str:
 
 def _flops(groups: Sequence[Group]) -> str:
     """The least and the most training FLOPs, as they are counted."""
-    counted = pd.Series({group.label: group.checkpoint.get("run.flops") for group in groups}, dtype=float).dropna()
-    if counted.empty:
+    flops = counted(groups, "run.flops")
+    if flops.empty:
         return "training FLOPs not counted"
-    least, most = counted.idxmin(), counted.idxmax()
-    shown = _power(counted[least])
-    if counted[most] > counted[least]:
-        shown += f" ({least}) to {_power(counted[most])} ({most})"
+    least, most = flops.idxmin(), flops.idxmax()
+    shown = _power(flops[least])
+    if flops[most] > flops[least]:
+        shown += f" ({least}) to {_power(flops[most])} ({most})"
     return f"{shown} training FLOPs, counted as 3 forward passes by the closed form"
 
 
@@ -91,14 +93,8 @@ def unequal(study: Study) -> str:
 
 
 def _given(c: Checkpoint) -> dict[str, Any]:
-    given = {name: c.get(f"run.{name}") for name in ("batch", "tokens")}
-    return {
-        "steps": c.steps,
-        "finished": c.finished,
-        "budget": c.budget,
-        "weights": c.get("run.initial_weights"),
-        **given,
-    }
+    given = {"batch": c.get("run.batch"), "tokens": c.get("run.tokens"), "weights": c.get("run.initial_weights")}
+    return {"steps": c.steps, "finished": c.finished, "budget": c.budget, **given}
 
 
 def _in_words(given: Mapping[str, Any], runs: pd.DataFrame) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bsbr_pl.results import Row
+
 from .budgets import named
-from .figures import Row
 from .plots import Picture, courses
 from .quality import VALIDATION
 from .rows import Checkpoint

@@ -51,15 +51,12 @@ def source(findings: Findings, costs: pd.DataFrame) -> str:
 def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | Picture | None]:
     """A table and a plot of each cost: a row or a line for each body."""
     made: list[Table | Picture | None] = []
-    facts: dict[str, Any]
     for cost, name, unit, how in COSTS:
         of = costs[costs["cost"] == cost]
         frame = of.pivot(index="body", columns="length", values="figure")
         columns = [Column(f"{length:,} tokens", unit, "low", key=length) for length in frame]
-        facts = {"cost": name[0].upper() + name[1:], "name": name, "place": place, "unit": unit, "how": how}
-        facts |= {"source": source(findings, of)}
-        if cost == "forward_flops":
-            facts["how"] += counted(of)
+        facts: dict[str, Any] = {"cost": name[0].upper() + name[1:], "name": name, "place": place, "unit": unit}
+        facts |= {"how": how + (counted(of) if cost == "forward_flops" else ""), "source": source(findings, of)}
         above = frame.map(lambda figure: figure if getattr(figure, "value", 0) > 0 else None)
         made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
         if cost not in TABLE_ALONE:
@@ -89,12 +86,8 @@ def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | No
         found.append({"body": body, "words": words, **powers})
     fitted = f"from {LONG:,} tokens on" if shortest else f"over all lengths, as fewer than two reach {LONG:,} tokens"
     columns = [Column(name, best="low", decimals=2) for _, name, *_ in COSTS]
-    facts: dict[str, Any] = {
-        "place": place,
-        "fitted": fitted,
-        "subquadratic": SUBQUADRATIC,
-        "source": source(findings, costs),
-    }
+    facts: dict[str, Any] = {"place": place, "fitted": fitted, "subquadratic": SUBQUADRATIC}
+    facts["source"] = source(findings, costs)
     return table("exponents", place, pd.DataFrame(found, dtype=object), columns, **facts)
 
 

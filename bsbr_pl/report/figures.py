@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bsbr_pl.results import Row
 from bsbr_pl.values import exponent, ratio_interval
 
 from .tables import Column, Measured
 
-Row = dict[str, Any]  # a row of results.jsonl
 LONG = 2048  # tokens from which on exponents are fitted, if there are two such lengths
 OWN = 0  # as a length: that at which training validated
 LISTS = {"slices": "slice", "recall": "slice", "by_position": "stop"}  # in the values, and the name of an entry
@@ -66,8 +66,7 @@ def wide(figures: pd.DataFrame, index: str, columns: str, **where: Any) -> pd.Da
     Args:
         where: values that the other columns must have.
     """
-    for name, value in where.items():
-        figures = figures[figures[name] == value]
+    figures = _chosen(figures, where)
     return figures.pivot(index=index, columns=columns, values="figure")[list(figures[columns].unique())]
 
 
@@ -114,9 +113,14 @@ def nearest(lengths: Iterable[int], length: int | None) -> int | None:
 
 def only(figures: pd.DataFrame, **where: Any) -> Measured | None:
     """The first figure with these values in its columns, or None."""
+    found = _chosen(figures, where)["figure"]
+    return None if found.empty else found.iloc[0]
+
+
+def _chosen(figures: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     for name, value in where.items():
         figures = figures[figures[name] == value]
-    return None if figures.empty else figures["figure"].iloc[0]
+    return figures
 
 
 def cost_figure(value: Any) -> tuple[Measured | None, list[float]]:

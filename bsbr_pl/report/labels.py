@@ -8,7 +8,9 @@ from typing import Any
 
 from matplotlib import colors
 
-from .rows import Checkpoint, key
+from bsbr_pl.values import as_json
+
+from .rows import Checkpoint
 
 UNSHOWN = ("model.attention", "length")  # the label has them in other words
 COLOURS = ("#d55e00", "#222222", "#e69f00", "#56b4e9", "#0072b2", "#7a5fb5", "#cc79a7", "#009e73", "#8c6d46", "#a6a300",
@@ -30,7 +32,7 @@ def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
     values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for c in usable:
         for name, value in c.config.items():
-            values[_among(c, name)].add(key(value))
+            values[_among(c, name)].add(as_json(value))
     names: dict[str, str] = {}
     for c in usable:
         varied = [name for name in c.config if len(values[_among(c, name)]) > 1]

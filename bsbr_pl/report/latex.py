@@ -20,17 +20,7 @@ FLOAT = "\\begin{%s}\n\\centering\n%s\n\\caption{%s}\n\\end{%s}\n"
 
 
 def write(parts: Iterable[object], folder: Path) -> Path:
-    """Write tables that words.toml marks with `paper`, figures, and a document that shows them all.
-
-    Args:
-        parts: of the report, in their order.
-
-    Returns:
-        the path of the document, all.tex.
-
-    Raises:
-        OSError: naming the file that cannot be written.
-    """
+    """Write the tables that words.toml marks with `paper`, the figures, and all.tex, which shows them; its path."""
     shown = []
     for part in parts:
         if isinstance(part, Table) and WORDS["tables"][part.key].get("paper"):

@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from .figures import Row
+from bsbr_pl.results import Row
+from bsbr_pl.values import as_json
+
 from .plots import Picture, heat_maps
-from .rows import Checkpoint, key
+from .rows import Checkpoint
 from .sources import HIDDEN
 from .studies import Findings
 from .study import runs
@@ -43,10 +45,8 @@ def tables(findings: Findings) -> list[Table | None]:
         right=found["quality"].mask(found["text"]),
         note=found["learned"].map({False: NOT_LEARNED}),
     )
-    listed = table("runs", "", every.sort_values(["column", "model", "seed"], kind="stable"))
-    if listed:
-        listed.folded = True
-    return [table("leaderboard", "", matrix, columns), listed]
+    every = every.sort_values(["column", "model", "seed"], kind="stable")
+    return [table("leaderboard", "", matrix, columns), table("runs", "", every)]
 
 
 def needle_maps(findings: Findings) -> list[Picture]:
@@ -100,9 +100,9 @@ def _entry(c: Checkpoint, run: dict[str, Any]) -> dict[str, Any]:
     """A run with what decides its column. Samples of a recall task depend on the seed, so its fingerprint does not."""
     given = (c.get("data.arguments") or {}).items()
     chosen = {name: value for name, value in given if name not in APART}
-    data = c.fingerprint if run["text"] else key([c.get("data.class"), chosen])
+    data = c.fingerprint if run["text"] else as_json([c.get("data.class"), chosen])
     worse = run["quality"] if run["text"] else -run["quality"]
-    return run | {"digest": c.digest, "worse": worse, "budget": c.budget, "data": key([data, c.get("run.budget")])}
+    return run | {"digest": c.digest, "worse": worse, "budget": c.budget, "data": as_json([data, c.get("run.budget")])}
 
 
 def _names(found: pd.DataFrame) -> pd.Series:

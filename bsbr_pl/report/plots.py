@@ -82,18 +82,17 @@ class Plot:
         self.axes.plot(xs, ys, label=name, gid=name, **look)
         self.hover.setdefault(name, []).extend(word.replace("|", "/") for word in said)
 
-    def picture(self, switched: Sequence[Axis] = ()) -> Picture:
-        """The picture; with `switched`, also one with these axes logarithmic instead of linear, or the reverse."""
+    def picture(self, switched: bool = False) -> Picture:
+        """The picture; if `switched`, also one whose x axis is logarithmic instead of linear, or the reverse."""
         title, caption = self.words["title"], self.words["caption"]
         found = Picture(self.name, title, caption, "svg", self._svg(self.name), self.figure)
         if switched:
-            kept = [(axis, axis.get_scale(), axis.get_major_locator()) for axis in switched]
-            for axis in switched:
-                _logarithmic(axis) if axis.get_scale() == "linear" else _linear(axis)
-            found.switch = f"{kept[0][0].get_scale()} scale"
+            axis = self.axes.xaxis
+            scale, ticks = axis.get_scale(), axis.get_major_locator()
+            _logarithmic(axis) if scale == "linear" else _linear(axis)
+            found.switch = f"{axis.get_scale()} scale"
             found.other = self._svg(f"{self.name}-switched").decode()
-            for axis, scale, locator in kept:
-                _logarithmic(axis, locator) if scale == "log" else _linear(axis)
+            _linear(axis) if scale == "linear" else _logarithmic(axis, ticks)
         return found
 
     def _svg(self, name: str) -> bytes:
@@ -237,7 +236,7 @@ def pareto(
         plot.axes.margins(0.12)
         xs = [x for x, _ in points.values()]
         _logarithmic(plot.axes.xaxis) if max(xs) > 4 * min(xs) > 0 else _linear(plot.axes.xaxis)
-        return plot.picture([plot.axes.xaxis] if 0 < min(xs) < max(xs) else [])
+        return plot.picture(switched=0 < min(xs) < max(xs))
 
 
 def heat_maps(key: str, place: str, maps: Mapping[str, pd.DataFrame], /, **facts: Any) -> Picture:

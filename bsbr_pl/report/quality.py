@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from .figures import OWN, Row, pooled
+from bsbr_pl.results import Row
+
+from .figures import OWN, pooled
 from .plots import Picture, curves
 from .rows import Checkpoint
 from .studies import Findings, Group, Member, Study

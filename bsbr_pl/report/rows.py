@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from bsbr_pl.results import on_own_data
-
-from .figures import Row
+from bsbr_pl.results import Row, on_own_data
+from bsbr_pl.values import as_json
 
 MEASURED = ("certificate", "text", "recall", "cost")  # kinds that were measured in an environment
 
@@ -132,7 +131,7 @@ class Rows:
 def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows of the newest version of each kind, each identity once, in the order of their identities."""
     found: dict[str, list[Row]] = {}
-    for _, row in sorted({key(row["identity"]): row for row in rows}.items()):
+    for _, row in sorted({as_json(row["identity"]): row for row in rows}.items()):
         of = found.setdefault(row["identity"]["kind"], [])
         if of and _version(of[0]) < _version(row):
             of.clear()
@@ -155,22 +154,17 @@ def _digest(row: Row) -> str | None:
 def _told(row: Row) -> tuple[int, bool, str]:
     """Sorts descriptions of one checkpoint; the last counts: most steps, or known to be finished."""
     run = row["about"].get("run") or {}
-    return run.get("steps") or 0, bool(run.get("finished")), key(row["about"])
+    return run.get("steps") or 0, bool(run.get("finished")), as_json(row["about"])
 
 
 def environment(row: Row) -> str:
     """The environment of a row, as text."""
-    return key(row["identity"].get("environment") or {})
+    return as_json(row["identity"].get("environment") or {})
 
 
 def command(row: Row) -> str:
     """The command that wrote a row."""
     return row["about"].get("command") or "not recorded"
-
-
-def key(value: Any) -> str:
-    """Plain values as text, the same whatever the order of their keys."""
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def numbered(letter: str, texts: Iterable[str]) -> dict[str, str]:

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bsbr_pl.results import Row
+from bsbr_pl.values import as_json
+
 from .figures import OWN, cost_figure, difference, failed, fitted_from, front, nearest, only, pooled, power, wide
 from .labels import body_names, labels
-from .rows import Checkpoint, Row, Rows, key
+from .rows import Checkpoint, Rows
 from .tables import Measured
 
 COST = ["place", "body", "length", "cost", "figure", "samples", "row"]
@@ -108,6 +111,11 @@ class Group:
     def training_length(self) -> int | None:
         """The length of those measured that is nearest to that of training."""
         return nearest(set(self.costs["length"]), self.checkpoint.get("data.trained_length"))
+
+
+def counted(groups: Iterable[Group], path: str) -> pd.Series:
+    """A number in the facts of groups, such as `run.flops`, by label, without those that do not say."""
+    return pd.Series({group.label: group.checkpoint.get(path) for group in groups}, dtype=float).dropna()
 
 
 class Place(NamedTuple):
@@ -253,7 +261,7 @@ class Findings(Rows):
             for place, members in self._members(environment).items():
                 budgets: dict[str, list[Member]] = defaultdict(list)
                 for member in sorted(members, key=lambda member: -member.checkpoint.steps):
-                    budgets[key(member.checkpoint.get("run.budget"))].append(member)
+                    budgets[as_json(member.checkpoint.get("run.budget"))].append(member)
                 beside: list[Study] = []
                 for number, of in enumerate(budgets.values(), 1):
                     beside.append(self._study(environment, place, of, number * (len(budgets) > 1)))

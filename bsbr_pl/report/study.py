@@ -8,11 +8,12 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from bsbr_pl.results import Row
 from bsbr_pl.values import number, paired_difference
 
 from .labels import look
 from .plots import SETTINGS, drawn
-from .rows import Checkpoint, Row
+from .rows import Checkpoint
 from .tables import Column, Table, pipes, table
 
 BITS, SEGMENT = "val/bits_per_byte", "val/accuracy_"  # of a text; of each segment of a recall task
@@ -25,15 +26,18 @@ def quality(metrics: Mapping[str, Any]) -> tuple[float | None, bool]:
     """The last bits per byte, or mean accuracy over the segments of a recall task; and whether it is bits per byte."""
     if (bits := metrics.get(BITS, {"value": [None]})["value"][-1]) is not None:
         return bits, True
-    accuracies = [value for value in segments_of(metrics).values() if value is not None]
-    return (fmean(accuracies) if accuracies and len(accuracies) == len(segments_of(metrics)) else None), False
+    segments = segments_of(metrics)
+    accuracies = [value for value in segments.values() if value is not None]
+    return (fmean(accuracies) if accuracies and len(accuracies) == len(segments) else None), False
 
 
 def segments_of(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """Segment of a recall task -> its last accuracy."""
-    return {
-        name.removeprefix(SEGMENT): course["value"][-1] for name, course in metrics.items() if name.startswith(SEGMENT)
-    }
+    found = {}
+    for name, course in metrics.items():
+        if name.startswith(SEGMENT):
+            found[name.removeprefix(SEGMENT)] = course["value"][-1]
+    return found
 
 
 def runs(rows: Iterable[Row]) -> pd.DataFrame:
@@ -58,12 +62,8 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(list(found.values()), columns=[*RUNS, "parameters", "rates", *RESULT])
 
 
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """The table of one task as text: a row for each model, the best first."""
-    return _shown(runs(rows))
-
-
-def _shown(found: pd.DataFrame) -> pd.DataFrame:
+def frame(found: pd.DataFrame) -> pd.DataFrame:
+    """The `runs` of one task as a table of text: a row for each model, the best first."""
     text = bool(found["text"].any())
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
     tested = bool(found["test"].notna().any())
@@ -92,12 +92,8 @@ def _more(of: pd.DataFrame, digits: int) -> dict[str, str]:
     if first["rates"] and not min(first["rates"]) < first["rate"] < max(first["rates"]):
         notes.append("rate at the edge of its sweep")
     decay = {} if first["decay"] is None else {"weight decay": f"{first['decay']:g}"}
-    costs = {
-        "parameters": first["parameters"],
-        "FLOPs/token": first["flops_per_token"],
-        "state bytes": first["state_bytes"],
-    }
-    costs["tokens/s"] = of["tokens_per_second"].median()
+    costs = {"parameters": first["parameters"], "FLOPs/token": first["flops_per_token"]}
+    costs |= {"state bytes": first["state_bytes"], "tokens/s": of["tokens_per_second"].median()}
     return {
         "validation": f"{of['val'].mean():.{digits}f}",
         **decay,
@@ -135,7 +131,7 @@ def differences(rows: Iterable[Row], against: str | None = None) -> pd.DataFrame
 
 def as_markdown(rows: Iterable[Row]) -> str:
     """The table of one task in Markdown."""
-    found = frame(rows)
+    found = frame(runs(rows))
     return "No run counts yet.\n" if found.empty else pipes(found)
 
 
@@ -144,16 +140,15 @@ def summary(rows: Sequence[Row]) -> str:
     found = differences(rows)
     if found.empty:
         return as_markdown(rows)
-    return (
-        f"{as_markdown(rows)}\nPaired by seed; p of a t-test, not corrected for the number of models.\n\n{pipes(found)}"
-    )
+    words = "Paired by seed; p of a t-test, not corrected for the number of models."
+    return f"{as_markdown(rows)}\n{words}\n\n{pipes(found)}"
 
 
 def tables(rows: Iterable[Row]) -> list[Table | None]:
     """A table for each task."""
     made = []
     for task, of in runs(rows).groupby("task"):
-        shown = _shown(of)
+        shown = frame(of)
         made.append(table("study", str(task), shown, map(Column, shown.columns), task=task))
     return made
 
@@ -171,11 +166,10 @@ def figure(panels: Mapping[str, Iterable[Row]]) -> bytes:
         every = picture.subplots(1, len(found), sharey=True, squeeze=False)[0]
         for axes, label, of in zip(every, panels, found, strict=True):
             shown = of[of["model"].isin(models)]
-            for model, architecture, quality in zip(
-                shown["model"], shown["architecture"], shown["quality"], strict=True
-            ):
-                color, marker = look(architecture or model)
-                axes.plot([quality], [models.index(model)], marker, color=color, fillstyle="none", markersize=6)
+            for run in shown.to_dict("records"):
+                color, marker = look(run["architecture"] or run["model"])
+                at = [run["quality"]], [models.index(run["model"])]
+                axes.plot(*at, marker, color=color, fillstyle="none", markersize=6)
             axes.set(xlabel=label, ylim=(-0.6, len(models) - 0.4))
             axes.set_yticks(range(len(models)), pd.Index(models).str.replace("_", " "))
         for axes in every[1:]:

@@ -1,7 +1,7 @@
 """A figure as a small SVG: matplotlib places everything, and each series is a group that the page can hide or read."""
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
 
@@ -78,8 +78,9 @@ class _Drawing:
             if isinstance(artist, PolyCollection):
                 fill: Any = artist.get_facecolor()
                 color = to_hex(fill[0])
-                parts += [f'<path d="{_path(self.places(p.vertices))}Z" fill="{color}" opacity=".15"/>'
-                          for p in artist.get_paths()]  # fmt: skip
+                for path in artist.get_paths():
+                    corners = " ".join(f"{x:.0f} {y:.0f}" for x, y in self.places(path.vertices))
+                    parts.append(f'<path d="M{corners}Z" fill="{color}" opacity=".15"/>')
             else:
                 own = len(artist.get_xdata()) if artist.get_label() == name else 0  # the others show intervals
                 parts.append(self.line(artist, f"{self.name}-{number}", rest[:own]))
@@ -168,23 +169,13 @@ def _marker(line: Line2D, key: str) -> str:
     if not np.size(path.vertices):
         return ""
     color = to_hex(line.get_markeredgecolor())
-    outline = "".join(_segment(points, code) for points, code in path.iter_segments())
+    outline = ""
+    for points, code in path.iter_segments():
+        outline += LETTERS[code] + ("" if code == Path.CLOSEPOLY else " ".join(map(_short, points)))
     shape_of = f'circle r="{size / 2:g}"' if line.get_marker() == "o" else f'path d="{outline}" transform="scale(1 -1)"'
     fill = "#fff" if line.get_fillstyle() == "none" else color
     shown = f'<{shape_of} fill="{fill}" stroke="{color}" stroke-width="1"/>'
     return f'<marker id="{key}" overflow="visible" markerUnits="userSpaceOnUse">{shown}</marker>'
-
-
-def _segment(points: np.ndarray, code: Any) -> str:
-    return LETTERS[code] + (_numbers(points) if code != Path.CLOSEPOLY else "")
-
-
-def _path(points: np.ndarray) -> str:
-    return "M" + " ".join(f"{x:.0f} {y:.0f}" for x, y in points)
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return " ".join(map(_short, values))
 
 
 def _short(value: float) -> str:

@@ -219,4 +219,5 @@ def table(
     cells_kept = shown.loc[full, kept].reset_index(drop=True)
     name, title, caption = f"{key}_{place}" if place else key, words["title"], words["caption"]
     number = int(full[:ranked].sum())
-    return Table(name, title.format(**facts), caption.format(**facts), columns, cells_kept, number, key=key)
+    title, caption = title.format(**facts), caption.format(**facts)
+    return Table(name, title, caption, columns, cells_kept, number, folded=words.get("folded", False), key=key)

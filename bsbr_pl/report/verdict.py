@@ -1,13 +1,13 @@
 """The verdict: which is the best, what makes the comparison unequal, one picture and one table; the rest is folded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from .budgets import named, sentence, unequal
 from .plots import Picture, pareto
-from .studies import Group, Study
+from .studies import Group, Study, counted
 from .tables import SCALES, WORDS, Column, Measured, Table, table
 
 #: Costs in the verdict: the key in the values, the words for the least, the unit.
@@ -47,10 +47,7 @@ def ranking(study: Study) -> Table | None:
     """One row for each group in all columns, the best first, the disqualified at the end."""
     slices = [Column(name, "%", "high") for name in study.overview if name.startswith("accuracy, ")]
     several = slices if len(slices) > 1 else []
-    found = table("verdict", study.name, study.overview, several, len(study.ranked), **_facts(study))
-    if found:
-        found.folded = True
-    return found
+    return table("verdict", study.name, study.overview, several, len(study.ranked), **_facts(study))
 
 
 def _facts(study: Study) -> dict[str, Any]:
@@ -82,12 +79,10 @@ def against_best(study: Study) -> dict[str, str]:
     Text: tied if `studies.difference` says so. Recall: tied if both have several seeds and their ranges overlap. If one
     of the two has one seed, nothing is called apart.
     """
-    found, best = {}, study.ranked[0] if study.ranked else None
-    above = study.overview["above"] if "above" in study.overview else pd.Series(dtype=object)
+    found = {}
     for i, group in enumerate(study.ranked[1:], 1):
-        assert best is not None
+        best, more = study.ranked[0], study.overview["above"][i]
         one_seed = min(len(group.members), len(best.members)) == 1
-        more = above.get(i)
         if study.recall:
             low, high = group.quality(study.quality).bounds  # type: ignore[union-attr]
             least, most = best.quality(study.quality).bounds  # type: ignore[union-attr]
@@ -149,11 +144,11 @@ def _ties(study: Study) -> str:
 
 def _parameters(groups: Sequence[Group]) -> str:
     """That parameters are unequal, if they are by more than 1 %."""
-    counted = pd.Series({group.label: group.checkpoint.get("parameters") for group in groups}, dtype=float).dropna()
-    if counted.empty or counted.max() <= EQUAL * counted.min():
+    found = counted(groups, "parameters")
+    if found.empty or found.max() <= EQUAL * found.min():
         return ""
-    least, most = counted.idxmin(), counted.idxmax()
-    return f"Unequal parameters: from {counted[least]:,.0f} ({least}) to {counted[most]:,.0f} ({most})."
+    least, most = found.idxmin(), found.idxmax()
+    return f"Unequal parameters: from {found[least]:,.0f} ({least}) to {found[most]:,.0f} ({most})."
 
 
 def _convolutions(groups: Sequence[Group]) -> str:
@@ -181,38 +176,34 @@ def _compressors(study: Study) -> str:
 def picture(study: Study) -> Picture | None:
     """Quality against the first cost that is known: time of a training pass, training FLOPs, parameters."""
     return (
-        _front(study, "pareto_training", _training, "ms")
-        or _front(study, "pareto_flops", _fact("run.flops"), "GFLOP")
-        or _front(study, "pareto_parameters", _fact("parameters"), "")
+        _front(study, "pareto_training", _costs(study, "training"), "ms")
+        or _front(study, "pareto_flops", counted(study.ranked, "run.flops"), "GFLOP")
+        or _front(study, "pareto_parameters", counted(study.ranked, "parameters"), "")
     )
 
 
 def state_picture(study: Study) -> Picture | None:
     """Quality against the size of the decode state."""
-    return _front(study, "pareto_state", lambda group: group.cost(study.longest, "state_bytes"), "MB")
+    return _front(study, "pareto_state", _costs(study, "state_bytes", study.longest), "MB")
 
 
-def _training(group: Group) -> Measured | None:
-    return group.cost(group.training_length, "training")
+def _costs(study: Study, cost: str, length: int | None = None) -> dict[str, float]:
+    """A cost of the ranked groups by label, at a length or at that of their training."""
+    found = {}
+    for group in study.ranked:
+        if figure := group.cost(group.training_length if length is None else length, cost):
+            found[group.label] = figure.value
+    return found
 
 
-def _fact(path: str) -> Callable[[Group], Measured | None]:
-    def cost(group: Group) -> Measured | None:
-        value = group.checkpoint.get(path)
-        return None if value is None else Measured(value)
-
-    return cost
-
-
-def _front(study: Study, key: str, cost: Callable[[Group], Measured | None], unit: str) -> Picture | None:
-    """Quality against one cost in a unit; None unless two groups have both."""
+def _front(study: Study, key: str, costs: Mapping[Any, float], unit: str) -> Picture | None:
+    """Quality against costs by label, in a unit; None unless two groups have both."""
     y, scale = ("accuracy (%)", 100) if study.recall else ("bits per byte", 1)
     quality, better = ("Accuracy", "upper") if study.recall else ("Bits per byte", "lower")
     points: dict[str, tuple[float, Measured]] = {}
     for group in study.ranked:
-        figure, found = group.quality(study.quality), cost(group)
-        if figure and found:
-            points[group.label] = SCALES.get(unit, 1) * found.value, figure.times(scale)
+        if group.label in costs and (figure := group.quality(study.quality)):
+            points[group.label] = SCALES.get(unit, 1) * costs[group.label], figure.times(scale)
     at = " or ".join(f"{n:,}" for n in sorted({group.training_length or 0 for group in study.ranked}))
     facts = _facts(study) | {"y": y, "quality": quality, "better": better, "at": at}
     return pareto(key, study.name, points, study.worse, **facts)

@@ -1,13 +1,13 @@
 """Memory: bytes of live tensors on a CPU, the allocator's own numbers on CUDA, resident bytes of the process.
 
-`LiveTensors` and `CudaMemory` are meters with one interface: `current` bytes, `peak` bytes since `reset`.
+`LiveTensors` and `CudaMemory` have one interface: `current` bytes, `peak` bytes since `reset`.
 """
 
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,6 @@ from ..patches import TorchDispatchMode
 from .timing import synchronize
 
 MB = 1_000_000  # bytes
-
-
-class Meter(Protocol):
-    """How many bytes are in use, and the most since the last reset."""
-
-    @property
-    def current(self) -> int: ...
-
-    @property
-    def peak(self) -> int: ...
-
-    def reset(self) -> None: ...
 
 
 class LiveTensors(TorchDispatchMode):
@@ -136,7 +124,7 @@ class PhasePeaks:
         meter: what to read.
     """
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: LiveTensors | CudaMemory) -> None:
         self.meter = meter
         self.bytes: dict[str, int] = {}
         self._phase: str | None = None
@@ -174,11 +162,11 @@ def measure_memory(run: Callable[[], object], device: str | torch.device, held: 
         device: where it computes.
         held: what is alive already: modules, optimisers, tensors, or a list of them.
     """
-    meter: Any = CudaMemory(device) if torch.device(device).type == "cuda" else LiveTensors(held)
+    meter = CudaMemory(device) if torch.device(device).type == "cuda" else LiveTensors(held)
     synchronize(device)
     meter.reset()
     before = meter.current
-    with nullcontext() if isinstance(meter, CudaMemory) else meter:
+    with meter if isinstance(meter, LiveTensors) else nullcontext():
         result = run()
     synchronize(device)
     found = {"held_bytes": before, "peak_bytes": meter.peak, "current_bytes": meter.current}

@@ -1,5 +1,6 @@
 """The environment of a measurement: versions, machine, commit."""
 
+import inspect
 import os
 import platform
 import subprocess
@@ -9,6 +10,19 @@ from typing import Any
 import torch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "__init__.py"
+
+
+def default_device(device: str | torch.device | None) -> torch.device:
+    """The device itself; where None, CUDA if there is one, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def source_code(cls: type) -> str:
+    """The code of a class; its name if it was typed in and is in no file."""
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        return cls.__qualname__
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:

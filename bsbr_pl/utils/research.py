@@ -1,7 +1,6 @@
 """ExperimentRunner: runs your own experiment over models and lengths, with timing, saved cell by cell, and resumed."""
 
 import copy
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from bsbr_pl.models import model_class
 from bsbr_pl.results import Job, NotKeptError, Results
 from bsbr_pl.values import digest, finite
 
-from .records import environment
+from .records import default_device, environment, source_code
 from .timing import Timing, measure, timing_lock
 
 
@@ -59,7 +58,7 @@ class ExperimentRunner:
             raise ValueError(f"rounds must be 0 (untimed) or more, got {rounds}")
         self.path = Path(output_dir or Path("runs") / type(self).__name__) / "results.jsonl"
         self.config = dict(config or {})
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = default_device(device)
         self.rounds, self.seed = rounds, seed
 
     # What a subclass defines.
@@ -94,7 +93,10 @@ class ExperimentRunner:
         with torch.random.fork_rng(self._forked):
             torch.manual_seed(self.seed)
             self.setup()
-            models = dict(self.models) if isinstance(self.models, Mapping) else {n: self._build(n) for n in self.models}
+            if isinstance(self.models, Mapping):
+                models = dict(self.models)
+            else:
+                models = {name: model_class(name)(**self.config) for name in self.models}
         results, errors = Results(self.path), dict[str, str]()
         jobs = [job for name, model in models.items() for job in self._jobs(name, model)]
         with tqdm(total=len(jobs), desc=type(self).__name__) as bar:
@@ -153,16 +155,9 @@ class ExperimentRunner:
     def _forked(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
 
-    def _build(self, name: str) -> nn.Module:
-        return model_class(name)(**self.config)
-
     def _digest(self, name: str, model: Any) -> str:
         """Digest of everything that the model's cells depend on, except their length."""
-        try:
-            code = inspect.getsource(type(self))
-        except (OSError, TypeError):  # typed in, not in a file
-            code = type(self).__qualname__
-        facts = [code, self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
+        facts = [source_code(type(self)), self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
         content = sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())
         for tensor in model.state_dict().values() if isinstance(model, nn.Module) else ():
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

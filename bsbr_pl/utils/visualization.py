@@ -96,12 +96,7 @@ def maps_image(maps: Mapping[int, Tensor], tokens: Sequence[str] | None = None, 
     heads, layers = max(map(len, maps.values())), len(maps)
     labelled = tokens is not None and len(tokens) <= MAX_LABELS
     inches = 2.6 if labelled else 2.0  # per side of one map
-    left, right, bottom, top = (
-        0.9,
-        0.8,
-        0.9 if labelled else 0.6,
-        0.1,
-    )  # margins are fixed, because a layout engine draws twice
+    left, right, top, bottom = 0.9, 0.8, 0.1, 0.9 if labelled else 0.6  # fixed: a layout engine would draw twice
     width, height = inches * heads + 0.5 + left + right, inches * layers + bottom + top
     figure = Figure(figsize=(width, height), dpi=90)
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))

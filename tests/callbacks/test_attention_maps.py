@@ -165,5 +165,5 @@ def test_plain_loaders_work_and_draw_the_same_numbers(make_data, make_module, ma
 
 @pytest.mark.parametrize("name", ["every_n_steps", "max_length"])
 def test_arguments_must_be_positive(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got 0"):
         AttentionMaps(**{name: 0})

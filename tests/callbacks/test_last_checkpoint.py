@@ -216,7 +216,7 @@ def test_step_times_of_all_parts_of_a_run_count(fit, tmp_path):
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="every_n_steps must be a positive integer, got 0"):
         LastCheckpoint(0)
 
 

@@ -105,7 +105,7 @@ def test_seconds_count_from_the_start_and_go_on_after_a_resume(monkeypatch):
     monkeypatch.setattr("callbacks.run_recorder.time.perf_counter", lambda: now[0])
     history = History("folder")
     assert history.seconds == 0.0, "before training"
-    history.start()
+    history.started = now[0]
     now[0] = 107.0
     history.log_metrics({"a": 1, "b": torch.tensor(2.5)}, step=3)
     now[0] = 109.0
@@ -115,9 +115,9 @@ def test_seconds_count_from_the_start_and_go_on_after_a_resume(monkeypatch):
         "b": {"step": [3], "seconds": [7.0], "value": [2.5]},
     }
     again = History("folder")
-    again.restore(history.metrics, history.seconds)
+    again.metrics, again.before = history.metrics, history.seconds
     assert again.seconds == 9.0
-    again.start()
+    again.started = now[0]
     now[0] = 110.5
     again.log_metrics({"b": 0}, step=5)
     assert again.metrics["b"]["seconds"] == [7.0, 10.5]

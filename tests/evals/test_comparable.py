@@ -170,14 +170,14 @@ class Evaluated:
     """An evaluation of the checkpoints in a folder, and what a report says of it."""
 
     def __init__(self, results: Path, runs: Path) -> None:
-        self.checkpoints = sorted(read_all([runs], trusted=True), key=lambda c: c.name)
+        files = sorted(read_all([runs], trusted=True), key=lambda one: one.name)
+        self.checkpoints = [one for one in files if isinstance(one, Checkpoint)]
         evaluation = Evaluation(Results(results))
-        usable = [checkpoint for checkpoint in self.checkpoints if checkpoint.module]
-        subjects = [checkpoint.subject() for checkpoint in usable]
+        subjects = [checkpoint.subject() for checkpoint in self.checkpoints]
         evaluation.run(subjects, multiples=[1], lengths=[])
         self.results = evaluation.results
         self.rows = evaluation.rows(subjects)
-        self.problems = {checkpoint.name: checkpoint.problem for checkpoint in self.checkpoints if checkpoint.problem}
+        self.problems = {one.name: one.problem for one in files if one.problem}
         self.problems |= {r["about"]["checkpoint"]["name"]: r["values"]["problem"] for r in evaluation.problems}
         self.findings = Findings(self.rows)
         self.warnings = budgets.warned(self.findings)
@@ -516,7 +516,7 @@ def test_a_damaged_record_is_no_record(take, runs, content):
     take("stopped2")
     (runs / "stopped2" / "record.json").write_bytes(content)
     one = read(runs / "stopped2" / "checkpoints" / "best.ckpt")
-    assert one.problem is None
+    assert isinstance(one, Checkpoint)
     assert one.run.length == "at 2 of 8 steps, not known whether its run finished"
 
 

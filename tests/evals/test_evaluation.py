@@ -144,7 +144,7 @@ def test_everything_is_measured_once(runs, evaluated):
     certificates = {
         row["about"]["checkpoint"]["name"]: row["values"]["passed"] for row in rows(evaluated, "certificate")
     }
-    assert len(certificates) == len({c.digest for c in read_all([runs]) if c.module})
+    assert len(certificates) == len({c.digest for c in read_all([runs]) if not c.problem})
     assert not any(passed for name, passed in certificates.items() if "leaky" in name)
     assert all(passed for name, passed in certificates.items() if "leaky" not in name)
     texts = rows(evaluated, "text")
@@ -337,7 +337,7 @@ def test_about_describes_model_data_and_run(runs, evaluated, make_data):
 
 def test_the_course_of_a_training_is_a_row(runs, evaluated):
     found = {row["identity"]["checkpoint"]: row for row in rows(evaluated, "training")}
-    for checkpoint in (one for one in read_all([runs]) if one.module):
+    for checkpoint in (one for one in read_all([runs]) if not one.problem):
         values = found[checkpoint.digest]["values"]
         recorded = {n: c for n, c in checkpoint.record["metrics"].items() if n.startswith("val/")}
         assert values["metrics"] == recorded

@@ -77,7 +77,7 @@ def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def evaluated(path: Path) -> dict[str, torch.Tensor]:
     checkpoint = read(path)
-    if checkpoint.module is None:
+    if checkpoint.problem:
         raise ValueError(checkpoint.problem)
     return weights(checkpoint.module)
 
