@@ -216,7 +216,8 @@ def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Ch
         check_about(checkpoint.about)
         return checkpoint
     except Exception as error:  # hostile files can fail anywhere
-        return Checkpoint(name=name, problem=one_line(error) or type(error).__name__)
+        problem = one_line(error).removeprefix(f"{path} is ")  # its name is shown before the problem
+        return Checkpoint(name=name, problem=problem or type(error).__name__)
 
 
 def _facts(saved: dict[str, Any]) -> dict[str, Any]:
