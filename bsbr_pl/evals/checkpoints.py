@@ -216,8 +216,7 @@ def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Ch
         check_about(checkpoint.about)
         return checkpoint
     except Exception as error:  # hostile files can fail anywhere
-        problem = one_line(error).removeprefix(f"{path} is ")  # its name is shown before the problem
-        return Checkpoint(name=name, problem=problem or type(error).__name__)
+        return Checkpoint(name=name, problem=one_line(error) or type(error).__name__)
 
 
 def _facts(saved: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +257,8 @@ def open_checkpoint(path: str | Path, location: DataLocation = HERE, trusted: bo
     with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
         checkpoint = read(Path(path), location, trusted)
     if checkpoint.module is None:
-        raise ValueError(f"{path}: {checkpoint.problem}")
+        problem = str(checkpoint.problem)
+        raise ValueError(problem if problem.startswith(str(path)) else f"{path}: {problem}")
     return checkpoint
 
 
