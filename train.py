@@ -48,6 +48,8 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
         logging.getLogger(part).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)  # Lightning 2.6.6's own
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # batches come from memory
+    # Metrics are sums over all processes before they are logged: there is nothing to synchronise.
+    warnings.filterwarnings("ignore", r"It is recommended to use .self\.log\(.*sync_dist=True")
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex")  # rotary positions
     warnings.filterwarnings("ignore", "The `srun` command is available")  # a cluster's login node
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's

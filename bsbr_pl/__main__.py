@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bsbr_pl.parsing import Parser, open_streams, trusted_packages
 from bsbr_pl.results import open_problems, read_rows
-from bsbr_pl.values import one_line
+from bsbr_pl.values import did_you_mean, one_line
 
 COMMANDS = {
     "evaluate": "certify checkpoints, measure their accuracy and their costs, and write a report",
@@ -58,7 +58,8 @@ def main(args: Sequence[str] | None = None, program: str = "bsbr") -> int:
         print(f"\n`{program} COMMAND --help` shows the options of a command")
         return 0
     if name not in COMMANDS:
-        print(f"{program}: error: there is no command {name}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        words = did_you_mean(name, list(COMMANDS)) or f"; there are {', '.join(COMMANDS)}"
+        print(f"{program}: error: there is no command {name}{words}", file=sys.stderr)
         raise SystemExit(2)
     return run(name, options, f"{program} {name}")
 

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -24,7 +25,7 @@ from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
 from .run import LOCATIONS, Arguments, check_resumable, differences, recorded_arguments, run_arguments, run_of
-from .values import one_line
+from .values import did_you_mean, one_line
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
 BOUNDS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
@@ -122,6 +123,8 @@ class CLI(KeepArguments, LightningCLI):
             raise ValueError(f"{limit}=0 reads nothing: at least 1")
 
     def _check_training(self, options: Namespace) -> None:
+        if options.get("ckpt_path") == "best":
+            raise ValueError("--ckpt_path=best: give the file of a checkpoint, or `last` for the newest run's")
         for name in ("max_steps", "max_epochs", "limit_train_batches"):
             if options.trainer[name] == 0:
                 raise ValueError(f"{name}=0 trains nothing: at least 1")
@@ -156,8 +159,8 @@ class CLI(KeepArguments, LightningCLI):
         kwargs["plugins"] = [*_as_list(built.plugins), CheckedCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
-            if words := _explanation(str(error), options.accelerator):
+        except (MisconfigurationException, ValueError) as error:
+            if words := _explanation(str(error), options):
                 raise ValueError(words) from error
             raise
         for callback in trainer.checkpoint_callbacks:
@@ -275,7 +278,7 @@ def _whole_number(check: Callable[[Any], Any], value: Any) -> Any:
     return int(checked) if whole and isinstance(checked, float) else checked
 
 
-def _explanation(error: str, accelerator: Any) -> str | None:
+def _explanation(error: str, options: Namespace) -> str | None:
     """A sentence that says what to do, where the message of Lightning's error does not."""
     if "enable_checkpointing=False" in error:
         return (
@@ -283,7 +286,10 @@ def _explanation(error: str, accelerator: Any) -> str | None:
             "--without=[LastCheckpoint] and callbacks without ModelCheckpoint (--trainer.callbacks=[])"
         )
     if "backend" in error or "is not available" in error:
-        return f"no device for accelerator={accelerator!r} is here: `auto` takes what there is"
+        return f"no device for accelerator={options.accelerator!r} is here: `auto` takes what there is"
+    if "invalid strategy name" in error:
+        known = StrategyRegistry.available_strategies()
+        return f"no strategy is called {options.strategy!r}{did_you_mean(options.strategy, known)}"
     return None
 
 

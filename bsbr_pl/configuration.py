@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from .attention import ARCHITECTURES, Attention
 from .foreign import ForeignAttention, find, import_path
 from .spec import hybrid
+from .values import did_you_mean
 
 ARGUMENTS = ("class_path", "init_args", "module", "options")  # of the choice of a ForeignAttention
 BELOW = ("name", "version", "sub_dir", "filename")  # options of loggers and callbacks: paths below another folder
@@ -35,6 +36,11 @@ def by_key(value: Any, before: Any = None) -> Any:
         return value._replace(key=f"options.{value.key}") if is_foreign and value.key not in ARGUMENTS else value
     value = hybrid(value)
     if isinstance(value, list):
+        for name in value:
+            if isinstance(name, str) and "." not in name and name not in ARCHITECTURES:
+                known = list(ARCHITECTURES)
+                advice = did_you_mean(name, known) or f": use {', '.join(known)}, or an import path"
+                raise ValueError(f"model.attention: no class is called {name!r}{advice}")
         return [by_key(one) for one in value]
     given = {"class_path": value} if isinstance(value, str) else value
     path = given.get("class_path") if isinstance(given, dict | Namespace) else None

@@ -73,8 +73,10 @@ def build(make: Any, hidden_dim: int | None, num_heads: int | None, options: Map
         return make(**arguments)
     except (TypeError, AssertionError, RuntimeError, LookupError, AttributeError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        absent = [name for name, size in (("hidden_dim", hidden_dim), ("num_heads", num_heads)) if size is None]
+        what = f"{' and '.join(absent)}, or other" if absent else "other"
         reason = f"{type(error).__name__}: {error}"
-        words = f"{make.__name__}({given}) cannot be built: {reason}; give it other init_args (options)"
+        words = f"{make.__name__}({given}) cannot be built: {reason}; give it {what} init_args (options)"
         raise ValueError(words) from error
 
 
@@ -131,8 +133,24 @@ class ForeignAttention(Attention[Inputs]):
         self.module = build(cls, hidden_dim, num_heads, options or {})
 
     @property
+    def has_map(self) -> bool:
+        return False
+
+    @property
     def has_decode(self) -> bool:
         return False
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        raise self._absent("attention map")
+
+    def state_size(self, num_tokens: int) -> int:
+        raise self._absent("decode state")
+
+    def flops(self, num_tokens: int) -> int:
+        raise self._absent("closed form of its FLOPs (bsbr_pl.utils.flops.forward_flops counts them)")
+
+    def _absent(self, what: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self.module).__name__} is a module of another library and has no {what}")
 
     def forward(self, x: Tensor) -> Tensor:
         y = output_of(self.module, x)

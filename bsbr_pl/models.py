@@ -21,6 +21,7 @@ from .attention import (
 )
 from .model import LanguageModel
 from .spec import AttentionSpec, options_of, plain
+from .values import did_you_mean
 
 #: vocab_size, hidden_dim, ..., bottleneck: declared once, by LanguageModel.
 SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]
@@ -134,12 +135,14 @@ def model_class(name: str) -> type[NamedModel]:
     """The class by its name in `MODELS`, or by a key of `ARCHITECTURES`, those added to it later among them.
 
     Raises:
-        ValueError: an unknown name; lists the known ones.
+        ValueError: an unknown name; names the most similar one, or lists all.
     """
     if name in MODELS:
         return MODELS[name]
     if name not in ARCHITECTURES:
-        raise ValueError(f"no model is called {name!r}; there are {', '.join([*MODELS, *ARCHITECTURES])}")
+        names = [*MODELS, *ARCHITECTURES]
+        advice = did_you_mean(name, names) or f"; there are {', '.join(names)}"
+        raise ValueError(f"no model is called {name!r}{advice}")
     architecture = ARCHITECTURES[name]
     for known in MODELS.values():
         if known.architecture is architecture:

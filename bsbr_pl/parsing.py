@@ -8,7 +8,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from .patches import actions_of, wrap_reading
 from .plain_yaml import LONGEST, LimitError, load
+from .values import did_you_mean
 
 #: The names of types in answers.
 TYPES = {
@@ -173,7 +174,7 @@ def _yaml_problem(report: str) -> str:
 
 
 def _value_problem(key: str | None, body: str) -> str:
-    if inner := re.search(r'Parser key "(.*?)":\s*(.*?)(?:\s*Got value: Namespace.*)?$', body, re.DOTALL):
+    if inner := re.search(r'Parser key "(.*?)":\s*(.*?)(?:\s*Got value: Namespace.*|\n    - .*)?$', body, re.DOTALL):
         return _value_problem(f"{key}.{inner[1]}", inner[2].rstrip(".\n "))
     tried = re.findall(r"- (.*?)(?=\n\s*- |\n\s*Given value|$)", body, re.DOTALL) if "- " in body else [body.strip()]
     tried = [reason for reason in tried if not reason.startswith(("Does not validate", "Expected a path"))]
@@ -186,8 +187,12 @@ def _value_problem(key: str | None, body: str) -> str:
     types = dict.fromkeys(filter(None, map(_type_name, tried)))
     if not (value and types):
         return body
-    items = f": did you mean [{value[-1]}]?" if TYPES["list"] in types and re.fullmatch(r"[\w.,-]+", value[-1]) else ""
-    return f"{key}={value[-1]}: must be {' or '.join(types)}{items}"
+    if TYPES["list"] in types and re.fullmatch(r"[\w.,-]+", value[-1]):
+        meant = f": did you mean [{value[-1]}]?"
+    else:
+        choices = ", ".join(name for name in types if name not in TYPES.values()).split(", ")
+        meant = did_you_mean(value[-1], choices, 0.8)
+    return f"{key}={value[-1]}: must be {' or '.join(types)}{meant}"
 
 
 def _type_name(reason: str) -> str:
@@ -202,10 +207,12 @@ def suggestion(message: str, parser: Parser) -> str:
     """The known name that a misspelt one resembles, to add to the sentence."""
     key = found[1] if (found := re.match('Parser key "(.*?)"', message)) else ""
     if file := re.search(r"File does not exist: '(.*)'", message):
-        return _similar(Path(file[1]).stem, {path.stem: str(path) for path in _files_like(Path(file[1]))})
+        return did_you_mean(Path(file[1]).stem, {path.stem: str(path) for path in _files_like(Path(file[1]))})
+    if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+        return did_you_mean(choice[1], re.findall("'(.*?)'", choice[2]))
     if option := re.search(NO_OPTION, message):
         asked = ".".join(filter(None, (key, (option[1] or option[2]).lstrip("-"))))
-        known = dict(_options(parser))
+        known = {name: of for name, of in _options(parser) if not of or _may_mean(asked, name)}
         if known.get(asked):
             return f" here, but of {known[asked]}"
         if asked.endswith((".yaml", ".yml")):
@@ -213,35 +220,25 @@ def suggestion(message: str, parser: Parser) -> str:
         leaf, leaves = OTHER_NAMES.get(_leaf(asked), _leaf(asked)), {_leaf(name) for name in known}
         near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
         options = {name: f"--{name}" for name in known if _leaf(name) in near}
-        return _similar(asked, options, 0)
+        return did_you_mean(asked, options, 0)
     if "no class is called" in sentence(message):
         name = message.split(NO_CLASS, 1)[1].split()[0]
         short, classes = parser.short_names.get(key, []), list(map(_leaf, _classes(actions_of(parser).get(key))))
         known_names = f": use one of {', '.join(short)}" if short else ""
-        return _similar(name, dict.fromkeys(short)) or _similar(name, dict.fromkeys(classes)) or known_names
+        return did_you_mean(name, short) or did_you_mean(name, classes) or known_names
     return ""
 
 
+def _may_mean(asked: str, option: str) -> bool:
+    """Whether an option of a class may be meant: those of callbacks, loggers and the like only within `trainer`."""
+    return asked.startswith("trainer.") or not option.startswith("trainer.")
+
+
 def _files_like(path: Path) -> list[Path]:
-    """The files beside a missing one, and the configurations of this folder."""
-    beside = [Path(os.path.relpath(found)) for found in path.parent.glob("*") if found.is_file()]
+    """The files beside a missing one, with their shorter path, and the configurations of this folder."""
+    found = [one for one in path.parent.glob("*") if one.is_file()]
+    beside = [min(one, Path(os.path.relpath(one)), key=lambda path: len(str(path))) for one in found]
     return [*beside, *Path("configs").rglob("*.yaml")]
-
-
-def _similar(name: str, known: Mapping[str, str | None], least: float = 0.6) -> str:
-    """A question for the known name that a name is, but for case and underscores, or begins, or resembles.
-
-    Args:
-        name: as it was typed.
-        known: known names, and what to show in place of each (None: the name).
-        least: similarity from 0 to 1.
-    """
-    plain = {one: re.sub("[_-]", "", one).lower() for one in known}
-    asked = re.sub("[_-]", "", name).lower()
-    equal = [one for one, text in plain.items() if text == asked]
-    begun = [one for one, text in plain.items() if text.startswith(asked)]
-    near = equal[:1] or (begun if len(begun) == 1 else difflib.get_close_matches(name, known, 1, least))
-    return "".join(f": did you mean {known[one] or one}?" for one in near)
 
 
 def _leaf(name: str) -> str:

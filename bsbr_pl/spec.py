@@ -98,14 +98,20 @@ class AttentionSpec:
 def hybrid(attention: Any) -> Any:
     """`3x gated_delta_net + standard` as the list of its four names, in order of depth; any other value as it is.
 
+    `[gla, standard]` as text is the list of its names.
+
     Raises:
         ValueError: naming the part that is not a name or `N x name`, or the number of layers above 1024.
     """
-    if not isinstance(attention, str) or not re.search(r"\+|^\s*\d+x\s", attention):
+    if not isinstance(attention, str):
+        return attention
+    if listed := re.fullmatch(r"\[([\w., ]+)\]", attention.strip()):
+        return [name.strip() for name in listed[1].split(",")]
+    if not re.search(r"\+|^\s*\d+ *x|^[\w. ]+,[\w., ]*$", attention):
         return attention
     names: list[str] = []
     for part in attention.split("+"):
-        found = re.fullmatch(r"\s*(?:(\d{1,4})x\s+)?(\w[\w.]*)\s*", part)
+        found = re.fullmatch(r"\s*(?:([1-9]\d{0,3})x\s+)?([^\W\d][\w.]*)\s*", part)
         if found is None:
             raise ValueError(f"attention: write a hybrid as '3x gated_delta_net + standard', got {part.strip()!r}")
         names += [found[2]] * int(found[1] or 1)

@@ -3,9 +3,11 @@
 All intervals are 95 % percentile bootstrap intervals (Efron & Tibshirani 1993, chapter 13), the same for the same seed.
 """
 
+import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,8 +34,30 @@ def digest(value: Any) -> str:
 
 
 def one_line(error: Exception, longest: int = 400) -> str:
-    """An error's message on one line, cut at `longest` characters."""
-    return " ".join(str(error).split())[:longest]
+    """An error's message on one line, cut at `longest` characters; of an error with a file, the file and the reason."""
+    about_file = isinstance(error, OSError) and error.filename and error.strerror
+    text = f"{error.filename}: {error.strerror}" if about_file else str(error)  # type: ignore[attr-defined]
+    return " ".join(text.split())[:longest]
+
+
+def did_you_mean(name: str, known: Sequence[str] | Mapping[str, str], least: float = 0.6) -> str:
+    """`: did you mean ...?` with the known name that a misspelt one resembles; empty where none does.
+
+    A name that is equal but for case and underscores comes first, then the only one that begins with it, then the most
+    similar one.
+
+    Args:
+        name: as it was typed.
+        known: known names, or a mapping from each to what is shown in its place.
+        least: similarity from 0 to 1.
+    """
+    shown = known if isinstance(known, Mapping) else {one: one for one in known}
+    plain = {one: re.sub("[_-]", "", one).lower() for one in shown}
+    asked = re.sub("[_-]", "", name).lower()
+    equal = [one for one, text in plain.items() if text == asked]
+    begun = [one for one, text in plain.items() if asked and text.startswith(asked)]
+    near = equal[:1] or (begun if len(begun) == 1 else difflib.get_close_matches(name, shown, 1, least))
+    return f": did you mean {shown[near[0]]}?" if near else ""
 
 
 def number(value: float | None, form: str = ".3g") -> str:

@@ -189,6 +189,9 @@ def test_it_is_the_module_and_keeps_its_start():
     model = LanguageModel([AttentionSpec(Mean, {"scale": 0.25}), LinearAttention], 11, 8, num_layers=2, num_heads=2)
     mean = model.attentions[0]
     assert (mean.has_map, mean.has_decode, mean.reach, mean.period) == (False, False, None, 1)
+    for absent in (mean.state_size, mean.flops, mean.attention_map):
+        with pytest.raises(NotImplementedError, match="Mean is a module of another library and has no "):
+            absent(3)
     assert mean.module.weight.tolist() == [0.25] * 8
     x = torch.randn(3, 5, 8)
     expected = torch.stack([0.25 * x[:, : t + 1].mean(1) for t in range(5)], 1)

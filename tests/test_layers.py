@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "bsbr_pl.foreign": {"bsbr_pl.attention.base"},
     "bsbr_pl.spec": {"bsbr_pl.attention", "bsbr_pl.foreign"},
-    "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec"},
+    "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec", "bsbr_pl.values"},
     "bsbr_pl": {"bsbr_pl.evals.certificate", "bsbr_pl.models"},
     "bsbr_pl.compiled": {"bsbr_pl.model", "bsbr_pl.patches"},
     "bsbr_pl.limits": {"bsbr_pl.model", "bsbr_pl.spec"},
@@ -92,10 +92,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     # The command line of training.
     "bsbr_pl.plain_yaml": set(),
-    "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml"},
+    "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml", "bsbr_pl.values"},
     "bsbr_pl.run_folder": {"bsbr_pl.checkpoint", "bsbr_pl.run", "bsbr_pl.utils.files"},
     "bsbr_pl.save_config": {"bsbr_pl.run_folder"},
-    "bsbr_pl.configuration": {"bsbr_pl.attention", "bsbr_pl.foreign", "bsbr_pl.spec"},
+    "bsbr_pl.configuration": {"bsbr_pl.attention", "bsbr_pl.foreign", "bsbr_pl.spec", "bsbr_pl.values"},
     "bsbr_pl.cli": {
         "bsbr_pl.configuration",
         *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.limits", "bsbr_pl.parsing"),

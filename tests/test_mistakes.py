@@ -78,6 +78,7 @@ MISTAKES = {
     "--seed_everything=abc": "seed_everything=abc: must be true or false or a whole number",
     "--trainer.precision=bf17": "trainer.precision=bf17: must be a whole number or transformer-engine, ",
     "--model.vocab_size=10": "model.vocab_size follows from data.vocab_size: leave it out",
+    "--model.attention.window=8": f"{NO} model.attention.window",
     "more": f"{NO} more",
     "--model.attention.help=bsrb": "--model.attention.help: Expected a dot import path string: bsrb",
     # names of classes
@@ -99,6 +100,13 @@ MISTAKES = {
     "--data=TextDta": "data: no class is called 'TextDta': did you mean TextData?",
     "--trainer.callbacks+=StepTimr": "no class is called 'StepTimr': did you mean StepTimer?",
     "--trainer.logger=Tensorboard": "no class is called 'Tensorboard': did you mean TensorBoardLogger?",
+    # hybrids
+    "--model.attention=3x+gla": "attention: write a hybrid as '3x gated_delta_net + standard', got '3x'",
+    "--model.attention=3xgla+standard": "attention: write a hybrid as '3x gated_delta_net + standard', got '3xgla'",
+    "--model.attention=gla,standard": "write a hybrid as '3x gated_delta_net + standard', got 'gla,standard'",
+    "--model.attention=gla+standrad": "model.attention: no class is called 'standrad': did you mean standard?",
+    "--model.attention=[gla,standrad]": "model.attention: no class is called 'standrad': did you mean standard?",
+    "--model.attention=gla+transformer": "model.attention: no class is called 'transformer': use standard, ",
     # configurations
     "--config=bsrb.yaml": "bsrb.yaml': did you mean bsbr.yaml?",
     "--config=new": "/new': did you mean configs/new.yaml?",
@@ -117,6 +125,11 @@ MISTAKES = {
     "--config=list.yaml": "list.yaml: a configuration must hold sections, `trainer:`, `model:` or `data:`",
     "--config=empty.yaml": "empty.yaml: a configuration must hold sections",
     # values
+    "--data.context_length=abc": "data.context_length=abc: must be a whole number",
+    "--data.val_fraction=[1]": "data.val_fraction=[1]: must be a number",
+    "--data.streaming=maybe": "data.streaming=maybe: must be true or false",
+    "--trainer.precision=bf16_mixed": "64, 32, 16, bf16: did you mean bf16-mixed?",
+    "--trainer.strategy=ddpp": "no strategy is called 'ddpp': did you mean ddp?",
     "--model.num_heads=3": "hidden_dim must be a multiple of num_heads, got 16 and 3",
     "--model.num_heads=16": "rotary positions need an even head width, got 1: change hidden_dim or num_heads",
     "--model.num_layers=0": "num_layers must be a positive integer, got 0",
@@ -158,6 +171,7 @@ MISTAKES = {
     "--data.source=empty.txt": "source='empty.txt' has no training text",
     "--data.tokenizer=words": "tokenizer",
     "--data.tokenizer=bpe --data.bpe_vocab_size=1000000000": "bpe_vocab_size=1000000000 is too large: at most 1000000",
+    "--ckpt_path=best": "--ckpt_path=best: give the file of a checkpoint, or `last` for the newest run's",
     "--ckpt_path=nowhere.ckpt": "nowhere.ckpt is not a readable checkpoint: No such file or directory",
 }
 TOO_DEEP, TOO_MANY = "nested more than 24 levels deep", "more than 2,000 values and keys (aliases expanded)"
@@ -223,6 +237,7 @@ COMMANDS = {
     "": 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided',
     "--config=bsbr.yaml": 'expected "subcommand" to be one of {fit,validate,test,predict}',
     "train --config=bsbr.yaml": "invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'predict')",
+    "fti --config=bsbr.yaml": "invalid choice: 'fti' (choose from 'fit', 'validate', 'test', 'predict'): did you mean",
     "fit": "model.attention must be given: --model.attention=..., or a --config that sets it",
     "validate --config=bsbr.yaml": "validate needs a trained model: --ckpt_path=<file>, or `last`",
     "validate --config=bsbr.yaml --ckpt_path=x --trainer.limit_val_batches=0": "limit_val_batches=0 reads nothing",
@@ -242,6 +257,8 @@ EVALUATIONS = {
     "trained --dtype=fp32": "dtype=fp32: must be float32, bfloat16, float64",
     "trained --device=cuda:99": "device='cuda:99' cannot be used here",
     "trained --config=x.yaml": f"{NO} --config",
+    "trained --split=tst": "split=tst: must be val, test: did you mean test?",
+    "nowhere.jsonl": "nowhere.jsonl: No such file or directory",
 }
 
 
@@ -424,7 +441,8 @@ IN_PYTHON = {
         lambda: TextData("nowhere").prepare_data(),
         "source='nowhere' does not exist: use 'packages', 'gcide', 'stdlib',",
     ),
-    "a name": (lambda: compare_models((8,), ("BSRB",)), "no model is called 'BSRB'; there are BSBR, Linear"),
+    "a name": (lambda: compare_models((8,), ("BSRB",)), "no model is called 'BSRB': did you mean BSBR?"),
+    "a far name": (lambda: compare_models((8,), ("XLSTM",)), "no model is called 'XLSTM'; there are BSBR, Linear"),
     "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, got 'BSBR'"),
 }
 

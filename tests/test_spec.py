@@ -144,6 +144,7 @@ def test_what_is_no_attention_is_refused(value):
     ("words", "names"),
     [
         ("3x gated_delta_net + standard", ["gated_delta_net"] * 3 + ["standard"]),
+        ("[gla, standard]", ["gla", "standard"]),
         ("bsbr+standard", ["bsbr", "standard"]),
         ("2x kda", ["kda", "kda"]),
         (" sliding_window + 2x fox ", ["sliding_window", "fox", "fox"]),
@@ -164,10 +165,11 @@ def test_a_hybrid_in_one_line(words, names):
     ("words", "message"),
     [
         ("3x gated_delta_net + mamba", "attention must be one of .* got 'mamba'"),
-        ("3x + standard", "attention must be one of .* got '3x'"),
+        ("3x + standard", "write a hybrid as .* got '3x'"),
         ("3 x bsbr + standard", "write a hybrid as '3x gated_delta_net \\+ standard', got '3 x bsbr'"),
         ("bsbr + ", "write a hybrid as .* got ''"),
-        ("0x bsbr + 0x bsbr", "a hybrid has 1 to 1024 layers, got 0"),
+        ("0x bsbr + standard", "write a hybrid as .* got '0x bsbr'"),
+        ("gla, standard", "write a hybrid as .* got 'gla, standard'"),
         ("9999x bsbr", "a hybrid has 1 to 1024 layers, got 9999"),
         ("99999x bsbr", "write a hybrid as"),
     ],

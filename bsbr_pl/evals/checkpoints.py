@@ -258,7 +258,8 @@ def open_checkpoint(path: str | Path, location: DataLocation = HERE, trusted: bo
     with torch.random.fork_rng([]):  # a model is built at random before it gets its weights
         checkpoint = read(Path(path), location, trusted)
     if isinstance(checkpoint, Unreadable):
-        raise ValueError(f"{path}: {checkpoint.problem}")
+        problem = str(checkpoint.problem)
+        raise ValueError(problem if problem.startswith(str(path)) else f"{path}: {problem}")
     return checkpoint
 
 

@@ -90,7 +90,8 @@ def evaluate(
     rows = evaluation.rows(subjects)
     report = write_report(rows, Path(output_dir))
     for problem in evaluation.problems:
-        print(f"{problem['about']['checkpoint']['name']}: {problem['values']['problem']}", file=sys.stderr)
+        name, words = problem["about"]["checkpoint"]["name"], problem["values"]["problem"]
+        print(words if words.startswith(name) else f"{name}: {words}", file=sys.stderr)
     for warning in warnings(rows):
         print(f"Warning: {warning}", file=sys.stderr)
     print(report)

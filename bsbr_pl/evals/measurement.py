@@ -89,6 +89,8 @@ class Measurement:
             raise ValueError(f"{name} cannot compute inputs of shape {given}: {one_line(error)}") from error
         if output.dim() != 3 or output.shape[:2] != self.x.shape[:2]:
             raise ValueError(f"{name} must give an output for each token of {given}, got shape {tuple(output.shape)}")
+        if run.vocab_size is None and output.shape != self.x.shape:
+            raise ValueError(f"{name} must map (B, T, D) to (B, T, D), got {tuple(output.shape)} for {given}")
         self.output = output[0]  # (T, F)
         self.size = float(self.output.abs().max()) or 1.0
         self.limit = ROUNDED if rounding.found else TOLERANCE

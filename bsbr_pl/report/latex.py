@@ -17,6 +17,7 @@ DOCUMENT = r"""\documentclass[twocolumn]{article}
 %s\end{document}
 """
 FLOAT = "\\begin{%s}\n\\centering\n%s\n\\caption{%s}\n\\end{%s}\n"
+MOST_FLOATS = 12  # before they are put on pages; LaTeX holds at least 18 back
 
 
 def write(parts: Iterable[object], folder: Path) -> Path:
@@ -25,22 +26,24 @@ def write(parts: Iterable[object], folder: Path) -> Path:
     for part in parts:
         if isinstance(part, Table) and WORDS["tables"][part.key].get("paper"):
             write_whole(folder / f"{part.name}.tex", tabular(part).encode())
-            shown.append(FLOAT % ("table", f"\\input{{{part.name}}}", escaped(part.title), "table"))
+            shown.append(FLOAT % ("table*", f"\\input{{{part.name}}}", escaped(part.title), "table*"))
         elif isinstance(part, Picture) and part.figure:
             write_whole(folder / f"{part.name}.pdf", drawn(part.figure, "pdf", PAPER))
-            shown.append(FLOAT % ("figure", f"\\includegraphics{{{part.name}}}", escaped(part.title), "figure"))
-    write_whole(folder / "all.tex", (DOCUMENT % "\\clearpage\n".join(shown)).encode())
+            picture = f"\\includegraphics[width=\\linewidth]{{{part.name}}}"
+            shown.append(FLOAT % ("figure", picture, escaped(part.title), "figure"))
+    pages = ["".join(shown[i : i + MOST_FLOATS]) for i in range(0, len(shown), MOST_FLOATS)]
+    write_whole(folder / "all.tex", (DOCUMENT % "\\clearpage\n".join(pages)).encode())
     return folder / "all.tex"
 
 
 def tabular(table: Table) -> str:
-    """A table, shrunk to the width of a column if it is wider; the best are bold."""
+    """A table, shrunk to the width of its float, a column or (`table*`) a page, if it is wider; the best are bold."""
     texts = [all(row[i].text or not row[i].value for row in table.grid) for i in range(len(table.columns))]
     header = " & ".join(map(_header, table.columns))
     rows = "\n".join(f"{' & '.join(map(_cell, row))} \\\\" for row in table.grid)
     lines = [f"\\begin{{tabular}}{{@{{}}{''.join('l' if text else 'r' for text in texts)}@{{}}}}", "\\toprule"]
     lines += [f"{header} \\\\", "\\midrule", rows, "\\bottomrule", "\\end{tabular}}%"]
-    wide = "\\ifdim\\wd0>\\columnwidth\\resizebox{\\columnwidth}{!}{\\usebox0}\\else\\usebox0\\fi\\endgroup"
+    wide = "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi\\endgroup"
     return "\n".join(["\\begingroup\\footnotesize\\setlength{\\tabcolsep}{4pt}%", "\\sbox0{%", *lines, wide, ""])
 
 

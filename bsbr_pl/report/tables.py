@@ -27,8 +27,8 @@ class Measured:
     runs: tuple[str, ...] = ()
 
     def times(self, scale: float) -> "Measured":
-        low, high = self.bounds
-        return Measured(scale * self.value, scale * low, scale * high, self.note)
+        low, high = (end if end is None else scale * end for end in (self.low, self.high))
+        return Measured(scale * self.value, low, high, self.note)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -23,14 +23,11 @@ TIED, APART, UNSURE, UNKNOWN = "tied", "apart", "one seed cannot tell", "not com
 def first(study: Study) -> Table | None:
     """The first table: at most seven columns, the best first; compressors of the same text between the models."""
     rows, number = study.overview.to_dict("records"), len(study.ranked)
-    several = any(len(group.members) > 1 for group in study.ranked)
     against = against_best(study)
     for row, group in zip(rows, study.groups, strict=True):
-        if figure := group.quality(study.quality):
-            one_of_several = several and len(group.members) == 1  # has another kind of interval
-            bounds = (None, None) if one_of_several else (figure.low, figure.high)
+        if figure := _quality(study, group):
             note = "tied with the best" * (against.get(group.label) == TIED)
-            row[f"best {study.quality}"] = Measured(figure.value, *bounds, note)
+            row[f"best {study.quality}"] = Measured(figure.value, figure.low, figure.high, note)
         if "cost training" in row:
             row["run.flops"] = None
     ranked, rest = rows[:number], rows[number:]
@@ -41,6 +38,13 @@ def first(study: Study) -> Table | None:
     if set(study.overview["certificate"]) == {"passed"}:
         frame = frame.drop(columns="certificate")
     return table("first", study.name, frame, ranked=len(ranked), **_facts(study))
+
+
+def _quality(study: Study, group: Group) -> Measured | None:
+    """The quality of a group. One seed among groups of several has no interval here: it would be of another kind."""
+    figure = group.quality(study.quality)
+    several = any(len(one.members) > 1 for one in study.ranked)
+    return Measured(figure.value) if figure and several and len(group.members) == 1 else figure
 
 
 def ranking(study: Study) -> Table | None:
@@ -169,7 +173,8 @@ def _compressors(study: Study) -> str:
     for name, of in bits.items():
         quality = [(group.label, group.quality(study.quality)) for group in study.ranked]
         if worse := [label for label, figure in quality if figure and figure.value > of]:
-            words.append(f"Worse than {name} ({number(of)}): {named(worse)}.")
+            which = "every model" if 1 < len(worse) == len(quality) else named(worse)
+            words.append(f"Worse than {name} ({number(of)}): {which}.")
     return " ".join(words) or f"No model is worse than {' or '.join(f'{n} ({number(of)})' for n, of in bits.items())}."
 
 
@@ -202,7 +207,7 @@ def _front(study: Study, key: str, costs: Mapping[Any, float], unit: str) -> Pic
     quality, better = ("Accuracy", "upper") if study.recall else ("Bits per byte", "lower")
     points: dict[str, tuple[float, Measured]] = {}
     for group in study.ranked:
-        if group.label in costs and (figure := group.quality(study.quality)):
+        if group.label in costs and (figure := _quality(study, group)):
             points[group.label] = SCALES.get(unit, 1) * costs[group.label], figure.times(scale)
     at = " or ".join(f"{n:,}" for n in sorted({group.training_length or 0 for group in study.ranked}))
     facts = _facts(study) | {"y": y, "quality": quality, "better": better, "at": at}

@@ -286,6 +286,11 @@ def test_a_language_model_reads_ids():
         (nn.Linear(4, 4), {"vocab_size": 5}, "Linear has no nn.Embedding for vocab_size=5 ids"),
         (nn.Linear(4, 4), {"hidden_dim": 5}, r"Linear cannot compute inputs of shape \(1, 256, 5\): mat1"),
         (nn.Flatten(), {"hidden_dim": 5}, r"Flatten must give an output for each token .*, got shape \(1, 1280\)"),
+        (
+            nn.Linear(8, 4),
+            {"hidden_dim": 8},
+            r"Linear must map \(B, T, D\) to .*, got \(1, 256, 4\) for \(1, 256, 8\)",
+        ),
         (nn.GRU(5, 5, batch_first=True), {"hidden_dim": 5, "length": 0}, "length must be"),
         (nn.MultiheadAttention(4, 1), {"hidden_dim": 4}, "MultiheadAttention.forward must take one tensor"),
     ],
@@ -311,9 +316,14 @@ def test_the_shell(capsys):
         f"{here}Lookup": "Lookup() cannot be built: KeyError: 'dim'",
     }.items():
         with pytest.raises(SystemExit) as end:
-            command_line.main(["certify", name, *sizes])
+            command_line.main(
+                ["certify", name, *[size for size in sizes if name.startswith(here) or "heads" not in size]]
+            )
         assert end.value.code == 2
         assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command_line.main(["certify", f"{here}MaskedAttention", "--hidden_dim=16"])
+    assert "'heads'; give it num_heads, or other init_args (options)\n" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command_line.main(["certify", f"{here}MaskedAttention", *sizes, "--options=[3]"])
     assert "error: options=[3]: must be options like {name: 1}\n" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,8 @@ def test_compressors_stand_between_the_models_and_a_worse_model_is_named(tmp_pat
     words = verdict.summary(study(bench))
     assert "Worse than xz -9 (1.550): linear(chunk_size=8), gau(chunk_size=8)." in words
     assert "Worse than gzip -9 (1.900): gau(chunk_size=8)." in words
+    worse = of((about("standard"), 1.6), (about("linear"), 1.7), compressed=both)
+    assert "Worse than xz -9 (1.550): every model." in verdict.summary(study(worse))
     better = of((about("standard"), 1.5), compressed=both)
     assert verdict.summary(study(better)).endswith("No model is worse than xz -9 (1.550) or gzip -9 (1.900).")
 
@@ -238,6 +242,17 @@ def balanced(source: str) -> bool:
     return not open_
 
 
+def test_the_picture_has_one_kind_of_interval():
+    """Bars from the least to the largest seed; one seed has no bar, though its interval over documents is known."""
+    seeds = [(about("standard", seed), 1.5 + seed / 100) for seed in range(3)]
+    found = study(of(*seeds, (about("linear"), 1.5)))
+    linear, standard = (verdict._quality(found, group) for group in found.ranked)
+    assert standard.value == pytest.approx(1.51)
+    assert standard.bounds == pytest.approx((1.5, 1.52))
+    assert linear.value == pytest.approx(1.5)
+    assert (linear.low, linear.high) == (None, None)
+
+
 def test_latex_has_the_numbers_of_the_rows_and_embedded_fonts(tmp_path):
     bench = Bench()
     for name, bits in (("standard", 1.5), ("linear", 1.625)):
@@ -265,7 +280,7 @@ def test_latex_has_the_numbers_of_the_rows_and_embedded_fonts(tmp_path):
     assert balanced(everything)
     for used in re.findall(r"\\input\{([^}]*)\}", everything):
         assert (tmp_path / "latex" / f"{used}.tex").exists()
-    figures = re.findall(r"\\includegraphics\{([^}]*)\}", everything)
+    figures = re.findall(r"\\includegraphics\[width=\\linewidth\]\{([^}]*)\}", everything)
     assert "by_length_E1_D1_val" in figures
     for name in figures:
         pdf = (tmp_path / "latex" / f"{name}.pdf").read_bytes()
@@ -275,6 +290,17 @@ def test_latex_has_the_numbers_of_the_rows_and_embedded_fonts(tmp_path):
         box = re.search(rb"/MediaBox \[\s*0 0 ([\d.]+) ", pdf)
         assert box
         assert float(box[1]) == pytest.approx(3.25 * 72)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_sets_everything_within_its_columns(tmp_path):
+    bench = of(*((about(f"{name} {EVIL}", architecture=f"{name} {EVIL}"), 1.5) for name in ("standard", "linear")))
+    write_latex(bench.rows, tmp_path)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+    assert (tmp_path / "all.pdf").exists()
 
 
 def test_latex_is_the_same_every_time(tmp_path):

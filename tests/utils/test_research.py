@@ -172,7 +172,7 @@ def test_models_by_name_are_built_from_the_config(tmp_path):
         def setup(self):
             self.models, self.seq_lengths = ["Mamba"], [4]
 
-    with pytest.raises(ValueError, match="'Mamba'; there are BSBR, Linear"):
+    with pytest.raises(ValueError, match="'Mamba': did you mean mamba2"):
         Unknown(tmp_path).run()
 
 
