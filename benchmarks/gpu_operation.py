@@ -81,7 +81,8 @@ def linear(inputs: Inputs) -> Operation:
 def gau(inputs: Inputs) -> Operation:
     inputs.qkv()  # the random numbers of the other operations
     attention = inputs.attention("gau", rope=False)
-    mix = inputs.choose(partial(kernels.gau_kernel, attention.views, attention.inside, attention.chunk_size), attention.mix)
+    kernel = partial(kernels.gau_kernel, attention.views, attention.inside, attention.chunk_size)
+    mix = inputs.choose(kernel, attention.mix)
     z, v = inputs.normal(inputs.tokens, attention.key_dim), inputs.normal(inputs.tokens, attention.value_dim)
     return lambda z, v: mix(z, v)[0], [z, v]
 
