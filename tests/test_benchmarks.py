@@ -5,8 +5,10 @@ import math
 import time
 
 import pytest
+import torch
 from test_readme import ROOT, run
 
+from bsbr_pl.attention import kernels
 from bsbr_pl.utils import timing
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # scripts are not tested for them
@@ -102,3 +104,18 @@ def test_rows_of_a_gpu_can_be_built(tmp_path, capsys):
     again = gpu("--dry-run")
     assert f"0 of {len(rows)} rows to measure" in again
     assert "| gated_delta_net | " in again
+
+
+@pytest.mark.parametrize("name", ["linear", "gau"])
+def test_operation_runs_the_kernel_of_a_gpu(name, monkeypatch):
+    """The kernels that need no Triton, in bf16 on a CPU."""
+    from gpu_operation import operation
+    from gpu_rows import Row, Setting
+
+    given = Row("operation", name, 130, 2, 16, "float32"), Setting("cpu", toy=True)
+    forward, inputs = operation(*given)
+    plain = forward(*inputs)
+    monkeypatch.setattr(kernels, "low_precision", lambda x: torch.bfloat16)
+    forward, inputs = operation(*given)
+    error = (forward(*inputs) - plain).square().mean().sqrt() / plain.square().mean().sqrt()
+    assert 0 < error < 2e-2
