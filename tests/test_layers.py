@@ -46,13 +46,10 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.data.base": {"bsbr_pl.steps", "bsbr_pl.data.text"},  # the text for a type only
     "bsbr_pl.data.files": set(),
     "bsbr_pl.data.rows": {"bsbr_pl.data.files"},
-    "bsbr_pl.data.hub": {"bsbr_pl.data.rows"},
     "bsbr_pl.data.sources": {"bsbr_pl.data.base", "bsbr_pl.data.files"},
     "bsbr_pl.data.folders": {f"bsbr_pl.data.{name}" for name in ("base", "files", "sources")},
     "bsbr_pl.data.corpora": {"bsbr_pl.data.files", "bsbr_pl.data.sources"},
-    "bsbr_pl.data.opening": {
-        f"bsbr_pl.data.{name}" for name in ("corpora", "files", "folders", "hub", "rows", "sources")
-    },
+    "bsbr_pl.data.opening": {f"bsbr_pl.data.{name}" for name in ("corpora", "files", "folders", "rows", "sources")},
     "bsbr_pl.data.bpe_file": set(),
     "bsbr_pl.data.tokenizer": {"bsbr_pl.data.bpe_file"},
     "bsbr_pl.data.corpus": {

@@ -12,7 +12,7 @@ import torch
 
 from .base import IGNORED, Batch, TokenData, check_integer, cut, digest
 from .corpus import Corpus
-from .tasks import Random, Task, draw, induction, mqar, needle, selective_copy
+from .tasks import Random, draw, induction, mqar, needle, selective_copy
 from .text import TextData
 
 VERSION = 1  # changes whenever the same arguments would give other samples
@@ -21,11 +21,15 @@ NO_SAMPLES = Random(np.empty(0, np.uint64))  # B = 0: a task checks its argument
 
 
 class Segment(NamedTuple):
-    """`size` samples of one task at one length, reported under `name`."""
+    """`size` samples of one task at one length, reported under `name`. The task is bound to its arguments."""
 
     name: str
-    task: Task
+    task: partial[tuple[np.ndarray, np.ndarray]]
     size: int
+
+    @property
+    def length(self) -> int:
+        return self.task.keywords["length"]
 
 
 class RecallSamples:
@@ -95,6 +99,13 @@ class RecallData(TokenData):
         return self._vocab_size
 
     @property
+    def validation_length(self) -> int:
+        return max((segment.length for segment in self._test), default=0)
+
+    def _test_length_arguments(self, length: int) -> dict[str, Any]:
+        return {"test_lengths": [length]} if "test_lengths" in self.hparams else {"context_length": length}
+
+    @property
     def fingerprint(self) -> str:
         without = (*NOT_CONTENT, *self.content_arguments)
         content = {name: value for name, value in self.arguments.items() if name not in without}
@@ -102,6 +113,13 @@ class RecallData(TokenData):
 
     def samples(self, split: str) -> RecallSamples:
         return RecallSamples(self._train if split == "train" else self._test, self.slice_names, split, self.seed)
+
+    def _sizes_by_length(self) -> dict[int, int]:
+        """The number of training samples of each length."""
+        sizes: Counter[int] = Counter()
+        for segment in self._train:
+            sizes[segment.length] += segment.size
+        return dict(sizes)
 
     def chance(self) -> float:
         """1 / (number of different answers in the test split)."""
@@ -145,14 +163,7 @@ class MQARData(RecallData):
 
     @property
     def train_lengths(self) -> dict[int, int]:
-        lengths: Counter[int] = Counter()
-        for length, _, size in self.hparams["train_segments"]:
-            lengths[length] += size
-        return dict(lengths)
-
-    @property
-    def validation_length(self) -> int:
-        return max((length for length, *_ in self.hparams["test_segments"]), default=0)
+        return self._sizes_by_length()
 
     def plateau(self) -> float:
         """One of the N values of the context, whatever the key; the mean over the test segments."""
@@ -196,13 +207,6 @@ class InductionData(RecallData):
 
         tests = [segment(length, num_test) for length in test_lengths]
         self._set_segments(vocab_size, [segment(context_length, num_train)], tests)
-
-    @property
-    def validation_length(self) -> int:
-        return max(self.hparams["test_lengths"], default=0)
-
-    def _test_length_arguments(self, length: int) -> dict[str, Any]:
-        return {"test_lengths": [length]}
 
 
 class SelectiveCopyData(RecallData):
@@ -307,9 +311,6 @@ class NeedleData(RecallData):
     @property
     def validation_length(self) -> int:
         return max(self.test_lengths, default=0)
-
-    def _test_length_arguments(self, length: int) -> dict[str, Any]:
-        return {"test_lengths": [length]}
 
     def plateau(self) -> float:
         """One of the N values of the context, whatever the key, or chance if there is one; the mean over the slices."""
