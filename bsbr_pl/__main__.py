@@ -21,20 +21,20 @@ COMMANDS = {
     "lm-eval": "evaluate a trained model on tasks of the lm-evaluation-harness",
     "export": "write a trained model as a folder for Hugging Face's transformers",
 }
-#: The argument of each command that is not an option with a default.
-REQUIRED: dict[str, tuple[str, dict[str, Any]]] = {
-    "evaluate": ("paths", {"nargs": "+", "type": str, "help": "folders, files or patterns of checkpoints (*.ckpt)"}),
-    "report": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files"}),
-    "certify": ("module", {"type": str, "help": "class or function that builds it: my_package.attention:MyAttention"}),
-    "match": ("--match", {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}),
-    "retrieval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
-    "submit": ("paths", {"nargs": "+", "type": str, "help": "results.jsonl files that evaluate.py wrote"}),
-    "lm-eval": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote, of a model trained on text"}),
-    "export": ("checkpoint", {"type": str, "help": "file (*.ckpt) that train.py wrote"}),
+#: The arguments of each command that are not options with a default.
+REQUIRED: dict[str, dict[str, dict[str, Any]]] = {
+    "evaluate": {"paths": {"nargs": "+", "type": str, "help": "folders, files or patterns of checkpoints (*.ckpt)"}},
+    "report": {"paths": {"nargs": "+", "type": str, "help": "results.jsonl files"}},
+    "certify": {"module": {"type": str, "help": "class or function that builds it: my_package.attention:MyAttention"}},
+    "match": {"--match": {"choices": ["params", "flops", "state_bytes", "step_time"], "required": True}},
+    "retrieval": {"checkpoint": {"type": str, "help": "file (*.ckpt) that train.py wrote"}},
+    "submit": {"paths": {"nargs": "+", "type": str, "help": "results.jsonl files that evaluate.py wrote"}},
+    "lm-eval": {"checkpoint": {"type": str, "help": "file (*.ckpt) that train.py wrote, of a model trained on text"}},
+    "export": {
+        "checkpoint": {"type": str, "help": "file (*.ckpt) that train.py wrote"},
+        "folder": {"type": str, "help": "for model.safetensors, config.json and the tokenizer"},
+    },
 }
-#: The second positional argument, of a command that has two.
-SECOND = {"export": ("folder", {"type": str, "help": "for model.safetensors, config.json and the tokenizer"})}
-
 #: Arguments that are options without a value.
 FLAGS = {
     "trust_data": "read the paths and Hub names in checkpoints, with their sizes and workers",
@@ -87,11 +87,10 @@ def run(name: str, args: Sequence[str], program: str) -> int:
         name = "report"
     command = _command(name)
     parser = Parser(prog=program, description=(command.__doc__ or "").split("\n")[0])
-    positional = [REQUIRED[name], *([SECOND[name]] if name in SECOND else [])]
-    for argument, how in positional:
+    for argument, how in REQUIRED[name].items():
         parser.add_argument(argument, **how)
     flags = FLAGS.keys() & inspect.signature(command).parameters
-    known: set[str | int] = {argument.lstrip("-") for argument, _ in positional}
+    known: set[str | int] = {argument.lstrip("-") for argument in REQUIRED[name]}
     parser.add_function_arguments(command, skip=known | flags, as_group=False)
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true", help=FLAGS[flag])
