@@ -20,7 +20,7 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.foreign import trust
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import open_streams, out_of_memory, sentence, trusted_packages, unknown_metric
-from bsbr_pl.save_config import SaveConfig
+from bsbr_pl.run_folder import SaveConfig
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.values import one_line
 

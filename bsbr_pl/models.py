@@ -20,7 +20,8 @@ from .attention import (
     StandardAttention,
 )
 from .model import LanguageModel
-from .spec import AttentionSpec, options_of, plain
+from .spec import AttentionSpec, options_of
+from .values import plain
 
 #: vocab_size, hidden_dim, ..., bottleneck: declared once, by LanguageModel.
 SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]

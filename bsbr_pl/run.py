@@ -11,9 +11,12 @@ When a run is resumed, every argument is of one of three kinds (`kind`):
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from types import NoneType
 from typing import Any
 
-from .spec import AttentionSpec, plain, specs_of
+from .schema import COUNT, check_form
+from .spec import AttentionSpec, specs_of
+from .values import plain
 
 APPLIED_OF_TRAINER = (
     *("max_steps", "max_epochs", "max_time"),
@@ -33,6 +36,15 @@ FREE = {
 #: Where the data is. It may move: the data's fingerprint says whether it is the same.
 LOCATIONS = ("data.source", "data.tokenizer")
 PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
+
+#: Form of `ResumableModule.run`, as `bsbr_pl.schema` checks it.
+RUN: dict[str, Any] = {
+    "arguments": {"*": object},
+    "changes": [{"step": COUNT, "argument": str, "*": object}],
+    **dict.fromkeys(("step", "tokens", "samples"), COUNT),
+    **dict.fromkeys(("epoch_steps", "validated"), (NoneType, COUNT)),
+    "*": object,
+}
 
 Arguments = dict[str, Any]
 Difference = tuple[str, Any, Any]  # argument, value before, value now
@@ -116,20 +128,13 @@ def seconds(duration: str | timedelta | Mapping[str, int] | float | None) -> flo
 
 
 def run_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint records of its run (`LanguageModule.run`); empty for an older or foreign checkpoint."""
-    run = checkpoint.get("run")
-    types = {"arguments": dict, "changes": list, "step": int, "epoch_steps": int | None}
-    valid = isinstance(run, dict) and all(name in run and isinstance(run[name], of) for name, of in types.items())
-    return run if valid else {}  # type: ignore[return-value]
+    """What a checkpoint records of its run: `ResumableModule.run`.
 
-
-def recorded_arguments(checkpoint: Mapping[str, Any]) -> Arguments:
-    """The run's arguments in a checkpoint; in an older one those that its hyper-parameters say."""
-    if run := run_of(checkpoint):
-        return dict(run["arguments"])
-    data = checkpoint.get("datamodule_hyper_parameters", {})
-    found = run_arguments(checkpoint.get("hyper_parameters", {}), None, data, {}, None, None)
-    return {name: value for name, value in found.items() if value and name.startswith(("model.", "data."))}
+    Raises:
+        ValueError: naming what is missing or of another type.
+    """
+    check_form(checkpoint, {"run": RUN, "*": object}, "the checkpoint")
+    return checkpoint["run"]
 
 
 def differences(before: Arguments, now: Arguments) -> Iterator[Difference]:
