@@ -67,8 +67,7 @@ def run_arguments(
 ) -> Arguments:
     """The arguments of a run, from those of its parts: of a configuration, or of the objects that were built."""
     found: Arguments = {f"model.{name}": plain(value) for name, value in model.items() if name != "attention"}
-    found |= _of_attention(model["attention"]) if "attention" in model else {}
-    found |= {"data.class": data_class}
+    found |= _of_attention(model["attention"]) | {"data.class": data_class}
     found |= {f"data.{name}": _as_lists(value) for name, value in data.items() if name[0] != "_"}
     found |= {f"trainer.{name}": value for name, value in _of_trainer(trainer).items()}
     found |= {} if seed is None else {"seed": seed}
@@ -89,8 +88,6 @@ def _of_attention(attention: Any) -> Arguments:
 
 def _of_trainer(given: Mapping[str, Any]) -> Arguments:
     """Arguments of a Trainer, with one value for each meaning: None where nothing is limited."""
-    if not given:
-        return {}
     found = {name: given[name] for name in OF_TRAINER}
     for name in ("overfit_batches", "gradient_clip_val", "gradient_clip_algorithm"):
         found[name] = found[name] or None

@@ -118,7 +118,10 @@ def test_arguments_of_a_trainer():
 
 def test_arguments_of_a_run_name_the_class_of_its_data():
     data = {"batch_size": 4, "lengths": (1, (2, 3)), "_instantiator": "x"}
-    assert run_arguments({"dropout": 0.1}, "MQARData", data, {}, 7, None) == {
+    given = steps.arguments(trainer(max_steps=5), OF_TRAINER)
+    found = run_arguments({"attention": "standard", "dropout": 0.1}, "MQARData", data, given, 7, None)
+    assert (found["model.attention"], found["trainer.max_steps"]) == ("standard", 5)
+    assert {name: found[name] for name in found if not name.startswith(("trainer.", "model.attention"))} == {
         "model.dropout": 0.1, "data.class": "MQARData", "data.batch_size": 4, "data.lengths": [1, [2, 3]],
         "seed": 7, "initial_weights": None,
     }  # fmt: skip
