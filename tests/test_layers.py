@@ -52,14 +52,12 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.data.opening": {f"bsbr_pl.data.{name}" for name in ("corpora", "files", "folders", "rows", "sources")},
     "bsbr_pl.data.bpe_file": set(),
     "bsbr_pl.data.tokenizer": {"bsbr_pl.data.bpe_file"},
-    "bsbr_pl.data.corpus": {
-        "bsbr_pl.utils.files",
-        *(f"bsbr_pl.data.{name}" for name in ("base", "corpora", "files", "sources", "tokenizer")),
-    },
+    "bsbr_pl.data.corpus": {f"bsbr_pl.data.{name}" for name in ("base", "corpora", "files", "sources", "tokenizer")},
     "bsbr_pl.data.windows": {"bsbr_pl.data.base", "bsbr_pl.data.corpus"},
     "bsbr_pl.data.tasks": {"bsbr_pl.data.base"},
     "bsbr_pl.data": {
-        f"bsbr_pl.data.{name}" for name in ("base", "corpus", "opening", "sources", "tasks", "tokenizer", "windows")
+        "bsbr_pl.utils.files",
+        *(f"bsbr_pl.data.{name}" for name in ("base", "corpus", "opening", "sources", "tasks", "tokenizer", "windows")),
     },
     # Training.
     "bsbr_pl.steps": set(),

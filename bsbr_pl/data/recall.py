@@ -12,7 +12,7 @@ import torch
 
 from .base import IGNORED, Batch, TokenData, check_integer, cut, digest
 from .corpus import Corpus
-from .tasks import Random, draw, induction, mqar, needle, selective_copy
+from .tasks import Random, Task, draw, induction, mqar, needle, selective_copy
 from .text import TextData
 
 VERSION = 1  # changes whenever the same arguments would give other samples
@@ -21,15 +21,12 @@ NO_SAMPLES = Random(np.empty(0, np.uint64))  # B = 0: a task checks its argument
 
 
 class Segment(NamedTuple):
-    """`size` samples of one task at one length, reported under `name`. The task is bound to its arguments."""
+    """`size` samples of one task at one length, reported under `name`."""
 
     name: str
-    task: partial[tuple[np.ndarray, np.ndarray]]
+    task: Task
     size: int
-
-    @property
-    def length(self) -> int:
-        return self.task.keywords["length"]
+    length: int | None = None  # tokens; None for the data's context_length
 
 
 class RecallSamples:
@@ -99,8 +96,15 @@ class RecallData(TokenData):
         return self._vocab_size
 
     @property
+    def train_lengths(self) -> dict[int, int]:
+        sizes: Counter[int] = Counter()
+        for segment in self._train:
+            sizes[segment.length or self.context_length] += segment.size
+        return dict(sizes) if len(sizes) > 1 else dict.fromkeys(sizes, 1)
+
+    @property
     def validation_length(self) -> int:
-        return max((segment.length for segment in self._test), default=0)
+        return max((segment.length or self.context_length for segment in self._test), default=0)
 
     def _test_length_arguments(self, length: int) -> dict[str, Any]:
         return {"test_lengths": [length]} if "test_lengths" in self.hparams else {"context_length": length}
@@ -113,13 +117,6 @@ class RecallData(TokenData):
 
     def samples(self, split: str) -> RecallSamples:
         return RecallSamples(self._train if split == "train" else self._test, self.slice_names, split, self.seed)
-
-    def _sizes_by_length(self) -> dict[int, int]:
-        """The number of training samples of each length."""
-        sizes: Counter[int] = Counter()
-        for segment in self._train:
-            sizes[segment.length] += segment.size
-        return dict(sizes)
 
     def chance(self) -> float:
         """1 / (number of different answers in the test split)."""
@@ -157,13 +154,9 @@ class MQARData(RecallData):
 
         def segment(length: int, pairs: int, size: int) -> Segment:
             task = partial(mqar, vocab_size=vocab_size, random_filler=random_filler, power=power)
-            return Segment(f"T{length}_N{pairs}", partial(task, length=length, pairs=pairs), size)
+            return Segment(f"T{length}_N{pairs}", partial(task, length=length, pairs=pairs), size, length)
 
         self._set_segments(vocab_size, [segment(*s) for s in train_segments], [segment(*s) for s in test_segments])
-
-    @property
-    def train_lengths(self) -> dict[int, int]:
-        return self._sizes_by_length()
 
     def plateau(self) -> float:
         """One of the N values of the context, whatever the key; the mean over the test segments."""
@@ -203,7 +196,7 @@ class InductionData(RecallData):
         self.save_hyperparameters(logger=False)
 
         def segment(length: int, size: int) -> Segment:
-            return Segment(f"T{length}", partial(induction, length=length, vocab_size=vocab_size), size)
+            return Segment(f"T{length}", partial(induction, length=length, vocab_size=vocab_size), size, length)
 
         tests = [segment(length, num_test) for length in test_lengths]
         self._set_segments(vocab_size, [segment(context_length, num_train)], tests)
@@ -282,13 +275,9 @@ class NeedleData(RecallData):
         self.test_lengths = [context_length] if test_lengths is None else list(test_lengths)
         check_integer("num_train", num_train, 1)
         check_integer("num_test", num_test, 1)
-        longest = max(self.context_length, self.validation_length)
-        segments = [
-            one for split in ("train", "test") for one in self._segments(split, partial(np.empty, longest), 2**31)
-        ]
-        for segment in segments:
-            segment.task(NO_SAMPLES)
-        self.slice_names = [segment.name for segment in segments]
+        longest = max([context_length, *self.test_lengths])
+        train, test = (self._segments(split, partial(np.empty, longest), 2**31) for split in ("train", "test"))
+        self._set_segments(2**31, train, test)  # the text and its vocabulary are read later
 
     @cached_property
     def text_data(self) -> TextData:
@@ -308,10 +297,6 @@ class NeedleData(RecallData):
     def fingerprint(self) -> str:
         return digest(super().fingerprint, self.text_data.fingerprint)
 
-    @property
-    def validation_length(self) -> int:
-        return max(self.test_lengths, default=0)
-
     def plateau(self) -> float:
         """One of the N values of the context, whatever the key, or chance if there is one; the mean over the slices."""
         chance = self.chance()
@@ -327,12 +312,13 @@ class NeedleData(RecallData):
         if split == "train":
             length, needles = self.context_length, h["num_needles"]
             task = partial(task, length=length, depth=None, needles=needles)
-            return [Segment(f"T{length}_N{needles}", task, h["num_train"])]
+            return [Segment(f"T{length}_N{needles}", task, h["num_train"], length)]
         return [
             Segment(
                 f"T{length}_N{needles}_d{depth:g}",
                 partial(task, length=length, depth=depth, needles=needles),
                 h["num_test"],
+                length,
             )
             for length, needles, depth in product(self.test_lengths, h["test_needles"], h["depths"])
         ]

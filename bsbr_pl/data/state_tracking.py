@@ -156,14 +156,10 @@ class StateTrackingData(RecallData):
         def segment(length: int, size: int, test: bool) -> Segment:
             check_integer("test_lengths", length, 1)
             asked_from = length - 1 if ask == "last" else length // 2 if test else 0
-            return Segment(f"T{length}", partial(function, length=length, asked_from=asked_from), size)
+            return Segment(f"T{length}", partial(function, length=length, asked_from=asked_from), size, length)
 
         train = [segment(length, each, False) for length in range(shortest, longest + 1)]
         self._set_segments(vocab_size, train, [segment(length, num_test, True) for length in test_lengths])
-
-    @property
-    def train_lengths(self) -> dict[int, int]:
-        return self._sizes_by_length()
 
     def plateau(self) -> float:
         """Of parity_recall, what recall gets without tracking."""
