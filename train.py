@@ -20,7 +20,7 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.foreign import trust
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import open_streams, out_of_memory, sentence, trusted_packages, unknown_metric
-from bsbr_pl.save_config import SaveConfig
+from bsbr_pl.run_folder import SaveConfig
 from bsbr_pl.utils.allocator import keep_freed_memory
 from bsbr_pl.values import one_line
 
@@ -37,11 +37,9 @@ USER_ERRORS = (ValueError, OSError, ImportError, MisconfigurationException)  # a
 def main(args: ArgsType = None, run: bool = True) -> CLI:
     """Run the command line `args` (sys.argv if None)."""
     keep_freed_memory()
-    named = trusted_packages(sys.argv[1:] if args is None else list(args))
-    trust(named)
-    trusted = [*TRUSTED, *named]
+    trust(trusted_packages(sys.argv[1:] if args is None else list(args)))
     set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=trusted, instantiate_subclass_spec_in_any=False
+        import_path_denylist=["*"], import_path_allowlist=TRUSTED, instantiate_subclass_spec_in_any=False
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     for part in ("lightning.fabric", "lightning.pytorch.trainer"):

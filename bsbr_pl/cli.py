@@ -24,7 +24,7 @@ from .convert import start_from
 from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
-from .run import LOCATIONS, Arguments, check_resumable, differences, recorded_arguments, run_arguments, run_of
+from .run import LOCATIONS, Arguments, check_resumable, differences, run_arguments, run_of
 from .values import did_you_mean, one_line
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
@@ -204,8 +204,7 @@ class CLI(KeepArguments, LightningCLI):
             wanted = self.wanted
             if self.subcommand != "fit":  # other data may be asked for
                 wanted = {name: value for name, value in wanted.items() if name.startswith("model.")}
-            trainer = self.options.trainer
-            path = folders.find_last(folders.root(trainer), folders.version(trainer), folders.sub_dir(trainer), wanted)
+            path = folders.find_last(self.options.trainer, wanted)
             self.options.ckpt_path = str(path)
         if self.subcommand == "fit" and path and (checkpoint := folders.peek(path)):
             self._check_resume(path, checkpoint)
@@ -247,10 +246,9 @@ class CLI(KeepArguments, LightningCLI):
             ValueError: naming the fixed arguments that differ, or what is wrong with the checkpoint of a finished run.
             SystemExit: with 0, after saying that the run is finished; nothing is written.
         """
-        before, run = recorded_arguments(checkpoint), run_of(checkpoint)
+        run = run_of(checkpoint)
+        before = run["arguments"]
         check_resumable({name: value for name, value in before.items() if name not in LOCATIONS}, self.wanted)
-        if not run:  # of an older version
-            return
         total = steps.planned(self.wanted["trainer.max_steps"], self.wanted["trainer.max_epochs"], run["epoch_steps"])
         record = _read_json(path.parent.parent / "record.json")
         same_bounds = not any(argument in BOUNDS for argument, *_ in differences(before, self.wanted))

@@ -25,12 +25,17 @@ _given: dict[str, type[nn.Module]] = {}  # import path -> class, of those that P
 
 
 def trust(packages: Iterable[str]) -> None:
-    """Let configurations and checkpoints name the modules of these packages, and of no others.
+    """Let command lines, configurations and checkpoints name the classes of these packages.
 
-    Packages are also looked for in the working directory, after all other places.
+    What an earlier call allowed is withdrawn, also in jsonargparse. Packages are also looked for in the working
+    directory, after all other places.
     """
+    from jsonargparse import set_parsing_settings  # which models do not need
+
+    named = set(packages)
+    set_parsing_settings(import_path_denylist=sorted(_trusted - named), import_path_allowlist=sorted(named))
     _trusted.clear()
-    _trusted.update(packages)
+    _trusted.update(named)
     if _trusted and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 

@@ -44,7 +44,7 @@ def check_weights(attention: AttentionArgument, sizes: Mapping[str, Any]) -> Non
     layers = specs if isinstance(specs, tuple) else (specs,)
     defaults = tuple(AttentionSpec(layer.cls) for layer in layers)
     suspects = {name: sizes[name] for name in SIZES}
-    if 4 * count_parameters(defaults if isinstance(specs, tuple) else defaults[0], sizes) <= allowed:
+    if 4 * count_parameters(defaults, sizes) <= allowed:
         suspects = {name: value for layer in layers for name, value in layer.options.items()}
     name = max(suspects, key=lambda name: suspects[name] if isinstance(suspects[name], int) else 0)
     raise ValueError(

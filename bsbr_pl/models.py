@@ -20,8 +20,8 @@ from .attention import (
     StandardAttention,
 )
 from .model import LanguageModel
-from .spec import AttentionSpec, options_of, plain
-from .values import did_you_mean
+from .spec import AttentionSpec, options_of
+from .values import did_you_mean, plain
 
 #: vocab_size, hidden_dim, ..., bottleneck: declared once, by LanguageModel.
 SIZES = tuple(inspect.signature(LanguageModel).parameters.values())[1:]

@@ -31,8 +31,8 @@ from .model import LanguageModel
 from .models import all_sizes
 from .optimizer import adamw, check_optimization, set_arguments, share_of_learning_rate
 from .resume import ResumableModule
-from .spec import plain, plain_specs, specs_of
-from .step_loop import StepLoop
+from .spec import plain_specs, specs_of
+from .values import plain
 
 
 class _FSDP2(ModelParallelStrategy):
@@ -72,7 +72,7 @@ class LanguageModule(ResumableModule):
     """
 
     metrics: dict[str, TokenMetrics]  # by stage
-    loop: StepLoop  # of the Trainer that fits the module
+    loop: steps.StepLoop  # of the Trainer that fits the module
     slices: dict[str, TokenMetrics]  # by stage and number of the slice: names may hold what a module's may not
 
     def __init__(
@@ -105,16 +105,16 @@ class LanguageModule(ResumableModule):
         self._scheduler: LambdaLR | None = None  # a subclass may have other optimisers
 
     @classmethod
-    def load(cls, path: str | Path, map_location: str = "cpu") -> "LanguageModule":
+    def load(cls, path: str | Path) -> "LanguageModule":
         """The trained module of a checkpoint, in evaluation mode. Code in a checkpoint is never run.
 
         Raises:
             ValueError: naming the file, where it is missing, damaged or no checkpoint of this class.
         """
-        return cls.open(path, map_location)[0]
+        return cls.open(path)[0]
 
     @classmethod
-    def open(cls, path: str | Path, map_location: str = "cpu") -> tuple["LanguageModule", dict[str, Any]]:
+    def open(cls, path: str | Path) -> tuple["LanguageModule", dict[str, Any]]:
         """The module as `load` gives it, and the content of the checkpoint, on the CPU."""
         checkpoint = load_checkpoint(path)
         try:
@@ -128,7 +128,7 @@ class LanguageModule(ResumableModule):
             module.initial_weights = checkpoint.get("initial_weights")
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint of {cls.__name__}: {error}") from error
-        return module.to(map_location).eval(), checkpoint
+        return module.eval(), checkpoint
 
     def configure_model(self) -> None:
         """With the strategy `fsdp2`, shard the weights over all processes: each layer by itself, then the rest."""
@@ -154,7 +154,7 @@ class LanguageModule(ResumableModule):
         return self.model(input_ids)
 
     def on_fit_start(self) -> None:
-        self.loop = StepLoop(self.trainer)
+        self.loop = steps.StepLoop(self.trainer)
         if self.device.type == "cpu" and not self.is_sharded:
             check_training(self.model)
         if self.dropout_seed is None:

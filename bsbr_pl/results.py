@@ -3,22 +3,9 @@
 A row is one JSON object on one line: `{"schema": 3, "identity": {...}, "about": {...}, "values": {...}}`. It is
 appended as soon as it is measured. A report needs nothing but rows.
 
-**identity** is everything that decides the values. Two rows of equal identity are one measurement; the later counts.
-
-| field | meaning |
-|---|---|
-| `kind` | one of the kinds below |
-| `checkpoint` | digest of the weights and of what built them; in `cost` rows the digest of architecture and sizes |
-| `split`, `data` | of the data that was read, and its fingerprint |
-| `length` | tokens of a sequence |
-| `rounds` | samples of each time |
-| `environment` | cpu, instructions, threads, device, gpu, cuda, torch, bsbr_pl, python, dtype, commit |
-| `version` | of the meaning of the measurement |
-| `of` | in `problem` rows: kind, length, ... of the row that could not be had |
-
-**about** tells what a reader needs to place the values: `ABOUT`. It is the same in all rows of a checkpoint.
-
-**values** by kind: `KINDS`. A number that is not finite is null; what was not measured is absent.
+- `identity` is everything that decides the values: `IDENTITY`. Of two rows with the same one, the later counts.
+- `about` tells what a reader needs to place the values: `ABOUT`. It is the same in all rows of a checkpoint.
+- `values` by kind: `KINDS`. A number that is not finite is null; what was not measured is absent.
 
 A line that does not pass `check` is left out with a warning, and stays in the file.
 """
@@ -28,8 +15,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any, BinaryIO, NamedTuple
@@ -49,15 +35,15 @@ Row = dict[str, Any]
 PAIR = [NUMBER]  # low and high, 95 %
 TIMING = {"seconds": NUMBER, "interval": PAIR, "samples": [NUMBER]}
 IDENTITY = {
-    "kind": str,
-    "checkpoint": str,
+    "kind": str,  # a key of `KINDS`
+    "checkpoint": str,  # digest of the weights and of what built them; in `cost` rows of architecture and sizes
     "split?": str,
-    "data?": (NoneType, str),
-    "length?": int,
-    "rounds?": int,
-    "environment?": {"*": object},
-    "version?": int,
-    "of?": {"kind": str, "*": object},
+    "data?": (NoneType, str),  # fingerprint of the data that was read
+    "length?": int,  # tokens of a sequence
+    "rounds?": int,  # samples of each time
+    "environment?": {"*": object},  # cpu, instructions, threads, device, gpu, cuda, torch, python, dtype, commit, ...
+    "version?": int,  # of the meaning of the measurement
+    "of?": {"kind": str, "*": object},  # in `problem` rows: kind, length, ... of the row that could not be had
 }
 #: What the identity of a kind must have.
 OF_KIND: dict[str, Any] = {
@@ -202,8 +188,7 @@ def check(row: Any) -> None:
 
 def check_about(about: Any) -> None:
     """`check` of the part that rows of one checkpoint share."""
-    check({"schema": SCHEMA, "identity": {"kind": "problem", "checkpoint": ""}, "about": about,
-           "values": {"problem": ""}})  # fmt: skip
+    schema.check({"about": about}, {"about": ABOUT}, "row")
 
 
 class Results:
@@ -222,7 +207,7 @@ class Results:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._rows: dict[str, Row] = {}
-        self._read_to = _Position()
+        self._bytes = self._lines = self._inode = 0  # how far which file was read
         self._warned = False
         self.read()
 
@@ -232,9 +217,12 @@ class Results:
             return
         with self._locked("file"), _open(self.path) as stream:
             status = os.fstat(stream.fileno())
-            if status.st_size < self._read_to.bytes or status.st_ino != self._read_to.inode:
-                self._rows, self._read_to = {}, _Position(inode=status.st_ino)  # another file has taken its place
-            self._rows |= _parse(stream, self.path, self._read_to)
+            if status.st_size < self._bytes or status.st_ino != self._inode:  # another file has taken its place
+                self._rows, self._bytes, self._lines, self._inode = {}, 0, 0, status.st_ino
+            stream.seek(self._bytes)
+            rows, self._lines = _parse(stream, self.path, self._lines)
+            self._rows |= rows
+            self._bytes = stream.tell()
 
     @property
     def rows(self) -> list[Row]:
@@ -270,7 +258,7 @@ class Results:
         """
         if self.path is not None:
             self._make_folder(self.path)
-        with nullcontext(True) if self.path is None else self._locked(digest(identity), wait) as claimed:
+        with self._locked(digest(identity), wait) as claimed:
             if claimed:
                 self.read()
             yield claimed
@@ -294,7 +282,9 @@ class Results:
     @contextmanager
     def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
         """Hold a lock. Yields False if another process holds it and `wait` is False."""
-        assert self.path is not None
+        if self.path is None:  # nothing is shared
+            yield True
+            return
         folder, lock = self.path.parent / ".lock", None
         try:
             lock = FileLock(own_folder(folder) / name)
@@ -338,7 +328,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     found: dict[str, Row] = {}
     for path in map(Path, paths):
         with _open(path) as stream:
-            found |= _parse(stream, path, _Position())
+            found |= _parse(stream, path)[0]
     return list(found.values())
 
 
@@ -374,22 +364,15 @@ def open_problems(rows: Sequence[Row]) -> list[Row]:
     return [row for row in problems if not solved(row["identity"])]
 
 
-@dataclass
-class _Position:
-    """How far a file has been read."""
+def _parse(stream: BinaryIO, path: Path, number: int = 0) -> tuple[dict[str, Row], int]:
+    """The rows after line `number`, by digest of their identity, and the number of the last line.
 
-    bytes: int = 0
-    lines: int = 0
-    inode: int | None = None
-
-
-def _parse(stream: BinaryIO, path: Path, position: _Position) -> dict[str, Row]:
-    """The rows of the lines from a position on, by digest of their identity. Warns of lines that are left out."""
+    Warns of lines that are left out.
+    """
     rows: dict[str, Row] = {}
     problems = []
-    stream.seek(position.bytes)
     for line in _lines(stream):
-        position.lines += 1
+        number += 1
         if not line.strip():
             continue
         try:
@@ -397,12 +380,11 @@ def _parse(stream: BinaryIO, path: Path, position: _Position) -> dict[str, Row]:
             check(row)
             rows[digest(row["identity"])] = row
         except ValueError as error:
-            problems.append(f"line {position.lines}: {one_line(error, 200)}")
-    position.bytes = stream.tell()
+            problems.append(f"line {number}: {one_line(error, 200)}")
     if problems:
         what = f"{len(problems)} lines that are no rows of schema {SCHEMA}"
         warnings.warn(f"{path}: {what} are left out; they stay in the file ({problems[0]})", stacklevel=4)
-    return rows
+    return rows, number
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from . import steps
-from .run import Arguments, applied_differences, check_resumable, recorded_arguments, run_arguments, run_of
+from .run import OF_TRAINER, Arguments, applied_differences, check_resumable, run_arguments, run_of
 
 
 class ResumableModule(LightningModule):
@@ -57,9 +57,8 @@ class ResumableModule(LightningModule):
         if "batch_size" in of_data:
             of_data["batch_size"] = data.batch_size  # a BatchSizeFinder changes it
         data_class = None if data is None else type(data).__name__
-        found = run_arguments(
-            self.hparams, data_class, of_data, steps.arguments(self.trainer), seed(), self.initial_weights
-        )
+        trainer = steps.arguments(self.trainer, OF_TRAINER)
+        found = run_arguments(self.hparams, data_class, of_data, trainer, seed(), self.initial_weights)
         return found | {"data.fingerprint": getattr(data, "fingerprint", None)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -83,12 +82,12 @@ class ResumableModule(LightningModule):
         if self._stage:  # fp64 weights are not rounded by a module that becomes fp64 only later
             self.trainer.precision_plugin.convert_module(self)
         if self._stage == "fit":
-            before, now = recorded_arguments(checkpoint), self._arguments()
+            run, now = run_of(checkpoint), self._arguments()
+            before = run["arguments"]
             check_resumable(before, now)
-            run = run_of(checkpoint)
-            self.seen = {name: run.get(name, 0) for name in self.seen}
-            self.validated = run.get("validated")
-            self.changes = [*run.get("changes", []), *applied_differences(before, now, checkpoint["global_step"])]
+            self.seen = {name: run[name] for name in self.seen}
+            self.validated = run["validated"]
+            self.changes = [*run["changes"], *applied_differences(before, now, checkpoint["global_step"])]
             _check_counts(checkpoint.get("loops"))
             for saved in checkpoint.get("optimizer_states", ()):
                 self._check_state(saved)

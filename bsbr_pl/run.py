@@ -11,9 +11,12 @@ When a run is resumed, every argument is of one of three kinds (`kind`):
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from types import NoneType
 from typing import Any
 
-from .spec import AttentionSpec, plain, specs_of
+from .schema import COUNT, check_form
+from .spec import AttentionSpec, specs_of
+from .values import plain
 
 APPLIED_OF_TRAINER = (
     *("max_steps", "max_epochs", "max_time"),
@@ -33,6 +36,15 @@ FREE = {
 #: Where the data is. It may move: the data's fingerprint says whether it is the same.
 LOCATIONS = ("data.source", "data.tokenizer")
 PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
+
+#: Form of `ResumableModule.run`, as `bsbr_pl.schema` checks it.
+RUN: dict[str, Any] = {
+    "arguments": {"*": object},
+    "changes": [{"step": COUNT, "argument": str, "*": object}],
+    **dict.fromkeys(("step", "tokens", "samples"), COUNT),
+    **dict.fromkeys(("epoch_steps", "validated"), (NoneType, COUNT)),
+    "*": object,
+}
 
 Arguments = dict[str, Any]
 Difference = tuple[str, Any, Any]  # argument, value before, value now
@@ -55,8 +67,7 @@ def run_arguments(
 ) -> Arguments:
     """The arguments of a run, from those of its parts: of a configuration, or of the objects that were built."""
     found: Arguments = {f"model.{name}": plain(value) for name, value in model.items() if name != "attention"}
-    found |= _of_attention(model["attention"]) if "attention" in model else {}
-    found |= {"data.class": data_class}
+    found |= _of_attention(model["attention"]) | {"data.class": data_class}
     found |= {f"data.{name}": _as_lists(value) for name, value in data.items() if name[0] != "_"}
     found |= {f"trainer.{name}": value for name, value in _of_trainer(trainer).items()}
     found |= {} if seed is None else {"seed": seed}
@@ -77,8 +88,6 @@ def _of_attention(attention: Any) -> Arguments:
 
 def _of_trainer(given: Mapping[str, Any]) -> Arguments:
     """Arguments of a Trainer, with one value for each meaning: None where nothing is limited."""
-    if not given:
-        return {}
     found = {name: given[name] for name in OF_TRAINER}
     for name in ("overfit_batches", "gradient_clip_val", "gradient_clip_algorithm"):
         found[name] = found[name] or None
@@ -116,20 +125,13 @@ def seconds(duration: str | timedelta | Mapping[str, int] | float | None) -> flo
 
 
 def run_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint records of its run (`LanguageModule.run`); empty for an older or foreign checkpoint."""
-    run = checkpoint.get("run")
-    types = {"arguments": dict, "changes": list, "step": int, "epoch_steps": int | None}
-    valid = isinstance(run, dict) and all(name in run and isinstance(run[name], of) for name, of in types.items())
-    return run if valid else {}  # type: ignore[return-value]
+    """What a checkpoint records of its run: `ResumableModule.run`.
 
-
-def recorded_arguments(checkpoint: Mapping[str, Any]) -> Arguments:
-    """The run's arguments in a checkpoint; in an older one those that its hyper-parameters say."""
-    if run := run_of(checkpoint):
-        return dict(run["arguments"])
-    data = checkpoint.get("datamodule_hyper_parameters", {})
-    found = run_arguments(checkpoint.get("hyper_parameters", {}), None, data, {}, None, None)
-    return {name: value for name, value in found.items() if value and name.startswith(("model.", "data."))}
+    Raises:
+        ValueError: naming what is missing or of another type.
+    """
+    check_form(checkpoint, {"run": RUN, "*": object}, "the checkpoint")
+    return checkpoint["run"]
 
 
 def differences(before: Arguments, now: Arguments) -> Iterator[Difference]:

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 from bsbr_pl.utils.files import write_whole
 
 from .checkpoint import load_checkpoint
-from .run import LOCATIONS, Arguments, fixed_differences, in_words, recorded_arguments
+from .run import LOCATIONS, Arguments, fixed_differences, in_words, run_of
 
 ROOT = "runs"  # holds the folders of runs, unless a logger or default_root_dir names another folder
 OWN_FOLDERS = ("TensorBoardLogger", "CSVLogger")  # which log into save_dir/name/version
@@ -115,31 +117,30 @@ def _id_of_wandb(folder: Path) -> str | None:
 
 
 def peek(path: Path) -> dict[str, Any] | None:
-    """A checkpoint without its tensors; None if it is not readable or has no arguments of a run."""
+    """A checkpoint without its tensors; None if it is not readable or records no run."""
     try:
         checkpoint = load_checkpoint(path, with_tensors=False)
-        recorded_arguments(checkpoint)
+        run_of(checkpoint)
         return checkpoint
     except Exception:  # damage can fail anywhere; loading the checkpoint says what is wrong
         return None
 
 
-def find_last(folder: Path, name: str | None, below: str, wanted: Arguments) -> Path:
-    """The newest `checkpoints/last*.ckpt` of the runs in `folder` with the wanted arguments.
+def find_last(options: Namespace, wanted: Arguments) -> Path:
+    """The newest `checkpoints/last*.ckpt` of the runs with the wanted arguments.
 
     Data may lie elsewhere, if no run has it at the same location: its fingerprint is compared when it is read. An
     unreadable checkpoint counts as one of the run, so that the user hears of it.
 
     Args:
-        folder: the folder with the runs' folders.
-        name: of the run's folder; None for any.
-        below: the folder in the run's folder that its logger writes to; mostly "".
+        options: of the Trainer; its loggers say where runs are, and may name one.
         wanted: the arguments; the fixed ones must be equal.
 
     Raises:
         ValueError: if there is none; names the runs that there are, and how they differ.
     """
-    pattern = Path(glob.escape(name) if name else "*", below, "checkpoints", "last*.ckpt")
+    folder, name = root(options), version(options)
+    pattern = Path(glob.escape(name) if name else "*", sub_dir(options), "checkpoints", "last*.ckpt")
     found = sorted(folder.glob(str(pattern)), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if not found:
         missing = folder / pattern.with_name("last.ckpt")
@@ -147,7 +148,7 @@ def find_last(folder: Path, name: str | None, below: str, wanted: Arguments) -> 
     moved, others = [], []
     for path in found:
         checkpoint = peek(path)
-        unequal = [] if checkpoint is None else fixed_differences(wanted, recorded_arguments(checkpoint))
+        unequal = [] if checkpoint is None else fixed_differences(wanted, run_of(checkpoint)["arguments"])
         if not unequal:
             return path
         if all(argument in LOCATIONS for argument, *_ in unequal):
@@ -193,3 +194,38 @@ def _csv_files(trainer: Trainer) -> Iterator[tuple[Path, Path, CSVLogger]]:
         if isinstance(logger, CSVLogger):
             metrics = Path(logger.log_dir, "metrics.csv")
             yield metrics, metrics.with_name("metrics_before_resume.csv"), logger
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration with the run, in a folder that no other process trains in.
+
+    A folder that holds a run already is only used with a `ckpt_path`.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
+        super().__init__(parser, config, overwrite=True, **options)
+        self.resumed = config.get("ckpt_path") is not None
+        self.lock: FileLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":  # validate and test may use a run's folder, which keeps its configuration
+            return
+        folder = run_folder(trainer)
+        if not self.resumed and holds_a_run(folder):
+            raise ValueError(f"{folder} holds another run: choose another one, or give its ckpt_path to resume it")
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(folder / ".training.lock")  # the operating system's: it ends with the process
+            try:
+                self.lock.acquire(blocking=False)
+            except Timeout as error:
+                raise ValueError(f"another process trains in {folder}: start again, or choose another one") from error
+            path = str(folder / self.config_filename)  # not in trainer.log_dir, which MLflow with a database lacks
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Union
 
-import numpy as np
 from torch import nn
 
 from . import foreign
 from .attention import ARCHITECTURES, Attention
+from .values import plain
 
 #: What a model's `attention` may be: a class, a partial of one, a key, a dict with `class_path`, a spec, a list, or a
 #: hybrid in one line, `3x gated_delta_net + standard`.
@@ -150,11 +150,6 @@ def options_of(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
         return {}
     named = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return {option.name: option for option in named[2:]}
-
-
-def plain(value: Any) -> Any:
-    """A number of numpy as Python's own, which a checkpoint can hold; any other value as it is."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _find(name: str) -> type[nn.Module]:

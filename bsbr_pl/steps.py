@@ -5,6 +5,7 @@ an endless stream, and every optimiser step takes batch_size * accumulate_grad_b
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from lightning import Trainer
@@ -15,6 +16,7 @@ REFUSED = {
     GradientAccumulationScheduler: "changes the size of a step: use accumulate_grad_batches",
     StochasticWeightAveraging: "changes the weights after the last validation and checkpoint: use EMAWeightAveraging",
 }
+NEVER = 1 << 62  # a number of batches that no run reaches
 
 
 def has_epochs(trainer: Trainer) -> bool:
@@ -60,21 +62,14 @@ def batches_taken(trainer: Trainer) -> int:
     return before + step * trainer.accumulate_grad_batches
 
 
-def arguments(trainer: Trainer) -> dict[str, Any]:
-    """The arguments of a Trainer that belong to a run's arguments (`run.OF_TRAINER`)."""
+def arguments(trainer: Trainer, names: Iterable[str]) -> dict[str, Any]:
+    """These arguments of a Trainer, which keeps all but `max_time` as attributes."""
+    found = {name: getattr(trainer, name, None) for name in names}
+    clipping = found["gradient_clip_algorithm"]
     limits = [elapsed + remaining for elapsed, remaining in _times(trainer)]
-    clipping = trainer.gradient_clip_algorithm
-    return {
-        "max_steps": trainer.max_steps,
-        "max_epochs": trainer.max_epochs,
-        "max_time": round(min(limits), 2) if limits else None,  # elapsed and remaining are read one after the other
-        "precision": trainer.precision,
-        "gradient_clip_val": trainer.gradient_clip_val,
+    return found | {
         "gradient_clip_algorithm": getattr(clipping, "value", clipping),
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "overfit_batches": trainer.overfit_batches,  # type: ignore[attr-defined]
-        "limit_train_batches": trainer.limit_train_batches,
-        "limit_val_batches": trainer.limit_val_batches,
+        "max_time": round(min(limits), 2) if limits else None,  # elapsed and remaining are read one after the other
     }
 
 
@@ -150,3 +145,57 @@ def check(trainer: Trainer) -> None:
             f"val_check_interval={interval:g} is a share of an epoch, but this run has no epochs: set a number of "
             "optimiser steps, or max_epochs"
         )
+
+
+class StepLoop:
+    """Makes a Trainer validate after optimiser steps and stop only between them.
+
+    Lightning counts batches, and compares validation intervals with the length of an epoch. This class alone sets
+    attributes of the Trainer and of its loops: `check_val_every_n_epoch`, `val_check_batch`, `should_stop` and
+    `fit_loop.min_epochs`, all of them public.
+
+    Args:
+        trainer: before it fits.
+
+    Raises:
+        ValueError: naming an option of the Trainer that a run of whole steps cannot have.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        check(trainer)
+        self.trainer = trainer
+        self.every_n_epochs: int | None = trainer.check_val_every_n_epoch  # type: ignore[attr-defined]
+        self.stop_after_step = False
+        trainer.check_val_every_n_epoch = None  # type: ignore[attr-defined]
+
+    def restore(self) -> None:
+        """Give the Trainer back its option."""
+        self.trainer.check_val_every_n_epoch = self.every_n_epochs  # type: ignore[attr-defined]
+
+    def start(self, validated: int | None) -> None:
+        """Training starts or resumes; the last validation was after the step `validated`."""
+        if not has_epochs(self.trainer):
+            self.trainer.fit_loop.min_epochs = 0  # Lightning sets 1 if min_steps is given, which is never reached
+        self.validate_after_batch(validated == self.trainer.global_step)  # when resuming, Lightning asks once more
+
+    def validate_after_batch(self, due: bool) -> None:
+        """Say whether Lightning validates after the current batch."""
+        if validation_interval(self.trainer) is not None:
+            self.trainer.val_check_batch = 1 if due else NEVER
+        elif due:  # the interval is a time, which Lightning measures; it validates when it is told to stop
+            self.trainer.should_stop = True
+
+    def validate_after_step(self) -> None:
+        """Say whether Lightning validates after the current step, by `validation_follows`."""
+        step = self.trainer.global_step + 1
+        self.validate_after_batch(validation_follows(self.trainer, step, self.every_n_epochs))
+
+    def end_batch(self, within_step: bool) -> None:
+        """Postpone a stop that was asked for within a step, as max_time does, to the end of the step."""
+        stop = self.trainer.should_stop or self.stop_after_step
+        self.trainer.should_stop, self.stop_after_step = stop and not within_step, stop and within_step
+
+
+def validates_now(trainer: Trainer) -> bool:
+    """Whether the Trainer validates right after the current batch, as `StepLoop` told it."""
+    return trainer.enable_validation and trainer.val_check_batch == 1

@@ -14,6 +14,13 @@ from typing import Any
 import numpy as np
 
 
+def plain(value: Any) -> Any:
+    """Numbers of numpy, also in lists and tuples, as Python's own, which a checkpoint can hold; all else as it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
 def finite(value: Any) -> Any:
     """Plain values for JSON: tuples as lists, keys as text, None for every number that is not finite."""
     if isinstance(value, float):

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.run_folder import put_csv_rows_back, run_folder
-from bsbr_pl.step_loop import validation_follows
+from bsbr_pl.steps import validates_now
 
 from .step_windows import at_window_edge
 
@@ -79,7 +79,7 @@ class LastCheckpoint(Checkpoint):
         if self._between_steps:
             self._seen = trainer.global_step
             due = trainer.global_step % self.every_n_steps == 0
-            if (self._asked_to_stop(trainer) or due) and not validation_follows(trainer):
+            if (self._asked_to_stop(trainer) or due) and not validates_now(trainer):
                 self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

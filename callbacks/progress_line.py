@@ -12,8 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
-from bsbr_pl.step_loop import validation_follows
-from bsbr_pl.steps import planned_steps, seconds_left
+from bsbr_pl.steps import planned_steps, seconds_left, validates_now
 from bsbr_pl.utils.timing import Clock
 
 from .step_windows import at_window_edge
@@ -69,7 +68,7 @@ class ProgressLine(ProgressBar):
             self._read_rate(pl_module)
         if at_window_edge(trainer) or pl_module.device.type == "cpu":
             self._loss = trainer.callback_metrics.get("train/loss")
-        if not validation_follows(trainer):
+        if not validates_now(trainer):
             every = (planned_steps(trainer) or 100 * LINES) / LINES
             self._show(trainer, due=int(step / every) > int(self._printed / every))
 

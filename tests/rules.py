@@ -247,7 +247,7 @@ ATTENTIONS = ("bsbr_pl.attention",)
 KERNELS = ("bsbr_pl.attention.kernels", "bsbr_pl.attention.triton_kernels", "bsbr_pl.attention.ops")
 PRODUCT = ("bsbr_pl", "callbacks", "train", "evaluate")
 MODEL = ("bsbr_pl.model", "bsbr_pl.branches", "bsbr_pl.generation", "bsbr_pl.inputs")
-MODULE = ("bsbr_pl.module", "bsbr_pl.resume", "bsbr_pl.step_loop", "bsbr_pl.optimizer")
+MODULE = ("bsbr_pl.module", "bsbr_pl.resume", "bsbr_pl.steps", "bsbr_pl.optimizer")
 
 
 def rules(attention_classes: tuple[str, ...], data_classes: tuple[str, ...], keys: tuple[str, ...]) -> dict[str, Rule]:

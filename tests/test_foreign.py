@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from jsonargparse import set_parsing_settings
 from test_readme import DATA, EVALUATE, TRAIN, commands, run
 from torch import Tensor, nn
 
@@ -47,7 +46,6 @@ class Mean(nn.Module):
 def _nothing_is_trusted():
     yield
     trust([])
-    set_parsing_settings(import_path_denylist=["my_attention"])  # jsonargparse keeps what it once allowed
 
 
 @pytest.fixture
@@ -144,6 +142,11 @@ def test_what_is_not_trusted_is_not_imported(here, capfd):
     assert "my_attention" not in sys.modules
     config = Path("runs/version_0/config.yaml")  # names the wrapper and its module
     assert not run(f"train.py fit --trust my_attention --config {config}", [])
+    sys.modules.pop("my_attention")
+    foreign._given.clear()
+    assert run("train.py fit --model.attention=my_attention.MyAttention", TRAIN) == 2, "what was trusted is withdrawn"
+    assert refused in capfd.readouterr().err
+    assert "my_attention" not in sys.modules
 
 
 MISTAKES = {

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         *(f"bsbr_pl.{name}" for name in ("feed_forward", "generation", "inputs")),
     },
     "bsbr_pl.foreign": {"bsbr_pl.attention.base"},
-    "bsbr_pl.spec": {"bsbr_pl.attention", "bsbr_pl.foreign"},
+    "bsbr_pl.spec": {"bsbr_pl.attention", "bsbr_pl.foreign", "bsbr_pl.values"},
     "bsbr_pl.models": {"bsbr_pl.attention", "bsbr_pl.model", "bsbr_pl.spec", "bsbr_pl.values"},
     "bsbr_pl": {"bsbr_pl.evals.certificate", "bsbr_pl.models"},
     "bsbr_pl.compiled": {"bsbr_pl.model", "bsbr_pl.patches"},
@@ -47,41 +47,35 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.utils": {"bsbr_pl", "bsbr_pl.models", "bsbr_pl.patches", "bsbr_pl.results", "bsbr_pl.values"},
     "bsbr_pl.patches": set(),
     # Data.
-    "bsbr_pl.data.base": {"bsbr_pl.steps", "bsbr_pl.data.text"},  # the text for a type only
+    "bsbr_pl.data.base": {"bsbr_pl.steps", "bsbr_pl.values", "bsbr_pl.data.text"},  # the text for a type only
     "bsbr_pl.data.files": set(),
     "bsbr_pl.data.rows": {"bsbr_pl.data.files"},
-    "bsbr_pl.data.hub": {"bsbr_pl.data.rows"},
     "bsbr_pl.data.sources": {"bsbr_pl.data.base", "bsbr_pl.data.files"},
     "bsbr_pl.data.folders": {f"bsbr_pl.data.{name}" for name in ("base", "files", "sources")},
     "bsbr_pl.data.corpora": {"bsbr_pl.data.files", "bsbr_pl.data.sources"},
-    "bsbr_pl.data.opening": {
-        f"bsbr_pl.data.{name}" for name in ("corpora", "files", "folders", "hub", "rows", "sources")
-    },
+    "bsbr_pl.data.opening": {f"bsbr_pl.data.{name}" for name in ("corpora", "files", "folders", "rows", "sources")},
     "bsbr_pl.data.bpe_file": set(),
     "bsbr_pl.data.tokenizer": {"bsbr_pl.data.bpe_file"},
-    "bsbr_pl.data.corpus": {
-        "bsbr_pl.utils.files",
-        *(f"bsbr_pl.data.{name}" for name in ("base", "corpora", "files", "sources", "tokenizer")),
-    },
+    "bsbr_pl.data.corpus": {f"bsbr_pl.data.{name}" for name in ("base", "corpora", "files", "sources", "tokenizer")},
     "bsbr_pl.data.windows": {"bsbr_pl.data.base", "bsbr_pl.data.corpus"},
     "bsbr_pl.data.tasks": {"bsbr_pl.data.base"},
     "bsbr_pl.data.mad_tasks": {"bsbr_pl.data.base", "bsbr_pl.data.tasks"},
     "bsbr_pl.data": {
+        "bsbr_pl.utils.files",
         *(f"bsbr_pl.data.{name}" for name in ("base", "corpus", "mad_tasks", "opening", "sources", "tasks")),
         *(f"bsbr_pl.data.{name}" for name in ("tokenizer", "windows")),
     },
     # Training.
     "bsbr_pl.steps": set(),
-    "bsbr_pl.step_loop": {"bsbr_pl.steps"},
     "bsbr_pl.archive": set(),
     "bsbr_pl.checkpoint": {"bsbr_pl.archive", "bsbr_pl.utils.files", "bsbr_pl.values"},
     "bsbr_pl.optimizer": {"bsbr_pl.attention.parts"},
-    "bsbr_pl.run": {"bsbr_pl.spec"},
+    "bsbr_pl.run": {"bsbr_pl.schema", "bsbr_pl.spec", "bsbr_pl.values"},
     "bsbr_pl.resume": {"bsbr_pl.run", "bsbr_pl.steps"},
     "bsbr_pl.module": {
         *("bsbr_pl.attention.base", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.spec", "bsbr_pl.compiled"),
         *("bsbr_pl.limits", "bsbr_pl.metrics", "bsbr_pl.checkpoint", "bsbr_pl.optimizer", "bsbr_pl.resume"),
-        *("bsbr_pl.step_loop", "bsbr_pl.steps"),
+        *("bsbr_pl.steps", "bsbr_pl.values"),
     },
     "bsbr_pl.convert": {
         *("bsbr_pl.attention", "bsbr_pl.feed_forward", "bsbr_pl.module", "bsbr_pl.spec", "bsbr_pl.values"),
@@ -94,7 +88,6 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.plain_yaml": set(),
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml", "bsbr_pl.values"},
     "bsbr_pl.run_folder": {"bsbr_pl.checkpoint", "bsbr_pl.run", "bsbr_pl.utils.files"},
-    "bsbr_pl.save_config": {"bsbr_pl.run_folder"},
     "bsbr_pl.configuration": {"bsbr_pl.attention", "bsbr_pl.foreign", "bsbr_pl.spec", "bsbr_pl.values"},
     "bsbr_pl.cli": {
         "bsbr_pl.configuration",
@@ -104,12 +97,12 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {
         *("bsbr_pl.attention", "bsbr_pl.data", "bsbr_pl.data.base", "bsbr_pl.data.files", "bsbr_pl.module"),
         "bsbr_pl.attention.parts",
-        *("bsbr_pl.run_folder", "bsbr_pl.spec", "bsbr_pl.step_loop", "bsbr_pl.steps"),
+        *("bsbr_pl.run_folder", "bsbr_pl.spec", "bsbr_pl.steps"),
         *("bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
     },
     "train": {
-        *("callbacks", "bsbr_pl.cli", "bsbr_pl.data", "bsbr_pl.module", "bsbr_pl.parsing", "bsbr_pl.save_config"),
+        *("callbacks", "bsbr_pl.cli", "bsbr_pl.data", "bsbr_pl.module", "bsbr_pl.parsing", "bsbr_pl.run_folder"),
         *("bsbr_pl.foreign", "bsbr_pl.utils.allocator", "bsbr_pl.values"),
     },
     # Evaluation.

@@ -412,5 +412,6 @@ def test_a_refused_resume_names_both_values(monkeypatch):
     module._trainer = SimpleNamespace(precision_plugin=precision)
     monkeypatch.setattr(module, "_arguments", lambda: {"model.hidden_dim": 32, "model.learning_rate": 0.1})
     run = {"arguments": {"model.hidden_dim": 16, "model.learning_rate": 0.2}, "changes": [], "step": 3}
+    run |= {"tokens": 96, "samples": 3, "validated": None}
     with pytest.raises(ValueError, match=r"cannot be resumed with model.hidden_dim=32 instead of 16: "):
         module.on_load_checkpoint({"run": run | {"epoch_steps": None}, "global_step": 3})

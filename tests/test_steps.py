@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from bsbr_pl import steps
-from bsbr_pl.run import run_arguments
+from bsbr_pl.run import OF_TRAINER, run_arguments
 
 
 def trainer(batches: int = 7, **options: Any) -> Any:
@@ -111,14 +111,17 @@ def test_arguments_of_a_trainer():
     given |= {"accumulate_grad_batches": 3, "overfit_batches": 2, "limit_train_batches": 4, "limit_val_batches": 6}
     algorithm = SimpleNamespace(value="norm")
     subject = trainer(**given, gradient_clip_algorithm=algorithm, callbacks=[timer(20.0), timer(35.0), timer(None)])
-    assert steps.arguments(subject) == given | {"gradient_clip_algorithm": "norm", "max_time": 60.0}
+    assert steps.arguments(subject, OF_TRAINER) == given | {"gradient_clip_algorithm": "norm", "max_time": 60.0}
     subject.callbacks = []
-    assert steps.arguments(subject)["max_time"] is None
+    assert steps.arguments(subject, OF_TRAINER)["max_time"] is None
 
 
 def test_arguments_of_a_run_name_the_class_of_its_data():
     data = {"batch_size": 4, "lengths": (1, (2, 3)), "_instantiator": "x"}
-    assert run_arguments({"dropout": 0.1}, "MQARData", data, {}, 7, None) == {
+    given = steps.arguments(trainer(max_steps=5), OF_TRAINER)
+    found = run_arguments({"attention": "standard", "dropout": 0.1}, "MQARData", data, given, 7, None)
+    assert (found["model.attention"], found["trainer.max_steps"]) == ("standard", 5)
+    assert {name: found[name] for name in found if not name.startswith(("trainer.", "model.attention"))} == {
         "model.dropout": 0.1, "data.class": "MQARData", "data.batch_size": 4, "data.lengths": [1, [2, 3]],
         "seed": 7, "initial_weights": None,
     }  # fmt: skip

@@ -23,6 +23,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
 from .. import steps
+from ..values import plain
 
 if TYPE_CHECKING:
     from .text import TextData
@@ -79,7 +80,7 @@ class TokenData(LightningDataModule):
     def save_hyperparameters(self, *args: Any, frame: FrameType | None = None, **kwargs: Any) -> None:
         """Keep the arguments. Values of numpy become Python's own, because a checkpoint is loaded without numpy's."""
         super().save_hyperparameters(*args, frame=frame or inspect.currentframe().f_back, **kwargs)  # type: ignore[union-attr]
-        self.hparams.update({name: _without_numpy(value) for name, value in self.hparams.items()})
+        self.hparams.update({name: plain(value) for name, value in self.hparams.items()})
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -311,9 +312,3 @@ def check_integer(name: str, value: Any, least: int) -> int:
     if value < least:
         raise ValueError(f"{name}={value} is too small: at least {least}")
     return value  # type: ignore[return-value]
-
-
-def _without_numpy(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(map(_without_numpy, value))
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

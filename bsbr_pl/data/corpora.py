@@ -102,18 +102,15 @@ def near_copies(texts: Iterable[tuple[str, str]]) -> dict[str, str]:
     return group
 
 
-class Gcide:
+class Gcide(Source):
     """The entries of an English dictionary, GCIDE: the word, its definitions with examples, synonyms and phrases.
 
     Etymologies and parts of speech are left out, because the package repeats those of one entry at the next. Entries
     with the same definitions are in one split.
     """
 
-    total_bytes: int | None = None
-
     def __init__(self, held_out: HeldOut) -> None:
-        self.held_out = held_out
-        self.left_out: dict[str, int] = {}
+        super().__init__(held_out)
         (package,) = RELEASED["gcide"].packages
         self.files = _installed("gcide", package, "dictionary", ".json")
 

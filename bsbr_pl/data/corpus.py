@@ -24,8 +24,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bsbr_pl.utils.files import default_cache_dir as default_cache_dir
-
 from .base import SPLITS
 from .corpora import RELEASED
 from .files import Piece

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -148,8 +149,7 @@ def seekable(file: SourceFile) -> Iterator[BinaryIO]:
             yield stream
             return
         with tempfile.TemporaryFile() as whole:
-            while block := stream.read(1 << 20):
-                whole.write(block)
+            shutil.copyfileobj(stream, whole)
             whole.seek(0)
             yield whole  # type: ignore[misc]
 

@@ -6,9 +6,8 @@ Splits are found by the rules of Hugging Face's `datasets`: by a word in the nam
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from .base import SPLITS
 from .files import SourceFile, decompressed_name
@@ -59,7 +58,7 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         return
     # Other .arrow files beside those of a data set that `save_to_disk` wrote are caches.
     is_saved = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
-    saved = _saved_list(folder / "state.json", "files", _saved_files) if is_saved else None
+    saved = _saved_list(folder / "state.json", "files") if is_saved else None
     for entry in folder.iterdir():
         if entry.name.startswith(".") or (entry.suffix == ".arrow" and saved is not None and entry.name not in saved):
             continue
@@ -71,18 +70,13 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             raise ValueError(f"{entry} is a broken link: restore the file, or remove the link")
 
 
-def _saved_files(state: Any) -> list[str]:
-    return [file["filename"] for file in state["_data_files"]]
-
-
-def _saved_splits(info: Any) -> list[str]:
-    return [str(split) for split in info["splits"]]
-
-
-def _saved_list(file: Path, what: str, read: Callable[[Any], list[str]]) -> list[str]:
-    """What a JSON file of `save_to_disk` lists."""
+def _saved_list(file: Path, what: str) -> list[str]:
+    """The `files` or `splits` that a JSON file of `save_to_disk` lists."""
     try:
-        return read(json.loads(file.read_text()))
+        saved = json.loads(file.read_text())
+        if what == "files":
+            return [one["filename"] for one in saved["_data_files"]]
+        return [str(split) for split in saved["splits"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} does not list the {what} of a saved data set: save it again ({error!r})") from error
 
@@ -105,7 +99,7 @@ def named_splits(folder: Path, names: list[str], rows: bool) -> dict[str, list[s
     """
     list_of_splits = folder / "dataset_dict.json"
     if list_of_splits.is_file():
-        saved = _saved_list(list_of_splits, "splits", _saved_splits)
+        saved = _saved_list(list_of_splits, "splits")
         return {split: [name for name in names if name.startswith(f"{split}/")] for split in saved}
     splits = {name: _split_name(name) for name in names}
     found = {split for split in splits.values() if split is not None}

@@ -10,8 +10,7 @@ from typing import Any
 from .corpora import BUILT_IN
 from .files import SourceFile, refuse_archives, sha256_of, suffix_of, total_bytes
 from .folders import choose_splits, files_below, is_about, named_splits
-from .hub import read_hub
-from .rows import is_table, read_rows
+from .rows import is_table, read_hub, read_rows
 from .sources import HeldOut, Named, OwnFiles, Rows, Source, Texts, files_to_split
 
 _OF_ROWS = ("text_column", "join_rows", "max_rows")
@@ -135,19 +134,17 @@ def _splits_of_folder(path: Path, source: str, files: Named, rows: bool, options
 
 
 def _rows(splits: dict[str, list[SourceFile]], source: str, held_out: HeldOut, options: Options) -> Rows:
-    own = set(splits) - {"train"}
-
     def content() -> dict[str, Any]:
         hashes = {split: [sha256_of(file) for file in files] for split, files in splits.items()}
         return {
-            "rows": hashes if own else hashes["train"],
+            "rows": hashes if len(splits) > 1 else hashes["train"],
             "column": options.text_column,
             "splits": {split: split for split in splits},
         }
 
     texts: dict[str, Texts] = {split: partial(read_rows, files, options.text_column) for split, files in splits.items()}
     size = total_bytes(file for files in splits.values() for file in files)
-    held_out = held_out.without_own_splits(own, source)
+    held_out = held_out.without_own_splits(set(splits), source)
     return Rows(texts, content, held_out, options.join_rows, options.max_rows, size)
 
 
@@ -166,8 +163,7 @@ def _hub(source: str, held_out: HeldOut, options: Options) -> Rows:
         "column": options.text_column,
         "splits": splits,
     }
-    version = {"name": options.subset, "revision": options.revision, "streaming": options.streaming}
-    arguments = {"path": source, **version}
+    arguments = {"path": source, "name": options.subset, "revision": options.revision, "streaming": options.streaming}
     texts: dict[str, Texts] = {
         split: partial(read_hub, arguments, name, options.text_column) for split, name in splits.items()
     }

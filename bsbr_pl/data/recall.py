@@ -26,6 +26,7 @@ class Segment(NamedTuple):
     name: str
     task: Task
     size: int
+    length: int | None = None  # tokens; None for the data's context_length
 
 
 class RecallSamples:
@@ -95,6 +96,20 @@ class RecallData(TokenData):
         return self._vocab_size
 
     @property
+    def train_lengths(self) -> dict[int, int]:
+        sizes: Counter[int] = Counter()
+        for segment in self._train:
+            sizes[segment.length or self.context_length] += segment.size
+        return dict(sizes) if len(sizes) > 1 else dict.fromkeys(sizes, 1)
+
+    @property
+    def validation_length(self) -> int:
+        return max((segment.length or self.context_length for segment in self._test), default=0)
+
+    def _test_length_arguments(self, length: int) -> dict[str, Any]:
+        return {"test_lengths": [length]} if "test_lengths" in self.hparams else {"context_length": length}
+
+    @property
     def fingerprint(self) -> str:
         without = (*NOT_CONTENT, *self.content_arguments)
         content = {name: value for name, value in self.arguments.items() if name not in without}
@@ -139,20 +154,9 @@ class MQARData(RecallData):
 
         def segment(length: int, pairs: int, size: int) -> Segment:
             task = partial(mqar, vocab_size=vocab_size, random_filler=random_filler, power=power)
-            return Segment(f"T{length}_N{pairs}", partial(task, length=length, pairs=pairs), size)
+            return Segment(f"T{length}_N{pairs}", partial(task, length=length, pairs=pairs), size, length)
 
         self._set_segments(vocab_size, [segment(*s) for s in train_segments], [segment(*s) for s in test_segments])
-
-    @property
-    def train_lengths(self) -> dict[int, int]:
-        lengths: Counter[int] = Counter()
-        for length, _, size in self.hparams["train_segments"]:
-            lengths[length] += size
-        return dict(lengths)
-
-    @property
-    def validation_length(self) -> int:
-        return max((length for length, *_ in self.hparams["test_segments"]), default=0)
 
     def plateau(self) -> float:
         """One of the N values of the context, whatever the key; the mean over the test segments."""
@@ -192,17 +196,10 @@ class InductionData(RecallData):
         self.save_hyperparameters(logger=False)
 
         def segment(length: int, size: int) -> Segment:
-            return Segment(f"T{length}", partial(induction, length=length, vocab_size=vocab_size), size)
+            return Segment(f"T{length}", partial(induction, length=length, vocab_size=vocab_size), size, length)
 
         tests = [segment(length, num_test) for length in test_lengths]
         self._set_segments(vocab_size, [segment(context_length, num_train)], tests)
-
-    @property
-    def validation_length(self) -> int:
-        return max(self.hparams["test_lengths"], default=0)
-
-    def _test_length_arguments(self, length: int) -> dict[str, Any]:
-        return {"test_lengths": [length]}
 
 
 class SelectiveCopyData(RecallData):
@@ -278,13 +275,9 @@ class NeedleData(RecallData):
         self.test_lengths = [context_length] if test_lengths is None else list(test_lengths)
         check_integer("num_train", num_train, 1)
         check_integer("num_test", num_test, 1)
-        longest = max(self.context_length, self.validation_length)
-        segments = [
-            one for split in ("train", "test") for one in self._segments(split, partial(np.empty, longest), 2**31)
-        ]
-        for segment in segments:
-            segment.task(NO_SAMPLES)
-        self.slice_names = [segment.name for segment in segments]
+        longest = max([context_length, *self.test_lengths])
+        train, test = (self._segments(split, partial(np.empty, longest), 2**31) for split in ("train", "test"))
+        self._set_segments(2**31, train, test)  # the text and its vocabulary are read later
 
     @cached_property
     def text_data(self) -> TextData:
@@ -304,13 +297,6 @@ class NeedleData(RecallData):
     def fingerprint(self) -> str:
         return digest(super().fingerprint, self.text_data.fingerprint)
 
-    @property
-    def validation_length(self) -> int:
-        return max(self.test_lengths, default=0)
-
-    def _test_length_arguments(self, length: int) -> dict[str, Any]:
-        return {"test_lengths": [length]}
-
     def plateau(self) -> float:
         """One of the N values of the context, whatever the key, or chance if there is one; the mean over the slices."""
         chance = self.chance()
@@ -326,12 +312,13 @@ class NeedleData(RecallData):
         if split == "train":
             length, needles = self.context_length, h["num_needles"]
             task = partial(task, length=length, depth=None, needles=needles)
-            return [Segment(f"T{length}_N{needles}", task, h["num_train"])]
+            return [Segment(f"T{length}_N{needles}", task, h["num_train"], length)]
         return [
             Segment(
                 f"T{length}_N{needles}_d{depth:g}",
                 partial(task, length=length, depth=depth, needles=needles),
                 h["num_test"],
+                length,
             )
             for length, needles, depth in product(self.test_lengths, h["test_needles"], h["depths"])
         ]

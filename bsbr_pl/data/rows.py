@@ -1,19 +1,23 @@
-"""The text column of files of rows: .jsonl, .ndjson, .json, .csv, .tsv, .parquet and .arrow, also compressed.
+"""The text column of rows: of data sets on the Hugging Face Hub, and of files, which may be compressed.
 
-Files are read from start to end, a line or a batch at a time; only a .json file that is one array is read whole.
-Columns other than the text column may have any type, and another type in each file.
+Files (.jsonl, .ndjson, .json, .csv, .tsv, .parquet and .arrow) are read from start to end, a line or a batch at a
+time; only a .json file that is one array is read whole. Columns other than the text column may have any type,
+and another type in each file.
 """
 
 import codecs
 import csv
 import io
 import json
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from .files import BLOCK, SourceFile, decompressed, read_pieces, seekable, suffix_of
 
@@ -63,6 +67,50 @@ def check_text(value: Any, column: str, place: str) -> str | None:
 def missing_column(column: str, place: str, columns: Iterable[str]) -> ValueError:
     names = ", ".join(map(repr, columns))
     return ValueError(f"text_column={column!r} is not among the columns of {place}: {names}")
+
+
+def read_hub(arguments: dict[str, Any], split: str, column: str) -> Iterator[str | None]:
+    """The texts of a column of a data set's split; None for a row without text.
+
+    Args:
+        arguments: of `datasets.load_dataset`, without the split
+
+    Raises:
+        ValueError: the data set cannot be read, and what to do; or the column is missing or holds no strings.
+    """
+    for number, row in enumerate(_hub_rows(arguments, split), 1):
+        if column not in row:
+            raise missing_column(column, arguments["path"], row)
+        yield check_text(row[column], column, f"{arguments['path']}, row {number} of {split!r}")
+
+
+def _hub_rows(arguments: dict[str, Any], split: str) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    datasets.utils.logging.disable_progress_bar()
+    try:
+        if not datasets.config.HF_HUB_OFFLINE:
+            _check_hub_answers()
+        yield from datasets.load_dataset(**arguments, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"source={arguments['path']!r} (split {split!r}) cannot be read: {error}. If this machine is offline, set "
+            "HF_HUB_OFFLINE=1 to use a data set that was downloaded before, or give the path of its .parquet, .jsonl "
+            "or text files as source; source='packages' needs no download"
+        ) from error
+
+
+def _check_hub_answers() -> None:
+    """ConnectionError at once; the Hub's own client would try again for half a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if "https" in getproxies():
+        return  # only the proxy needs to be reachable from here
+    host = urlsplit(ENDPOINT).hostname
+    try:
+        socket.create_connection((host, urlsplit(ENDPOINT).port or 443), timeout=5).close()
+    except OSError as error:
+        raise ConnectionError(f"{host} does not answer ({error})") from error
 
 
 def _json_cells(file: SourceFile, column: str) -> Cells:

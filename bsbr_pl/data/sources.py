@@ -4,9 +4,10 @@ A source yields `Piece`s: a document comes in one or more pieces, so that a file
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from .base import SPLITS
 from .files import (
@@ -60,35 +61,39 @@ class HeldOut:
         return HeldOut(0.0 if "val" in own else self.val, 0.0 if "test" in own else self.test)
 
 
-class Source(Protocol):
+class Source(ABC):
     """Documents in a fixed order.
 
-    Attributes:
-        total_bytes: for the progress bar; None if it is not known
+    Args:
         held_out: the fractions that are held out of the training documents
+        total_bytes: for the progress bar; None if it is not known
+
+    Attributes:
         left_out: after `pieces()`, how many documents of each split were left out because another split has them
     """
 
-    total_bytes: int | None
-    held_out: HeldOut
-    left_out: dict[str, int]
+    def __init__(self, held_out: HeldOut, total_bytes: int | None = None) -> None:
+        self.held_out, self.total_bytes = held_out, total_bytes
+        self.left_out: dict[str, int] = {}
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What decides the documents and their splits, except for `held_out`."""
 
-    def pieces(self) -> Iterator[Piece]: ...
+    @abstractmethod
+    def pieces(self) -> Iterator[Piece]:
+        """The documents; they are read anew by each call."""
 
 
-class Files:
+class Files(Source):
     """Files of raw text, one document each, split by the hash of their relative path.
 
     Equal files are in one split: that of the first of them, by path.
     """
 
     def __init__(self, files: Named, held_out: HeldOut) -> None:
+        super().__init__(held_out, total_bytes(files.values()))
         self.files = dict(sorted(files.items()))
-        self.held_out, self.total_bytes = held_out, total_bytes(files.values())
-        self.left_out: dict[str, int] = {}
 
     def identity(self) -> dict[str, Any]:
         hashes = hashes_of(self.files)
@@ -108,12 +113,12 @@ class Files:
         return {name: first.setdefault(content, self._split_of(name)) for name, content in hashes.items()}
 
 
-class OneFile:
+class OneFile(Source):
     """One file of raw text, cut by position into a document to train on, one for validation and one for test."""
 
     def __init__(self, file: SourceFile, held_out: HeldOut) -> None:
-        self.file, self.held_out, self.total_bytes = file, held_out, total_bytes([file])
-        self.left_out: dict[str, int] = {}
+        super().__init__(held_out, total_bytes([file]))
+        self.file = file
 
     def identity(self) -> dict[str, Any]:
         return {"file": sha256_of(self.file)}
@@ -127,7 +132,7 @@ class OneFile:
                 yield from read_stretch(stream, self.file, split, start, stop)
 
 
-class OwnFiles:
+class OwnFiles(Source):
     """Files of raw text, one document each, in splits of their own.
 
     A text in two splits is kept in one: test before validation before training. A missing split is held out of the
@@ -139,10 +144,8 @@ class OwnFiles:
     """
 
     def __init__(self, splits: dict[str, Named], held_out: HeldOut) -> None:
+        super().__init__(held_out, total_bytes(file for files in splits.values() for file in files.values()))
         self.splits = {split: dict(sorted(files.items())) for split, files in splits.items()}
-        self.held_out = held_out
-        self.total_bytes = total_bytes(file for files in splits.values() for file in files.values())
-        self.left_out: dict[str, int] = {}
 
     def identity(self) -> dict[str, Any]:
         return {"own_files": {split: hashes_of(files) for split, files in self.splits.items()}}
@@ -172,7 +175,7 @@ def hashes_of(files: Named) -> dict[str, str]:
     return {name: sha256_of(file) for name, file in files.items()}
 
 
-class Rows:
+class Rows(Source):
     """Rows of a text column.
 
     A row is a document; with `join_rows` the rows of a split are one running text (the rows of wikitext are lines). A
@@ -205,9 +208,8 @@ class Rows:
             )
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows={max_rows} is too small: at least 1, or null for all")
-        self.texts, self.content, self.held_out = texts, content, held_out
-        self.join_rows, self.max_rows, self.total_bytes = join_rows, max_rows, total_bytes
-        self.left_out: dict[str, int] = {}
+        super().__init__(held_out, total_bytes)
+        self.texts, self.content, self.join_rows, self.max_rows = texts, content, join_rows, max_rows
 
     def identity(self) -> dict[str, Any]:
         several = len(self.texts) > 1 and not self.join_rows

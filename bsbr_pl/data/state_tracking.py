@@ -7,11 +7,10 @@ arXiv 2411.12537); one Householder product a token, with eigenvalues in [-1, 1],
 n elements need n - 1 of them, or more layers (Siems et al. 2025, arXiv 2502.10297).
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import permutations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -157,22 +156,11 @@ class StateTrackingData(RecallData):
         def segment(length: int, size: int, test: bool) -> Segment:
             check_integer("test_lengths", length, 1)
             asked_from = length - 1 if ask == "last" else length // 2 if test else 0
-            return Segment(f"T{length}", partial(function, length=length, asked_from=asked_from), size)
+            return Segment(f"T{length}", partial(function, length=length, asked_from=asked_from), size, length)
 
         train = [segment(length, each, False) for length in range(shortest, longest + 1)]
         self._set_segments(vocab_size, train, [segment(length, num_test, True) for length in test_lengths])
 
-    @property
-    def train_lengths(self) -> dict[int, int]:
-        return Counter({int(part.name[1:]): part.size for part in self._train})
-
-    @property
-    def validation_length(self) -> int:
-        return max(self.hparams["test_lengths"], default=0)
-
     def plateau(self) -> float:
         """Of parity_recall, what recall gets without tracking."""
         return 1 / 2 if self.hparams["task"] == "parity_recall" else self.chance()
-
-    def _test_length_arguments(self, length: int) -> dict[str, Any]:
-        return {"test_lengths": [length]}

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bsbr_pl.utils.files import default_cache_dir
+
 from .base import TokenData, check_integer
-from .corpus import Corpus, default_cache_dir, prepare
+from .corpus import Corpus, prepare
 from .opening import Options, open_source
 from .sources import DEFAULT_FRACTION, HeldOut
 from .tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data import TextData, files, hub, sources
+from bsbr_pl.data import TextData, files, rows, sources
 from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.files import SourceFile, read_pieces
 from bsbr_pl.data.opening import Options, open_source
@@ -301,7 +301,7 @@ class TestHub:
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://localhost:9")  # nobody listens there
-        monkeypatch.setattr(hub, "getproxies", dict)
+        monkeypatch.setattr(rows, "getproxies", dict)
         with pytest.raises(ValueError, match=r"source='no-such-owner/nothing'.*HF_HUB_OFFLINE=1.*source='packages'"):
             _ = TextData("no-such-owner/nothing", cache_dir=str(tmp_path)).vocab_size
 

@@ -38,7 +38,7 @@ LISTED = Path(__file__).with_name("mutations.toml")
 NOT_COPIED = (".git", "runs", "site", "results", "docs", ".*_cache", "*.egg-info", ".hypothesis", "triton_kernels.py")
 #: Where random changes are made: what decides a number, and no Triton kernel, which needs a GPU.
 MODULES = (
-    *(f"bsbr_pl/{name}.py" for name in ("metrics", "module", "convert", "run", "steps", "resume", "step_loop")),
+    *(f"bsbr_pl/{name}.py" for name in ("metrics", "module", "convert", "run", "steps", "resume")),
     *(f"bsbr_pl/{name}.py" for name in ("optimizer", "checkpoint", "results", "values", "data/*", "attention/[!tk]*")),
     *(f"bsbr_pl/evals/{name}.py" for name in ("accuracy", "certificate", "checkpoints", "evaluation", "costs")),
     *(f"bsbr_pl/utils/{name}.py" for name in ("flops", "macs", "memory", "timing", "records", "research", "files")),
