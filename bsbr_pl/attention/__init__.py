@@ -11,6 +11,7 @@ from .gla import GLAAttention
 from .hopfield import HopfieldAttention
 from .kda import KDAAttention
 from .linear import LinearAttention
+from .log_linear import LogLinearAttention
 from .mamba2 import Mamba2Attention
 from .moba import MoBAAttention
 from .retnet import RetNetAttention
@@ -29,6 +30,7 @@ ARCHITECTURES: dict[str, type[Attention]] = {
     "retnet": RetNetAttention,
     "gla": GLAAttention,
     "mamba2": Mamba2Attention,
+    "log_linear": LogLinearAttention,
     "kda": KDAAttention,
     "rwkv7": RWKV7Attention,
     "fox": FoXAttention,
@@ -51,6 +53,7 @@ __all__ = [
     "HopfieldAttention",
     "KDAAttention",
     "LinearAttention",
+    "LogLinearAttention",
     "Mamba2Attention",
     "MoBAAttention",
     "RWKV7Attention",

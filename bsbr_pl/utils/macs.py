@@ -141,8 +141,8 @@ def _handles(operators: dict[int, str], of_input: bool = False) -> dict[str, Any
 
 _ELEMENTWISE = _handles(
     {
-        1: "add add_ sub sub_ mul mul_ div div_ pow pow_ rsub neg square exp log sqrt rsqrt reciprocal sin cos relu abs"
-        " round clamp clamp_min cumsum maximum minimum",
+        1: "add add_ index_add_ sub sub_ mul mul_ div div_ pow pow_ rsub neg square exp log sqrt rsqrt reciprocal sin"
+        " cos relu abs round clamp clamp_min cumsum maximum minimum",
         2: "polar",  # sine and cosine
         3: "softplus elu lerp",  # exponential, add, logarithm; subtract, multiply, add
         4: "sigmoid rms_norm",  # negate, exponential, add, divide; square, sum, times the root, times the weight
@@ -152,7 +152,7 @@ _ELEMENTWISE = _handles(
 
 #: Operators without arithmetic on activations that fvcore does not ignore by itself.
 _MOVES = (
-    "clone embedding empty_like expand_as eye index_copy index_select le lt mT ne numel ones_like pad repeat "
+    "__xor__ clone embedding empty_like expand_as eye index_copy index_select le lt mT ne numel ones_like pad repeat "
     "repeat_interleave scatter scatter_ scatter_add_ searchsorted tril triu unflatten "
     "view_as_complex view_as_real where"
 )
