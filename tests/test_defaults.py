@@ -32,6 +32,7 @@ EXPECTED = {
     "fox": {"rope": False, "qk_norm": False, "kv_shift": False, "output_gate": False},
     "hopfield": {"num_updates": 1, "beta": None, "rope": True},
     "gau": {"num_heads": 1, "chunk_size": 128, "expansion_factor": 2, "key_dim": 128, "rope": True, "published": False},
+    "nsa": {"chunk_size": 64, "top_k": 4, "window_size": 128, "rope": True, "conv_size": 1, "num_kv_heads": None},
     "bsbr": {
         **{"chunk_size": 128, "retrieval_top_k": None, "compression_factor": 1, "router_dim": None, "normalize": True},
         **{"initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
@@ -99,6 +100,7 @@ PARAMETERS = {  # parameters by hand: maps with a bias only where the formula ha
     "fox": 4 * D * D + (D + 1) * H,
     "hopfield": 4 * D * D + H,
     "gau": 3 * (2 * D * D) + 128 * D + 2 * 4 * 128,
+    "nsa": 4 * D * D + 3 * D * H,
     "bsbr": 6 * D * D + CONVOLUTION + H,
 }
 

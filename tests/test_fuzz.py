@@ -92,6 +92,12 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         **ROPE,
     },
     "moba": {"chunk_size": SIZES, "top_k": SIZES, **CONVOLUTION, **ROPE},
+    "nsa": {
+        **dict.fromkeys(("chunk_size", "top_k", "window_size"), SIZES),
+        "num_kv_heads": st.none() | st.just(1),
+        **CONVOLUTION,
+        **ROPE,
+    },
     "bsbr": {
         "chunk_size": SIZES,
         "retrieval_top_k": st.none() | SIZES,

@@ -14,6 +14,7 @@ from .linear import LinearAttention
 from .log_linear import LogLinearAttention
 from .mamba2 import Mamba2Attention
 from .moba import MoBAAttention
+from .nsa import NSAAttention
 from .retnet import RetNetAttention
 from .rwkv7 import RWKV7Attention
 from .sliding_window import SlidingWindowAttention
@@ -37,6 +38,7 @@ ARCHITECTURES: dict[str, type[Attention]] = {
     "hopfield": HopfieldAttention,
     "gau": GAUAttention,
     "moba": MoBAAttention,
+    "nsa": NSAAttention,
     "bsbr": BSBRAttention,
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "LogLinearAttention",
     "Mamba2Attention",
     "MoBAAttention",
+    "NSAAttention",
     "RWKV7Attention",
     "RetNetAttention",
     "SlidingWindowAttention",

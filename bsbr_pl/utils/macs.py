@@ -146,9 +146,9 @@ _ELEMENTWISE = _handles(
         2: "polar",  # sine and cosine
         3: "softplus elu lerp",  # exponential, add, logarithm; subtract, multiply, add
         4: "sigmoid rms_norm",  # negate, exponential, add, divide; square, sum, times the root, times the weight
-        5: "silu tanh gelu layer_norm softmax",  # of softmax: maximum, subtract, exponential, sum, divide
+        5: "silu tanh gelu layer_norm softmax log_softmax",  # of softmax: maximum, subtract, exponential, sum, divide
     }
-) | _handles({1: "sum mean amax max topk argmax argsort", 2: "linalg_vector_norm norm"}, of_input=True)
+) | _handles({1: "sum mean amax max topk argmax argsort", 2: "linalg_vector_norm norm", 4: "logsumexp"}, of_input=True)
 
 #: Operators without arithmetic on activations that fvcore does not ignore by itself.
 _MOVES = (

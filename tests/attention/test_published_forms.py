@@ -520,6 +520,78 @@ def test_moba_prefers_the_earlier_of_equal_chunks():
     assert torch.equal(A != 0, expected.expand(3, 2, 9, 9))
 
 
+def softmax_weights(query: Tensor, keys: list[Tensor]) -> Tensor:
+    """Of one query (K,) over n keys (K,), n > 0: (n,)."""
+    return torch.stack([query @ key / len(key) ** 0.5 for key in keys]).softmax(0)
+
+
+def nsa_by_tokens(nsa: Attention, x: Tensor) -> Tensor:
+    """Section 3 of the paper, token by token; blocks are compressed by their mean, keys and queries are not rotated."""
+    H, G, D = 2, nsa.num_kv_heads, x.shape[1]
+    C, K = nsa.chunk_size, D // H
+    q, k, v = convolved(nsa, x).split([D, G * K, G * K], -1)
+    q, k, v = heads(q, H), heads(k, G), heads(v, G)
+    gates = torch.sigmoid(x @ nsa.gate.weight.T).view(len(x), 3, H)
+    k_means, v_means = ([part[c * C : (c + 1) * C].mean(0) for c in range(len(x) // C)] for part in (k, v))
+    outputs = []
+    for t in range(len(x)):
+        own, finished, o = t // C, (t + 1) // C, []
+        p = [
+            softmax_weights(q[t, h], [key[h * G // H] for key in k_means[:finished]]) if finished else []
+            for h in (0, 1)
+        ]
+        for h in range(H):
+            g = h * G // H
+            group = [p[other] for other in range(H) if other * G // H == g]
+            best = sorted(range(own), key=lambda c, group=group: -sum(weights[c] for weights in group))
+            fixed = [c for c in (own, own - 1, 0) if c >= 0]
+            blocks = list(dict.fromkeys([*fixed, *best]))[: nsa.top_k]
+            chosen = [s for s in range(t + 1) if s // C in blocks]
+            window = list(range(max(0, t + 1 - nsa.window_size), t + 1))
+            parts = [sum((p[h][c] * v_means[c][g] for c in range(finished)), start=torch.zeros(K, dtype=x.dtype))]
+            for seen in (chosen, window):
+                parts.append(softmax_weights(q[t, h], list(k[seen, g])) @ v[seen, g])
+            o.append(sum(gates[t, i, h] * parts[i] for i in range(3)))
+        outputs.append(torch.cat(o) @ nsa.out.weight.T)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+@pytest.mark.parametrize(("chunk_size", "top_k"), [(1, 3), (2, 1), (2, 2), (2, 3), (2, 5), (4, 4), (64, 4)])
+def test_nsa_is_the_loop_over_tokens(chunk_size, top_k, num_kv_heads):
+    options = {"chunk_size": chunk_size, "top_k": top_k, "window_size": 5, "num_kv_heads": num_kv_heads}
+    nsa, x = build("nsa", options | {"rope": False, "conv_size": 4}), sequence(T, batch=2)
+    expected = torch.stack([nsa_by_tokens(nsa, row) for row in x])
+    torch.testing.assert_close(nsa(x), expected, rtol=1e-10, atol=1e-10)
+    own, truth = (torch.autograd.grad(y.square().sum(), list(nsa.parameters())) for y in (nsa(x), expected))
+    for found, right in zip(own, truth, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("gates", [(0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.5, 0.5)])
+def test_nsa_that_chooses_all_chunks_or_has_a_window_over_all_is_standard(gates, monkeypatch):
+    nsa, standard = build("nsa", {"chunk_size": 4, "top_k": 9, "window_size": T}), build("standard", {})
+    standard.load_state_dict({name: value for name, value in nsa.state_dict().items() if name != "gate.weight"})
+    monkeypatch.setattr(nsa, "gates", lambda x: torch.tensor(gates, dtype=x.dtype).view(3, 1, 1, 1, 1))
+    x = sequence(T)
+    torch.testing.assert_close(nsa(x), standard(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_nsa_sees_its_window_and_its_last_chunks_exactly(top_k, monkeypatch):
+    nsa = build("nsa", {"chunk_size": 4, "top_k": top_k, "window_size": 6})
+    monkeypatch.setattr(nsa, "gates", lambda x: torch.tensor([0.0, 0.5, 0.5], dtype=x.dtype).view(3, 1, 1, 1, 1))
+    A = nsa.attention_map(sequence(T))
+    assert torch.equal(A != 0, nsa.sees_exactly(T).expand(3, 2, T, T))
+
+
+def test_nsa_chooses_fixed_chunks_first_and_the_earlier_of_equal_ones():
+    nsa, t = build("nsa", {"chunk_size": 2, "top_k": 4}), torch.arange(10)
+    chosen, exists = nsa.choose(torch.zeros(1, 2, 10, 5), t)
+    found = [row[there].tolist() for row, there in zip(chosen[0, 0], exists[0, 0], strict=True)]
+    assert found == [[], [], [0], [0], [1, 0], [1, 0], [2, 0, 1], [2, 0, 1], [3, 0, 1], [3, 0, 1]]
+
+
 def test_gated_delta_product_of_one_step_is_gated_delta_net():
     product = build("gated_delta_product", {"chunk_size": 8, "num_steps": 1, "allow_neg_eigval": False})
     gated = build("gated_delta_net", {"chunk_size": 8})

@@ -262,7 +262,7 @@ def test_a_comparison_can_be_matched():
 def test_the_option_that_sets_the_reach_is_found():
     for name, cls in ARCHITECTURES.items():
         arguments = DEFAULTS | SIZES | {"attention": AttentionSpec(cls)}
-        expected = OPTION | {"moba": "chunk_size"}  # which sets its reach, and not the size of its state
+        expected = OPTION | {"moba": "chunk_size", "nsa": "window_size"}  # the reach, not the size of the state
         assert reach_option(arguments) == expected.get(name), name
     mixed = DEFAULTS | SIZES | {"attention": (AttentionSpec(LinearAttention), AttentionSpec(BSBRAttention))}
     assert reach_option(mixed) is None
