@@ -130,10 +130,10 @@ class LogLinearAttention(Attention[Levels]):
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, log_alpha: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """q, k (B, 1, T, K), v (B, H, T, V), dt, log alpha (B, H, T, 1), lambda (B, H, T, L), from the first token on
         or from one after blocks of at least T tokens -> mixed values (B, H, T, V), without what is read of earlier
-        tokens; S of these T tokens alone, as in the state."""
+        tokens; S of blocks of 1, 2, 4, ... chunks of these tokens (B, H, n, K, V), up to a block of all."""
         T = int(v.shape[2])  # int: a tracer makes tensors of sizes
         C = power_of_two(min(self.chunk_size, T))
         parts = (to_chunks(part, C) for part in (q, k, v, dt, log_alpha, scale))  # (B, 1 or H, N, C, .)
@@ -144,7 +144,7 @@ class LogLinearAttention(Attention[Levels]):
         A = q_n @ k_n.mT * G * scale_ts * dt_n.mT + self.skip[:, None, None, None] * torch.eye(C, device=v.device)
         mixed = A @ v_n
         tree = self.read_tree(q_n, scale_n, log_alpha_n, (to_end * dt_n * k_n).mT @ v_n, mixed)
-        return mixed.flatten(2, 3)[:, :, :T], block_states(k, v, dt, log_alpha, tree, C)
+        return mixed.flatten(2, 3)[:, :, :T], tree
 
     def read_tree(self, q: Tensor, scale: Tensor, log_alpha: Tensor, S: Tensor, mixed: Tensor) -> list[Tensor]:
         """Add to `mixed` what each chunk reads of the chunks before it.
@@ -154,7 +154,7 @@ class LogLinearAttention(Attention[Levels]):
             S: of each chunk (B, H, N, K, V).
 
         Returns:
-            S of blocks of 1, 2, 4, ... chunks (B, H, n, K, V), up to a block of all.
+            S of blocks of chunks, as `mix` does.
         """
         N, C = int(q.shape[2]), int(q.shape[3])
         tree, scales, log_decay = [S], scale.unbind(-1), log_alpha.sum(3, keepdim=True)
@@ -192,13 +192,21 @@ class LogLinearAttention(Attention[Levels]):
         while rest:
             n = min(rest, position & -position or rest)  # no longer than the shortest block before
             q, k, v, dt, log_alpha, scale = (part[:, :, -rest:][:, :, :n] for part in parts)
-            mixed, new = self.mix(q, k, v, dt, log_alpha, scale)
+            mixed, tree = self.mix(q, k, v, dt, log_alpha, scale)
             if position:
                 mixed = mixed + log_alpha.cumsum(2).exp() * self.read(q, scale, S, position)
+            new = block_states(k, v, dt, log_alpha, tree, power_of_two(min(self.chunk_size, n)))
             S = joined(log_alpha.sum(2)[..., None, None].exp() * S, new, position, n)
             outputs.append(mixed)
             position, rest = position + n, rest - n
         return self.emit(torch.cat(outputs, 2), x), Levels(S, conv_state, position)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`prefill` without the state, which training does not need."""
+        if not x.shape[1]:
+            return x
+        *parts, _ = self.project(x)
+        return self.emit(self.mix(*parts)[0], x)
 
     def init_state(self, batch_size: int) -> Levels:
         S = self._zeros(batch_size, self.num_heads, 0, self.key_dim, self.value_dim // self.num_heads)
@@ -222,8 +230,7 @@ class LogLinearAttention(Attention[Levels]):
         in_chunk = C * K + C * E + K * E  # Q K^T, the map times V, K^T V
         G = C * (C - 1) * H // 2
         reads = sum(n.bit_count() for n in range(N)) * C * K * E
-        last = num_tokens % C * K * E  # of the blocks shorter than a chunk
-        return 2 * (num_tokens * maps + N * (C * in_chunk + G) + reads + last)
+        return 2 * (num_tokens * maps + N * (C * in_chunk + G) + reads)
 
 
 def block_states(k: Tensor, v: Tensor, dt: Tensor, log_alpha: Tensor, tree: list[Tensor], C: int) -> Tensor:

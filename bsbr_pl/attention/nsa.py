@@ -154,7 +154,7 @@ class NSAAttention(Attention[Cache]):
         order = (-number.double()).expand(len(t), N)  # of equal chunks the earlier
         order = order.masked_fill(number == 0, 1e100).masked_fill(number == own - 1, 2e100)
         order = order.masked_fill(number >= own, -torch.inf)
-        chosen = (scores / EQUAL).round_().double().mul_(N).add_(order).topk(min(self.top_k - 1, N)).indices
+        chosen = (scores / EQUAL).round().double().mul_(N).add_(order).topk(min(self.top_k - 1, N)).indices
         return chosen, chosen < own
 
     def values(self, x: Tensor) -> Tensor:
