@@ -133,7 +133,7 @@ class LogLinearAttention(Attention[Levels]):
     ) -> tuple[Tensor, list[Tensor]]:
         """q, k (B, 1, T, K), v (B, H, T, V), dt, log alpha (B, H, T, 1), lambda (B, H, T, L), from the first token on
         or from one after blocks of at least T tokens -> mixed values (B, H, T, V), without what is read of earlier
-        tokens; S of blocks of 1, 2, 4, ... chunks of these tokens (B, H, n, K, V), up to a block of all."""
+        tokens; S of blocks of 1, 2, 4, ... chunks of these tokens (B, H, n, K, V), if there are several."""
         T = int(v.shape[2])  # int: a tracer makes tensors of sizes
         C = power_of_two(min(self.chunk_size, T))
         parts = (to_chunks(part, C) for part in (q, k, v, dt, log_alpha, scale))  # (B, 1 or H, N, C, .)
@@ -143,7 +143,9 @@ class LogLinearAttention(Attention[Levels]):
         scale_ts = scale_n.gather(4, self.level(t[:, None], t).expand_as(G))
         A = q_n @ k_n.mT * G * scale_ts * dt_n.mT + self.skip[:, None, None, None] * torch.eye(C, device=v.device)
         mixed = A @ v_n
-        tree = self.read_tree(q_n, scale_n, log_alpha_n, (to_end * dt_n * k_n).mT @ v_n, mixed)
+        tree: list[Tensor] = []
+        if q_n.shape[2] > 1:
+            tree = self.read_tree(q_n, scale_n, log_alpha_n, (to_end * dt_n * k_n).mT @ v_n, mixed)
         return mixed.flatten(2, 3)[:, :, :T], tree
 
     def read_tree(self, q: Tensor, scale: Tensor, log_alpha: Tensor, S: Tensor, mixed: Tensor) -> list[Tensor]:
@@ -227,7 +229,7 @@ class LogLinearAttention(Attention[Levels]):
         D, K, E, C = self.hidden_dim, self.key_dim, self.value_dim, power_of_two(min(self.chunk_size, num_tokens))
         H, N = self.num_heads, -(-num_tokens // C)
         maps = D * (2 * K + 3 * E + H + H * self.num_levels) + self.conv.weight.numel()
-        in_chunk = C * K + C * E + K * E  # Q K^T, the map times V, K^T V
+        in_chunk = C * K + C * E + (K * E if N > 1 else 0)  # Q K^T, the map times V, K^T V
         G = C * (C - 1) * H // 2
         reads = sum(n.bit_count() for n in range(N)) * C * K * E
         return 2 * (num_tokens * maps + N * (C * in_chunk + G) + reads)
@@ -240,8 +242,8 @@ def block_states(k: Tensor, v: Tensor, dt: Tensor, log_alpha: Tensor, tree: list
     for p in range(T.bit_length()):
         start, end = (T >> p) - 1 << p, T >> p << p
         if not T >> p & 1:
-            S = torch.zeros_like(tree[0][:, :, 0])
-        elif 1 << p >= C:
+            S = v.new_zeros(*v.shape[:2], k.shape[3], v.shape[3])
+        elif tree and 1 << p >= C:
             S = tree[p - C.bit_length() + 1][:, :, start >> p]
         else:
             to_end = F.pad(log_alpha[:, :, start + 1 : end], (0, 0, 0, 1)).flip(2).cumsum(2).flip(2).exp()
