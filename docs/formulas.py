@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from html import escape
 
-GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "kappa": "κ", "mu": "μ"}  # noqa: RUF001
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "kappa": "κ", "lambda": "λ", "mu": "μ"}  # noqa: RUF001
 GREEK |= {"phi": "φ", "rho": "ρ", "xi": "ξ", "zeta": "ζ"}  # noqa: RUF001
 SIGNS = {"<-": "←", "<=": "≤", ">=": "≥", "...": "⋯", "-": "−", ".": "⋅", "*": "⊙"}  # noqa: RUF001
 SIGNS |= {sign: escape(sign) for sign in "+/=<>,×"}  # noqa: RUF001

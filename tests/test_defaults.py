@@ -27,10 +27,12 @@ EXPECTED = {
     "gated_delta_net": CHUNKED | DELTA | {"decay_init": "spaced"},
     "gla": CHUNKED | {"expand_k": 1.0, "gate_rank": 16, "tied_keys": False},
     "mamba2": CHUNKED | {"expansion_factor": 2, "key_dim": 64},
+    "log_linear": CHUNKED | {"expansion_factor": 2, "key_dim": 64, "num_levels": 15},
     "kda": CHUNKED | {"allow_neg_eigval": False},
     "fox": {"rope": False, "qk_norm": False, "kv_shift": False, "output_gate": False},
     "hopfield": {"num_updates": 1, "beta": None, "rope": True},
     "gau": {"num_heads": 1, "chunk_size": 128, "expansion_factor": 2, "key_dim": 128, "rope": True, "published": False},
+    "nsa": {"chunk_size": 64, "top_k": 4, "window_size": 128, "rope": True, "conv_size": 1, "num_kv_heads": None},
     "bsbr": {
         **{"chunk_size": 128, "retrieval_top_k": None, "compression_factor": 1, "router_dim": None, "normalize": True},
         **{"initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
@@ -93,10 +95,12 @@ PARAMETERS = {  # parameters by hand: maps with a bias only where the formula ha
     "gated_delta_net": 5 * D * D + CONVOLUTION + 2 * (D + 1) * H + H + K,
     "gla": 5 * D * D + CONVOLUTION + 2 * 16 * D + D + K,
     "mamba2": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * H + 2 * H + 2 * D,
+    "log_linear": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * (1 + 15) * H + 2 * H + 2 * D,
     "kda": 4 * D * D + CONVOLUTION + D * H + 2 * (2 * K * D + D) + H + K,
     "fox": 4 * D * D + (D + 1) * H,
     "hopfield": 4 * D * D + H,
     "gau": 3 * (2 * D * D) + 128 * D + 2 * 4 * 128,
+    "nsa": 4 * D * D + 3 * D * H,
     "bsbr": 6 * D * D + CONVOLUTION + H,
 }
 

@@ -202,7 +202,7 @@ def test_the_pages_follow_the_registry(tmp_path, monkeypatch, capsys):
     assert links > 40
 
 
-NAMES = {"α": "alpha", "β": "beta", "γ": "gamma", "κ": "kappa", "μ": "mu", "ρ": "rho"}  # noqa: RUF001
+NAMES = {"α": "alpha", "β": "beta", "γ": "gamma", "κ": "kappa", "λ": "lambda", "μ": "mu", "ρ": "rho"}  # noqa: RUF001
 NAMES |= {"ζ": "zeta", "φ": "phi", "ξ": "xi", "∑": "sum", "∈": "in", "×": "x"}  # noqa: RUF001
 
 

@@ -70,6 +70,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "expansion_factor": st.integers(1, 3),
         "key_dim": st.integers(1, 9),
     },
+    "log_linear": {
+        "chunk_size": SIZES,
+        **CONVOLUTION,
+        "expansion_factor": st.integers(1, 3),
+        "key_dim": st.integers(1, 9),
+        "num_levels": st.integers(1, 9),
+    },
     "kda": {"chunk_size": SIZES, **CONVOLUTION, "allow_neg_eigval": st.booleans()},
     "rwkv7": {"chunk_size": st.integers(1, 128), "rank": st.integers(1, 9)},
     "fox": {
@@ -85,6 +92,12 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         **ROPE,
     },
     "moba": {"chunk_size": SIZES, "top_k": SIZES, **CONVOLUTION, **ROPE},
+    "nsa": {
+        **dict.fromkeys(("chunk_size", "top_k", "window_size"), SIZES),
+        "num_kv_heads": st.none() | st.just(1),
+        **CONVOLUTION,
+        **ROPE,
+    },
     "bsbr": {
         "chunk_size": SIZES,
         "retrieval_top_k": st.none() | SIZES,

@@ -11,8 +11,10 @@ from .gla import GLAAttention
 from .hopfield import HopfieldAttention
 from .kda import KDAAttention
 from .linear import LinearAttention
+from .log_linear import LogLinearAttention
 from .mamba2 import Mamba2Attention
 from .moba import MoBAAttention
+from .nsa import NSAAttention
 from .retnet import RetNetAttention
 from .rwkv7 import RWKV7Attention
 from .sliding_window import SlidingWindowAttention
@@ -29,12 +31,14 @@ ARCHITECTURES: dict[str, type[Attention]] = {
     "retnet": RetNetAttention,
     "gla": GLAAttention,
     "mamba2": Mamba2Attention,
+    "log_linear": LogLinearAttention,
     "kda": KDAAttention,
     "rwkv7": RWKV7Attention,
     "fox": FoXAttention,
     "hopfield": HopfieldAttention,
     "gau": GAUAttention,
     "moba": MoBAAttention,
+    "nsa": NSAAttention,
     "bsbr": BSBRAttention,
 }
 
@@ -51,8 +55,10 @@ __all__ = [
     "HopfieldAttention",
     "KDAAttention",
     "LinearAttention",
+    "LogLinearAttention",
     "Mamba2Attention",
     "MoBAAttention",
+    "NSAAttention",
     "RWKV7Attention",
     "RetNetAttention",
     "SlidingWindowAttention",

@@ -33,9 +33,8 @@ from .parts import (
     merge_heads,
     rotary,
     split_heads,
-    to_chunks,
 )
-from .softmax import EQUAL, causal_softmax
+from .softmax import EQUAL, causal_softmax, chosen_attention, chosen_products
 
 
 class BlockCache(NamedTuple):
@@ -130,35 +129,9 @@ class MoBAAttention(Attention[BlockCache]):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, h: Tensor) -> Tensor:
         """q (B, H, T, K), the last T tokens of k and v; h (B, H, N, K) of the finished chunks -> mixed values."""
-        T, C = q.shape[2], min(self.chunk_size, k.shape[2])
-        q, k, v = (at_least_fp32(part) for part in (q, k, v))
-        past = k.shape[2] - T
-        begun = past % C  # tokens before the queries in the chunk of the first query
-        scaled = q * self.head_dim**-0.5
-        own_q = to_chunks(F.pad(scaled, (0, 0, begun, 0)), C)  # (B, H, n, C, K)
-        k, v = to_chunks(k, C), to_chunks(v, C)  # (B, H, N, C, K)
-        n = own_q.shape[2]
-        future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
-        own = (own_q @ k[:, :, -n:].mT).masked_fill(future, -torch.inf).flatten(2, 3)[:, :, begun : begun + T]
-        chosen, exists = self.choose(q, h, torch.arange(past, past + T, device=q.device) // C)
-        count = chosen.shape[3]  # of each query
-        if not count:
-            return self.read_own(own.softmax(-1), v, n, begun)
-
-        tiles = Tiles(chosen.flatten(2), exists.flatten(2), h.shape[2], size=C)
-        blocks_k, blocks_v = (part[:, :, : h.shape[2]].flatten(0, 2) for part in (k, v))  # (B H N, C, K)
-        queries = scaled.repeat_interleave(count, 2).flatten(0, 2)  # one for each pair
-        scores = tiles.gather(tiles.scatter(queries) @ blocks_k[tiles.block].mT)
-        scores = scores.view(*chosen.shape, C).masked_fill(~exists[..., None], -torch.inf)
-        weights = torch.cat((own, scores.flatten(3)), 3).softmax(-1)
-        reads = tiles.gather(tiles.scatter(weights[..., C:].reshape(-1, C)) @ blocks_v[tiles.block])
-        return self.read_own(weights[..., :C], v, n, begun) + reads.view(*chosen.shape, -1).sum(3)
-
-    def read_own(self, weights: Tensor, v: Tensor, n: int, begun: int) -> Tensor:
-        """weights (B, H, T, C) in the own chunk; v (B, H, N, C, V), of which the last n overlap the queries."""
-        T, C = weights.shape[2:]
-        weights = F.pad(weights, (0, 0, begun, n * C - begun - T)).unflatten(2, (n, C))
-        return (weights @ v[:, :, -n:]).flatten(2, 3)[:, :, begun : begun + T]
+        past, C = k.shape[2] - q.shape[2], min(self.chunk_size, k.shape[2])
+        chunk = torch.arange(past, k.shape[2], device=q.device) // C
+        return chosen_attention(q, k, v, C, *self.choose(q, h, chunk))
 
     def prefill(self, x: Tensor, state: BlockCache | None = None) -> tuple[Tensor, BlockCache]:
         if not x.shape[1]:
@@ -191,57 +164,7 @@ class MoBAAttention(Attention[BlockCache]):
         return self.hidden_dim * (2 * num_tokens + num_tokens // self.chunk_size) + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        T, D, C = num_tokens, self.hidden_dim, min(self.chunk_size, num_tokens)
-        finished = T // self.chunk_size
-        count = min(self.top_k - 1, finished)
+        T, D = num_tokens, self.hidden_dim
         projections = T * (4 * D * D + self.conv.weight.numel())
-        own = 2 * -(-T // C) * C * C * D
-        chosen = 2 * Tiles.rows(T * count, finished, C) * C * D if count else 0
-        return 2 * (projections + own + chosen + T * finished * D)
-
-
-class Tiles:
-    """Pairs of a query and a block, sorted by block into tiles of `size` queries that share a block.
-
-    There is room for every way to choose, so that shapes do not depend on the choice; what is left over is zeros.
-
-    Args:
-        block: of each pair, (B, H, P), below N.
-        exists: bool (B, H, P); other pairs go to tiles of no block.
-        num_blocks: N.
-        size: M.
-    """
-
-    block: Tensor  # of each tile, counted over all heads, (B H tiles,)
-
-    def __init__(self, block: Tensor, exists: Tensor, num_blocks: int, size: int) -> None:
-        heads = block.shape[:2].numel()
-        block = block.masked_fill(~exists, num_blocks).flatten(0, 1)  # (B H, P)
-        order = block.argsort(dim=-1, stable=True)
-        count = torch.zeros(heads, num_blocks + 1, dtype=torch.long, device=block.device)
-        count.scatter_add_(1, block, torch.ones_like(block))
-        rows = -(-count // size) * size  # of each block
-        pairs_before, rows_after = count.cumsum(1) - count, rows.cumsum(1)
-        sorted_block = block.gather(1, order)
-        rank = torch.arange(block.shape[1], device=block.device) - pairs_before.gather(1, sorted_block)
-        self.size, self.total = size, self.rows(block.shape[1], num_blocks, size)
-        row = torch.empty_like(block).scatter_(1, order, (rows_after - rows).gather(1, sorted_block) + rank)
-        offset = torch.arange(heads, device=block.device)[:, None]
-        self.row = (row + offset * self.total).flatten()  # of each pair
-        starts = torch.arange(0, self.total, size, device=block.device).expand(heads, -1).contiguous()
-        own = torch.searchsorted(rows_after, starts, right=True).clamp(max=num_blocks - 1)
-        self.block = (own + offset * num_blocks).flatten()
-
-    @staticmethod
-    def rows(pairs: int, num_blocks: int, size: int) -> int:
-        """Rows of the tiles of one head: the pairs, and less than one tile more for each block and for no block."""
-        return (-(-pairs // size) + num_blocks + 1) * size
-
-    def scatter(self, x: Tensor) -> Tensor:
-        """x of each pair (B H P, K) -> (B H tiles, M, K)."""
-        rows = x.new_zeros(len(self.block) * self.size, x.shape[1]).index_copy(0, self.row, x)
-        return rows.unflatten(0, (-1, self.size))
-
-    def gather(self, x: Tensor) -> Tensor:
-        """x (B H tiles, M, K) -> of each pair (B H P, K)."""
-        return x.flatten(0, 1).index_select(0, self.row)
+        choice = T * (T // self.chunk_size) * D
+        return 2 * (projections + chosen_products(T, self.chunk_size, self.top_k - 1) * D + choice)

@@ -1,4 +1,5 @@
-"""Softmax attention that the architectures share: causal, in a chunk or window, with sinks, with keys shared by heads.
+"""Softmax attention that the architectures share: causal, in a chunk or window, to chosen chunks, with sinks, with keys
+shared by heads.
 
 The letters are those of `base.py`, and
 
@@ -189,3 +190,104 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, past: int, window: int, far: Tensor
         return scores.softmax(-1) @ v
     weights = torch.cat((far, scores), -1).softmax(-1)
     return weights[..., :s] @ far_v + weights[..., s:] @ v
+
+
+# Chosen chunks.
+
+
+def chosen_attention(q: Tensor, k: Tensor, v: Tensor, C: int, chosen: Tensor, exists: Tensor) -> Tensor:
+    """Attention to the tokens up to the query of its own chunk of C tokens, and to S chosen earlier chunks.
+
+    Args:
+        q: (B, H, T, K), the last T tokens of k and v.
+        k, v: (B, H, ., K or V).
+        C: tokens in a chunk, no more than there are keys.
+        chosen: numbers of chunks (B, H, T, S), all different where they exist, and before that of the query.
+        exists: bool (B, H, T, S).
+
+    Returns:
+        Mixed values (B, H, T, V).
+    """
+    T, S, past = q.shape[2], chosen.shape[3], k.shape[2] - q.shape[2]
+    begun = past % C  # tokens before the queries in the chunk of the first query
+    q, k, v = (at_least_fp32(part) for part in (q, k, v))
+    scaled = q * q.shape[3] ** -0.5
+    own_q = to_chunks(F.pad(scaled, (0, 0, begun, 0)), C)  # (B, H, n, C, K)
+    finished, n = k.shape[2] // C, own_q.shape[2]
+    k, v = to_chunks(k, C), to_chunks(v, C)  # (B, H, N, C, K)
+    future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
+    own = (own_q @ k[:, :, -n:].mT).masked_fill(future, -torch.inf).flatten(2, 3)[:, :, begun : begun + T]
+    if not S:
+        return _read_own(own.softmax(-1), v, n, begun)
+
+    tiles = Tiles(chosen.flatten(2), exists.flatten(2), finished, size=C)
+    blocks_k, blocks_v = (part[:, :, :finished].flatten(0, 2) for part in (k, v))  # (B H N, C, K)
+    queries = scaled.repeat_interleave(S, 2).flatten(0, 2)  # one of each pair
+    scores = tiles.gather(tiles.scatter(queries) @ blocks_k[tiles.block].mT)
+    scores = scores.view(*chosen.shape, C).masked_fill(~exists[..., None], -torch.inf)
+    weights = torch.cat((own, scores.flatten(3)), 3).softmax(-1)
+    reads = tiles.gather(tiles.scatter(weights[..., C:].reshape(-1, C)) @ blocks_v[tiles.block])
+    return _read_own(weights[..., :C], v, n, begun) + reads.view(*chosen.shape, -1).sum(3)
+
+
+def _read_own(weights: Tensor, v: Tensor, n: int, begun: int) -> Tensor:
+    """weights (B, H, T, C) in the own chunk; v (B, H, N, C, V), of which the last n overlap the queries."""
+    T, C = weights.shape[2:]
+    weights = F.pad(weights, (0, 0, begun, n * C - begun - T)).unflatten(2, (n, C))
+    return (weights @ v[:, :, -n:]).flatten(2, 3)[:, :, begun : begun + T]
+
+
+def chosen_products(num_tokens: int, chunk: int, num_chosen: int) -> int:
+    """How many products of vectors `chosen_attention` computes of a text whose queries choose S chunks, two for a pair
+    of query and key, masked pairs and padding included."""
+    C, finished = min(chunk, num_tokens), num_tokens // chunk
+    own = -(-num_tokens // C) * C * C
+    S = min(num_chosen, finished)
+    return 2 * own + 2 * (Tiles.rows(num_tokens * S, finished, C) * C if S else 0)
+
+
+class Tiles:
+    """Pairs of a query and a block, sorted by block into tiles of `size` queries that share a block.
+
+    There is room for every way to choose, so that shapes do not depend on the choice; what is left over is zeros.
+
+    Args:
+        block: of each pair, (B, H, P), below N.
+        exists: bool (B, H, P); other pairs go to tiles of no block.
+        num_blocks: N.
+        size: M.
+    """
+
+    block: Tensor  # of each tile, counted over all heads, (B H tiles,)
+
+    def __init__(self, block: Tensor, exists: Tensor, num_blocks: int, size: int) -> None:
+        heads = block.shape[:2].numel()
+        block = block.masked_fill(~exists, num_blocks).flatten(0, 1)  # (B H, P)
+        order = block.argsort(dim=-1, stable=True)
+        count = torch.zeros(heads, num_blocks + 1, dtype=torch.long, device=block.device)
+        count.scatter_add_(1, block, torch.ones_like(block))
+        rows = -(-count // size) * size  # of each block
+        pairs_before, rows_after = count.cumsum(1) - count, rows.cumsum(1)
+        sorted_block = block.gather(1, order)
+        rank = torch.arange(block.shape[1], device=block.device) - pairs_before.gather(1, sorted_block)
+        self.size, self.total = size, self.rows(block.shape[1], num_blocks, size)
+        row = torch.empty_like(block).scatter_(1, order, (rows_after - rows).gather(1, sorted_block) + rank)
+        offset = torch.arange(heads, device=block.device)[:, None]
+        self.row = (row + offset * self.total).flatten()  # of each pair
+        starts = torch.arange(0, self.total, size, device=block.device).expand(heads, -1).contiguous()
+        own = torch.searchsorted(rows_after, starts, right=True).clamp(max=num_blocks - 1)
+        self.block = (own + offset * num_blocks).flatten()
+
+    @staticmethod
+    def rows(pairs: int, num_blocks: int, size: int) -> int:
+        """Rows of the tiles of one head: the pairs, and less than one tile more for each block and for no block."""
+        return (-(-pairs // size) + num_blocks + 1) * size
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """x of each pair (B H P, K) -> (B H tiles, M, K)."""
+        rows = x.new_zeros(len(self.block) * self.size, x.shape[1]).index_copy(0, self.row, x)
+        return rows.unflatten(0, (-1, self.size))
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x (B H tiles, M, K) -> of each pair (B H P, K)."""
+        return x.flatten(0, 1).index_select(0, self.row)

@@ -141,18 +141,18 @@ def _handles(operators: dict[int, str], of_input: bool = False) -> dict[str, Any
 
 _ELEMENTWISE = _handles(
     {
-        1: "add add_ sub sub_ mul mul_ div div_ pow pow_ rsub neg square exp log sqrt rsqrt reciprocal sin cos relu abs"
-        " round clamp clamp_min cumsum maximum minimum",
+        1: "add add_ index_add_ sub sub_ mul mul_ div div_ pow pow_ rsub neg square exp log sqrt rsqrt reciprocal sin"
+        " cos relu abs round clamp clamp_min cumsum maximum minimum",
         2: "polar",  # sine and cosine
         3: "softplus elu lerp",  # exponential, add, logarithm; subtract, multiply, add
         4: "sigmoid rms_norm",  # negate, exponential, add, divide; square, sum, times the root, times the weight
-        5: "silu tanh gelu layer_norm softmax",  # of softmax: maximum, subtract, exponential, sum, divide
+        5: "silu tanh gelu layer_norm softmax log_softmax",  # of softmax: maximum, subtract, exponential, sum, divide
     }
-) | _handles({1: "sum mean amax max topk argmax argsort", 2: "linalg_vector_norm norm"}, of_input=True)
+) | _handles({1: "sum mean amax max topk argmax argsort", 2: "linalg_vector_norm norm", 4: "logsumexp"}, of_input=True)
 
 #: Operators without arithmetic on activations that fvcore does not ignore by itself.
 _MOVES = (
-    "clone embedding empty_like expand_as eye index_copy index_select le lt mT ne numel ones_like pad repeat "
+    "__xor__ clone embedding empty_like expand_as eye index_copy index_select le lt mT ne numel ones_like pad repeat "
     "repeat_interleave scatter scatter_ scatter_add_ searchsorted tril triu unflatten "
     "view_as_complex view_as_real where"
 )

@@ -8,7 +8,7 @@ import torch
 from bsbr_pl.attention import ARCHITECTURES, Attention
 from bsbr_pl.attention.parts import append
 
-CACHED = ("standard", "hopfield", "fox", "moba")
+CACHED = ("standard", "hopfield", "fox", "moba", "nsa")
 
 
 def tokens(T: int, seed: int = 0) -> torch.Tensor:

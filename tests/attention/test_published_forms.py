@@ -4,6 +4,7 @@ The loops are in fp64. They use the parameters of an attention and nothing of it
 """
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -72,6 +73,30 @@ def mamba2_by_tokens(mamba2: Attention, x: Tensor) -> Tensor:
         y = torch.einsum("n,hnp->hp", C[t], h) + mamba2.skip[:, None] * X[t]
         z = x[t] @ mamba2.gate.weight.T
         outputs.append(rms_norm(y.flatten() * z * torch.sigmoid(z), mamba2.norm.weight) @ mamba2.out.weight.T)
+    return torch.stack(outputs)
+
+
+def log_linear_by_tokens(log_linear: Attention, x: Tensor) -> Tensor:
+    """In the letters of the paper, h the states by level: a Fenwick tree that grows by one token at a time."""
+    H, N, L = 2, log_linear.key_dim, log_linear.num_levels
+    CBX = convolved(log_linear, x) + log_linear.conv_bias
+    CBX = CBX * torch.sigmoid(CBX)
+    C, B, X = CBX[:, :N], CBX[:, N : 2 * N], heads(CBX[:, 2 * N :], H)
+    dt = F.softplus(x @ log_linear.dt.weight.T + log_linear.dt.bias)
+    lambdas = heads(F.softplus(x @ log_linear.levels.weight.T + log_linear.levels.bias), H)
+    h, outputs = {}, []
+    for t in range(len(x)):
+        if t:
+            lowest = next(digit for digit in range(t) if t >> digit & 1)
+            h[lowest + 1] = sum(h.pop(level) for level in range(lowest + 1) if level in h)  # no later level is left
+        alpha = torch.exp(-log_linear.log_rate.exp() * dt[t])[:, None, None]
+        h = {level: alpha * state for level, state in h.items()}
+        h[0] = torch.einsum("n,hp->hnp", B[t], dt[t, :, None] * X[t])
+        y = log_linear.skip[:, None] * X[t]
+        for level, state in h.items():
+            y = y + lambdas[t, :, min(level, L - 1), None] * torch.einsum("n,hnp->hp", C[t], state)
+        z = x[t] @ log_linear.gate.weight.T
+        outputs.append(rms_norm(y.flatten() * z * torch.sigmoid(z), log_linear.norm.weight) @ log_linear.out.weight.T)
     return torch.stack(outputs)
 
 
@@ -206,6 +231,7 @@ BY_TOKENS = {
     "gated_delta_product": gated_delta_product_by_tokens,
     "gla": gla_by_tokens,
     "mamba2": mamba2_by_tokens,
+    "log_linear": log_linear_by_tokens,
     "kda": kda_by_tokens,
     "rwkv7": rwkv7_by_tokens,
     "fox": fox_by_tokens,
@@ -220,6 +246,8 @@ PUBLISHED = [
     ("gla", {"conv_size": 1, "tied_keys": True}),  # HGRN2
     ("mamba2", {}),
     ("mamba2", {"key_dim": 5, "expansion_factor": 1, "conv_size": 1}),
+    ("log_linear", {}),
+    ("log_linear", {"key_dim": 5, "expansion_factor": 1, "conv_size": 1, "num_levels": 4}),
     ("kda", {}),
     ("kda", {"allow_neg_eigval": True}),
     ("rwkv7", {}),
@@ -345,7 +373,7 @@ def test_fp32_holds_every_decay(rate):
         assert error <= 2e-6, f"relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("name", ["gla", "mamba2", "kda"])
+@pytest.mark.parametrize("name", ["gla", "mamba2", "log_linear", "kda"])
 def test_one_fast_decay_costs_the_slow_ones_no_precision(name):
     """A token at which everything is forgotten, then tokens at which nearly nothing is: fp32 near fp64."""
     attention = build(name, {"chunk_size": 64}, torch.float32)
@@ -356,11 +384,49 @@ def test_one_fast_decay_costs_the_slow_ones_no_precision(name):
     parts = {
         "gla": (q, k, log_decay, v),
         "mamba2": (q[:, :1], k[:, :1], v, one, log_decay),
+        "log_linear": (q[:, :1], k[:, :1], v, one, log_decay, one.expand(-1, -1, -1, 15)),
         "kda": (q, F.normalize(k, dim=-1), v, one, log_decay),
     }[name]
     mixed, exact = attention.mix(*parts)[0], attention.double().mix(*(part.double() for part in parts))[0]
     error = (mixed.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert error <= 1e-6, f"relative error {error:.1e}"
+
+
+def test_log_linear_with_equal_levels_is_mamba2():
+    """lambda = 1, over several chunks: only the way through the tree differs."""
+    log_linear, mamba2 = build("log_linear", {"chunk_size": 8}), build("mamba2", {"chunk_size": 8})
+    mamba2.load_state_dict(log_linear.state_dict(), strict=False)
+    torch.nn.init.zeros_(log_linear.levels.weight)
+    torch.nn.init.constant_(log_linear.levels.bias, math.log(math.e - 1))
+    x = sequence(5 * T)
+    torch.testing.assert_close(log_linear(x), mamba2(x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_levels_of_log_linear_are_blocks_that_double():
+    """Those of query 13, binary 1101: itself, token 12, tokens 8 to 11, tokens 0 to 7; a limit joins the last ones."""
+    t = torch.tensor(13)
+    levels = build("log_linear", {}).level(t, torch.arange(14))
+    assert levels.tolist() == [4] * 8 + [3] * 4 + [1, 0]
+    assert build("log_linear", {"num_levels": 4}).level(t, torch.arange(14)).tolist() == [3] * 12 + [1, 0]
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1.0, 30.0])
+def test_log_linear_is_precise_in_long_blocks(rate):
+    """Decays of blocks of up to 2,048 tokens: fp32 near fp64, outputs and gradients."""
+    log_linear, tokens = build("log_linear", {"chunk_size": 16}, torch.float32), 3000
+    random = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, tokens, 8, generator=random)
+    v = torch.randn(1, 2, tokens, 8, generator=random)
+    dt, scale = torch.rand(1, 2, tokens, 1, generator=random), torch.rand(1, 2, tokens, 15, generator=random)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        parts = [part.to(dtype).requires_grad_() for part in (q, k, v, dt, -rate * dt, scale)]
+        mixed, tree = log_linear.to(dtype).mix(*parts)
+        loss = (mixed * mixed.detach().cos()).sum() + tree[-1].sum()
+        found.append([mixed, *tree, *torch.autograd.grad(loss, parts)])
+    for low, exact in zip(*found, strict=True):
+        error = (low.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert error <= 1e-5, f"relative error {error:.1e}"
 
 
 def test_fox_is_precise_however_much_was_forgotten():
@@ -452,6 +518,78 @@ def test_moba_prefers_the_earlier_of_equal_chunks():
         expected[t, [0, 1] if t > 1 else []] = True
         expected[t, t - t % 2 : t + 1] = True
     assert torch.equal(A != 0, expected.expand(3, 2, 9, 9))
+
+
+def softmax_weights(query: Tensor, keys: list[Tensor]) -> Tensor:
+    """Of one query (K,) over n keys (K,), n > 0: (n,)."""
+    return torch.stack([query @ key / len(key) ** 0.5 for key in keys]).softmax(0)
+
+
+def nsa_by_tokens(nsa: Attention, x: Tensor) -> Tensor:
+    """Section 3 of the paper, token by token; blocks are compressed by their mean, keys and queries are not rotated."""
+    H, G, D = 2, nsa.num_kv_heads, x.shape[1]
+    C, K = nsa.chunk_size, D // H
+    q, k, v = convolved(nsa, x).split([D, G * K, G * K], -1)
+    q, k, v = heads(q, H), heads(k, G), heads(v, G)
+    gates = torch.sigmoid(x @ nsa.gate.weight.T).view(len(x), 3, H)
+    k_means, v_means = ([part[c * C : (c + 1) * C].mean(0) for c in range(len(x) // C)] for part in (k, v))
+    outputs = []
+    for t in range(len(x)):
+        own, finished, o = t // C, (t + 1) // C, []
+        p = [
+            softmax_weights(q[t, h], [key[h * G // H] for key in k_means[:finished]]) if finished else []
+            for h in (0, 1)
+        ]
+        for h in range(H):
+            g = h * G // H
+            group = [p[other] for other in range(H) if other * G // H == g]
+            best = sorted(range(own), key=lambda c, group=group: -sum(weights[c] for weights in group))
+            fixed = [c for c in (own, own - 1, 0) if c >= 0]
+            blocks = list(dict.fromkeys([*fixed, *best]))[: nsa.top_k]
+            chosen = [s for s in range(t + 1) if s // C in blocks]
+            window = list(range(max(0, t + 1 - nsa.window_size), t + 1))
+            parts = [sum((p[h][c] * v_means[c][g] for c in range(finished)), start=torch.zeros(K, dtype=x.dtype))]
+            for seen in (chosen, window):
+                parts.append(softmax_weights(q[t, h], list(k[seen, g])) @ v[seen, g])
+            o.append(sum(gates[t, i, h] * parts[i] for i in range(3)))
+        outputs.append(torch.cat(o) @ nsa.out.weight.T)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+@pytest.mark.parametrize(("chunk_size", "top_k"), [(1, 3), (2, 1), (2, 2), (2, 3), (2, 5), (4, 4), (64, 4)])
+def test_nsa_is_the_loop_over_tokens(chunk_size, top_k, num_kv_heads):
+    options = {"chunk_size": chunk_size, "top_k": top_k, "window_size": 5, "num_kv_heads": num_kv_heads}
+    nsa, x = build("nsa", options | {"rope": False, "conv_size": 4}), sequence(T, batch=2)
+    expected = torch.stack([nsa_by_tokens(nsa, row) for row in x])
+    torch.testing.assert_close(nsa(x), expected, rtol=1e-10, atol=1e-10)
+    own, truth = (torch.autograd.grad(y.square().sum(), list(nsa.parameters())) for y in (nsa(x), expected))
+    for found, right in zip(own, truth, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("gates", [(0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.5, 0.5)])
+def test_nsa_that_chooses_all_chunks_or_has_a_window_over_all_is_standard(gates, monkeypatch):
+    nsa, standard = build("nsa", {"chunk_size": 4, "top_k": 9, "window_size": T}), build("standard", {})
+    standard.load_state_dict({name: value for name, value in nsa.state_dict().items() if name != "gate.weight"})
+    monkeypatch.setattr(nsa, "gates", lambda x: torch.tensor(gates, dtype=x.dtype).view(3, 1, 1, 1, 1))
+    x = sequence(T)
+    torch.testing.assert_close(nsa(x), standard(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_nsa_sees_its_window_and_its_last_chunks_exactly(top_k, monkeypatch):
+    nsa = build("nsa", {"chunk_size": 4, "top_k": top_k, "window_size": 6})
+    monkeypatch.setattr(nsa, "gates", lambda x: torch.tensor([0.0, 0.5, 0.5], dtype=x.dtype).view(3, 1, 1, 1, 1))
+    A = nsa.attention_map(sequence(T))
+    assert torch.equal(A != 0, nsa.sees_exactly(T).expand(3, 2, T, T))
+
+
+def test_nsa_chooses_fixed_chunks_first_and_the_earlier_of_equal_ones():
+    nsa, t = build("nsa", {"chunk_size": 2, "top_k": 4}), torch.arange(10)
+    chosen, exists = nsa.choose(torch.zeros(1, 2, 10, 5), t)
+    found = [row[there].tolist() for row, there in zip(chosen[0, 0], exists[0, 0], strict=True)]
+    assert found == [[], [], [0], [0], [1, 0], [1, 0], [2, 0, 1], [2, 0, 1], [3, 0, 1], [3, 0, 1]]
 
 
 def test_gated_delta_product_of_one_step_is_gated_delta_net():
@@ -628,7 +766,7 @@ def test_it_is_its_formula(name, options):
     torch.testing.assert_close(own, truth, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["gated_delta_net", "kda", "gla", "mamba2", "fox"])
+@pytest.mark.parametrize("name", ["gated_delta_net", "kda", "gla", "mamba2", "log_linear", "fox"])
 def test_a_decay_that_forgets_all_overflows_nothing(name):
     """Decays of exp(-30) a token: over a chunk of 64 tokens, exp(1920) would be infinite in fp64."""
     attention, x = build(name, {"chunk_size": 64}), sequence(130)
@@ -638,7 +776,7 @@ def test_a_decay_that_forgets_all_overflows_nothing(name):
         if n in ("decay.bias", "decay.1.bias", "dt.bias", "forget.bias")
     )
     with torch.no_grad():
-        decay.fill_(30.0 if name in ("gated_delta_net", "kda", "mamba2") else -30.0)
+        decay.fill_(30.0 if name in ("gated_delta_net", "kda", "mamba2", "log_linear") else -30.0)
     y = attention(x)
     torch.testing.assert_close(y, attention.emit(attention.attention_map(x) @ attention.values(x), x))
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(y.sum(), list(attention.parameters())))

@@ -32,8 +32,8 @@ def test_pictures_and_numbers_of_every_architecture(name, make_data, make_module
     ids = next(iter(data.val_dataloader()))["input_ids"][:1]
     weights = module.model.eval().get_attention_weights(ids)[1, 0]
     t, j = torch.arange(32)[:, None], torch.arange(32)
-    chunks, window = t // 8 == j // 8, t - j < 8
-    exact = {"sliding_window": window, "bsbr": window, "gau": chunks, "moba": chunks}.get(name)
+    chunks, two_chunks, window = t // 8 == j // 8, t // 8 - j // 8 < 2, t - j < 8
+    exact = {"sliding_window": window, "bsbr": window, "gau": chunks, "moba": chunks, "nsa": two_chunks}.get(name)
     expected = map_statistics(weights, ids[0], exact)
     assert ("outside_share" in expected) == (exact is not None)
     for statistic, value in expected.items():

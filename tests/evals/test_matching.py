@@ -19,6 +19,7 @@ from bsbr_pl.spec import AttentionSpec
 TOKENS = 64
 SIZES = {"vocab_size": 32, "hidden_dim": 32, "num_layers": 1, "num_heads": 2}
 OPTIONS = {"sliding_window": {"window_size": 16}, "gau": {"key_dim": 16}, "bsbr": {"chunk_size": 20}}
+OPTIONS["log_linear"] = {"key_dim": 8}  # a state for each of 7 levels
 SMALL = {name: {"attention": partial(cls, **OPTIONS.get(name, {})), **SIZES} for name, cls in ARCHITECTURES.items()}
 OPTION = {"sliding_window": "window_size", "gau": "chunk_size", "bsbr": "chunk_size"}
 
@@ -262,7 +263,7 @@ def test_a_comparison_can_be_matched():
 def test_the_option_that_sets_the_reach_is_found():
     for name, cls in ARCHITECTURES.items():
         arguments = DEFAULTS | SIZES | {"attention": AttentionSpec(cls)}
-        expected = OPTION | {"moba": "chunk_size"}  # which sets its reach, and not the size of its state
+        expected = OPTION | {"moba": "chunk_size", "nsa": "chunk_size"}  # the reach, not the size of the state
         assert reach_option(arguments) == expected.get(name), name
     mixed = DEFAULTS | SIZES | {"attention": (AttentionSpec(LinearAttention), AttentionSpec(BSBRAttention))}
     assert reach_option(mixed) is None

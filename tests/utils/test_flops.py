@@ -155,6 +155,8 @@ ALL_OPTIONS = [
     *(("bsbr", {"chunk_size": 16} | more) for more in ({"overlap": False}, {"conv_size": 1}, {"retrieval_top_k": 99})),
     *(("gla", {"chunk_size": 16} | more) for more in ({"expand_k": 0.5, "gate_rank": 3}, {"tied_keys": True})),
     ("mamba2", {"key_dim": 24, "expansion_factor": 1, "conv_size": 2}),
+    ("log_linear", {"key_dim": 24, "expansion_factor": 1, "chunk_size": 16, "num_levels": 3}),
+    ("nsa", {"chunk_size": 16, "window_size": 20, "conv_size": 2, "num_kv_heads": 1}),
     ("gau", {"key_dim": 24, "expansion_factor": 1, "chunk_size": 16}),
     ("fox", {"chunk_size": 16, "kv_shift": True, "output_gate": True}),
     ("delta_net", {"chunk_size": 16, "conv_size": 1}),
