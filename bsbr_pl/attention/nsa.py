@@ -9,10 +9,11 @@ with the greatest p_tc, summed over the heads that share keys. b_t is softmax at
 are rotated by their positions. The choice has no gradient; p has one through the means. The fast form computes p and
 its reads as matrices (T x N), a_t in tiles of queries that share a chunk (`chosen_attention`), and b_t in blocks.
 
-Source: Yuan et al. 2025, arXiv 2502.11089, section 3. Differences: chunks are compressed by their mean, as in
-flash-linear-attention (published: a learned map of overlapping chunks); the branches share keys and values (published:
-each has its own); the scores of the choice are rounded to multiples of 1e-4, and of equal chunks the earlier is chosen;
-sizes (published: top_k=16, window_size=512, 16 heads of queries share keys); an optional short convolution.
+Source: Yuan et al. 2025, arXiv 2502.11089, section 3.
+Differences: chunks are compressed by their mean, as in flash-linear-attention (published: a learned map of overlapping
+chunks); the branches share keys and values (published: each has its own); the scores of the choice are rounded to
+multiples of 1e-4, and of equal chunks the earlier is chosen; sizes (published: top_k=16, window_size=512, 16 heads of
+queries share keys); an optional short convolution.
 Cost: O(T (top_k C + w + T / C) D): the means are quadratic, with a constant 1 / C as large as that of softmax
 attention.
 Decode state: keys and values of all tokens and means of finished chunks, 2 (T + T / C) G K numbers for G heads of keys,
