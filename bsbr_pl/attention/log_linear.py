@@ -9,8 +9,9 @@ d, the convolution and the output are those of Mamba-2; with lambda = 1 it is Ma
 tokens: within a chunk, the map. Chunks are merged in pairs, then pairs in pairs, up to all; at each merge, every chunk
 of the second block reads the state of the first.
 
-Source: Guo et al. 2025, arXiv 2506.04761, section 3. Differences: those of Mamba-2 in this package; lambda has not the
-second factor of flash-linear-attention's layer; all levels from num_levels - 1 on share one lambda.
+Source: Guo et al. 2025, arXiv 2506.04761, section 3.
+Differences: those of Mamba-2 in this package; lambda lacks the second factor of flash-linear-attention's layer; all
+levels from num_levels - 1 on share one lambda.
 Cost: O(T (C + K log(T / C)) E).
 Decode state: one S (K E numbers) for each binary digit of T, and the last conv_size - 1 inputs of the convolution.
 """
