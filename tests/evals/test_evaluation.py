@@ -457,7 +457,7 @@ def test_rows_of_two_machines_make_one_report_without_torch(runs, evaluated, tmp
         (["report", "{empty}", "--colour=red"], "colour"),
         (["draw"], "there is no command draw; there are evaluate, report, "),
         (["reprot"], "there is no command reprot: did you mean report?"),
-        (["match", "--match=parms"], "'step_time'): did you mean params?"),
+        (["match", "--match=parms"], "step_time: did you mean params?"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
