@@ -1,0 +1,98 @@
+"""The scores of memorization, as mad-lab defines them, of the runs that count.
+
+    python study/mad_score.py runs/mad/* --out results/mad/memorization.jsonl
+
+Each folder is the output of a study whose task is `memorization`. A run gets one line, with two accuracies on the test
+split:
+
+- `accuracy`: the share of asked positions that are right, as everywhere in this project;
+- `class_accuracy`: what mad-lab reports. Within a batch of 128 samples, the mean over classes of the share of a class's
+  positions that are right. A class that was predicted but not asked for counts as 0. Then the mean over batches.
+
+A line that is there is not computed again. The table shows means over seeds, at the rate with the best mean for each
+vocabulary, and their mean over all vocabularies: the score.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rows import Run, results, runs_in
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+from trainings import last_checkpoint
+
+from bsbr_pl.data.base import IGNORED
+from bsbr_pl.evals.checkpoints import open_checkpoint
+
+TASK = "memorization"
+
+
+@torch.no_grad()
+def scores(checkpoint: Path) -> dict[str, Any]:
+    """Both accuracies of a run on its test split, and what the run was."""
+    subject = open_checkpoint(checkpoint, trusted=True).subject()
+    assert subject.open_data is not None
+    data, model = subject.open_data(), subject.model.eval()
+    data.setup("test")
+    size = data.vocab_size
+    share = MulticlassAccuracy(size, average="micro", ignore_index=IGNORED)
+    by_class, mean = MulticlassAccuracy(size, average="macro", ignore_index=IGNORED), MeanMetric()
+    for batch in data.test_dataloader():
+        guesses = model(batch["input_ids"]).argmax(-1)
+        share.update(guesses, batch["targets"])
+        mean.update(by_class(guesses, batch["targets"]))  # of this batch alone
+    return {
+        "vocab_size": size,
+        "architecture": subject.about["architecture"],
+        "parameters": subject.about["parameters"],
+        "accuracy": round(share.compute().item(), 4),
+        "class_accuracy": round(mean.compute().item(), 4),
+    }
+
+
+def lines(folder: Path, known: set[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """The lines of a study's runs that are not known yet."""
+    found = []
+    for run in runs_in(results(folder, TASK).rows):
+        if run.phase == "final" and name(folder, run) not in known:
+            about = {"study": folder.name, "model": run.model, "rate": run.rate, "seed": run.seed}
+            found.append(about | scores(last_checkpoint(run.folder(folder))))
+    return found
+
+
+def name(folder: Path, run: Run) -> tuple[Any, ...]:
+    return folder.name, run.model, run.rate, run.seed
+
+
+def table(kept: list[dict[str, Any]], value: str) -> str:
+    """Means over seeds, of the rate with the best mean at each vocabulary."""
+    by_rate = pd.DataFrame(kept).groupby(["study", "model", "vocab_size", "rate"])[value].mean().reset_index()
+    by_rate["start"] = by_rate["study"].map(lambda study: study.partition("_")[2])
+    best = by_rate.groupby(["start", "model", "vocab_size"])[value].max().unstack()
+    best["score"] = best.mean(axis=1, skipna=False)
+    return best.to_markdown(floatfmt=".3f")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/mad/memorization.jsonl"))
+    chosen = parser.parse_args()
+    kept = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
+    known = {(line["study"], line["model"], line["rate"], line["seed"]) for line in kept}
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    with chosen.out.open("a") as stream:
+        for folder in chosen.folders:
+            for line in lines(folder, known):
+                stream.write(json.dumps(line) + "\n")
+                kept.append(line)
+    for value in ("accuracy", "class_accuracy"):
+        print(f"{value}\n{table(kept, value)}\n")
+
+
+if __name__ == "__main__":
+    main()
