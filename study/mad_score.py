@@ -9,8 +9,8 @@ split:
 - `class_accuracy`: what mad-lab reports. Within a batch of 128 samples, the mean over classes of the share of a class's
   positions that are right. A class that was predicted but not asked for counts as 0. Then the mean over batches.
 
-A line that is there is not computed again. The table shows means over seeds, at the rate with the best mean for each
-vocabulary, and their mean over all vocabularies: the score.
+A line that is there is not computed again. The tables show means over seeds, and their mean over the six vocabularies:
+the score. A folder `2048_start` is one with mad-lab's start of the weights (`--train study/mad_start.py`).
 """
 
 import argparse
@@ -29,6 +29,7 @@ from bsbr_pl.data.base import IGNORED
 from bsbr_pl.evals.checkpoints import open_checkpoint
 
 TASK = "memorization"
+LADDER = [256, 512, 1024, 2048, 4096, 8192]  # vocabularies
 
 
 @torch.no_grad()
@@ -69,12 +70,12 @@ def name(folder: Path, run: Run) -> tuple[Any, ...]:
 
 
 def table(kept: list[dict[str, Any]], value: str) -> str:
-    """Means over seeds, of the rate with the best mean at each vocabulary."""
-    by_rate = pd.DataFrame(kept).groupby(["study", "model", "vocab_size", "rate"])[value].mean().reset_index()
-    by_rate["start"] = by_rate["study"].map(lambda study: study.partition("_")[2])
-    best = by_rate.groupby(["start", "model", "vocab_size"])[value].max().unstack()
-    best["score"] = best.mean(axis=1, skipna=False)
-    return best.to_markdown(floatfmt=".3f")
+    """Means over seeds, and the score of each model and rate that has all vocabularies."""
+    found = pd.DataFrame(kept)
+    found["start"] = found["study"].map(lambda study: study.partition("_")[2] or "own")
+    means = found.pivot_table(value, ["start", "model", "rate"], "vocab_size").reindex(columns=LADDER)
+    means["score"] = means.mean(axis=1, skipna=False)
+    return means.reset_index().to_markdown(index=False, floatfmt=["", "", "g", *[".3f"] * (len(LADDER) + 1)])
 
 
 def main() -> None:
