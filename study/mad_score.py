@@ -20,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from rows import Run, results, runs_in
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -27,9 +29,14 @@ from trainings import last_checkpoint
 
 from bsbr_pl.data.base import IGNORED
 from bsbr_pl.evals.checkpoints import open_checkpoint
+from bsbr_pl.report.plots import SETTINGS, drawn
+from bsbr_pl.utils.files import write_whole
 
 TASK = "memorization"
 LADDER = [256, 512, 1024, 2048, 4096, 8192]  # vocabularies
+PUBLISHED_RATE = 1e-3  # the largest of the published grid
+MARKERS = "osv^Dx+*P"
+SAMPLES = 256 * 16  # keys of the training set, drawn with repetition
 
 
 @torch.no_grad()
@@ -78,10 +85,36 @@ def table(kept: list[dict[str, Any]], value: str) -> str:
     return means.reset_index().to_markdown(index=False, floatfmt=["", "", "g", *[".3f"] * (len(LADDER) + 1)])
 
 
+def figure(kept: list[dict[str, Any]]) -> bytes:
+    """A PNG: accuracy against the vocabulary, mean over seeds, at the published rate and with this project's start.
+
+    The dashed line is the limit: the share of keys that the training set has.
+    """
+    found = pd.DataFrame(kept)
+    found = found[(found["rate"] == PUBLISHED_RATE) & ~found["study"].str.contains("_")]
+    means, bases = found.pivot_table("accuracy", "model", "vocab_size"), dict[str, int]()
+    with rc_context(SETTINGS):
+        picture = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = picture.subplots()
+        for model, values in means.iterrows():
+            base = str(model).removesuffix("_plain").removesuffix("_identity")
+            number = bases.setdefault(base, len(bases))
+            style = ("-" if model == base else "--") + MARKERS[number % len(MARKERS)]
+            axes.plot(values.dropna(), style, color=f"C{number}", label=str(model), fillstyle="none")
+        keys = [(size - 1) // 2 for size in LADDER]
+        axes.plot(LADDER, [1 - (1 - 1 / number) ** SAMPLES for number in keys], "k:", label="limit")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(LADDER, [f"{size:,}" for size in LADDER])
+        axes.set(xlabel="vocabulary", ylabel="accuracy", ylim=(-0.03, 1.03))
+        picture.legend(loc="outside right upper")
+    return drawn(picture, "png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("results/mad/memorization.jsonl"))
+    parser.add_argument("--figure", type=Path, help="also draw accuracy against the vocabulary: a PNG")
     chosen = parser.parse_args()
     kept = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     known = {(line["study"], line["model"], line["rate"], line["seed"]) for line in kept}
@@ -93,6 +126,8 @@ def main() -> None:
                 kept.append(line)
     for value in ("accuracy", "class_accuracy"):
         print(f"{value}\n{table(kept, value)}\n")
+    if chosen.figure:
+        write_whole(chosen.figure, figure(kept))
 
 
 if __name__ == "__main__":
