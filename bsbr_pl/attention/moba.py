@@ -30,11 +30,12 @@ from .parts import (
     at_least_fp32,
     check_positive,
     chunk_mask,
+    chunk_means,
     merge_heads,
     rotary,
     split_heads,
 )
-from .softmax import EQUAL, causal_softmax, chosen_attention, chosen_products
+from .softmax import EQUAL, causal_softmax, chosen_attention, chosen_products, tokens_seen
 
 
 class BlockCache(NamedTuple):
@@ -107,12 +108,6 @@ class MoBAAttention(Attention[BlockCache]):
         chosen = scores.topk(min(self.top_k - 1, N)).indices
         return chosen, chosen < chunk[:, None]
 
-    def chunk_keys(self, k: Tensor) -> Tensor:
-        """h of the finished chunks: k (B, H, T, K) from the start of a chunk on -> (B, H, N, K)."""
-        finished = k.shape[2] // self.chunk_size
-        whole = at_least_fp32(k[:, :, : finished * self.chunk_size])
-        return whole.unflatten(2, (finished, min(self.chunk_size, k.shape[2] + 1))).mean(3)  # chunk_size may be 2^62
-
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
 
@@ -122,7 +117,7 @@ class MoBAAttention(Attention[BlockCache]):
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, _ = self.project(x)
         chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
-        chosen, exists = self.choose(q, self.chunk_keys(k), chunk)
+        chosen, exists = self.choose(q, chunk_means(k, self.chunk_size), chunk)
         seen = ((chosen[..., None] == chunk) & exists[..., None]).any(3) | (chunk[:, None] == chunk)
         scores = at_least_fp32(q) @ at_least_fp32(k).mT / self.head_dim**0.5
         return causal_softmax(scores.masked_fill(~seen, -torch.inf))
@@ -140,7 +135,7 @@ class MoBAAttention(Attention[BlockCache]):
         h = at_least_fp32(k[:, :, :0])
         if state is not None:
             k, v, h = append(state.k, k), append(state.v, v), state.h
-        h = torch.cat((h, self.chunk_keys(k[:, :, h.shape[2] * self.chunk_size :])), 2)
+        h = torch.cat((h, chunk_means(k[:, :, h.shape[2] * self.chunk_size :], self.chunk_size)), 2)
         return self.emit(self.mix(q, k, v, h), x), BlockCache(k, v, h, conv_state)
 
     def init_state(self, batch_size: int) -> BlockCache:
@@ -153,11 +148,10 @@ class MoBAAttention(Attention[BlockCache]):
         C = min(self.chunk_size, k.shape[2])
         own = state.h.shape[2]  # all chunks before the own one are finished
         chosen, _ = self.choose(q, state.h, torch.tensor([own], device=x.device))  # (B, H, 1, .)
-        tokens = (chosen.mT * C + torch.arange(C, device=x.device)).flatten(2)[..., None].expand(-1, -1, -1, q.shape[3])
-        k_seen, v_seen = (torch.cat((part.gather(2, tokens), part[:, :, own * C :]), 2) for part in (k, v))
+        k_seen, v_seen = (tokens_seen(part, self.chunk_size, chosen, own) for part in (k, v))
         q, k_seen, v_seen = (at_least_fp32(part) for part in (q, k_seen, v_seen))
         mixed = F.scaled_dot_product_attention(q, k_seen, v_seen)
-        h = append(state.h, self.chunk_keys(k[:, :, own * C :]))
+        h = append(state.h, chunk_means(k[:, :, own * C :], self.chunk_size))
         return self.emit(mixed, x[:, None])[:, 0], BlockCache(k, v, h, conv_state)
 
     def state_size(self, num_tokens: int) -> int:

@@ -33,6 +33,7 @@ from .parts import (
     append,
     at_least_fp32,
     check_positive,
+    chunk_means,
     merge_heads,
     rotary,
     split_heads,
@@ -46,6 +47,7 @@ from .softmax import (
     chosen_products,
     kv_heads,
     repeat_heads,
+    tokens_seen,
     window_attention,
     window_products,
 )
@@ -124,12 +126,6 @@ class NSAAttention(Attention[Cache]):
         gates = at_least_fp32(self.gate(x)).sigmoid().unflatten(2, (3, self.num_heads))
         return gates.permute(2, 0, 3, 1)[..., None]
 
-    def means(self, x: Tensor) -> Tensor:
-        """Of the finished chunks: x (B, G, T, K) from the start of a chunk on -> (B, G, N, K)."""
-        finished = x.shape[2] // self.chunk_size
-        whole = at_least_fp32(x[:, :, : finished * self.chunk_size])
-        return whole.unflatten(2, (finished, min(self.chunk_size, x.shape[2] + 1))).mean(3)  # its size may be 2^62
-
     def scores(self, q: Tensor, h: Tensor, t: Tensor) -> Tensor:
         """Scores (B, H, T, N) of q (B, H, T, K) at the positions t (T,) with the means h (B, G, N, K); of chunks that
         are not finished yet so low that their softmax is 0."""
@@ -167,7 +163,7 @@ class NSAAttention(Attention[Cache]):
         q, k, _, _ = self.project(x)
         T, C = x.shape[1], min(self.chunk_size, x.shape[1])
         t = torch.arange(T, device=x.device)
-        scores = self.scores(q, self.means(k), t)
+        scores = self.scores(q, chunk_means(k, self.chunk_size), t)
         whole = torch.arange(scores.shape[3] * C, device=x.device)
         p = F.pad(scores.softmax(3)[..., whole // C] / C, (0, T - len(whole))) * (t + 1 >= self.chunk_size)[:, None]
         chosen, exists = self.choose(scores, t)
@@ -199,7 +195,9 @@ class NSAAttention(Attention[Cache]):
         if state is not None:
             k, v, h, u = append(state.k, k), append(state.v, v), state.h, state.u
         begun = h.shape[2] * self.chunk_size
-        h, u = (torch.cat((past, self.means(part[:, :, begun:])), 2) for past, part in ((h, k), (u, v)))
+        h, u = (
+            torch.cat((past, chunk_means(part[:, :, begun:], self.chunk_size)), 2) for past, part in ((h, k), (u, v))
+        )
         return self.emit(self.mix(q, k, v, h, u, self.gates(x)), x), Cache(k, v, h, u, conv_state)
 
     def init_state(self, batch_size: int) -> Cache:
@@ -212,12 +210,12 @@ class NSAAttention(Attention[Cache]):
         q, k, v, conv_state = self.project(x, state)
         k, v = append(state.k, k), append(state.v, v)
         C, own = min(self.chunk_size, k.shape[2]), state.h.shape[2]  # all chunks before the own one are finished
-        h, u = (append(past, self.means(part[:, :, own * C :])) for past, part in ((state.h, k), (state.u, v)))
+        new = (chunk_means(part[:, :, own * C :], self.chunk_size) for part in (k, v))
+        h, u = (append(past, means) for past, means in zip((state.h, state.u), new, strict=True))
         t = torch.tensor([k.shape[2] - 1], device=x.device)
         scores = self.scores(q, h, t)
         chosen = self.choose(scores, t)[0][..., :own]  # (B, G, 1, S), those that exist
-        tokens = (chosen.mT * C + torch.arange(C, device=x.device)).flatten(2)[..., None].expand(-1, -1, -1, q.shape[3])
-        in_chunks = (torch.cat((part.gather(2, tokens), part[:, :, own * C :]), 2) for part in (k, v))
+        in_chunks = (tokens_seen(part, self.chunk_size, chosen, own) for part in (k, v))
         in_window = (part[:, :, -self.window_size :] for part in (k, v))
         of_means, of_chunks, of_window = self.gates(x)
         mixed = of_means * self.read_means(scores, u, t)

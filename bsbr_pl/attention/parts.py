@@ -95,6 +95,13 @@ def to_chunks(x: Tensor, chunk: int, dim: int = 2) -> Tensor:
     return x.unflatten(dim, (-1, chunk)).contiguous()
 
 
+def chunk_means(x: Tensor, chunk: int) -> Tensor:
+    """Means of the finished chunks of `chunk` tokens: x (B, H, T, K) from the start of a chunk on -> (B, H, N, K)."""
+    finished = x.shape[2] // chunk
+    whole = at_least_fp32(x[:, :, : finished * chunk])
+    return whole.unflatten(2, (finished, min(chunk, x.shape[2] + 1))).mean(3)  # chunk may be 2^62
+
+
 def running_sum(x: Tensor, dim: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Sums over the chunks, axis `dim` of x: at each chunk the sum of the chunks before it, and the sum of all.
 

@@ -1,5 +1,4 @@
-"""Softmax attention that the architectures share: causal, in a chunk or window, to chosen chunks, with sinks, with keys
-shared by heads.
+"""Softmax attention that the architectures share: causal, in a chunk or window, to chosen chunks, with sinks.
 
 The letters are those of `base.py`, and
 
@@ -235,6 +234,14 @@ def _read_own(weights: Tensor, v: Tensor, n: int, begun: int) -> Tensor:
     T, C = weights.shape[2:]
     weights = F.pad(weights, (0, 0, begun, n * C - begun - T)).unflatten(2, (n, C))
     return (weights @ v[:, :, -n:]).flatten(2, 3)[:, :, begun : begun + T]
+
+
+def tokens_seen(x: Tensor, chunk: int, chosen: Tensor, own: int) -> Tensor:
+    """Keys or values x (B, H, T, K) that the last token sees: of S chosen chunks (B, H, 1, S), then of its own chunk,
+    the one with the number `own` -> (B, H, ., K)."""
+    C = min(chunk, x.shape[2])
+    tokens = (chosen.mT * C + torch.arange(C, device=x.device)).flatten(2)[..., None].expand(-1, -1, -1, x.shape[3])
+    return torch.cat((x.gather(2, tokens), x[:, :, own * C :]), 2)
 
 
 def chosen_products(num_tokens: int, chunk: int, num_chosen: int) -> int:
