@@ -36,12 +36,7 @@ def by_key(value: Any, before: Any = None) -> Any:
         return value._replace(key=f"options.{value.key}") if is_foreign and value.key not in ARGUMENTS else value
     value = hybrid(value)
     if isinstance(value, list):
-        for name in value:
-            if isinstance(name, str) and "." not in name and name not in ARCHITECTURES:
-                known = list(ARCHITECTURES)
-                advice = did_you_mean(name, known) or f": use {', '.join(known)}, or an import path"
-                raise ValueError(f"model.attention: no class is called {name!r}{advice}")
-        return [by_key(one) for one in value]
+        return [by_key(_known(one)) for one in value]
     given = {"class_path": value} if isinstance(value, str) else value
     path = given.get("class_path") if isinstance(given, dict | Namespace) else None
     if not isinstance(path, str):
@@ -55,6 +50,15 @@ def by_key(value: Any, before: Any = None) -> Any:
         return value
     options = as_dicts(given.get("init_args") or {})
     return {"class_path": import_path(ForeignAttention), "init_args": {"module": path, "options": options}}
+
+
+def _known(layer: Any) -> Any:
+    """A layer of a list as it is. Raises a ValueError for a name that is no key, class name or import path."""
+    known = [*ARCHITECTURES, *(cls.__name__ for cls in ARCHITECTURES.values())]
+    if isinstance(layer, str) and "." not in layer and layer not in known:
+        advice = did_you_mean(layer, list(ARCHITECTURES)) or f": use {', '.join(ARCHITECTURES)}, or an import path"
+        raise ValueError(f"model.attention: no class is called {layer!r}{advice}")
+    return layer
 
 
 def _with_class_path(value: Any) -> Iterator[Namespace]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, HopfieldAttention, StandardAttention
+from bsbr_pl.configuration import by_key
 from bsbr_pl.limits import count_parameters
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import all_sizes
@@ -159,6 +160,12 @@ def test_a_hybrid_in_one_line(words, names):
     assert [type(attention) for attention in again.model.attentions] == layers
     sizes = all_sizes("test", vocab_size=11, hidden_dim=8, num_heads=2, num_layers=2 * len(names))
     assert count_parameters(words, sizes) == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("words", ["BSBRAttention + gla", "[BSBRAttention, gla]", ["BSBRAttention", "gla"]])
+def test_a_list_may_name_classes(words):
+    """As `--model.attention=BSBRAttention` does; jsonargparse finds a class by its name."""
+    assert by_key(words) == ["BSBRAttention", "bsbr_pl.attention.gla.GLAAttention"]
 
 
 @pytest.mark.parametrize(
