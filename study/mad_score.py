@@ -15,6 +15,7 @@ the score. A folder `2048_start` is one with mad-lab's start of the weights (`--
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from rows import Run, results, runs_in
+from rows import results, runs_in
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from trainings import last_checkpoint
@@ -62,18 +63,12 @@ def scores(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def lines(folder: Path, known: set[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """The lines of a study's runs that are not known yet."""
-    found = []
+def lines(folder: Path, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The lines of a study's runs, but for those that are known."""
     for run in runs_in(results(folder, TASK).rows):
-        if run.phase == "final" and name(folder, run) not in known:
-            about = {"study": folder.name, "model": run.model, "rate": run.rate, "seed": run.seed}
-            found.append(about | scores(last_checkpoint(run.folder(folder))))
-    return found
-
-
-def name(folder: Path, run: Run) -> tuple[Any, ...]:
-    return folder.name, run.model, run.rate, run.seed
+        which = {"study": folder.name, "model": run.model, "rate": run.rate, "seed": run.seed}
+        if run.phase == "final" and not any(which.items() <= line.items() for line in known):
+            yield which | scores(last_checkpoint(run.folder(folder)))
 
 
 def table(kept: list[dict[str, Any]], value: str) -> str:
@@ -88,7 +83,8 @@ def table(kept: list[dict[str, Any]], value: str) -> str:
 def figure(kept: list[dict[str, Any]]) -> bytes:
     """A PNG: accuracy against the vocabulary, mean over seeds, at the published rate and with this project's start.
 
-    The dashed line is the limit: the share of keys that the training set has.
+    Dashed: models without the short convolution, or with taps that start as the identity. Dotted: the limit, the share
+    of keys that the training set has.
     """
     found = pd.DataFrame(kept)
     found = found[(found["rate"] == PUBLISHED_RATE) & ~found["study"].str.contains("_")]
@@ -117,12 +113,12 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="also draw accuracy against the vocabulary: a PNG")
     chosen = parser.parse_args()
     kept = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
-    known = {(line["study"], line["model"], line["rate"], line["seed"]) for line in kept}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with chosen.out.open("a") as stream:
         for folder in chosen.folders:
-            for line in lines(folder, known):
+            for line in lines(folder, kept):
                 stream.write(json.dumps(line) + "\n")
+                stream.flush()
                 kept.append(line)
     for value in ("accuracy", "class_accuracy"):
         print(f"{value}\n{table(kept, value)}\n")
