@@ -13,9 +13,8 @@ get the same data, order, schedule and steps.
 The protocol, for each model on each task:
 
 1. A sweep with seed 0 over four learning rates (a quarter, half, once and twice the task's) or those of `--rates`, and
-   over the weight decays of `--decays` if given. A sweep must be long enough for models to leave the plateau, or it
-   chooses a rate for the wrong phase. So sweeps of recall tasks have all steps of the task. Sweeps of text have half of
-   them, to save time; whether that is past the plateau has not been measured. `--sweep_share` changes this.
+   over the weight decays of `--decays` if given. A sweep that ends before a model has left the plateau chooses a rate
+   for the wrong phase, so its runs have all steps of the task. `--sweep_share` shortens them.
 2. The best point has the least loss on the validation split; of a recall task, among the points whose mean accuracy
    over slices is within 0.02 of the highest. If its rate is the lowest or the highest, half or twice that rate is tried
    too, until the best is inside or `--max_rates` were tried. The table marks a best rate at an edge.
@@ -67,7 +66,6 @@ CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
 SECONDS_BETWEEN_LOOKS = 20.0  # at the jobs of a cluster
 SWEEP_SEED = 0
 START = (0.25, 0.5, 1, 2)  # rates of a sweep, in rates of the task
-TEXT_SHARE = 0.5  # of the steps, in a sweep on text
 
 
 class Grid(NamedTuple):
@@ -109,12 +107,14 @@ class Study(NamedTuple):
             return {name: {} for name in models}
         arguments = settings["data"]["init_args"]
         data = DATA_SETS[settings["data"]["class_path"].rpartition(".")[2]](**arguments)
-        sizes = {size.name: settings["model"][size.name] for size in SIZES if size.name in settings["model"]}
-        sizes["vocab_size"] = arguments.get("bpe_vocab_size") or data.vocab_size
+        vocab_size = arguments.get("bpe_vocab_size") or data.vocab_size
         given = {}
         for name in dict.fromkeys(["standard", *models]):
-            described = yaml.safe_load(self.described(name).read_text())["model"]["attention"]
-            given[name] = {"attention": specs_of(described), **sizes}
+            model = {}
+            for path in self.files(task, name):
+                model |= yaml.safe_load(path.read_text()).get("model", {})
+            sizes = {size.name: model[size.name] for size in SIZES if size.name in model}
+            given[name] = {"attention": specs_of(model["attention"]), **sizes, "vocab_size": vocab_size}
         length = max(data.train_lengths)
         found = match("params", given, length, "standard")
         print(table("params", length, found, "standard") + "\n", flush=True)
@@ -211,7 +211,7 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
     parser.add_argument("--decays", nargs="+", type=float, help="weight decays to try; default: the configuration's")
     parser.add_argument("--max_rates", type=int, default=8, help="for each model, those beyond the edges included")
-    parser.add_argument("--sweep_share", type=float, help="of the steps, in a sweep; default 1, on text 0.5")
+    parser.add_argument("--sweep_share", type=float, default=1.0, help="of the steps, in a sweep")
     parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
     parser.add_argument("--workers", type=int, help="runs at once; here, where they share the cores, the default is 1")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
@@ -232,7 +232,7 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
         if unknown := [one for one in given if one not in known]:
             parser.error(f"--{name}: {', '.join(unknown)} not in {folder}: choose from {', '.join(known)}")
         setattr(chosen, name, given)
-    if chosen.sweep_share is not None and not 0 < chosen.sweep_share <= 1:
+    if not 0 < chosen.sweep_share <= 1:
         parser.error(f"--sweep_share must be above 0 and at most 1, got {chosen.sweep_share}")
     for name in ("steps", "workers", "max_rates"):
         if (value := getattr(chosen, name)) is not None and value < 1:
@@ -279,10 +279,8 @@ def main() -> int:
         settings = study.settings(task)
         steps, rate = chosen.steps or settings["trainer"]["max_steps"], settings["model"]["learning_rate"]
         rates = sorted(set(chosen.rates or [rate * factor for factor in START]))
-        is_text = settings["data"]["class_path"].endswith(".TextData")
-        share = chosen.sweep_share or (TEXT_SHARE if is_text else 1)
         most = chosen.max_rates if len(rates) > 1 else 1
-        grid = Grid(rates, chosen.decays or [None], max(1, round(share * steps)), most)
+        grid = Grid(rates, chosen.decays or [None], max(1, round(chosen.sweep_share * steps)), most)
         arguments = study.matched_arguments(task, chosen.models)
         passes[task] = partial(study.run, task, arguments, chosen.seeds, grid, steps)
     missing = repeat(passes, chosen.no_wait, study)

@@ -47,8 +47,8 @@ def study(folder: Path, *options: str) -> list[str]:
 @pytest.mark.usefixtures("_at_home")
 @pytest.mark.filterwarnings("ignore")  # of scripts, which are not tested for warnings
 def test_study(tmp_path, capsys):
-    """At 1e-9 nothing is learnt, at 1e30 the loss is no longer a number. Half of the steps choose the rate."""
-    command = study(tmp_path, "--seeds", "1", "--rates", "1e-9", "1e30", "1e-2", "--steps", "8")
+    """At 1e-9 nothing is learnt, at 1e30 the loss is no longer a number. Half of the steps choose the rate here."""
+    command = study(tmp_path, "--seeds", "1", "--rates", "1e-9", "1e30", "1e-2", "--steps", "8", "--sweep_share", "0.5")
 
     def run() -> list[str]:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
