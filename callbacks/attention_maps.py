@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from bsbr_pl.attention import Attention
-from bsbr_pl.attention.parts import check_positive
+from bsbr_pl.attention.parts import check_positive, to_chunks
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.visualization import attention_inputs, map_statistics, maps_image
 
@@ -20,7 +20,8 @@ class AttentionMaps(Callback):
     """Logs the maps of the first validation sequence every `every_n_steps` optimiser steps, and at the end.
 
         attention/maps        picture: a row per layer, a column per head (TensorBoard only)
-        attention/chunk_map   picture: the weights of each chunk over earlier chunks, if the architecture routes chunks
+        attention/chunk_map   picture: the largest weight that a token of each chunk gives each earlier chunk, if the
+                              architecture routes chunks
         attention/NAME/layerI   with NAME as in `bsbr_pl.utils.visualization.map_statistics`; `outside_share` is the
                                 weight on tokens that a query does not see exactly (`Attention.sees_exactly`), absent
                                 if the architecture has no `reach`
@@ -83,7 +84,7 @@ class AttentionMaps(Callback):
         maps, chunk_maps, metrics = {}, {}, {}
         for i, (attention, x) in enumerate(layers):
             if attention.routes_chunks and x.shape[1] > attention.period:
-                chunk_maps[i] = attention.chunk_map(x)[0]
+                chunk_maps[i] = to_chunks(attention.chunk_map(x)[0], attention.period, dim=1).amax(2)
             if not attention.has_map:
                 name = type(attention).__name__
                 if name not in self._skipped:

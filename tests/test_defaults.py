@@ -35,7 +35,7 @@ EXPECTED = {
     "nsa": {"chunk_size": 64, "top_k": 4, "window_size": 128, "rope": True, "conv_size": 1, "num_kv_heads": None},
     "bsbr": {
         **{"chunk_size": 128, "retrieval_top_k": None, "compression_factor": 1, "router_dim": None, "normalize": True},
-        **{"initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
+        **{"route_every": None, "initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
     },
     "TextData": {"bpe_vocab_size": 4096, "context_length": 512, "batch_size": 8, "seed": 0, "num_workers": 0}
     | {"val_fraction": 0.05, "test_fraction": 0.05, "streaming": False, "join_rows": False, "max_rows": None},

@@ -101,6 +101,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "bsbr": {
         "chunk_size": SIZES,
         "retrieval_top_k": st.none() | SIZES,
+        "route_every": st.none() | st.integers(1, 4),
         "router_dim": st.none() | st.integers(1, 9),
         "compression_factor": st.just(1) | st.integers(1, 4),
         "normalize": st.booleans(),
@@ -132,7 +133,10 @@ def attempt(call: Callable[[], Any], *words: str) -> Any:
 @st.composite
 def architectures(choose: st.DrawFn) -> tuple[str, dict[str, Any]]:
     name = choose(st.sampled_from(BY_OPTIONS))
-    return name, choose(st.fixed_dictionaries(OPTIONS[name]))
+    options = choose(st.fixed_dictionaries(OPTIONS[name]))
+    if every := options.get("route_every"):
+        options["chunk_size"] = every * min(options["chunk_size"], 2**60)
+    return name, options
 
 
 def stir(module: Any, seed: int) -> Any:
@@ -213,9 +217,9 @@ def test_an_option_that_is_no_size_is_named(data, name, value):
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
     counts = [option for option in OPTIONS[name] if parameters[option].annotation in (int, int | None)]
     option = data.draw(st.sampled_from(["hidden_dim", "num_heads", *sorted(counts)]))
-    optional = [(name, None) for name in ("retrieval_top_k", "router_dim", "head_dim")]
+    optional = [(name, None) for name in ("retrieval_top_k", "route_every", "router_dim", "head_dim")]
     assume((option, value) not in [*optional, ("num_updates", 0)])
-    with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more), got"):
+    with pytest.raises(ValueError, match=rf"{option} must be (a positive integer|0 or more|a divisor of chunk_size), got"):
         ARCHITECTURES[name](**{"hidden_dim": 4, "num_heads": 2} | {option: value})
 
 

@@ -118,7 +118,7 @@ class Attention(nn.Module, Generic[State]):
         raise NotImplementedError
 
     def chunk_map(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> weights (B, H, N, N) of each chunk over the chunks before it, where `routes_chunks`."""
+        """x (B, T, D) -> weights (B, H, T, N) of each token over the chunks before its own, where `routes_chunks`."""
         raise NotImplementedError
 
     # The fast form, and decoding.

@@ -5,26 +5,25 @@ The sequence is cut into chunks of C tokens. Per head:
     local attention    local_t = sum_{t - C < j <= t} softmax_j(q_t . k_j / sqrt(K)) v_j          (q, k rotated)
     unit keys          k^_j = (k_j - mean(k_j)) / sqrt(K (var(k_j) + 1e-5))
     state of a chunk   F_c = sum_{j in c} k^_j^T v_j                                              (K x V)
-    its key and query  h_c = mean_{j in c} x_j W_h ;  r_c = x_{first of c} W_r    (R numbers: K, or router_dim)
-    routing            P_cj = softmax_{j < c}(r_c . h_j / sqrt(R))  with a null slot of score 0 that retrieves nothing
-    retrieval          S_c = sum_{j < c} P_cj F_j ;  m_t = q_t S_c                (c the chunk of t; q not rotated)
+    its key            h_c = mean_{j in c} x_j W_h                                (R numbers: K, or router_dim)
+    query of a block   r_b = x_{first of b} W_r                                   (A tokens: C, or route_every)
+    routing            P_bj = softmax_{j < chunk of b}(r_b . h_j / sqrt(R))  with a null slot of score 0
+    retrieval          S_b = sum_j P_bj F_j ;  m_t = q_t S_b                      (b the block of t; q not rotated)
     output             o_t = local_t + gain m_t / sqrt(1 + mean(m_t^2))           (mean over the V channels)
 
-The query of a chunk depends only on its first token, and only finished chunks are retrieved, so the layer is causal.
-The gain is learned per head and starts at 0: retrieval is off at initialisation; training turns it on. Dividing by the
-root limits large reads and leaves small ones almost unchanged. A short causal convolution on q, k and v lets a key
-depend on the tokens just before it. The fast form computes F, P, S and m of all chunks at once.
+The null slot retrieves nothing. The query of a block depends only on its first token, and only finished chunks are
+retrieved, so the layer is causal. The gain is learned per head, from 0: retrieval is off at first. The root limits
+large reads. A short causal convolution on q, k and v lets a key depend on the tokens just before it.
 
-With retrieval_top_k, the softmax has the null slot and only that many chunks j, those with the greatest scores. Scores
-are rounded to multiples of 1e-4 for this choice, and of equal chunks the earlier are kept, so rounding errors do not
-choose among repetitions. With compression_factor, F_c = sum_{j in c} k^_j^T v_j W_down and m_t = q_t S_c W_up, where
-F_c and S_c have V' = V / compression_factor columns. The plain form is overlap=False, conv_size=1 and normalize=False.
+With retrieval_top_k, the softmax has the null slot and only that many chunks j, those with the greatest scores, rounded
+to multiples of 1e-4; of equal chunks the earlier are kept, so rounding errors do not choose among repetitions. With
+compression_factor, F_c = sum_{j in c} k^_j^T v_j W_down and m_t = q_t S_b W_up, where F_c and S_b have
+V' = V / compression_factor columns. The plain form is overlap=False, conv_size=1 and normalize=False.
 
 Source: the idea is from the PyPI package bsbr (0.1.1).
 Differences: the masks of that package are not causal; these equations are new.
-Cost: per token at least D (2C + 2K + (T / C^2)(K + 1)) multiply-adds without projections and convolution. This is
-O(T^2), with (K + 1) / C^2 times the constant of softmax attention (1 / 500 at C = 128, K = 32). With retrieval_top_k it
-is 1 / C^2 times, for the routing scores.
+Cost: per token at least D (2C + 2K + (K + 1) T / AC) multiply-adds without projections and convolution: O(T^2), with
+(K + 1) / AC times the constant of softmax attention (1 / 500 at A = C = 128, K = 32), or 1 / AC with retrieval_top_k.
 Decode state: (T / C) D (K + 1) + 2 C D numbers. If C <= K / 2, this is larger than the 2 T D numbers of a KV cache.
 """
 
@@ -54,7 +53,7 @@ from .softmax import chunk_attention, keep_best, window_products
 class Chunks(NamedTuple):
     states: Tensor  # F of the finished chunks (B, H, N, K, V')
     h: Tensor  # (B, H, N, R), keys of the finished chunks
-    S: Tensor  # (B, H, K, V'), what the current chunk retrieved
+    S: Tensor  # (B, H, K, V'), what the current block retrieved
     k: Tensor  # (B, H, min(T, C), K), not rotated; without overlap, of the current chunk only: (B, H, T mod C, K)
     v: Tensor  # (B, H, min(T, C), V), likewise
     x_sum: Tensor  # (B, D), sum of the inputs of the current chunk
@@ -71,7 +70,8 @@ class BSBRAttention(Attention[Chunks]):
         chunk_size: tokens C in a chunk, and how many tokens a query sees exactly.
         retrieval_top_k: retrieve only from this many best earlier chunks; None for all of them.
         compression_factor: V / V', a divisor of the head width; above 1, learned maps take the values down and up.
-        router_dim: width R of the queries and keys of chunks; the head width if None.
+        router_dim: width R of the queries of blocks and the keys of chunks; the head width if None.
+        route_every: tokens A that share one routing query, a divisor of chunk_size; chunk_size if None.
         normalize: unit keys, a null slot and a bounded read; False: k^ = k, no null slot, and o_t = local_t + m_t.
         initial_gain: initial value of the gain, unused without `normalize`; recall tasks train faster with 0.5.
         rope: rotate q and k of the local attention. Without it, only the convolution depends on order.
@@ -81,7 +81,7 @@ class BSBRAttention(Attention[Chunks]):
         bias: give `qkv` and `out` a bias; `chunk_query` and `chunk_key` have none.
     """
 
-    routes_chunks = True
+    routes_chunks, has_kernel = True, True
 
     def __init__(
         self,
@@ -91,6 +91,7 @@ class BSBRAttention(Attention[Chunks]):
         retrieval_top_k: int | None = None,
         compression_factor: int = 1,
         router_dim: int | None = None,
+        route_every: int | None = None,
         normalize: bool = True,
         initial_gain: float = 0.0,
         rope: bool = True,
@@ -101,14 +102,15 @@ class BSBRAttention(Attention[Chunks]):
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         router_dim = self.head_dim if router_dim is None else router_dim
+        route_every = chunk_size if route_every is None else route_every
         check_positive(chunk_size=chunk_size, compression_factor=compression_factor, router_dim=router_dim)
+        check_number("a divisor of chunk_size", lambda a: a > 0 and chunk_size % a == 0, True, route_every=route_every)
         check_number("from -1 to 1", lambda gain: -1 <= gain <= 1, initial_gain=initial_gain)
-        if retrieval_top_k is not None:
-            check_positive(retrieval_top_k=retrieval_top_k)
+        check_positive(retrieval_top_k=1 if retrieval_top_k is None else retrieval_top_k)
         if self.head_dim % compression_factor:
             raise ValueError(f"compression_factor must divide the head width {self.head_dim}, got {compression_factor}")
         self.chunk_size, self.retrieval_top_k, self.router_dim = chunk_size, retrieval_top_k, router_dim
-        self.state_dim = self.head_dim // compression_factor
+        self.route_every, self.state_dim = route_every, self.head_dim // compression_factor
         self.normalize, self.rope, self.overlap = normalize, rope, overlap
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=bias)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
@@ -133,10 +135,6 @@ class BSBRAttention(Attention[Chunks]):
     def has_map(self) -> bool:
         return self.state_dim == self.head_dim
 
-    @property
-    def has_kernel(self) -> bool:
-        return True
-
     def sees_exactly(self, num_tokens: int) -> Tensor:
         window = super().sees_exactly(num_tokens)
         return window if self.overlap else chunk_mask(num_tokens, self.chunk_size, self._device)
@@ -158,15 +156,16 @@ class BSBRAttention(Attention[Chunks]):
         return F.layer_norm(k, k.shape[-1:], weight=k.new_full(k.shape[-1:], self.head_dim**-0.5), eps=1e-5)
 
     def routing_vectors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D) from the start of a chunk on -> queries r and keys h of its chunks, both (B, H, N, R)."""
-        x = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1)
-        r = split_heads(self.chunk_query(x[:, :, 0]), self.num_heads)
-        return r, split_heads(self.chunk_key(x.mean(2)), self.num_heads)
+        """x (B, T, D) from the start of a chunk -> queries r (B, H, M, R) of blocks, keys h (B, H, N, R) of chunks."""
+        r = split_heads(self.chunk_query(x[:, :: self.route_every]), self.num_heads)
+        means = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1).mean(2)
+        return r, split_heads(self.chunk_key(means), self.num_heads)
 
     def chunk_weights(self, r: Tensor, h: Tensor, first: int = 0) -> Tensor:
-        """P (B, H, M, N): queries r (B, H, M, R) of chunks first, first + 1, ... over keys h (B, H, N, R)."""
+        """P (B, H, M, N): queries r (B, H, M, R) of blocks first, first + 1, ... over keys h (B, H, N, R)."""
         r, h = at_least_fp32(r), at_least_fp32(h)
-        chunks = torch.arange(first, first + r.shape[2], device=r.device)[:, None]
+        blocks = torch.arange(first, first + r.shape[2], device=r.device)[:, None]
+        chunks = blocks * self.route_every // self.chunk_size
         past = torch.arange(h.shape[2], device=r.device) < chunks
         scores = keep_best((r @ h.mT / self.router_dim**0.5).masked_fill(~past, -torch.inf), self.retrieval_top_k)
         null = torch.zeros_like(scores[..., :1])
@@ -181,7 +180,8 @@ class BSBRAttention(Attention[Chunks]):
         return m * (self.gain * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
 
     def chunk_map(self, x: Tensor) -> Tensor:
-        return self.chunk_weights(*self.routing_vectors(x))
+        block = torch.arange(x.shape[1], device=x.device) // self.route_every
+        return self.chunk_weights(*self.routing_vectors(x))[:, :, block]
 
     def values(self, x: Tensor) -> Tensor:
         return at_least_fp32(self.project(x)[2])
@@ -196,7 +196,7 @@ class BSBRAttention(Attention[Chunks]):
         scores = self.rotate(q) @ self.rotate(k).mT / self.head_dim**0.5
         local = scores.masked_fill(~self.sees_exactly(x.shape[1]), -torch.inf).softmax(-1)
         chunk = torch.arange(x.shape[1], device=x.device) // self.chunk_size
-        retrieved = self.chunk_map(x)[:, :, chunk][..., chunk] * (q @ self.unit_keys(k).mT)
+        retrieved = self.chunk_map(x)[..., chunk] * (q @ self.unit_keys(k).mT)
         return local + self.bound(retrieved, retrieved @ v)
 
     def chunk_states(self, k: Tensor, v: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class BSBRAttention(Attention[Chunks]):
         return self.unit_keys(k).to(v.dtype).mT @ v
 
     def retrieve(self, q: Tensor, S: Tensor) -> Tensor:
-        """Bounded m (B, H, N C, V) of chunks q (B, H, N, C, K) that retrieved S (B, H, N, K, V')."""
+        """Bounded m (B, H, M A, V) of blocks q (B, H, M, A, K) that retrieved S (B, H, M, K, V')."""
         q = for_products(q)
         m = q @ S.to(q.dtype)
         if self.state_dim != self.head_dim:
@@ -218,25 +218,25 @@ class BSBRAttention(Attention[Chunks]):
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, h: Tensor, state: Chunks | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of chunks
-        that start in them, h (B, H, N, R) of the N chunks that overlap them -> mixed values (B, H, T, V); F and h of
-        all chunks so far; S of the N chunks (B, H, N, K, V')."""
+        """q (B, H, T, K) of new tokens; k, v (B, H, ., K) of the state and of these tokens; r (B, H, M, R) of blocks
+        that start in them, h (B, H, N, R) of chunks that overlap them -> mixed values (B, H, T, V); F and h of all
+        chunks so far; S (B, H, ., K, V') of the blocks that overlap them."""
         if not q.is_cuda:  # copied once, for the local attention and for the chunks below
             q, k, v = (part.contiguous() for part in (q, k, v))
-        T, begun, attention = q.shape[2], 0, window_attention if self.overlap else chunk_attention
-        local = attention(self.rotate(q, start=k.shape[2] - T), self.rotate(k), v, self.chunk_size)
-        if state is not None:  # chunks start at the first token of the current chunk; its earlier queries are padding
-            begun = state.position % self.chunk_size
-            skipped = k.shape[2] - T - begun
-            q, k, v = F.pad(q, (0, 0, begun, 0)), k[:, :, skipped:], v[:, :, skipped:]
-        q, k, v = (to_chunks(part, min(self.chunk_size, begun + T)) for part in (q, k, v))  # (B, H, N, C, K)
+        T, C, position = q.shape[2], self.chunk_size, 0 if state is None else state.position
+        attention = window_attention if self.overlap else chunk_attention
+        local = attention(self.rotate(q, start=k.shape[2] - T), self.rotate(k), v, C)
+        begun, asked = position % C, position % self.route_every  # tokens of the current chunk, block in the state
+        k, v = (to_chunks(part[:, :, part.shape[2] - T - begun :], min(C, begun + T)) for part in (k, v))
+        q = to_chunks(F.pad(q, (0, 0, asked, 0)), min(self.route_every, asked + T))  # queries of the state: padding
         states = self.chunk_states(k, v)
         if state is not None:
             states, h = torch.cat((state.states.to(states.dtype), states), 2), torch.cat((state.h, h), 2)
-        S = weighted_states(self.chunk_weights(r, h, h.shape[2] - r.shape[2]), states, self.retrieval_top_k)
-        if state is not None and begun:
+        first = -(-position // self.route_every)
+        S = weighted_states(self.chunk_weights(r, h, first), states, self.retrieval_top_k)
+        if state is not None and asked:
             S = torch.cat((state.S[:, :, None].to(S.dtype), S), 2)
-        return local + self.retrieve(q, S)[:, :, begun : begun + T], states, h, S
+        return local + self.retrieve(q, S)[:, :, asked : asked + T], states, h, S
 
     def prefill(self, x: Tensor, state: Chunks | None = None) -> tuple[Tensor, Chunks]:
         if not x.shape[1]:
@@ -249,7 +249,7 @@ class BSBRAttention(Attention[Chunks]):
             if begun:  # their sum replaces the earlier inputs of the current chunk
                 inputs = torch.cat((F.pad(state.x_sum[:, None], (0, 0, 0, begun - 1)), x), 1)
         r, h = self.routing_vectors(inputs)
-        r = r[:, :, 1:] if begun else r  # the current chunk has retrieved already
+        r = r[:, :, -(-begun // self.route_every) :]  # earlier blocks of the current chunk have retrieved already
         mixed, states, h, S = self.mix(q, k, v, r, h, state)
         position += x.shape[1]
         finished, rest = position // self.chunk_size, position % self.chunk_size
@@ -259,17 +259,16 @@ class BSBRAttention(Attention[Chunks]):
 
     def init_state(self, batch_size: int) -> Chunks:
         B, H, K, V = batch_size, self.num_heads, self.head_dim, self.state_dim
-        S = at_least_fp32(self._zeros(B, H, K, V))
-        no_key, no_token = self._zeros(B, H, 0, self.router_dim), self._zeros(B, H, 0, K)
+        S, no_token = at_least_fp32(self._zeros(B, H, K, V)), self._zeros(B, H, 0, K)
         current = (S, no_token, no_token, self._zeros(B, H * K), self.conv.init_state(B), 0)
-        return Chunks(S.new_zeros(B, H, 0, K, V), no_key, *current)
+        return Chunks(S.new_zeros(B, H, 0, K, V), self._zeros(B, H, 0, self.router_dim), *current)
 
     def step(self, x: Tensor, state: Chunks) -> tuple[Tensor, Chunks]:
         states, h, S, k, v, x_sum, _, position = state
-        C = self.chunk_size
-        if position % C == 0 and position > 0:  # a chunk starts: it retrieves
+        C, A = self.chunk_size, self.route_every
+        if position % A == 0 and position >= C:  # a block starts: it retrieves
             r = split_heads(self.chunk_query(x)[:, None], self.num_heads)
-            S = weighted_states(self.chunk_weights(r, h, h.shape[2]), states, self.retrieval_top_k)[:, :, 0]
+            S = weighted_states(self.chunk_weights(r, h, position // A), states, self.retrieval_top_k)[:, :, 0]
         q, k_t, v_t, conv_state = self.project(x[:, None], state)
         k, v, x_sum = torch.cat((k, k_t), 2)[:, :, -C:], torch.cat((v, v_t), 2)[:, :, -C:], x_sum + x
         local = F.scaled_dot_product_attention(self.rotate(q, start=k.shape[2] - 1), self.rotate(k), v)
@@ -290,11 +289,12 @@ class BSBRAttention(Attention[Chunks]):
         return finished * (matrix + HR) + matrix + 2 * near * D + D + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        D, V, C = self.hidden_dim, self.state_dim, min(self.chunk_size, num_tokens)
-        N, HR = -(-num_tokens // C), self.num_heads * self.router_dim
+        D, V, HR = self.hidden_dim, self.state_dim, self.num_heads * self.router_dim
+        C, A = min(self.chunk_size, num_tokens), min(self.route_every, num_tokens)
+        N, M = -(-num_tokens // C), -(-num_tokens // A)
         chosen = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
-        projections = num_tokens * (4 * D * D + self.conv.weight.numel()) + 2 * N * D * HR
-        compression = 2 * N * C * D * V if self.head_dim != V else 0
+        projections = num_tokens * (4 * D * D + self.conv.weight.numel()) + (N + M) * D * HR
+        compression = (N * C + M * A) * D * V if self.head_dim != V else 0
         local = D * (window_products(num_tokens, C) if self.overlap else N * C * (C + 1))
-        retrieval = 2 * N * C * D * V + N * N * HR + N * chosen * D * V
+        retrieval = (N * C + M * A) * D * V + M * N * HR + M * chosen * D * V
         return 2 * (projections + compression + local + retrieval)

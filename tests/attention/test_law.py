@@ -99,6 +99,9 @@ VARIANTS = [
     ("bsbr", {"chunk_size": 1}),
     ("bsbr", {"chunk_size": C, "retrieval_top_k": 1}),
     ("bsbr", {"chunk_size": C, "router_dim": 3}),
+    ("bsbr", {"chunk_size": C, "route_every": 1}),
+    ("bsbr", {"chunk_size": 6, "route_every": 2, "retrieval_top_k": 1}),
+    ("bsbr", {"chunk_size": 6, "route_every": 3, "overlap": False, "normalize": False}),
     ("bsbr", {"chunk_size": 3, "retrieval_top_k": 2}),
     ("bsbr", {"chunk_size": C, "normalize": False}),
     ("bsbr", {"chunk_size": 3, "normalize": False, "retrieval_top_k": 2}),
@@ -162,7 +165,7 @@ def compressed_definition(bsbr: Attention, x: torch.Tensor) -> torch.Tensor:
             state = sum(
                 bsbr.unit_keys(k)[:, :, i, :, None] @ (v[:, :, i, None] @ down) for i in range(x.shape[1])[inside]
             )
-            retrieved = retrieved + P[:, :, c, j, None, None] * (q[:, :, t : t + 1] @ state @ up)
+            retrieved = retrieved + P[:, :, t, j, None, None] * (q[:, :, t : t + 1] @ state @ up)
         if bsbr.normalize:
             retrieved = bsbr.gain * retrieved / (1 + retrieved.square().mean(-1, keepdim=True)).sqrt()
         outputs.append(local + retrieved)
@@ -478,19 +481,33 @@ def test_bsbr_keeps_top_k_of_equal_chunks(normalize):
     """The same text again and again: every chunk scores the same, and still only so many are mixed."""
     bsbr = build("bsbr", {"chunk_size": 2, "retrieval_top_k": 2, "normalize": normalize})
     x = sequence(1).expand(-1, 13, -1)
-    assert ((bsbr.chunk_map(x) > 0).sum(-1) == torch.arange(7).clamp(max=2)).all()
+    assert ((bsbr.chunk_map(x) > 0).sum(-1) == (torch.arange(13) // 2).clamp(max=2)).all()
     assert_close(results(type(bsbr).forward, bsbr, x), results(definition, bsbr, x), 1e-10)
 
 
 def test_bsbr_chunk_map_is_strict_and_may_retrieve_nothing():
     x = sequence(4 * C + 3)
+    chunk = torch.arange(4 * C + 3) // C
     P = build("bsbr", {"chunk_size": C}).chunk_map(x)
-    assert torch.equal(P.triu(), torch.zeros_like(P))
-    assert (P.sum(-1)[..., 1:] < 1).all()
+    assert torch.equal(P != 0, (torch.arange(5) < chunk[:, None]).expand_as(P))
+    assert (P.sum(-1) < 1).all()
     plain = build("bsbr", {"chunk_size": C, "normalize": False}).chunk_map(x)
-    torch.testing.assert_close(plain.sum(-1)[..., 1:], torch.ones_like(plain.sum(-1)[..., 1:]))
+    torch.testing.assert_close(plain.sum(-1), (chunk > 0).to(P).expand(P.shape[:3]))
     best = build("bsbr", {"chunk_size": C, "retrieval_top_k": 2}).chunk_map(x)
-    assert ((best > 0).sum(-1) == torch.arange(5).clamp(max=2)).all()
+    assert ((best > 0).sum(-1) == chunk.clamp(max=2)).all()
+
+
+@pytest.mark.parametrize("every", [1, 2, 4, None])
+def test_a_block_of_bsbr_has_the_routing_weights_of_its_first_token(every):
+    x = sequence(2 * C + 3)
+    bsbr = build("bsbr", {"chunk_size": C, "route_every": every})
+    P = bsbr.chunk_map(x)
+    same = [torch.equal(P[:, :, t], P[:, :, t - 1]) for t in range(C + 1, 2 * C)]
+    assert same == [t % (every or C) != 0 for t in range(C + 1, 2 * C)]
+    changed = x.clone()
+    changed[:, C + 3] += 1  # the first token of a block where every token asks, and within a block of 2, 4 and 8
+    moved = (bsbr.chunk_map(changed) != P).any(-1).any(1).any(0)[: 2 * C].nonzero()[:, 0].tolist()
+    assert moved == ([C + 3] if every == 1 else [])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

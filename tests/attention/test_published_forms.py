@@ -728,7 +728,8 @@ def bsbr_by_tokens(bsbr: Attention, x: Tensor) -> Tensor:
     for t in range(T):
         first = t // C * C
         start, o = max(0, t - C + 1) if bsbr.overlap else first, []
-        r = heads(x[first] @ bsbr.chunk_query.weight.T[None], H)[0]
+        asking = t // bsbr.route_every * bsbr.route_every
+        r = heads(x[asking] @ bsbr.chunk_query.weight.T[None], H)[0]
         for h in range(H):
             scores = [turn(q[t, h], t) @ turn(k[j, h], j) / K**0.5 for j in range(start, t + 1)]
             local = torch.stack(scores).softmax(0) @ v[start : t + 1, h]

@@ -104,7 +104,7 @@ def test_the_best_rank_is_that_of_a_chunk_that_holds_the_key(known):
         key = int(batch["input_ids"][row, asked])
         assert batch["input_ids"][row, answered - 1] == key
         assert batch["input_ids"][row, answered] == batch["targets"][row, asked] == key + 16
-        weights = P[row, 0, asked // 2, : asked // 2]
+        weights = P[row, 0, asked, : asked // 2]
         assert layer["weight"][i, 0] == weights[answered // 2]
         assert layer["rank"][i, 0] == (len(weights) if key not in ROUTED else 1)
         assert columns["right"][question] == (key in ANSWERED)

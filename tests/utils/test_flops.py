@@ -19,6 +19,8 @@ OPTIONS = [
     ("sliding_window", {"window_size": 16, "num_sinks": 5, "num_kv_heads": 1}),
     ("sliding_window", {"window_size": 16, "conv_size": 4}),
     ("bsbr", {"chunk_size": 16, "retrieval_top_k": 3}),
+    ("bsbr", {"chunk_size": 16, "route_every": 4}),
+    ("bsbr", {"chunk_size": 16, "route_every": 4, "compression_factor": 2}),
     ("bsbr", {"chunk_size": 16, "compression_factor": 2}),
     ("bsbr", {"chunk_size": 16, "router_dim": 3}),
     ("hopfield", {"num_updates": 3}),
