@@ -228,7 +228,7 @@ class BSBRAttention(Attention[Chunks]):
         local = attention(self.rotate(q, start=k.shape[2] - T), self.rotate(k), v, C)
         begun, asked = position % C, position % self.route_every  # tokens of the current chunk, block in the state
         k, v = (to_chunks(part[:, :, part.shape[2] - T - begun :], min(C, begun + T)) for part in (k, v))
-        q = to_chunks(F.pad(q, (0, 0, asked, 0)), min(self.route_every, asked + T))  # queries of the state: padding
+        q = to_chunks(F.pad(q, (0, 0, asked, 0)) if asked else q, min(self.route_every, asked + T))
         states = self.chunk_states(k, v)
         if state is not None:
             states, h = torch.cat((state.states.to(states.dtype), states), 2), torch.cat((state.h, h), 2)
