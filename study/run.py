@@ -23,10 +23,10 @@ The protocol, for each model on each task:
    have not learned the task yet: no better than `TokenData.plateau`. A second table compares each model with the best,
    paired by seed.
 
-OUTPUT/TASK/results.jsonl holds the rows; `bsbr report` draws them. A run that finished or diverged is not repeated, and
-an interrupted run is resumed. A run that failed for another reason is tried again by the next call. The last lines say
-which runs are missing and why, and the exit code is then 1. All trainings stop when this process stops. Several studies
-may share one output folder. Arguments after `--` go to train.py.
+OUTPUT/TASK/results.jsonl holds the rows, each written when its run ends; `bsbr report` draws them. A run that finished
+or diverged is not repeated, and an interrupted run is resumed. A run that failed for another reason is tried again by
+the next call. The last lines say which runs are missing and why, and the exit code is then 1. All trainings stop when
+this process stops. Several studies may share one output folder. Arguments after `--` go to train.py.
 
     python study/run.py runs/study --launcher=slurm --sbatch partition=gpu gpus=1 time=12:00:00
 
@@ -77,6 +77,11 @@ class Grid(NamedTuple):
     most: int  # rates of a model, those beyond the edges included
 
 
+#: Trainings, and a function to call with the name of each that has a result -> name -> why a training has none.
+Launch = Callable[[list[Training], Callable[[str], object]], dict[str, str]]
+Write = Callable[..., dict[str, str]]  # `keep` of one study
+
+
 class Study(NamedTuple):
     """Where a study reads and writes, and how it trains."""
 
@@ -84,7 +89,7 @@ class Study(NamedTuple):
     options: list[str]  # of train.py, for every run
     configs: Path = CONFIGS
     script: Path = TRAIN
-    launch: Callable[[list[Training]], dict[str, str]] = train_all  # returns name -> why a training has no result
+    launch: Launch = train_all
 
     def described(self, model: str) -> Path:
         """The file that describes a model."""
@@ -120,9 +125,15 @@ class Study(NamedTuple):
         print(table("params", length, found, "standard") + "\n", flush=True)
         return {name: found[name].changed for name in models}
 
-    def train(self, wanted: list[Run], arguments: dict[str, dict[str, Any]]) -> dict[str, str]:
-        """Train the runs that are not there, each with the arguments of its model. Returns run -> why it is missing."""
-        trainings = []
+    def train(
+        self,
+        wanted: list[Run],
+        arguments: dict[str, dict[str, Any]],
+        ended: Callable[[Run], object] = lambda run: None,
+    ) -> dict[str, str]:
+        """Train the runs that are not there, each with the arguments of its model; `ended` is called with each that
+        has a result. Returns run -> why it is missing."""
+        trainings, runs = [], {str(run): run for run in wanted}
         for run in wanted:
             decay = [] if run.decay is None else [f"--model.weight_decay={run.decay}"]
             chosen = [
@@ -132,10 +143,10 @@ class Study(NamedTuple):
             ]
             files = self.files(run.task, run.model)
             trainings.append(Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script))
-        return self.launch(trainings)
+        return self.launch(trainings, lambda name: ended(runs[name]))
 
     def sweep(
-        self, task: str, grid: Grid, arguments: dict[str, dict[str, Any]], kept: Results, command: str
+        self, task: str, grid: Grid, arguments: dict[str, dict[str, Any]], kept: Results, write: Write
     ) -> tuple[dict[str, Run], dict[str, list[float]], dict[str, str]]:
         """Try every point of the grid for every model, and more rates until the best is inside.
 
@@ -147,8 +158,9 @@ class Study(NamedTuple):
             points = [(model, rate, decay) for model in tried for rate in tried[model] for decay in grid.decays]
             wanted = [Run(task, model, rate, SWEEP_SEED, grid.steps, "sweep", decay) for model, rate, decay in points]
             known = runs_in(kept.rows)
-            missing |= self.train([run for run in wanted if run not in known and str(run) not in missing], arguments)
-            missing |= keep(wanted, self.output, kept, command, self.options)
+            untried = [run for run in wanted if run not in known and str(run) not in missing]
+            missing |= self.train(untried, arguments, lambda run: write([run]))
+            missing |= write(wanted)
             found = runs_in(kept.rows)
             best = best_runs(wanted, found)
             more = {model: next_rate(tried[model], run.rate, grid.most) for model, run in best.items()}
@@ -167,11 +179,12 @@ class Study(NamedTuple):
         """
         models, kept = list(arguments), results(self.output, task)
         command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
+        write = partial(keep, output=self.output, kept=kept, command=command, options=self.options)
         (first_rate, *_), (first_decay, *_) = grid.rates, grid.decays
         points, missing = {model: (first_rate, first_decay) for model in models}, {}
         tried: dict[str, list[float]] = {}
         if len(grid.rates) * len(grid.decays) > 1:
-            best, tried, missing = self.sweep(task, grid, arguments, kept, command)
+            best, tried, missing = self.sweep(task, grid, arguments, kept, write)
             points = {model: (run.rate, run.decay) for model, run in best.items()}
         for model in set(models) - set(points):
             missing[f"final {task} {model}"] = "not started, because its sweep has no best rate"
@@ -180,8 +193,8 @@ class Study(NamedTuple):
             for seed in seeds
             for model, (rate, decay) in points.items()
         ]
-        missing |= self.train(final, arguments)
-        missing |= keep(final, self.output, kept, command, self.options, tried)
+        missing |= self.train(final, arguments, lambda run: write([run], tried=tried))
+        missing |= write(final, tried=tried)
         for run in final:
             if failed := diverged(run.folder(self.output)):
                 missing[str(run)] = failed
@@ -242,7 +255,7 @@ def choose() -> tuple[argparse.Namespace, list[str]]:
     return chosen, options
 
 
-def launcher(chosen: argparse.Namespace) -> Callable[[list[Training]], dict[str, str]]:
+def launcher(chosen: argparse.Namespace) -> Launch:
     """Trains runs here until all have ended, or submits them and returns at once."""
     if chosen.launcher == "local":
         return partial(train_all, workers=chosen.workers or 1)
@@ -251,7 +264,8 @@ def launcher(chosen: argparse.Namespace) -> Callable[[list[Training]], dict[str,
     except ImportError as error:
         sys.exit(f"study/run.py: error: --launcher=slurm needs the package {error.name}: pip install 'bsbr-pl[slurm]'")
     sbatch = {name: value or True for name, _, value in (one.partition("=") for one in chosen.sbatch)}
-    return slurm(chosen.output / "jobs", sbatch, chosen.workers)
+    submit = slurm(chosen.output / "jobs", sbatch, chosen.workers)
+    return lambda trainings, _: submit(trainings)  # rows are written at each look
 
 
 def repeat(passes: dict[str, Callable[[], dict[str, str]]], no_wait: bool, study: Study) -> dict[str, str]:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,10 +50,13 @@ class Training(NamedTuple):
         ]
 
 
-def train_all(trainings: list[Training], workers: int = 1) -> dict[str, str]:
+def train_all(
+    trainings: list[Training], ended: Callable[[str], object] = lambda name: None, workers: int = 1
+) -> dict[str, str]:
     """Train every run that has neither finished nor diverged, `workers` at once, and print how each run ended.
 
-    The output of train.py goes to output.txt in the run's folder.
+    The output of train.py goes to output.txt in the run's folder. `ended` is called with the name of each training when
+    it has a result.
 
     Returns:
         Name -> reason, of every training without a result.
@@ -74,6 +77,8 @@ def train_all(trainings: list[Training], workers: int = 1) -> dict[str, str]:
                 del unfinished[name]
                 if reason:
                     missing[name] = reason
+                else:
+                    ended(name)
             time.sleep(SECONDS_BETWEEN_LOOKS)
     return {one.name: missing[one.name] for one in trainings if one.name in missing}
 
