@@ -48,7 +48,7 @@ def main(out: Path = ROOT / "build" / "docs") -> None:
         text = with_links(source.read_text(), source, page)
         write(out / page, with_pictures(text, source, page, out))
     home = out / "index.md"
-    home.write_text(home.read_text().replace(STUDY, first_table(ROOT / "results" / "README.md")))
+    home.write_text(home.read_text().replace(STUDY, first_table(ROOT / "README.md")))
     for report in REPORTS:
         shutil.copy(report, out / f"report_{report.parent.name}.html")
     write(out / "architectures" / "index.md", overview())

@@ -1,6 +1,6 @@
 """Repeat a small part of the published study and compare: for some models the shortest published run.
 
-    python study/check.py                                # what `make study-check` does, some minutes
+    python study/check.py                                # the runs of results/check, as `make study-check`: 3 minutes
     python study/check.py --published results/mqar/results.jsonl --models bsbr standard
 
 Each run has the arguments, rate, seed and steps of the published one. Its validation loss must agree within the
@@ -48,7 +48,7 @@ def compare(run: Run, row: Row, output: Path, tolerance: float) -> tuple[bool, s
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    default = ROOT / "results" / "text" / "results.jsonl"
+    default = ROOT / "results" / "check" / "results.jsonl"
     parser.add_argument("--published", type=Path, default=default, help="results.jsonl of study/run.py")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--output", type=Path, default=Path("runs/study_check"), help="folder for the runs")

@@ -1,6 +1,6 @@
-"""Draw the published study, a dot for each run that counts: text on the left, recall on the right.
+"""Draw the published study on text, a dot for each run that counts.
 
-python study/figure.py            # rows of results/longer and results/mqar -> results/study.png
+python study/figure.py            # rows of results/text -> results/study.png
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -11,10 +11,7 @@ from bsbr_pl.results import read_rows
 from bsbr_pl.utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-PANELS = {  # what is measured -> its task
-    "bits per byte of text (less is better)": "longer",
-    "recall from beyond the window, accuracy": "mqar",
-}
+PANELS = {"bits per byte of the test text (less is better)": "text"}  # what is measured -> its task
 
 
 def main() -> None:

@@ -65,8 +65,8 @@ def read(run: Run, output: Path, length: int, way: str) -> float | None:
 
 def table(known: list[dict[str, Any]]) -> str:
     frame = pd.DataFrame(known).dropna()
-    means = frame.pivot_table(index="model", columns="way", values="bits_per_byte", sort=False)
-    shown = means.map("{:.4f}".format).replace("nan", "-")[list(WAYS)]
+    means = frame.pivot_table(index="model", columns="way", values="bits_per_byte", sort=False).reindex(columns=WAYS)
+    shown = means.map("{:.4f}".format).replace("nan", "-")
     seeds = frame.groupby("model")["seed"].nunique()
     return pipes(shown.assign(seeds=seeds)[["seeds", *WAYS]].reset_index().astype(str))
 

@@ -13,11 +13,12 @@ from PIL import Image, ImageColor
 
 from bsbr_pl.report import study
 from bsbr_pl.report.labels import look
+from bsbr_pl.report.tables import pipes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 VERDICTS = ROOT / "tests" / "report" / "verdicts"  # as they were published before there were rows of schema 3
-TASKS = ["longer", "long", "text", "mqar", "mqar_state", "induction", "selective_copy", "needle"]
+TASKS = ["text", "longer", "mqar", "mqar_state", "induction", "selective_copy", "needle"]
 DRAW = """
 import json, sys
 from pathlib import Path
@@ -27,6 +28,9 @@ for folder in map(Path, sys.argv[2:]):
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     write_report(rows, Path(sys.argv[1]) / folder.name)
 """
+
+
+MODELS = ("standard_conv", "bsbr", "sliding_window_conv", "gated_delta_net_identity", "standard", "mamba2")
 
 
 def rows(task: str) -> list[dict[str, Any]]:
@@ -44,7 +48,7 @@ def drawn(tmp_path_factory) -> Path:
 
 def test_every_published_report_is_drawn_from_its_rows_without_torch(drawn):
     published = {path.parent.name for path in RESULTS.glob("*/report.html")}
-    assert published == {path.parent.name for path in drawn.glob("*/report.html")} >= {*TASKS, "long_seeds"}
+    assert published == {path.parent.name for path in drawn.glob("*/report.html")} >= {*TASKS}
     for name in published:
         assert (drawn / name / "report.html").read_text().rstrip().endswith("</html>")
 
@@ -72,37 +76,47 @@ def test_tables_are_those_of_the_runs(task):
 
 
 def test_the_readme_shows_the_same():
-    table = study.as_markdown(rows("longer"))
-    shown = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(tuple(study_models()))]
-    assert len(shown) >= 5
-    assert all(line in table.splitlines() for line in shown)
+    """Fewer columns; no run has a note, such as a rate at an edge."""
+    whole = study.frame(study.runs(rows("text")))
+    columns = ["model", "bits per byte", "least to largest", "learning rate", "FLOPs/token", "state bytes", "tokens/s"]
+    assert pipes(whole[columns]) in (ROOT / "README.md").read_text()
+    assert set(whole["note"]) == {""}
 
 
-def study_models() -> list[str]:
-    folders = (ROOT / "configs" / "study", ROOT / "study" / "configs")
-    return [f"| {path.stem} |" for folder in folders for path in folder.glob("models/*.yaml")]
+def test_the_differences_are_those_of_the_runs():
+    page = (RESULTS / "README.md").read_text()
+    assert pipes(study.differences(rows("text"))) in page
+    assert pipes(study.differences(rows("text"), against="bsbr")) in page
 
 
 def test_a_row_of_the_study_is_a_mean_by_hand():
-    """BSBR after 20 million tokens: three seeds."""
-    bits = []
-    for row in rows("longer"):
-        run = row["about"]["study"]
-        if row["identity"]["kind"] == "training" and (run["model"], run["phase"]) == ("bsbr", "final"):
-            bits.append(row["values"]["metrics"]["val/bits_per_byte"]["value"][-1])
-    assert len(bits) == 3
-    line = f"| bsbr | 4,883 | 0.01 | 3 | {sum(bits) / 3:.4f} | {min(bits):.4f} to {max(bits):.4f} |"
-    assert line in study.as_markdown(rows("longer")).splitlines()
+    bits = on_the_test_text("bsbr")
+    line = f"| bsbr | 1,400 | 0.005 | 3 | {sum(bits) / 3:.4f} | {min(bits):.4f} to {max(bits):.4f} |"
+    assert line in study.as_markdown(rows("text"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_rate_is_inside_its_sweep_and_the_best_of_it(model):
+    """On the validation text, after all steps; at least four rates."""
+    losses = {}
+    for row in rows("text"):
+        run = row["about"].get("study", {})
+        if row["identity"]["kind"] == "training" and (run["model"], run["phase"]) == (model, "sweep"):
+            losses[run["rate"]] = row["values"]["metrics"]["val/loss"]["value"][-1]
+            assert (row["about"]["run"]["planned_steps"], row["about"]["seed"]) == (1400, 0)
+    assert len(losses) >= 4
+    assert {row["about"]["study"]["rate"] for row in of("text", model)} == {min(losses, key=losses.__getitem__)}
+    assert min(losses) < min(losses, key=losses.__getitem__) < max(losses)
 
 
 def test_the_figure_is_of_the_runs_that_count():
-    found = study.runs(rows("longer"))
-    assert found.groupby("model").size().to_dict() == dict.fromkeys(found["model"], 3)
-    picture = study.figure({"bits": rows("longer"), "accuracy": rows("mqar")})
-    assert picture == study.figure({"bits": rows("longer"), "accuracy": rows("mqar")[::-1]}), "in any order"
+    found = study.runs(rows("text"))
+    assert found.groupby("model").size().to_dict() == dict.fromkeys(MODELS, 3)
+    picture = study.figure({"bits": rows("text"), "accuracy": rows("mqar")})
+    assert picture == study.figure({"bits": rows("text"), "accuracy": rows("mqar")[::-1]}), "in any order"
     with Image.open(io.BytesIO(picture)) as seen:
         colours = {colour for _, colour in seen.convert("RGB").getcolors(1 << 20)}
-    for key in ("bsbr", "standard", "delta_net", "gated_delta_net", "sliding_window"):
+    for key in ("bsbr", "standard", "gated_delta_net", "sliding_window", "mamba2"):
         assert ImageColor.getrgb(look(key)[0]) in colours, key
 
 
@@ -111,53 +125,143 @@ def test_the_published_files_are_small():
     assert sum(path.stat().st_size for path in files) < 6_000_000
 
 
-def bits(model: str, seed: int, length: int | None = None) -> float:
+def of(task: str, model: str, kind: str = "training") -> list[dict[str, Any]]:
+    """The rows of a model's runs that count, in the order of the seeds."""
+    found = [row for row in rows(task) if row["identity"]["kind"] == kind and "study" in row["about"]]
+    found = [
+        row for row in found if (row["about"]["study"]["model"], row["about"]["study"]["phase"]) == (model, "final")
+    ]
+    return sorted(found, key=lambda row: row["about"]["seed"])
+
+
+def on_the_test_text(model: str) -> list[float]:
+    """Bits per byte of the test text, of seeds 1, 2 and 3."""
+    runs = of("text", model)
+    assert [row["about"]["seed"] for row in runs] == [1, 2, 3]
+    return [row["values"]["result"]["test"] for row in runs]
+
+
+def recalled(model: str, slice_: str) -> float:
+    """The loss of a class of tokens of the test text, mean over seeds."""
+    found = [part for row in of("text", model, "text") for part in row["values"]["recall"] if part["slice"] == slice_]
+    assert len(found) == 3
+    return mean([part["loss"] for part in found])
+
+
+def older(model: str, seed: int, length: int | None = None) -> float:
     """Bits per byte of a run of 20 million tokens: its last validation, or what `evaluate.py` measured at a length."""
-    for row in rows("longer"):
-        study, identity = row["about"]["study"], row["identity"]
-        if (study["model"], study["phase"], row["about"]["seed"]) != (model, "final", seed):
-            continue
-        if length is None and identity["kind"] == "training":
-            return row["values"]["metrics"]["val/bits_per_byte"]["value"][-1]
-        if identity["kind"] == "text" and identity["length"] == length:
-            return row["values"]["bits_per_byte"]
-    raise LookupError((model, seed, length))
+    if length is None:
+        (row,) = (row for row in of("longer", model) if row["about"]["seed"] == seed)
+        return row["values"]["metrics"]["val/bits_per_byte"]["value"][-1]
+    found = [row for row in of("longer", model, "text") if row["about"]["seed"] == seed]
+    (row,) = (row for row in found if row["identity"]["length"] == length)
+    return row["values"]["bits_per_byte"]
 
 
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def paired_p(first: str, second: str) -> float:
+def more(first: list[float], second: list[float]) -> float:
+    """By how many percent the mean of the first is above that of the second."""
+    return 100 * (mean(first) / mean(second) - 1)
+
+
+def paired_p(first: list[float], second: list[float]) -> float:
     """Two-sided p-value of Student's paired t-test with three pairs: 1 - t / sqrt(t^2 + 2)."""
-    differences = [bits(second, seed) - bits(first, seed) for seed in range(3)]
+    differences = [b - a for a, b in zip(first, second, strict=True)]
     deviations = [difference - mean(differences) for difference in differences]
     error = (sum(deviation**2 for deviation in deviations) / 2 / 3) ** 0.5
     t = abs(mean(differences)) / error
     return 1 - t / (t * t + 2) ** 0.5
 
 
-def megaflop(model: str) -> float:
-    runs = [row["about"]["run"] for row in rows("longer") if row["about"]["study"]["model"] == model]
-    return runs[0]["flops"] / runs[0]["tokens"] / 1e6
+def one_line(page: Path) -> str:
+    return " ".join(page.read_text().split())
 
 
-def test_the_claims_are_computed_from_the_rows():
-    """Each number of README's bullets."""
-    readme = " ".join((ROOT / "README.md").read_text().split())
+def test_the_claims_about_20_million_tokens_are_computed_from_their_rows():
+    """Each number of their bullets in results/README.md."""
+    text = one_line(RESULTS / "README.md")
     bsbr, standard, window = (
-        mean([bits(model, seed) for seed in range(3)]) for model in ("bsbr", "standard_conv", "sliding_window_conv")
+        [older(model, seed) for seed in range(3)] for model in ("bsbr", "standard_conv", "sliding_window_conv")
     )
-    long = {model: mean([bits(model, seed, 4096) for seed in (0, 1)]) for model in ("bsbr", "standard_conv")}
-    truncated = mean([bits("standard_conv", seed, 512) for seed in (0, 1)])
+    long = {model: mean([older(model, seed, 4096) for seed in (0, 1)]) for model in ("bsbr", "standard_conv")}
+    truncated = mean([older("standard_conv", seed, 512) for seed in (0, 1)])
     for claim in (
-        f"{100 * (1 - standard / bsbr):.1f} % fewer bits per byte than BSBR (three pairs of runs, "
-        f"p = {paired_p('standard_conv', 'bsbr'):.3f})",
-        f"It has {100 * (window / bsbr - 1):.1f} % more bits per byte",
-        f"(p = {paired_p('bsbr', 'sliding_window_conv'):.2f})",
-        f"BSBR has {long['bsbr']:.3f} and `standard_conv` {long['standard_conv']:.3f}",
-        f"`standard_conv` has {truncated:.3f}, and remains best",
-        f"{megaflop('bsbr'):.1f} MFLOP per token for BSBR and {megaflop('standard'):.1f} for Standard",
+        f"{-more(standard, bsbr):.1f} % below BSBR (p = {paired_p(standard, bsbr):.3f})",
+        f"BSBR is {-more(bsbr, window):.2f} % below `sliding_window_conv`",
+        f"p = {paired_p(bsbr, window):.2f})",
+        f"BSBR has {long['bsbr']:.3f}",
+        f"`standard_conv` {long['standard_conv']:.3f}",
+        f"has {truncated:.3f}: whoever uses it",
     ):
-        assert claim in readme, claim
-    assert all(bits("bsbr", seed) < bits("sliding_window_conv", seed) for seed in range(3)), "fewer with every seed"
+        assert claim in text, claim
+
+
+def lengths(model: str, way: str) -> float:
+    """Bits per byte of the test text at 4,096 tokens, mean over seeds."""
+    found = [json.loads(line) for line in (RESULTS / "text" / "lengths.jsonl").read_text().splitlines()]
+    seeds = {one["seed"]: one["bits_per_byte"] for one in found if (one["model"], one["way"]) == (model, way)}
+    assert set(seeds) == {1, 2, 3}
+    return mean(list(seeds.values()))
+
+
+def costs(model: str, name: str) -> float:
+    return of("text", model)[0]["values"]["result"][name]
+
+
+def claims() -> list[str]:
+    """What README says in numbers."""
+    standard, bsbr, window = (on_the_test_text(model) for model in ("standard_conv", "bsbr", "sliding_window_conv"))
+    copying = {model: f"{recalled(model, 'hits'):.2f}" for model in MODELS}
+    others = {model: f"{recalled(model, 'rest'):.2f}" for model in MODELS}
+    flops, state = (costs("bsbr", name) / costs("standard_conv", name) for name in ("flops_per_token", "state_bytes"))
+    p, q = paired_p(standard, bsbr), paired_p(bsbr, window)
+    read = {(model, way): f"{lengths(model, way):.3f}" for model in MODELS for way in ("truncated", "as it is")}
+    return [
+        f"BSBR has {more(bsbr, standard):.1f} % more bits per byte (three pairs of runs, p = {p:.2f}), with "
+        f"{100 * (1 - flops):.0f} % fewer FLOPs per token and {100 * (1 - state):.0f} % less state",
+        f"has {more(window, bsbr):.1f} % more bits per byte than BSBR (three pairs of runs, p = {q:.2f})",
+        f"{copying['standard_conv']} nats with `standard_conv`, {copying['bsbr']} with BSBR, "
+        f"{copying['sliding_window_conv']} with `sliding_window_conv`, "
+        f"{copying['gated_delta_net_identity']} with Gated DeltaNet, "
+        f"{copying['standard']} with Standard and {copying['mamba2']} with Mamba-2",
+        f"On all other tokens Gated DeltaNet is best ({others['gated_delta_net_identity']}; `standard_conv` "
+        f"{others['standard_conv']})",
+        f"`standard_conv` has {read['standard_conv', 'truncated']} in windows of 512 tokens, "
+        f"{read['standard_conv', 'as it is']} as it is and {lengths('standard_conv', 'stretched'):.3f} with a "
+        f"stretched rotary base; BSBR has {read['bsbr', 'as it is']} as it is and {read['bsbr', 'truncated']} in "
+        f"windows of 512",
+    ]
+
+
+@pytest.mark.parametrize("claim", range(5))
+def test_the_claims_of_the_readme_are_computed_from_the_rows(claim):
+    assert claims()[claim] in one_line(ROOT / "README.md")
+
+
+def test_the_order_of_the_claims_is_that_of_the_rows():
+    """What README says without a number."""
+    assert min(MODELS, key=lambda model: mean(on_the_test_text(model))) == "standard_conv"
+    assert min(MODELS, key=lambda model: recalled(model, "rest")) == "gated_delta_net_identity"
+    best = min((lengths(model, way), model, way) for model in MODELS for way in ("truncated", "as it is"))
+    assert best[1:] == ("standard_conv", "truncated")
+
+
+def test_the_table_of_longer_contexts_is_that_of_its_lines():
+    page, ways = (RESULTS / "README.md").read_text(), ("truncated", "as it is", "stretched")
+    for model in MODELS:
+        cells = [f"{lengths(model, way):.4f}" for way in ways[:2]]
+        cells.append(f"{lengths(model, 'stretched'):.4f}" if model.startswith("standard") else "-")
+        assert f"| {model} | 3 | {' | '.join(cells)} |" in page, model
+
+
+def test_the_table_of_forms_is_that_of_its_lines():
+    page = (RESULTS / "README.md").read_text()
+    section = page[page.index("### How the forms were chosen") : page.index("## Text, 20 million tokens")]
+    lines = [json.loads(line) for line in (RESULTS / "text" / "forms.jsonl").read_text().splitlines()]
+    shown = [line for line in lines if (line["steps"], line["batch_size"]) not in [(800, 4), (1600, 2)]]
+    assert len(shown) >= 10
+    for line in shown:
+        assert f"{line['bits_per_byte']:.3f}" in section, line

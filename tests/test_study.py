@@ -7,7 +7,6 @@ import copy
 import csv
 import json
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from PIL import Image
 from test_readme import run as in_this_process
 
 from bsbr_pl.__main__ import main
+from bsbr_pl.model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300))
@@ -109,9 +109,17 @@ def test_study(tmp_path, capsys):
     (verdict,) = (tmp_path / "report").rglob("verdict_*.csv")
     (shown,) = csv.DictReader(verdict.read_text().splitlines())
     assert float(shown["bits per byte"]) == result["test"]
-    shutil.copytree(published.parent, tmp_path / "runs/mqar")
     assert not in_this_process("study/figure.py", ["--results", str(tmp_path / "runs")])
     assert np.asarray(Image.open(tmp_path / "runs/study.png")).std() > 0
+
+    out = tmp_path / "lengths.jsonl"
+    for _ in range(2):  # the second call measures nothing
+        assert not in_this_process("study/lengths.py", ["runs", "--length", "64", "--out", str(out)])
+        truncated, longer, stretched = read(out)
+    assert (truncated["way"], truncated["model"], truncated["seed"]) == ("truncated", "linear", 1)
+    assert truncated["bits_per_byte"] == pytest.approx(result["test"], abs=1e-6)
+    assert 0 < longer["bits_per_byte"] != truncated["bits_per_byte"]
+    assert stretched["bits_per_byte"] is None, "it has no rotary positions"
 
     def repeat() -> tuple[int, str]:
         capsys.readouterr()
@@ -146,6 +154,18 @@ def test_a_mistake_is_a_sentence(tmp_path, capsys):
         assert in_this_process("study/run.py", [str(tmp_path / "runs"), *options]) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_only_layers_that_see_the_whole_context_are_stretched():
+    from lengths import stretch
+
+    model = LanguageModel("standard + sliding_window", 5, 24, num_layers=2, num_heads=2)
+    assert stretch(model, 8)
+    whole, window = model.attentions
+    assert whole.rope_base == pytest.approx(10_000 * 8 ** (12 / 10))
+    assert window.rope_base == 10_000
+    assert not stretch(LanguageModel("bsbr", 5, 24, num_layers=1, num_heads=2), 8)
 
 
 def read(path: Path) -> list[dict]:

@@ -57,7 +57,9 @@ def course(record: Mapping[str, Any]) -> dict[str, Any]:
         for name, columns in (record.get("metrics") or {}).items()
         if name.startswith("val/") or name == "flops/step_flops"
     }
-    where = record.get("environment") or {}
+    where = dict(record.get("environment") or {})
+    if record.get("git"):
+        where["commit"] = record["git"]
     return {
         "metrics": metrics,
         "seconds": record.get("seconds"),

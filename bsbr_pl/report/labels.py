@@ -17,7 +17,7 @@ COLOURS = ("#d55e00", "#222222", "#e69f00", "#56b4e9", "#0072b2", "#7a5fb5", "#c
            "#b03a48", "#5f7d8c")  # fmt: skip
 MARKERS = "osD^v*PX<>hp"
 LINES = ("-", "--", ":", "-.")
-SALT = "110653"  # of the digests: with this one, the architectures of the published study have different colours
+SALT = "349"  # of the digests: with this one, no two architectures look alike, and common ones differ in both
 
 
 def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:

@@ -42,9 +42,9 @@ def board(rows: list[dict[str, Any]]) -> Any:
 
 
 def test_cells_are_means_over_the_seeds_of_published_runs():
-    rows = published("longer", "induction", "long", "long_seeds")
+    rows = published("longer", "induction", "mqar_state")
     cells = board(rows)
-    assert list(cells) == ["induction (%)", "long (bits per byte)", "longer (bits per byte)"]
+    assert list(cells) == ["induction (%)", "longer (bits per byte)", "mqar_state (%)"]
     for header, metric in {"longer (bits per byte)": "val/bits_per_byte", "induction (%)": None}.items():
         task = header.split(" ")[0]
         by_hand: dict[str, list[float]] = {}
@@ -60,8 +60,8 @@ def test_cells_are_means_over_the_seeds_of_published_runs():
             assert cell.value == pytest.approx(fmean(values), abs=1e-12)
             assert [cell.low, cell.high] == [min(values), max(values)]
             assert len(cell.runs) == len(values)
-    assert cells["long (bits per byte)"]["standard"].note == "1 seed"
-    assert cells["long (bits per byte)"]["gated_delta_net"] is None
+    assert cells["mqar_state (%)"]["standard"].note == "1 seed"
+    assert cells["mqar_state (%)"]["gated_delta_net"] is None
 
 
 def test_one_task_has_no_leaderboard():
