@@ -265,3 +265,10 @@ def test_the_table_of_forms_is_that_of_its_lines():
     assert len(shown) >= 10
     for line in shown:
         assert f"{line['bits_per_byte']:.3f}" in section, line
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_table_of_copying_is_that_of_the_rows(model):
+    slices = ("8 to 31 back", "32 to 127 back", "128 to 511 back", "hits", "rest")
+    cells = [f"{recalled(model, slice_):.2f}" for slice_ in slices]
+    assert f"| {model} | {' | '.join(cells)} |" in (RESULTS / "README.md").read_text()
