@@ -52,11 +52,13 @@ def test_a_sweep_goes_on_until_its_best_is_inside(study, tmp_path, monkeypatch, 
     """`Study.sweep` with a training whose loss is known: the distance from a rate, in octaves."""
     trained = []
 
-    def train(self, wanted, arguments):
-        trained.extend(wanted)
+    def train(self, wanted, arguments, ended):
+        for run in wanted:
+            trained.append(run)
+            ended(run)
         return {}
 
-    def keep(wanted, output, kept, command, options, tried=None):
+    def write(wanted):
         known = study["rows"].runs_in(kept.rows)
         for run in set(wanted) - set(known):
             found = row("m", run.seed, run.rate, 0.5, abs(math.log2(run.rate / best_at)), "sweep")
@@ -64,10 +66,9 @@ def test_a_sweep_goes_on_until_its_best_is_inside(study, tmp_path, monkeypatch, 
         return {}
 
     monkeypatch.setattr(study["run"].Study, "train", train)
-    monkeypatch.setattr(study["run"], "keep", keep)
     grid = study["run"].Grid(start, [None], 8, most)
     kept = study["rows"].results(tmp_path, "toy")
-    best, tried, missing = study["run"].Study(tmp_path, []).sweep("toy", grid, {"m": {}}, kept, "")
+    best, tried, missing = study["run"].Study(tmp_path, []).sweep("toy", grid, {"m": {}}, kept, write)
     assert (sorted(tried["m"]), missing) == (expected, {})
     assert best["m"].rate == min(expected, key=lambda rate: abs(math.log2(rate / best_at)))
     assert sorted(run.rate for run in trained) == expected, "each once"

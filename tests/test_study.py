@@ -20,6 +20,7 @@ from PIL import Image
 from test_readme import run as in_this_process
 
 from bsbr_pl.__main__ import main
+from bsbr_pl.attention import BSBRAttention, SlidingWindowAttention, StandardAttention
 from bsbr_pl.model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
@@ -160,12 +161,12 @@ def test_a_mistake_is_a_sentence(tmp_path, capsys):
 def test_only_layers_that_see_the_whole_context_are_stretched():
     from lengths import stretch
 
-    model = LanguageModel("standard + sliding_window", 5, 24, num_layers=2, num_heads=2)
+    model = LanguageModel([StandardAttention, SlidingWindowAttention], 5, 24, num_layers=2, num_heads=2)
     assert stretch(model, 8)
     whole, window = model.attentions
     assert whole.rope_base == pytest.approx(10_000 * 8 ** (12 / 10))
     assert window.rope_base == 10_000
-    assert not stretch(LanguageModel("bsbr", 5, 24, num_layers=1, num_heads=2), 8)
+    assert not stretch(LanguageModel(BSBRAttention, 5, 24, num_layers=1, num_heads=2), 8)
 
 
 def read(path: Path) -> list[dict]:
