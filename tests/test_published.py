@@ -272,3 +272,14 @@ def test_the_table_of_copying_is_that_of_the_rows(model):
     slices = ("8 to 31 back", "32 to 127 back", "128 to 511 back", "hits", "rest")
     cells = [f"{recalled(model, slice_):.2f}" for slice_ in slices]
     assert f"| {model} | {' | '.join(cells)} |" in (RESULTS / "README.md").read_text()
+
+
+def test_the_words_about_longer_contexts_and_the_hybrid_are_computed_from_their_rows():
+    page = one_line(RESULTS / "README.md")
+    behind = 100 * (lengths("bsbr", "as it is") / lengths("standard_conv", "truncated") - 1)
+    short = more(on_the_test_text("bsbr"), on_the_test_text("standard_conv"))
+    assert f"BSBR is {behind:.1f} % behind it, where it is {short:.1f} % behind at 512 tokens" in page
+    hybrid = [row for row in rows("text") if row["about"].get("study", {}).get("model") == "hybrid_3_to_1"]
+    bits = [row["values"]["metrics"]["val/bits_per_byte"]["value"][-1] for row in hybrid]
+    assert len(bits) == 4
+    assert f"had {min(bits):.3f} in its sweep" in page
