@@ -1,4 +1,4 @@
-"""Finds the best number of warps of the delta rule's Triton kernels on this card: constants of triton_kernels.py.
+"""Finds the best number of warps of the delta rule's Triton kernels on this card: constants of triton_delta_rule.py.
 
     python benchmarks/tune_delta_rule.py [--write]        # about 40 s, most of it compiling in parallel
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from bsbr_pl.attention import triton_kernels as kernels
+from bsbr_pl.attention import triton_delta_rule as kernels
 
 NAMES = ("PREPARE", "OUTPUT", "PREPARE_GRADIENT", "GRADIENT")
 CASES = [(width, decays) for width in (64, 128) for decays in (False, True)]

@@ -244,7 +244,12 @@ def within(module: str, *rooms: str) -> bool:
 
 
 ATTENTIONS = ("bsbr_pl.attention",)
-KERNELS = ("bsbr_pl.attention.kernels", "bsbr_pl.attention.triton_kernels", "bsbr_pl.attention.ops")
+KERNELS = (
+    "bsbr_pl.attention.kernels",
+    "bsbr_pl.attention.triton_delta_rule",
+    "bsbr_pl.attention.triton_recurrence",
+    "bsbr_pl.attention.ops",
+)
 PRODUCT = ("bsbr_pl", "callbacks", "train", "evaluate")
 MODEL = ("bsbr_pl.model", "bsbr_pl.branches", "bsbr_pl.generation", "bsbr_pl.inputs")
 MODULE = ("bsbr_pl.module", "bsbr_pl.resume", "bsbr_pl.steps", "bsbr_pl.optimizer")

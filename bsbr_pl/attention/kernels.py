@@ -6,7 +6,7 @@ fp32 and fp64, and on a CPU.
 
 - windows: FlashAttention with a window, `torch.nn.attention.varlen` (torch >= 2.11); from a state, the plain form;
 - Linear, GAU, BSBR's retrieval: batched products, all chunks at once;
-- DeltaNet, Gated DeltaNet: Triton kernels (`ops.py`, `triton_kernels.py`).
+- DeltaNet, Gated DeltaNet: Triton kernels (`ops.py`, `triton_delta_rule.py`).
 """
 
 import inspect

@@ -36,9 +36,9 @@ def sums_before(x: Tensor, start: Tensor | None = None, backwards: bool = False)
     Both include `start` (R, M), in fp32. `backwards` sums all x after n.
     """
     if x.is_cuda:
-        from . import triton_kernels
+        from . import triton_recurrence
 
-        return triton_kernels.sums_before(x.contiguous(), None if start is None else start.contiguous(), backwards)
+        return triton_recurrence.sums_before(x.contiguous(), None if start is None else start.contiguous(), backwards)
     terms = x.float().flip(1) if backwards else x.float()
     sums = terms.cumsum(1) if start is None else terms.cumsum(1) + start[:, None]
     before = sums - terms
@@ -82,9 +82,9 @@ def delta_rule(
         Mixed values (B, T, H, V); S^T after the last token (B, H, V, K) in fp32; and for the gradient, per chunk of 64
         tokens, its inverse and S^T before it.
     """
-    from . import triton_kernels
+    from . import triton_delta_rule
 
-    return triton_kernels.forward(q, k, v, beta, log_alpha, start)
+    return triton_delta_rule.forward(q, k, v, beta, log_alpha, start)
 
 
 @delta_rule.register_fake
@@ -105,9 +105,9 @@ def _(
 )
 def delta_rule_backward(grad: Tensor, grad_last: Tensor | None, *saved: Any) -> list[Tensor]:
     """The gradients of start, q, k, v, beta and, if given, log_alpha, from those of the first two results."""
-    from . import triton_kernels
+    from . import triton_delta_rule
 
-    return triton_kernels.backward(grad.contiguous(), None if grad_last is None else grad_last.contiguous(), *saved)
+    return triton_delta_rule.backward(grad.contiguous(), None if grad_last is None else grad_last.contiguous(), *saved)
 
 
 @delta_rule_backward.register_fake

@@ -121,11 +121,11 @@ def test_sums_before(backwards):
         torch.library.opcheck(ops.sums_before, (x,))
         torch.library.opcheck(ops.sums_before, (x, start))
     if INTERPRETED:
-        from bsbr_pl.attention import triton_kernels
+        from bsbr_pl.attention import triton_recurrence
 
         long = torch.randn(2, 70, 200, generator=torch.Generator().manual_seed(2))
         start = long[:, 0].contiguous()
-        found, kept = triton_kernels.sums_before(long, start, backwards), ops.sums_before(long, start, backwards)
+        found, kept = triton_recurrence.sums_before(long, start, backwards), ops.sums_before(long, start, backwards)
         for own, plain in zip(found, kept, strict=True):
             torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-5)
 
@@ -136,7 +136,7 @@ def test_sums_before(backwards):
 @pytest.mark.parametrize(("shape", "V"), [((2, 70, 3, 16), 32), ((1, 330, 1, 32), 32)])
 def test_the_delta_rule_over_groups_of_chunks(monkeypatch, shape, V, decays, started):
     """The recurrence in one level and in two, with groups of unequal size, from zeros and from a state; and opcheck."""
-    from bsbr_pl.attention import triton_kernels
+    from bsbr_pl.attention import triton_recurrence
 
     B, _, H, K = shape
     q, k = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
@@ -149,7 +149,7 @@ def test_the_delta_rule_over_groups_of_chunks(monkeypatch, shape, V, decays, sta
     learned = [x for x in inputs if x is not None]
     found = []
     for least in (1000, 1):
-        monkeypatch.setattr(triton_kernels, "LONG", least)
+        monkeypatch.setattr(triton_recurrence, "LONG", least)
         mixed, last, *_ = ops.delta_rule(*inputs)
         loss = (mixed * weights).sum() + last.square().sum()
         found.append([mixed, last, *torch.autograd.grad(loss, learned)])

@@ -35,7 +35,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTED = Path(__file__).with_name("mutations.toml")
-NOT_COPIED = (".git", "runs", "site", "results", "docs", ".*_cache", "*.egg-info", ".hypothesis", "triton_kernels.py")
+NOT_COPIED = (".git", "runs", "site", "results", "docs", ".*_cache", "*.egg-info", ".hypothesis", "triton_*.py")
 #: Where random changes are made: what decides a number, and no Triton kernel, which needs a GPU.
 MODULES = (
     *(f"bsbr_pl/{name}.py" for name in ("metrics", "module", "convert", "run", "steps", "resume")),

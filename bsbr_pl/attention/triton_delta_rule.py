@@ -1,4 +1,4 @@
-"""The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient. At the end, `ops.sums_before`.
+"""The (gated) delta rule in Triton, for CUDA: `ops.delta_rule` and its gradient.
 
 The formulas are those of `gated_delta_net`, whose G is `decay` here. A chunk has C = 64 tokens. g_t is the sum of log
 alpha from its start to t; decay_ts = exp(g_t - g_s) for s <= t, else 0; B = diag(beta exp(g)) K (not the batch);
@@ -9,8 +9,8 @@ K_end = exp(g_C - g) K; S is the state before the chunk:
 
 So a chunk changes the state by S <- exp(g_C) S - P S + X, with P = Z^T B, X = Z^T diag(beta) V and
 Z = triangle^-T K_end, which do not depend on S. Forward: one program per chunk computes the inverse of the triangle,
-P and X (`_prepare`); `_recurrence` goes through the chunks; one program per chunk computes U and O (`_output`).
-Backward: the gradient of S obeys the same recurrence in reverse (`_prepare_gradient`, `_recurrence`), and one program
+P and X (`_prepare`); `recurrence` goes through the chunks; one program per chunk computes U and O (`_output`).
+Backward: the gradient of S obeys the same recurrence in reverse (`_prepare_gradient`, `recurrence`), and one program
 per chunk computes the other gradients (`_gradient`). Only the inverse and S before each chunk are saved.
 
 q, k are (B, T, H, K), v and O (B, T, H, V), in low precision; beta and log_alpha are (B, T, H) in fp32; states are
@@ -23,13 +23,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .ops import CHUNK
+from .triton_recurrence import matrix, recurrence
 
 # Warps of a program: heads up to 64 wide without and with decay, wider heads without and with decay.
 PREPARE = (4, 4, 4, 4)
 OUTPUT = (4, 4, 4, 4)
 PREPARE_GRADIENT = (4, 4, 4, 4)
 GRADIENT = (4, 4, 8, 8)
-LONG = 128  # from this many chunks on, the recurrence is computed in two levels
 
 
 # Loads.
@@ -45,12 +45,6 @@ def _load(x, offsets, mask, WIDTH: tl.constexpr):
 def _store(x, value, offsets, mask, WIDTH: tl.constexpr):
     places = offsets[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     tl.store(x + places, value.to(x.dtype.element_ty), mask=mask[:, None])
-
-
-@triton.jit
-def _matrix(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The offsets of the entries of a contiguous matrix."""
-    return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit
@@ -124,69 +118,14 @@ def _prepare(k, v, beta, log_alpha, inverses, P, X, totals, T, H, K: tl.constexp
     i = tl.arange(0, 64)
     L = tl.where(i[:, None] > i[None, :], b[:, None] * decay * tl.dot(keys, tl.trans(keys)), 0.0)
     inverse = _triangle_inverse(L).to(low)
-    tl.store(inverses + chunk * 4096 + _matrix(64, 64), inverse)
+    tl.store(inverses + chunk * 4096 + matrix(64, 64), inverse)
     Z = tl.dot(tl.trans(inverse), (keys * to_end[:, None]).to(low)).to(low)
     B = (keys * (b * from_start)[:, None]).to(low)
-    tl.store(P + chunk * K * K + _matrix(K, K), tl.dot(tl.trans(B), Z).to(low))
+    tl.store(P + chunk * K * K + matrix(K, K), tl.dot(tl.trans(B), Z).to(low))
     written = (values * b[:, None]).to(low)
-    tl.store(X + chunk * V * K + _matrix(V, K), tl.dot(tl.trans(written), Z).to(low))
+    tl.store(X + chunk * V * K + matrix(V, K), tl.dot(tl.trans(written), Z).to(low))
     if log_alpha is not None:
         tl.store(totals + chunk, whole)
-
-
-@triton.jit
-def _recurrence(
-    decay,
-    P,
-    X,
-    start,
-    states,
-    last,
-    product,
-    N,
-    G,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
-    BACKWARDS: tl.constexpr,
-):
-    """S <- decay_n S - S P_n + X_n, (V, K), through G of the N chunks of one sequence: BV rows of S in one program.
-
-    Without `X`, S starts as the identity; `last` is then the P of all G chunks together, and `product` their decay.
-    """
-    row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    own = row * tl.num_programs(1) + group
-    lines = tl.program_id(2) * BV + tl.arange(0, BV)
-    tile = lines[:, None] * K + tl.arange(0, K)[None, :]
-    identity = tl.where(lines[:, None] == tl.arange(0, K)[None, :], 1.0, 0.0)
-    total = 1.0
-    if X is None:
-        S = identity
-    elif start is None:
-        S = tl.zeros((BV, K), tl.float32)
-    else:
-        S = tl.load(start + own * V * K + tile).to(tl.float32)
-    for i in range(group * G, tl.minimum(group * G + G, N)):
-        n = row * N + i
-        if BACKWARDS:
-            n = row * N + N - 1 - i
-        if states is not None:
-            tl.store(states + n * V * K + tile, S.to(states.dtype.element_ty))
-        p = tl.load(P + n * K * K + _matrix(K, K))
-        high = S.to(p.dtype)
-        low = (S - high.to(tl.float32)).to(p.dtype)  # what rounding S to p's precision would lose
-        change = tl.dot(low, p, tl.dot(high, p))
-        if decay is not None:
-            d = tl.load(decay + n)
-            S = S * d
-            total = total * d
-        S -= change
-        if X is not None:
-            S += tl.load(X + n * V * K + tile).to(tl.float32)
-    if X is None:
-        S = total * identity - S
-        tl.store(product + own, total)
-    tl.store(last + own * V * K + tile, S.to(last.dtype.element_ty))
 
 
 @triton.jit
@@ -195,8 +134,8 @@ def _output(q, k, v, beta, log_alpha, inverses, states, out, T, H, K: tl.constex
     chunk, offsets, mask, keys, b, decay, from_start, _, _ = _chunk(k, beta, log_alpha, T, H, K)
     values = _load(v, offsets, mask, V)
     low = keys.dtype
-    S = tl.trans(tl.load(states + chunk * V * K + _matrix(V, K)))
-    inverse = tl.load(inverses + chunk * 4096 + _matrix(64, 64))
+    S = tl.trans(tl.load(states + chunk * V * K + matrix(V, K)))
+    inverse = tl.load(inverses + chunk * 4096 + matrix(64, 64))
     written = b[:, None] * (values - from_start[:, None] * tl.dot(keys, S))
     U = tl.dot(inverse, written.to(low)).to(low)
     queries = _load(q, offsets, mask, K)
@@ -214,14 +153,14 @@ def _prepare_gradient(q, k, beta, log_alpha, inverses, Dout, P, G, totals, T, H,
     chunk, offsets, mask, keys, b, decay, from_start, to_end, whole = _chunk(k, beta, log_alpha, T, H, K)
     queries, Dmixed = _load(q, offsets, mask, K), _load(Dout, offsets, mask, V)
     low = keys.dtype
-    inverse_T = tl.trans(tl.load(inverses + chunk * 4096 + _matrix(64, 64)))
+    inverse_T = tl.trans(tl.load(inverses + chunk * 4096 + matrix(64, 64)))
     B = (keys * (b * from_start)[:, None]).to(low)
     Z = tl.dot(inverse_T, (keys * to_end[:, None]).to(low)).to(low)
-    tl.store(P + chunk * K * K + _matrix(K, K), tl.dot(tl.trans(Z), B).to(low))
+    tl.store(P + chunk * K * K + matrix(K, K), tl.dot(tl.trans(Z), B).to(low))
     scores = (decay * tl.dot(queries, tl.trans(keys))).to(low)
     Dwritten = tl.dot(inverse_T, tl.dot(tl.trans(scores), Dmixed).to(low)).to(low)
     own = tl.dot(tl.trans(Dmixed), (queries * from_start[:, None]).to(low)) - tl.dot(tl.trans(Dwritten), B)
-    tl.store(G + chunk * V * K + _matrix(V, K), own.to(low))
+    tl.store(G + chunk * V * K + matrix(V, K), own.to(low))
     if log_alpha is not None:
         tl.store(totals + chunk, whole)
 
@@ -260,9 +199,9 @@ def _gradient(
     chunk, offsets, mask, keys, b, decay, from_start, to_end, whole = _chunk(k, beta, log_alpha, T, H, K)
     low = keys.dtype
     i = tl.arange(0, 64)
-    S = tl.load(states + chunk * V * K + _matrix(V, K))  # transposed, as is DS
-    after = tl.load(DS + chunk * V * K + _matrix(V, K))
-    inverse = tl.load(inverses + chunk * 4096 + _matrix(64, 64))
+    S = tl.load(states + chunk * V * K + matrix(V, K))  # transposed, as is DS
+    after = tl.load(DS + chunk * V * K + matrix(V, K))
+    inverse = tl.load(inverses + chunk * 4096 + matrix(64, 64))
 
     # O = exp(g) Q S + scores U ; S <- exp(g_C) S + K_end^T U
     values = _load(v, offsets, mask, V)
@@ -345,90 +284,3 @@ def backward(
 
 def _sizes(warps: tuple[int, ...], K: int, V: int, log_alpha: Tensor | None) -> dict[str, int]:
     return {"K": K, "V": V, "num_warps": warps[2 * (max(K, V) > 64) + (log_alpha is not None)]}
-
-
-def recurrence(
-    decay: Tensor | None, P: Tensor, X: Tensor, start: Tensor | None, backwards: bool
-) -> tuple[Tensor, Tensor]:
-    """S_{n+1} = decay_n S_n - S_n P_n + X_n.
-
-    With many chunks it has two levels: the chunks of a group change S as one chunk would, so first every group is
-    reduced to one chunk, then S goes from group to group, then through the chunks of all groups at once.
-
-    Args:
-        decay: (R, N); None for 1.
-        P: (R, N, K, K).
-        X: (R, N, V, K).
-        start: (R, V, K) or a view of it, the first S; None for zeros.
-        backwards: go from the last chunk to the first.
-
-    Returns:
-        Every S_n (R, N, V, K) in the precision of X, and the last S (R, V, K) in fp32.
-    """
-    R, N, V, K = X.shape
-    states, last = torch.empty_like(X), X.new_empty(R, V, K, dtype=torch.float32)
-    if N < LONG:
-        _launch(decay, P, X, start, states, last, None, 1, N, backwards)
-        return states, last
-    G = triton.next_power_of_2(int((N / 2) ** 0.5))
-    M = triton.cdiv(N, G)
-    P_of, product = P.new_empty(R, M, K, K), last.new_empty(R, M)
-    X_of, starts = last.new_empty(R, M, V, K), last.new_empty(R, M, V, K)
-    _launch(decay, P, X, None, None, X_of, None, M, G, backwards)
-    _launch(decay, P, None, None, None, P_of, product, M, G, backwards)
-    _launch(product, P_of, X_of, start, starts, last, None, 1, M, False)
-    _launch(decay, P, X, starts, states, torch.empty_like(starts), None, M, G, backwards)
-    return states, last
-
-
-def _launch(
-    decay: Tensor | None,
-    P: Tensor,
-    X: Tensor | None,
-    start: Tensor | None,
-    states: Tensor | None,
-    last: Tensor,
-    product: Tensor | None,
-    M: int,
-    G: int,
-    backwards: bool,
-) -> None:
-    """`_recurrence` in M groups of G chunks."""
-    R, N, K, _ = P.shape
-    V = last.shape[-2]
-    height = 16 if R * M * V <= 132 * 64 else 32 if R * M * V <= 132 * 256 else 64  # few sequences: smaller programs
-    grid = (R, M, V // min(V, height))
-    sizes = {"K": K, "V": V, "BV": min(V, height), "BACKWARDS": backwards, "num_warps": 4, "num_stages": 3}
-    _recurrence[grid](decay, P, X, start, states, last, product, N, G, **sizes)
-
-
-# Sums over chunks.
-
-
-@triton.jit
-def _sums_before(x, start, before, total, N, M, COLUMNS: tl.constexpr, BACKWARDS: tl.constexpr):
-    """One program: COLUMNS columns of one (N, M) matrix, 32 rows at a time."""
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total_before = tl.zeros((COLUMNS,), tl.float32)
-    if start is not None:
-        total_before = tl.load(start + row * M + columns, mask=columns < M, other=0.0)
-    for i in range(0, N, 32):
-        n = i + tl.arange(0, 32)
-        mask = (n < N)[:, None] & (columns < M)[None, :]
-        if BACKWARDS:
-            n = N - 1 - n
-        places = (row * N + n)[:, None] * M + columns[None, :]
-        tile = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-        sums = total_before[None, :] + tl.cumsum(tile, 0)
-        tl.store(before + places, (sums - tile).to(before.dtype.element_ty), mask=mask)
-        total_before += tl.sum(tile, 0)
-    tl.store(total + row * M + columns, total_before, mask=columns < M)
-
-
-def sums_before(x: Tensor, start: Tensor | None, backwards: bool) -> tuple[Tensor, Tensor]:
-    """`ops.sums_before` of contiguous inputs."""
-    R, N, M = x.shape
-    before, total = torch.empty_like(x), x.new_empty(R, M, dtype=torch.float32)
-    _sums_before[(R, triton.cdiv(M, 128))](x, start, before, total, N, M, COLUMNS=128, BACKWARDS=backwards)
-    return before, total
