@@ -32,6 +32,7 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "results/README.md": "study.md",
 }
+OVERVIEW = "README.md#the-architectures"  # a table whose place in the site is a page
 LENGTHS = (256, 1024, 4096, 16384, 65536)  # tokens, for the tables of costs
 HIDDEN_DIM, NUM_HEADS = 256, 4
 REPORTS = sorted(ROOT.glob("results/*/report.html"))
@@ -75,6 +76,8 @@ def with_links(text: str, source: Path, page: str) -> str:
         file = (source.parent / target).resolve()
         if file.is_relative_to(DOCS) and file.suffix != ".py":
             to = file.relative_to(DOCS).as_posix().replace(".ipynb", ".md")
+        elif f"{os.path.relpath(file, ROOT)}{anchor}" == OVERVIEW:
+            to, anchor = "architectures/index.md", None
         else:
             to = places.get(os.path.relpath(file, ROOT))
         return f"[{label}]({os.path.relpath(to, Path(page).parent)}{anchor or ''})" if to else label

@@ -23,6 +23,7 @@ TASK = [option for option in TRAIN if not option.startswith("--data")]
 TASK += ["--data.train_segments=[[16,2,64]]", "--data.test_segments=[[16,2,8]]", "--data.batch_size=4"]
 FIT = "train.py fit --config configs/bsbr.yaml"
 OWN = "train.py fit --trust my_package --model.attention=my_package.MyAttention"
+STOPPING = f"{FIT} --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/loss --without=[FiniteLoss]"
 LOGGER = f"{FIT} --trust my_logger --trainer.logger=my_logger.TrackioLogger"
 
 #: What is appended to the commands, in the order of the page.
@@ -35,6 +36,7 @@ HERE = {
     f"{FIT} --trainer.logger=MLFlowLogger --trainer.logger.tracking_uri=sqlite:///mlflow.db": TRAIN,
     f"{FIT} --config configs/scale/10m.yaml": APART,
     "train.py fit --config runs/version_0/config.yaml": [],
+    STOPPING: APART,
     "evaluate.py runs/": EVALUATE,
     "-m bsbr_pl report a/results.jsonl b/results.jsonl": ["--output_dir=merged"],
     f"{FIT} --trainer.precision=bf16-mixed": APART,
@@ -71,7 +73,7 @@ def folder(tmp_path, monkeypatch, one_thread):
 def test_every_command_is_known():
     assert [command for command in commands(PAGE) if command not in ELSEWHERE] == list(HERE)
     assert set(commands(PAGE)) >= ELSEWHERE
-    assert len(re.findall(r"^## \.\.\. .*\?$", PAGE, re.M)) == 13
+    assert len(re.findall(r"^## \.\.\. .*\?$", PAGE, re.M)) == 14
 
 
 @pytest.mark.filterwarnings("ignore:'bsbr_pl.__main__' found in sys.modules")  # evaluate.py was before it

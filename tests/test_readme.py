@@ -30,6 +30,8 @@ HERE = {
     "train.py validate --config configs/bsbr.yaml --ckpt_path runs/version_0/checkpoints/best.ckpt": TRAIN,
     "train.py fit --config configs/bsbr.yaml --ckpt_path last": [*TRAIN, "--trainer.max_steps=4"],
     "train.py fit --help": [],
+    "train.py fit --data.help TextData": [],
+    "train.py fit --model.attention.help BSBRAttention": [],
     "evaluate.py runs/": EVALUATE,
     "-m bsbr_pl evaluate runs/": EVALUATE,
     "-m bsbr_pl report a/results.jsonl b/results.jsonl": ["--output_dir=merged"],
@@ -111,11 +113,12 @@ def test_the_commands_run(tmp_path, monkeypatch, one_thread, capfd):
                 shutil.copytree("evaluation", machine)
         assert not run(command, more), command
         printed[command] = capfd.readouterr().out
-    fit, validate, help_, evaluate, _, report, match = (list(HERE)[i] for i in (0, 4, 6, 7, 8, 9, 10))
+    fit, validate, help_, evaluate, _, report, match = (list(HERE)[i] for i in (0, 4, 6, 9, 10, 11, 12))
     for words in ("bits per byte", "xz -9", "gzip -9", "accuracy", "Generated:"):
         assert words in printed[fit]
     assert "val/loss" in printed[validate]
     assert "--model.attention" in printed[help_]
+    assert "chunk_size" in printed["train.py fit --model.attention.help BSBRAttention"]
     assert printed[evaluate].endswith("evaluation/report.html\n")
     assert printed[report] == "merged/report.html\n"
     assert (tmp_path / "merged/report.html").read_bytes() == (tmp_path / "a/report.html").read_bytes(), "equal rows"

@@ -98,7 +98,7 @@ def certify(
         repeat            the largest change when the same is computed twice
         batch             the largest change when two other texts are in the batch
         padding           the largest change when zeros (token 0) follow, up to a multiple of 128
-        length_N          the largest change when only the first N tokens are read, N a multiple of nothing
+        length_N          the largest change when only the first N tokens are read, for N = 1, 37, 101 and 197
         decode_step       the largest difference of outputs between all tokens at once and one token after another
         decode_prefill    the same, one token after another from a prefilled state, for every cut
         continue          the same, all other tokens at once from a prefilled state, for every cut

@@ -29,7 +29,7 @@ class HarnessModel(TemplateLM):
 
     Args:
         model: on any device.
-        tokenizer: of the text that it was trained on.
+        tokenizer: of the text that it was trained on; as many ids as the model has.
         max_length: tokens of the longest context; of a longer one the end is read.
         batch_size: texts that are read at once.
     """
@@ -38,6 +38,8 @@ class HarnessModel(TemplateLM):
         super().__init__()
         check_positive(max_length=max_length, batch_size=batch_size)
         model.check_length(max_length)
+        if tokenizer.vocab_size != model.vocab_size:
+            raise ValueError(f"tokenizer has {tokenizer.vocab_size:,} ids, but the model has {model.vocab_size:,}")
         self.model, self.text_tokenizer = model.eval(), tokenizer
         self.max_length, self.batch_size = max_length, batch_size
         self._device = next(model.parameters()).device

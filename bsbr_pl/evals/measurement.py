@@ -20,7 +20,7 @@ TOLERANCE = 1e-8  # of float64 outputs, relative to the largest output
 GRADIENT_TOLERANCE = 1e-12  # of float64 gradients, relative to the largest gradient
 ROUNDED = 1e-5  # of both, for a module that rounds to float32 inside
 STANDARD_ERRORS = 4.0  # how far below ln V chance may bring the loss on random tokens
-LENGTHS = (1, 37, 101, 197)  # multiples of nothing
+LENGTHS = (1, 37, 101, 197)  # not multiples of a chunk
 PADDED = 128  # a padded length is a multiple of it
 
 

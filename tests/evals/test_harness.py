@@ -259,3 +259,9 @@ def test_mistakes_are_told_in_a_sentence(trained, make_trainer, tmp_path, capsys
 def test_sizes_are_positive(model, name):
     with pytest.raises(ValueError, match=f"^{name} must be a positive integer, got 0$"):
         HarnessModel(model, ByteTokenizer(), **{"max_length": 8, name: 0})
+
+
+def test_the_tokenizer_has_as_many_ids_as_the_model():
+    other = LanguageModule("linear", 16, hidden_dim=16, num_layers=1, num_heads=2).model
+    with pytest.raises(ValueError, match=r"^tokenizer has 25\d ids, but the model has 16$"):
+        HarnessModel(other, ByteTokenizer(), 8)
