@@ -137,7 +137,7 @@ def certify(
         num_heads: passed as num_heads, heads, n_heads, ..., if its signature has one of these
         vocab_size: token ids of a language model that does not tell them
         options: "its other arguments: {window_size: 64}"
-        length: "tokens; by default 256, of a language model 131, and more than two windows and chunks if the module tells them"
+        length: tokens; 256, or 131 of a language model, unless the module tells its windows and chunks
         compile: also check torch.compile, for at most a minute
         seed: of the weights and of the random inputs
     """
