@@ -10,6 +10,7 @@ import torch
 
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, HopfieldAttention, StandardAttention
 from bsbr_pl.configuration import by_key
+from bsbr_pl.evals.subject import describe_model, layer_names
 from bsbr_pl.limits import count_parameters
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import all_sizes
@@ -67,6 +68,22 @@ def test_the_words_of_a_spec_are_the_key_and_what_is_not_the_default():
     assert str(AttentionSpec(BSBRAttention, {"chunk_size": 64, "retrieval_top_k": None})) == "bsbr(chunk_size=64)"
     assert str(AttentionSpec(HopfieldAttention, {"beta": 0.5, "num_updates": 3})) == "hopfield(beta=0.5, num_updates=3)"
     assert str(AttentionSpec(Outside, {"rope": False})) == "Outside(rope=False)"
+
+
+@pytest.mark.parametrize(
+    ("attention", "architecture", "layers"),
+    [
+        ("3x delta_net + standard", "3x delta_net + standard", ["delta_net"] * 3 + ["standard"]),
+        ("delta_net + 3x standard", "delta_net + 3x standard", ["delta_net"] + ["standard"] * 3),
+        (["standard"] * 4, "standard", ["standard"]),
+        (AttentionSpec(Outside, {"rope": False}), "Outside(rope=False)", [f"{__name__}.Outside(rope=False)"]),
+    ],
+)
+def test_a_report_tells_hybrids_and_packages_apart(attention, architecture, layers):
+    arguments = {"attention": specs_of(attention), "vocab_size": 7, "hidden_dim": 8, "num_layers": 4, "num_heads": 2}
+    found = describe_model("x", "y", arguments, LanguageModel(**arguments))
+    assert found["architecture"] == architecture
+    assert layer_names(attention) == layers
 
 
 def test_settings_are_all_options_with_their_defaults():

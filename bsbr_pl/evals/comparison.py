@@ -103,8 +103,8 @@ def compare_models(
             where None.
         train_steps: optimiser steps of that training.
         learning_rate: the highest of that training.
-        cache_dir: folder of the trained weights; $XDG_CACHE_HOME/bsbr_pl or
-            ~/.cache/bsbr_pl where None.
+        cache_dir: folder of the trained weights; $XDG_CACHE_HOME/bsbr_pl or ~/.cache/bsbr_pl where None. They are used
+            again until an argument or the code of the class changes; what the class reads from elsewhere is not seen.
         device: where to compute; CUDA where there is one, else the CPU.
         rounds: samples of each time.
         seed: of the weights, of the task and of the tokens that are timed.
@@ -191,7 +191,9 @@ def scaling_analysis(
     results = _empty(seq_lengths, models, metrics, SCALING, evaluation)
     results["settings"]["models"] = {name: plain(one) for name, one in build.items()}
     subjects = {name: untrained(name, arguments, seed) for name, arguments in build.items()}
-    _measure_costs(_certified(subjects, evaluation, results), evaluation, results, SCALING)
+    certified = _certified(subjects, evaluation, results)
+    results["parameters"] = {name: subject.about["parameters"] for name, subject in certified.items()}
+    _measure_costs(certified, evaluation, results, SCALING)
     return results
 
 

@@ -1,7 +1,8 @@
 """What is measured: a model, the data it was trained on, and what rows say about them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from torch import nn
@@ -52,8 +53,23 @@ class Subject:
 
 
 def layer_names(attention: Any) -> list[str]:
-    """The architecture of each layer with the options that are not its defaults; one name if all layers are alike."""
-    return list(map(str, layers_of(attention)))
+    """The architecture of each layer with the options that are not its defaults; one name if all layers are alike.
+
+    A class that is not registered has its import path: two packages may have classes of the same name.
+    """
+    names = []
+    for spec in layers_of(attention):
+        short = str(spec)
+        names.append(spec.key + short.removeprefix(spec.key.rpartition(".")[2]))
+    return names if len(set(names)) > 1 else names[:1]
+
+
+def in_order(layers: Sequence[str]) -> str:
+    """The layers of a hybrid as one writes them: `3x gated_delta_net + standard`."""
+    counted = [(name, len(list(alike))) for name, alike in groupby(layers)]
+    if len(counted) == 1:
+        return layers[0]
+    return " + ".join(name if count == 1 else f"{count}x {name}" for name, count in counted)
 
 
 def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model: LanguageModel) -> dict[str, Any]:
@@ -69,7 +85,7 @@ def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model:
     shape = digest([plain_specs(arguments["attention"]), built])
     return {
         "checkpoint": {"name": name, "digest": weights, "body": shape},
-        "architecture": " + ".join(dict.fromkeys(layer_names(arguments["attention"]))),
+        "architecture": in_order(list(map(str, layers_of(arguments["attention"])))),
         "attention": list(dict.fromkeys(spec.key for spec in layers_of(arguments["attention"]))),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "conv_size": list(map(_taps, model.attentions)),

@@ -72,6 +72,11 @@ def model_arguments(
             chosen = {option: reach} if option and option not in spec.options else {}
             found[name] = {**sizes, "attention": _spec(model, chosen | dict(options.get(name, {})))}
     check_among("checkpoints", files, models)
+    classes: dict[str, type] = {}
+    for arguments in found.values():
+        spec = arguments["attention"]
+        if classes.setdefault(spec.key, spec.cls) is not spec.cls:
+            raise ValueError(f"models: two classes are called {spec.key}, so one would be measured as the other")
     return found
 
 

@@ -12,7 +12,6 @@ from bsbr_pl.values import as_json
 
 from .rows import Checkpoint
 
-UNSHOWN = ("model.attention", "length")  # the label has them in other words
 COLOURS = ("#d55e00", "#222222", "#e69f00", "#56b4e9", "#0072b2", "#7a5fb5", "#cc79a7", "#009e73", "#8c6d46", "#a6a300",
            "#b03a48", "#5f7d8c")  # fmt: skip
 MARKERS = "osD^v*PX<>hp"
@@ -36,7 +35,7 @@ def labels(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
     names: dict[str, str] = {}
     for c in usable:
         varied = [name for name in c.config if len(values[_among(c, name)]) > 1]
-        words = [f"{name.rpartition('.')[2]}={c.config[name]}" for name in varied if name not in UNSHOWN]
+        words = [f"{name.rpartition('.')[2]}={c.config[name]}" for name in varied if name != "length"]
         words += [c.length] if "length" in varied and c.finished else []
         names[c.digest] = _bracketed(c.architecture, words + c.marks)
     return names | _told_apart([c for c in usable if not c.finished], names)
@@ -81,8 +80,8 @@ def body_names(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
 
 
 def kind(label: str) -> str:
-    """The architecture's key of a label, without options: `bsbr` of `bsbr(chunk_size=64) [hidden_dim=128]`."""
-    return re.split(r"[( \[]", label)[0]
+    """The first architecture's key of a label, without options: `bsbr` of `3x bsbr(chunk_size=64) + standard`."""
+    return re.split(r"[( \[]", re.sub(r"^\d+x ", "", label))[0]
 
 
 def look(label: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bsbr_pl.models import model_class
 from bsbr_pl.results import Job, NotKeptError, Results
-from bsbr_pl.values import digest, finite
+from bsbr_pl.values import digest, finite, plain
 
 from .records import default_device, environment, source_code
 from .timing import Timing, measure, timing_lock
@@ -25,9 +25,10 @@ class ExperimentRunner:
 
     A subclass sets `models`, `seq_lengths` and `metrics` in `setup` and defines `run_experiment`. Each cell (a model at
     a length) is a row of `output_dir/results.jsonl` as soon as it is measured. It is reused until something that it
-    depends on changes: the config, the model's structure or weights, the code of the class, the machine. Several
-    processes with the same folder divide the cells. A cell that fails has a record with its error; the others continue,
-    and the next `run` tries it again. Each cell has its own copy of the model and starts from the same random state.
+    depends on changes: the config, the model's structure, plain attributes or weights, the code of the class, the
+    machine. Several processes with the same folder divide the cells. A cell that fails has a record with its error; the
+    others continue, and the next `run` tries it again. Each cell has its own copy of the model and starts from the same
+    random state.
 
     Args:
         output_dir: folder of the results; runs/<name of the class> if None.
@@ -125,7 +126,8 @@ class ExperimentRunner:
         weights = self._digest(name, model)
         facts = {"kind": "experiment", "checkpoint": weights}
         measure = partial(self._measure, model)
-        return [Job({**facts, "length": n}, {"model": name}, partial(measure, n)) for n in self.seq_lengths]
+        lengths = [plain(length) for length in self.seq_lengths]
+        return [Job({**facts, "length": n}, {"model": name}, partial(measure, n)) for n in lengths]
 
     def _measure(self, model: Any, length: int) -> dict[str, Any]:
         """The values of one cell."""
@@ -149,6 +151,8 @@ class ExperimentRunner:
         if missing:
             raise ValueError(f"run_experiment must return {', '.join(missing)} (metrics), got only {', '.join(values)}")
         times = {"seconds": timing.median, "seconds_low": timing.low, "seconds_high": timing.high} if timing else {}
+        if taken := [name for name in ("model", "seq_length", *times) if name in values]:
+            raise ValueError(f"run_experiment must not return {', '.join(taken)}: the record has a value of this name")
         return {**times, **finite({name: _plain(value) for name, value in values.items()})}
 
     @property
@@ -158,10 +162,22 @@ class ExperimentRunner:
     def _digest(self, name: str, model: Any) -> str:
         """Digest of everything that the model's cells depend on, except their length."""
         facts = [source_code(type(self)), self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
+        facts += map(_attributes, model.modules() if isinstance(model, nn.Module) else ())
         content = sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())
         for tensor in model.state_dict().values() if isinstance(model, nn.Module) else ():
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return content.hexdigest()[:24]
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a module, such as its window: neither `repr` nor the weights need to show them."""
+    plain_types = bool | int | float | str | None
+    found = {}
+    for name, value in vars(module).items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if name != "training" and all(isinstance(part, plain_types) for part in parts):
+            found[name] = value
+    return found
 
 
 def _plain(value: Any) -> Any:

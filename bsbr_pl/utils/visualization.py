@@ -22,11 +22,16 @@ def visualize_attention(attention_weights: Tensor, tokens: Sequence[str] | None 
         tokens: labels of the T tokens, drawn if T is at most 32.
 
     Raises:
-        ValueError: if `attention_weights` does not have five axes.
+        ValueError: if `attention_weights` does not have five axes, one of them is empty, or there are not T tokens.
     """
     if attention_weights.dim() != 5:
         shape = tuple(attention_weights.shape)
         raise ValueError(f"attention_weights must be (layers, batch, heads, T, T), got shape {shape}")
+    if not attention_weights.numel():
+        raise ValueError(f"attention_weights is empty, its shape is {tuple(attention_weights.shape)}")
+    rows = attention_weights.shape[-1]
+    if tokens is not None and len(tokens) != rows:
+        raise ValueError(f"tokens must hold {rows}, one for each row of a map, got {len(tokens)}")
     import matplotlib.pyplot as plt
 
     axes = plt.gca()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from torch import nn
 
 from bsbr_pl.attention import ARCHITECTURES, StandardAttention
 from bsbr_pl.data import InductionData, MQARData
@@ -244,6 +245,25 @@ def test_arguments_out_of_range_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             compare_models(*arguments, **SMALL)
+
+
+def test_two_classes_of_one_name_are_refused():
+    def mixer(depth: int) -> type[nn.Module]:
+        class Mixer(nn.Module):
+            def __init__(self, dim: int) -> None:
+                super().__init__()
+                self.maps = nn.Sequential(*(nn.Linear(dim, dim) for _ in range(depth)))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.maps(x)
+
+        return Mixer
+
+    one, two = mixer(1), mixer(2)
+    with pytest.raises(ValueError, match=r"^models: two classes are called .*mixer.<locals>.Mixer, so one would be"):
+        scaling_analysis((8,), {"one": one, "two": two}, **SMALL)
+    found = scaling_analysis((8,), {"one": one, "again": one, "Standard": "standard"}, **SMALL)
+    assert found["parameters"]["one"] == found["parameters"]["again"] != found["parameters"]["Standard"]
 
 
 # -- accuracy

@@ -57,6 +57,12 @@ def test_arguments_of_the_model_are_named_within_an_architecture_alone():
     ]
 
 
+def test_hybrids_and_classes_of_one_name_are_not_seeds_of_each_other():
+    layers = "config__model.attention"
+    ones = [about("linear", seed, **{layers: names}) for seed, names in enumerate((["a.Mixer"], ["b.Mixer"]))]
+    assert names(*ones) == [f"linear(chunk_size=8) [attention=['{package}.Mixer']]" for package in "ab"]
+
+
 def test_other_data_is_no_reason_for_a_longer_name():
     other = about("linear", 1, **{"config__data.batch_size": 4, "data__fingerprint": "e" * 32})
     assert names(about("linear", 0), other) == ["linear(chunk_size=8)"] * 2
@@ -136,6 +142,7 @@ def test_architectures_drawn_together_look_different_and_any_key_gets_a_look():
     assert len({(look["color"], look["linestyle"]) for look in drawn.values()}) == len(ARCHITECTURES)
     assert look("mine") == look("mine(width=3) [seed=1]")
     assert kind("delta_net + sliding_window(window_size=64)") == "delta_net"
+    assert kind("3x delta_net(conv_size=1) + standard [400 steps]") == "delta_net"
 
 
 def test_a_label_looks_the_same_whatever_stands_beside_it_unless_colours_meet():

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bsbr_pl import BSBRModel, StandardTransformer
+from bsbr_pl import BSBRModel, SlidingWindowTransformer, StandardTransformer
 from bsbr_pl.utils.research import ExperimentRunner
 
 SMALL = {"vocab_size": 11, "hidden_dim": 8, "num_layers": 1, "num_heads": 2}
@@ -229,3 +230,27 @@ def test_two_runners_divide_the_cells(tmp_path):
     assert [output for output, _ in outputs] == [f"{expected}\n"] * 2, "each has all records"
     cells = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
     assert sorted(cells) == sorted(f"{first} {length}" for first in (1, 2) for length in (1, 2, 3))
+
+
+class Windows(Experiment):
+    """Models that differ in a plain attribute alone."""
+
+    def setup(self):
+        super().setup()
+        self.models = {"window": SlidingWindowTransformer(**SMALL, window_size=self.window)}
+        self.seq_lengths = np.array([4])
+
+
+def test_a_plain_attribute_is_part_of_the_model(tmp_path):
+    for window, called in ((2, 1), (2, 0), (3, 1)):
+        Windows.window = window
+        experiment = Windows(tmp_path, rounds=0)
+        (record,) = experiment.run()
+        assert (len(experiment.calls), record["seq_length"], "error" in record) == (called, 4, False)
+
+
+@pytest.mark.parametrize("name", ["model", "seq_length", "seconds"])
+def test_names_of_the_record_are_not_returned(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(Experiment, "run_experiment", lambda *_: {"accuracy": 1.0, name: 7})
+    (record, *_) = Experiment(tmp_path).run()
+    assert record["error"] == f"ValueError: run_experiment must not return {name}: the record has a value of this name"

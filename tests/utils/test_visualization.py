@@ -120,6 +120,19 @@ def test_labels_are_written_for_short_sequences_whatever_they_hold():
     assert maps_image({0: weights, 1: weights[:1]}).shape[0] > plain.shape[0], "layers may differ in heads"
 
 
+@pytest.mark.parametrize(
+    ("shape", "tokens", "words"),
+    [
+        ((1, 1, 2, 3, 3), ["a", "b"], "tokens must hold 3, one for each row of a map, got 2"),
+        ((1, 0, 2, 3, 3), None, r"attention_weights is empty, its shape is \(1, 0, 2, 3, 3\)"),
+        ((1, 1, 2, 0, 0), [], "attention_weights is empty"),
+    ],
+)
+def test_maps_and_tokens_fit(shape, tokens, words):
+    with pytest.raises(ValueError, match=words):
+        visualize_attention(torch.zeros(shape), tokens)
+
+
 def test_pictures_touch_no_random_state_and_no_figure():
     import matplotlib.pyplot as plt
 
