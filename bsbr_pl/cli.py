@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ class CLI(KeepArguments, LightningCLI):
         if self.options.trainer[limit] == 0:
             raise ValueError(f"{limit}=0 reads nothing: at least 1")
 
+        warnings.filterwarnings("ignore", "The dirpath has changed")  # an evaluation saves no checkpoints
     def _check_training(self, options: Namespace) -> None:
         if options.get("ckpt_path") == "best":
             raise ValueError("--ckpt_path=best: give the file of a checkpoint, or `last` for the newest run's")
