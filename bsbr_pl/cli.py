@@ -215,7 +215,7 @@ class CLI(KeepArguments, LightningCLI):
     def _choose_folder(self, given: str | None, path: Path | None) -> Path:
         """The run's folder: that of the checkpoint for `last`, the one that a logger names, or a new one."""
         root, version = folders.root(self.options.trainer), folders.version(self.options.trainer)
-        if given == "last" and path and self.subcommand == "fit":
+        if given == "last" and path and self.subcommand == "fit" and not version:
             version = path.relative_to(root).parts[0]
         if version or self.subcommand != "fit" or getattr(rank_zero_only, "rank", 0):
             return root / (version or folders.next_version(root))

@@ -237,6 +237,14 @@ def test_layers_are_compared_one_by_one(before, now, words):
     assert found.startswith(words) if words else found == ""
 
 
+def test_a_run_in_a_folder_of_a_folder_is_resumed_there(folder):
+    version = "--trainer.logger.version=exp/one"
+    fit(version, "--trainer.max_steps=1")
+    fit(version, "--trainer.max_steps=2", "--ckpt_path=last")
+    assert record("runs/exp/one")["steps"] == 2
+    assert sorted(path.name for path in Path("runs/exp").iterdir()) == ["one"]
+
+
 def test_another_text_is_refused_and_a_moved_one_is_not(folder):
     fit()
     (folder / "moved").mkdir()
