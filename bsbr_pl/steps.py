@@ -54,12 +54,19 @@ def batches_taken(trainer: Trainer) -> int:
     not depend on workers, processes or when a checkpoint was saved. With `overfit_batches`, every epoch reads the same
     batches.
     """
+    step, epoch_steps = trainer.global_step, steps_per_epoch(trainer)
+    if trainer.overfit_batches and epoch_steps:  # type: ignore[attr-defined]
+        step %= epoch_steps
+    return batches_of(trainer, step)
+
+
+def batches_of(trainer: Trainer, steps: int) -> int:
+    """How many batches so many steps read; the last step of each epoch may be short."""
     epoch_steps = steps_per_epoch(trainer)
     if epoch_steps is None:
-        return trainer.global_step * trainer.accumulate_grad_batches
-    epoch, step = divmod(trainer.global_step, epoch_steps)
-    before = 0 if trainer.overfit_batches else epoch * int(trainer.num_training_batches)  # type: ignore[attr-defined]
-    return before + step * trainer.accumulate_grad_batches
+        return steps * trainer.accumulate_grad_batches
+    epochs, more = divmod(steps, epoch_steps)
+    return epochs * int(trainer.num_training_batches) + more * trainer.accumulate_grad_batches
 
 
 def arguments(trainer: Trainer, names: Iterable[str]) -> dict[str, Any]:

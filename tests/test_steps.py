@@ -51,14 +51,15 @@ def test_planned_steps(bounds, expected):
 def test_batches_that_were_read(accumulate, overfit):
     """Step by step: each takes `accumulate` batches, the last of an epoch what is left of 7."""
     in_epochs = trainer(max_epochs=9, accumulate_grad_batches=accumulate, overfit_batches=overfit)
-    read = left = 0
+    read = left = total = 0
     for step in range(20):
         if not left:
             read, left = (0 if overfit else read), 7
         in_epochs.global_step = step
         assert steps.batches_taken(in_epochs) == read
+        assert steps.batches_of(in_epochs, step) == total
         taken = min(accumulate, left)
-        read, left = read + taken, left - taken
+        read, left, total = read + taken, left - taken, total + taken
         stream = trainer(accumulate_grad_batches=accumulate, global_step=step)
         assert steps.batches_taken(stream) == step * accumulate
 
