@@ -105,6 +105,7 @@ class CLI(KeepArguments, LightningCLI):
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # set by a parent process: here nothing is seeded
         check_trainer(options.trainer)
+        folders.check_root(options.trainer)
         workers = options.data.init_args.get("num_workers")
         check_processes(devices=options.trainer.devices, num_workers=workers)
         check_open_files(workers)
@@ -122,8 +123,8 @@ class CLI(KeepArguments, LightningCLI):
             )
         if self.options.trainer[limit] == 0:
             raise ValueError(f"{limit}=0 reads nothing: at least 1")
-
         warnings.filterwarnings("ignore", "The dirpath has changed")  # an evaluation saves no checkpoints
+
     def _check_training(self, options: Namespace) -> None:
         if options.get("ckpt_path") == "best":
             raise ValueError("--ckpt_path=best: give the file of a checkpoint, or `last` for the newest run's")

@@ -146,7 +146,13 @@ def check(trainer: Trainer) -> None:
                 f"{name}={limit} must be a multiple of accumulate_grad_batches={accumulate}: the batches of "
                 "one step; or set max_epochs, which allows a short step at the end of each epoch"
             )
-    interval = validation_interval(trainer)
+    interval, every = validation_interval(trainer), trainer.check_val_every_n_epoch or 1  # type: ignore[attr-defined]
+    if not isinstance(interval, float) and every > 1:
+        counted = "a time" if interval is None else f"val_check_interval={interval}, which counts optimiser steps"
+        raise ValueError(
+            f"check_val_every_n_epoch={every} has no effect beside {counted}: leave it out, or set val_check_interval "
+            "to a share of an epoch, such as 1.0"
+        )
     if isinstance(interval, float) and interval < 1 and not ends:
         raise ValueError(
             f"val_check_interval={interval:g} is a share of an epoch, but this run has no epochs: set a number of "

@@ -143,6 +143,8 @@ MISTAKES = {
     "--trainer.val_check_interval=0": "val_check_interval=0 is too small: at least 1",
     "--trainer.val_check_interval=-1": "val_check_interval=-1 is too small: at least 1",
     "--trainer.check_val_every_n_epoch=0": "check_val_every_n_epoch=0 is too small: at least 1",
+    "--trainer.check_val_every_n_epoch=2": "check_val_every_n_epoch=2 has no effect beside val_check_interval=2, which",
+    "--trainer.default_root_dir=x": "default_root_dir=x has no effect beside a logger that writes to ",
     "--trainer.log_every_n_steps=-1": "log_every_n_steps=-1 is too small: at least 0",
     "--trainer.gradient_clip_val=-1": "gradient_clip_val=-1.0 is too small: at least 0",
     "--trainer.gradient_clip_val=-0.5": "gradient_clip_val=-0.5 is too small: at least 0",

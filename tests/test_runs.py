@@ -341,7 +341,16 @@ def test_a_checkpoint_of_an_epochs_end_resumes_with_as_many_epochs(folder, inter
             [1, 3, 5],
             "max_steps",
         ),
-        (["--trainer.max_epochs=2", "--data.batch_size=300", "--trainer.check_val_every_n_epoch=3"], [3], "max_epochs"),
+        (
+            [
+                "--trainer.max_epochs=2",
+                "--data.batch_size=300",
+                "--trainer.val_check_interval=1.0",
+                "--trainer.check_val_every_n_epoch=3",
+            ],
+            [3],
+            "max_epochs",
+        ),
         (["--trainer.min_steps=2"], [3, 5], "max_steps"),
     ],
 )

@@ -83,6 +83,16 @@ def test_steps_after_which_a_validation_follows(interval, every, options, expect
     assert [step for step in range(1, end + 1) if steps.validation_follows(subject, step, every)] == expected
 
 
+@pytest.mark.parametrize(("interval", "words"), [(3, "val_check_interval=3, which counts optimiser steps"),
+                                                 (None, "a time")])  # fmt: skip
+def test_epochs_between_validations_are_refused_where_steps_or_a_time_say_when(interval, words):
+    options = {"max_epochs": 4, "fast_dev_run": False, "val_check_interval": interval}
+    with pytest.raises(ValueError, match=f"^check_val_every_n_epoch=2 has no effect beside {words}: leave it out, or"):
+        steps.check(trainer(check_val_every_n_epoch=2, **options))
+    steps.check(trainer(check_val_every_n_epoch=1, **options))
+    steps.check(trainer(check_val_every_n_epoch=2, **options | {"val_check_interval": 1.0}))
+
+
 def timer(remaining: float | None) -> Timer:
     found = Timer("00:00:01:00")
     found.time_elapsed, found.time_remaining = (
