@@ -445,6 +445,7 @@ IN_PYTHON = {
     ),
     "a name": (lambda: compare_models((8,), ("BSRB",)), "no model is called 'BSRB': did you mean BSBR?"),
     "a far name": (lambda: compare_models((8,), ("XLSTM",)), "no model is called 'XLSTM'; there are BSBR, Linear"),
+    "no steps": (lambda: compare_models((8,), train_steps=-1), "train_steps must be an integer of at least 0, got -1"),
     "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, got 'BSBR'"),
 }
 
