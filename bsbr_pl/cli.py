@@ -25,7 +25,7 @@ from .convert import start_from
 from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
-from .run import LOCATIONS, Arguments, check_resumable, differences, run_arguments, run_of
+from .run import LOCATIONS, Arguments, check_resumable, check_same_model, differences, of_model, run_arguments, run_of
 from .values import did_you_mean, one_line
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
@@ -206,11 +206,14 @@ class CLI(KeepArguments, LightningCLI):
         if given == "last":
             wanted = self.wanted
             if self.subcommand != "fit":  # other data may be asked for
-                wanted = {name: value for name, value in wanted.items() if name.startswith("model.")}
+                wanted = of_model(wanted)
             path = folders.find_last(self.options.trainer, wanted)
             self.options.ckpt_path = str(path)
-        if self.subcommand == "fit" and path and (checkpoint := folders.peek(path)):
-            self._check_resume(path, checkpoint)
+        if path and (checkpoint := folders.peek(path)):
+            if self.subcommand == "fit":
+                self._check_resume(path, checkpoint)
+            else:
+                check_same_model(of_model(run_of(checkpoint)["arguments"]), self.wanted)
         return path
 
     def _choose_folder(self, given: str | None, path: Path | None) -> Path:

@@ -75,9 +75,14 @@ def run_arguments(
 
 
 def model_arguments(model: Mapping[str, Any]) -> Arguments:
-    """Those arguments of a run that are its model's."""
+    """The arguments of a run that are its model's, from those of a LanguageModule."""
     found = {f"model.{name}": plain(value) for name, value in model.items() if name != "attention"}
     return found | _of_attention(model["attention"])
+
+
+def of_model(arguments: Arguments) -> Arguments:
+    """Those of a run's arguments that are its model's."""
+    return {name: value for name, value in arguments.items() if name.startswith("model.")}
 
 
 def _of_attention(attention: Any) -> Arguments:
@@ -189,8 +194,9 @@ def check_same_model(before: Arguments, now: Arguments) -> None:
     """Refuse to evaluate the weights of one model as those of another.
 
     Args:
-        before: the `model_arguments` of the checkpoint.
-        now: those of the model that gets its weights. Arguments of training, such as dropout, may differ.
+        before: those of the checkpoint's model.
+        now: those of the model that gets its weights, and maybe others. Arguments of training, such as dropout, may
+            differ.
 
     Raises:
         ValueError: naming the arguments and both values.

@@ -199,13 +199,14 @@ OTHER_MODELS = {
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_checkpoint_is_not_evaluated_as_another_model(folder, command, recwarn):
     fit("--trainer.max_steps=1")
-    path = "--ckpt_path=runs/version_0/checkpoints/last.ckpt"
+    path, before = "--ckpt_path=runs/version_0/checkpoints/last.ckpt", files()
     for option, words in OTHER_MODELS.items():
         expected = (
             f"the checkpoint's model cannot be evaluated with {words}: give the arguments that it was trained with"
         )
         with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
             fit(option, path, command=command)
+    assert files() == before
     recwarn.clear()
     free = ["--model.learning_rate=1", "--model.dropout=0.5", "--model.beta1=0.1", "--model.compile=false"]
     assert fit(*free, path, command=command) is not None
