@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from .convert import start_from
 from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
-from .run import LOCATIONS, Arguments, check_resumable, differences, run_arguments, run_of
+from .run import LOCATIONS, Arguments, check_resumable, check_same_model, differences, of_model, run_arguments, run_of
 from .values import did_you_mean, one_line
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
@@ -104,6 +105,7 @@ class CLI(KeepArguments, LightningCLI):
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # set by a parent process: here nothing is seeded
         check_trainer(options.trainer)
+        folders.check_root(options.trainer)
         workers = options.data.init_args.get("num_workers")
         check_processes(devices=options.trainer.devices, num_workers=workers)
         check_open_files(workers)
@@ -121,6 +123,7 @@ class CLI(KeepArguments, LightningCLI):
             )
         if self.options.trainer[limit] == 0:
             raise ValueError(f"{limit}=0 reads nothing: at least 1")
+        warnings.filterwarnings("ignore", "The dirpath has changed")  # an evaluation saves no checkpoints
 
     def _check_training(self, options: Namespace) -> None:
         if options.get("ckpt_path") == "best":
@@ -203,17 +206,20 @@ class CLI(KeepArguments, LightningCLI):
         if given == "last":
             wanted = self.wanted
             if self.subcommand != "fit":  # other data may be asked for
-                wanted = {name: value for name, value in wanted.items() if name.startswith("model.")}
+                wanted = of_model(wanted)
             path = folders.find_last(self.options.trainer, wanted)
             self.options.ckpt_path = str(path)
-        if self.subcommand == "fit" and path and (checkpoint := folders.peek(path)):
-            self._check_resume(path, checkpoint)
+        if path and (checkpoint := folders.peek(path)):
+            if self.subcommand == "fit":
+                self._check_resume(path, checkpoint)
+            else:
+                check_same_model(of_model(run_of(checkpoint)["arguments"]), self.wanted)
         return path
 
     def _choose_folder(self, given: str | None, path: Path | None) -> Path:
         """The run's folder: that of the checkpoint for `last`, the one that a logger names, or a new one."""
         root, version = folders.root(self.options.trainer), folders.version(self.options.trainer)
-        if given == "last" and path and self.subcommand == "fit":
+        if given == "last" and path and self.subcommand == "fit" and not version:
             version = path.relative_to(root).parts[0]
         if version or self.subcommand != "fit" or getattr(rank_zero_only, "rank", 0):
             return root / (version or folders.next_version(root))

@@ -4,6 +4,7 @@ BSBR's gain starts at 0, so a converted BSBR begins as softmax attention over it
 then learns to retrieve earlier tokens.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,18 @@ def start_from(module: LanguageModule, path: str | Path) -> list[str]:
     if surplus:
         shown = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} others" if len(surplus) > 3 else "")
         raise ValueError(f"the weights of {path} do not fit this model's attention: it has no place for {shown}")
-    module.initial_weights = str(path)
+    module.initial_weights = name_and_digest(path)
     return module.load_state_dict(weights, strict=False).missing_keys
+
+
+def name_and_digest(path: str | Path) -> str:
+    """The name of a checkpoint or of a GPT-2's folder, with a digest of the bytes: `start.ckpt (1a2b3c4d)`."""
+    path = Path(path).absolute()
+    found = hashlib.sha256()
+    for file in [path / name for name in GPT2_FILES] if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"{path.name} ({found.hexdigest()[:8]})"
 
 
 def _size(module: LanguageModule, name: str) -> Any:
@@ -71,6 +82,7 @@ def _size(module: LanguageModule, name: str) -> Any:
     return value
 
 
+GPT2_FILES = ("config.json", "model.safetensors")
 #: Values of config.json, if it has these keys, with which the equations are those of GPT-2.
 GPT2 = {
     "activation_function": "gelu_new",
@@ -125,7 +137,7 @@ def load_gpt2(folder: str | Path, attention: AttentionArgument = StandardAttenti
         raise ValueError(f"{folder} holds no GPT-2 of Hugging Face's that can be read: {reason}") from error
     module = LanguageModule(spec, **sizes, **arguments)
     module.model.load_state_dict(weights, strict=False)
-    module.initial_weights = str(folder)
+    module.initial_weights = name_and_digest(folder)
     return module
 
 

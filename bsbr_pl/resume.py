@@ -9,7 +9,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from . import steps
-from .run import OF_TRAINER, Arguments, applied_differences, check_resumable, run_arguments, run_of
+from .run import (
+    OF_TRAINER,
+    Arguments,
+    applied_differences,
+    check_resumable,
+    check_same_model,
+    model_arguments,
+    run_arguments,
+    run_of,
+)
 
 
 class ResumableModule(LightningModule):
@@ -17,7 +26,7 @@ class ResumableModule(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.initial_weights: str | None = None  # the file that they were read from
+        self.initial_weights: str | None = None  # name and digest of the file that they were read from
         self.dropout_seed: int | None = None
         self.seen = {"tokens": 0, "samples": 0}  # trained on, over all processes
         self.changes: list[dict[str, Any]] = []  # of arguments, by resumes
@@ -76,7 +85,8 @@ class ResumableModule(LightningModule):
         """Restore the progress, the changes and the dropout seed.
 
         Raises:
-            ValueError: naming the fixed arguments that differ, or those that explain why the weights do not fit.
+            ValueError: naming the fixed arguments that differ (of an evaluation, only those of the model), or those
+                that explain why the weights do not fit.
         """
         self.restoring = True
         if self._stage:  # fp64 weights are not rounded by a module that becomes fp64 only later
@@ -91,6 +101,8 @@ class ResumableModule(LightningModule):
             _check_counts(checkpoint.get("loops"))
             for saved in checkpoint.get("optimizer_states", ()):
                 self._check_state(saved)
+        elif self._stage:  # weights of equal shapes may be those of another model, with another window for example
+            check_same_model(model_arguments(checkpoint["hyper_parameters"]), model_arguments(self.hparams))
         self._check_fit(checkpoint)
         self.dropout_seed = checkpoint.get("dropout_seed")
         self.initial_weights = checkpoint.get("initial_weights")

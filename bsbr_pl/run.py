@@ -25,6 +25,7 @@ APPLIED_OF_TRAINER = (
 FIXED_OF_TRAINER = ("accumulate_grad_batches", "overfit_batches", "limit_train_batches", "limit_val_batches")
 #: The other arguments of the Trainer are free, and not part of a run's arguments.
 OF_TRAINER = (*APPLIED_OF_TRAINER, *FIXED_OF_TRAINER)
+ATTENTION = "model.attention"
 OF_OPTIMIZER = ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "beta1", "beta2")
 APPLIED = {f"model.{name}" for name in (*OF_OPTIMIZER, "dropout")} | {f"trainer.{name}" for name in APPLIED_OF_TRAINER}
 FIXED = {*(f"trainer.{name}" for name in FIXED_OF_TRAINER), "trainer.has_epochs"}  # see steps.has_epochs
@@ -66,12 +67,22 @@ def run_arguments(
     initial_weights: str | None,
 ) -> Arguments:
     """The arguments of a run, from those of its parts: of a configuration, or of the objects that were built."""
-    found: Arguments = {f"model.{name}": plain(value) for name, value in model.items() if name != "attention"}
-    found |= _of_attention(model["attention"]) | {"data.class": data_class}
+    found = model_arguments(model) | {"data.class": data_class}
     found |= {f"data.{name}": _as_lists(value) for name, value in data.items() if name[0] != "_"}
     found |= {f"trainer.{name}": value for name, value in _of_trainer(trainer).items()}
     found |= {} if seed is None else {"seed": seed}
     return found | {"initial_weights": initial_weights}
+
+
+def model_arguments(model: Mapping[str, Any]) -> Arguments:
+    """The arguments of a run that are its model's, from those of a LanguageModule."""
+    found = {f"model.{name}": plain(value) for name, value in model.items() if name != "attention"}
+    return found | _of_attention(model["attention"])
+
+
+def of_model(arguments: Arguments) -> Arguments:
+    """Those of a run's arguments that are its model's."""
+    return {name: value for name, value in arguments.items() if name.startswith("model.")}
 
 
 def _of_attention(attention: Any) -> Arguments:
@@ -82,8 +93,8 @@ def _of_attention(attention: Any) -> Arguments:
         for spec in ((specs,) if isinstance(specs, AttentionSpec) else specs)
     ]
     if all(layer == layers[0] for layer in layers):
-        return {f"model.attention{name}": value for name, value in layers[0].items()}
-    return {f"model.attention.{i}{name}": value for i, layer in enumerate(layers) for name, value in layer.items()}
+        return {f"{ATTENTION}{name}": value for name, value in layers[0].items()}
+    return {f"{ATTENTION}.{i}{name}": value for i, layer in enumerate(layers) for name, value in layer.items()}
 
 
 def _of_trainer(given: Mapping[str, Any]) -> Arguments:
@@ -136,11 +147,29 @@ def run_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(before: Arguments, now: Arguments) -> Iterator[Difference]:
     """Arguments that both have with unequal values; of the same data the location may differ."""
+    before, now = _by_layer(before, now), _by_layer(now, before)
     same_data = before.get("data.fingerprint") and before.get("data.fingerprint") == now.get("data.fingerprint")
     for argument in before:
         moved = same_data and argument in LOCATIONS
         if argument in now and before[argument] != now[argument] and not moved:
             yield argument, before[argument], now[argument]
+
+
+def _by_layer(arguments: Arguments, other: Arguments) -> Arguments:
+    """The arguments with an attention for each layer that `other` names, repeated as a model repeats them."""
+    own, named = _layers(arguments), _layers(other)
+    found = dict(arguments)
+    for layer in sorted(named - own):
+        source = f"{ATTENTION}.{layer % len(own)}" if own else ATTENTION
+        options = {name.removeprefix(source): name for name in arguments if f"{name}.".startswith(f"{source}.")}
+        found |= {f"{ATTENTION}.{layer}{option}": arguments[name] for option, name in options.items()}
+    return found
+
+
+def _layers(arguments: Arguments) -> set[int]:
+    """The layers whose attention has a name of its own: that of the others is `model.attention`."""
+    names = (name.removeprefix(f"{ATTENTION}.") for name in arguments)
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def fixed_differences(before: Arguments, now: Arguments) -> list[Difference]:
@@ -158,6 +187,24 @@ def check_resumable(before: Arguments, now: Arguments) -> None:
         raise ValueError(
             f"a run cannot be resumed with {in_words(found)}: give its own arguments, or start a new run, from its "
             "weights with --initial_weights=<the checkpoint>"
+        )
+
+
+def check_same_model(before: Arguments, now: Arguments) -> None:
+    """Refuse to evaluate the weights of one model as those of another.
+
+    Args:
+        before: those of the checkpoint's model.
+        now: those of the model that gets its weights, and maybe others. Arguments of training, such as dropout, may
+            differ.
+
+    Raises:
+        ValueError: naming the arguments and both values.
+    """
+    if found := fixed_differences(before, now):
+        raise ValueError(
+            f"the checkpoint's model cannot be evaluated with {in_words(found)}: give the arguments that it was "
+            "trained with"
         )
 
 

@@ -37,13 +37,31 @@ def loggers(options: Namespace) -> list[Namespace]:
 
 def root(options: Namespace) -> Path:
     """The folder with the runs' folders: that of the first logger that names one."""
+    return _root_of_loggers(options) or Path(options.default_root_dir or ROOT)
+
+
+def check_root(options: Namespace) -> None:
+    """Refuse a default_root_dir that a logger's folder would replace without a word.
+
+    Raises:
+        ValueError: naming both folders, and the option that sets the folder.
+    """
+    folder = _root_of_loggers(options)
+    if options.default_root_dir and folder:
+        raise ValueError(
+            f"default_root_dir={options.default_root_dir} has no effect beside a logger that writes to {folder}: use "
+            "--trainer.logger.save_dir"
+        )
+
+
+def _root_of_loggers(options: Namespace) -> Path | None:
     for logger in loggers(options):
         arguments = logger.init_args
         if _has_own_folder(logger):
             return Path(arguments.save_dir, arguments.get("name") or "")
         if arguments.get("save_dir") not in (None, "."):
             return Path(arguments.save_dir)
-    return Path(options.default_root_dir or ROOT)
+    return None
 
 
 def version(options: Namespace) -> str | None:

@@ -54,12 +54,19 @@ def batches_taken(trainer: Trainer) -> int:
     not depend on workers, processes or when a checkpoint was saved. With `overfit_batches`, every epoch reads the same
     batches.
     """
+    step, epoch_steps = trainer.global_step, steps_per_epoch(trainer)
+    if trainer.overfit_batches and epoch_steps:  # type: ignore[attr-defined]
+        step %= epoch_steps
+    return batches_of(trainer, step)
+
+
+def batches_of(trainer: Trainer, steps: int) -> int:
+    """How many batches so many steps read; the last step of each epoch may be short."""
     epoch_steps = steps_per_epoch(trainer)
     if epoch_steps is None:
-        return trainer.global_step * trainer.accumulate_grad_batches
-    epoch, step = divmod(trainer.global_step, epoch_steps)
-    before = 0 if trainer.overfit_batches else epoch * int(trainer.num_training_batches)  # type: ignore[attr-defined]
-    return before + step * trainer.accumulate_grad_batches
+        return steps * trainer.accumulate_grad_batches
+    epochs, more = divmod(steps, epoch_steps)
+    return epochs * int(trainer.num_training_batches) + more * trainer.accumulate_grad_batches
 
 
 def arguments(trainer: Trainer, names: Iterable[str]) -> dict[str, Any]:
@@ -139,7 +146,13 @@ def check(trainer: Trainer) -> None:
                 f"{name}={limit} must be a multiple of accumulate_grad_batches={accumulate}: the batches of "
                 "one step; or set max_epochs, which allows a short step at the end of each epoch"
             )
-    interval = validation_interval(trainer)
+    interval, every = validation_interval(trainer), trainer.check_val_every_n_epoch or 1  # type: ignore[attr-defined]
+    if not isinstance(interval, float) and every > 1:
+        counted = "a time" if interval is None else f"val_check_interval={interval}, which counts optimiser steps"
+        raise ValueError(
+            f"check_val_every_n_epoch={every} has no effect beside {counted}: leave it out, or set val_check_interval "
+            "to a share of an epoch, such as 1.0"
+        )
     if isinstance(interval, float) and interval < 1 and not ends:
         raise ValueError(
             f"val_check_interval={interval:g} is a share of an epoch, but this run has no epochs: set a number of "

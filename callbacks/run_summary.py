@@ -18,7 +18,7 @@ from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run_folder import run_folder
 from bsbr_pl.spec import layers_of
-from bsbr_pl.steps import planned_steps, seconds_left
+from bsbr_pl.steps import batches_of, planned_steps, seconds_left
 from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import Clock
 
@@ -132,12 +132,15 @@ def _data(data: TokenData) -> list[tuple[str, str]]:
 
 
 def _length(trainer: Trainer, data: TokenData) -> str:
-    """What bounds the run: its steps with their tokens, and times."""
+    """What bounds the run: its steps with their tokens, and times. Samples of several lengths have at most so many."""
     total = planned_steps(trainer)
     bounds = [f"at most {tqdm.format_interval(seconds)}" for seconds in seconds_left(trainer)]
     if total:
-        step = data.batch_size * data.context_length * trainer.accumulate_grad_batches
-        bounds.insert(0, f"{total:,} steps of {step:,} tokens: {total * step:,} tokens")
+        batch = data.batch_size * max(data.train_lengths)
+        step, tokens = batch * trainer.accumulate_grad_batches, batch * batches_of(trainer, total)
+        all_of = "at most " if len(data.train_lengths) > 1 else ""
+        each = "at most " if all_of or tokens < total * step else ""
+        bounds.insert(0, f"{total:,} steps of {each}{step:,} tokens: {all_of}{tokens:,} tokens")
     return "; ".join(bounds) or "until it is stopped"
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import train
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, SlidingWindowAttention, StandardAttention
-from bsbr_pl.convert import load_gpt2, start_from
+from bsbr_pl.convert import load_gpt2, name_and_digest, start_from
 from bsbr_pl.evals.certificate import certify
 from bsbr_pl.evals.checkpoints import read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
@@ -200,10 +201,25 @@ def test_what_both_have_is_copied_and_what_one_has_is_named(name, trained):
     assert set(left) == {f"model.branches.{i}.inner.{key}" for i in (0, 2) for key in LEFT[name]}
     for key, tensor in other.state_dict().items():
         assert torch.equal(tensor, before[key] if key in left else standard.state_dict()[key])
-    assert other.initial_weights == str(path)
+    assert other.initial_weights == name_and_digest(path)
     ids = torch.arange(17)[None]
     if name not in ("hopfield", "linear"):  # no chunk and no window ends within these
         torch.testing.assert_close(other(ids), standard(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_the_start_of_a_run_is_known_by_its_bytes_and_not_by_its_folder(tmp_path):
+    found = []
+    for folder, content in (("a", b"one"), ("b", b"two"), ("c", b"one")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "start.ckpt").write_bytes(content)
+        found.append(name_and_digest(tmp_path / folder / "start.ckpt"))
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+    assert all(re.fullmatch(r"start\.ckpt \([0-9a-f]{8}\)", one) for one in found)
+    shutil.copytree(FOLDER, tmp_path / "gpt2")
+    assert name_and_digest(tmp_path / "gpt2") == name_and_digest(FOLDER)
+    change_config(tmp_path / "gpt2", n_inner=64)
+    assert name_and_digest(tmp_path / "gpt2") != name_and_digest(FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -311,20 +327,21 @@ def test_a_trained_model_becomes_bsbr_and_heals(folder, caplog):
     heal = [*start, "--model.attention.chunk_size=4", "--model.learning_rate=1e-3"]
     converted = float(main("validate", "bsbr", *heal).trainer.callback_metrics["val/loss"])
     main("fit", "bsbr", *heal, "--trainer.max_steps=3", "--trainer.logger.init_args.version=healed")
+    start_of_it = name_and_digest(source)
     Path(source).unlink()
     run = Path("runs/healed")
     healed = json.loads((run / "record.json").read_text())
-    assert healed["run"]["arguments"]["initial_weights"] == source
+    assert healed["run"]["arguments"]["initial_weights"] == start_of_it
     assert standard < healed["metrics"]["val/loss"]["value"][0] < converted < math.log(257) - 0.5
 
     last = LanguageModule.load(run / "checkpoints/last.ckpt")
-    assert last.initial_weights == source
+    assert last.initial_weights == start_of_it
     assert last.model.attentions[0].gain.abs().min() > 0
-    assert read(run / "checkpoints/last.ckpt").config["initial_weights"] == source
+    assert read(run / "checkpoints/last.ckpt").config["initial_weights"] == start_of_it
     more = ["--trainer.max_steps=6", "--ckpt_path=last", "--trainer.logger.init_args.version=healed"]
     assert main("fit", "bsbr", *heal, *more).trainer.global_step == 6
     resumed = json.loads((run / "record.json").read_text())
-    assert (resumed["resumed_at_step"], resumed["run"]["arguments"]["initial_weights"]) == (3, source)
+    assert (resumed["resumed_at_step"], resumed["run"]["arguments"]["initial_weights"]) == (3, start_of_it)
     with pytest.raises(ValueError, match=r"version_0/checkpoints/last.ckpt is not a readable checkpoint: No such"):
         main("fit", "bsbr", *heal, "--trainer.max_steps=3")
 
@@ -339,7 +356,7 @@ def test_gpt2_trains_on_from_the_command_line(folder):
     cli = main("fit", "bsbr", *options, "--trainer.max_steps=3")  # ends with a text of 48 tokens, rather than 200
     again = LanguageModule.load("runs/version_0/checkpoints/last.ckpt")
     assert again.hparams == cli.model.hparams
-    assert again.initial_weights == str(FOLDER)
+    assert again.initial_weights == name_and_digest(FOLDER)
     ids = torch.arange(VOCABULARY)[None, :POSITIONS]
     torch.testing.assert_close(again(ids), cli.model(ids), rtol=1e-5, atol=1e-5)
     gpt2_logits = load_gpt2(FOLDER)(ids).detach()

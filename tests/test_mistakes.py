@@ -143,6 +143,8 @@ MISTAKES = {
     "--trainer.val_check_interval=0": "val_check_interval=0 is too small: at least 1",
     "--trainer.val_check_interval=-1": "val_check_interval=-1 is too small: at least 1",
     "--trainer.check_val_every_n_epoch=0": "check_val_every_n_epoch=0 is too small: at least 1",
+    "--trainer.check_val_every_n_epoch=2": "check_val_every_n_epoch=2 has no effect beside val_check_interval=2, which",
+    "--trainer.default_root_dir=x": "default_root_dir=x has no effect beside a logger that writes to ",
     "--trainer.log_every_n_steps=-1": "log_every_n_steps=-1 is too small: at least 0",
     "--trainer.gradient_clip_val=-1": "gradient_clip_val=-1.0 is too small: at least 0",
     "--trainer.gradient_clip_val=-0.5": "gradient_clip_val=-0.5 is too small: at least 0",
@@ -443,6 +445,7 @@ IN_PYTHON = {
     ),
     "a name": (lambda: compare_models((8,), ("BSRB",)), "no model is called 'BSRB': did you mean BSBR?"),
     "a far name": (lambda: compare_models((8,), ("XLSTM",)), "no model is called 'XLSTM'; there are BSBR, Linear"),
+    "no steps": (lambda: compare_models((8,), train_steps=-1), "train_steps must be an integer of at least 0, got -1"),
     "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, got 'BSBR'"),
 }
 

@@ -20,11 +20,11 @@ from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from bsbr_pl.attention import BSBRAttention
+from bsbr_pl.attention import BSBRAttention, SlidingWindowAttention
 from bsbr_pl.checkpoint import load_checkpoint
 from bsbr_pl.data import DATA_SETS, MQARData, TextData, TokenData
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.run import kind
+from bsbr_pl.run import check_same_model, fixed_differences, in_words, kind, model_arguments
 
 ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n\n" for i in range(500))
@@ -188,6 +188,64 @@ def test_fixed_arguments_are_refused_by_name(folder):
     assert files("runs") == before
 
 
+#: Options of an evaluation with which the weights fit, but those of another model.
+OTHER_MODELS = {
+    "--model.attention.chunk_size=16": "model.attention.chunk_size=16 instead of 8",
+    "--model.ff_activation=gelu": "model.ff_activation='gelu' instead of 'relu2'",
+    "--model.num_heads=4": "model.num_heads=4 instead of 2",
+}
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_not_evaluated_as_another_model(folder, command, recwarn):
+    fit("--trainer.max_steps=1")
+    path, before = "--ckpt_path=runs/version_0/checkpoints/last.ckpt", files()
+    for option, words in OTHER_MODELS.items():
+        expected = (
+            f"the checkpoint's model cannot be evaluated with {words}: give the arguments that it was trained with"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+            fit(option, path, command=command)
+    assert files() == before
+    recwarn.clear()
+    free = ["--model.learning_rate=1", "--model.dropout=0.5", "--model.beta1=0.1", "--model.compile=false"]
+    assert fit(*free, path, command=command) is not None
+    assert [str(warning.message) for warning in recwarn if "dirpath" in str(warning.message)] == []
+
+
+def test_a_window_is_part_of_the_model(folder):
+    before = {"attention": partial(SlidingWindowAttention, window_size=8), "hidden_dim": 16}
+    now = {"attention": SlidingWindowAttention, "hidden_dim": 16}
+    with pytest.raises(ValueError, match=r"evaluated with model\.attention\.window_size=128 instead of 8: give the"):
+        check_same_model(model_arguments(before), model_arguments(now))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ([8, 8], [8, 8], None),
+        ([8, 16], [8, 16, 8, 16], None),
+        ([8, 16], [8, 16, 16, 8], "model.attention.2.window_size=16 instead of 8"),
+        ([8, 16], [16], "model.attention.0.window_size=16 instead of 8"),
+        ([16], [8, 16], "model.attention.0.window_size=8 instead of 16"),
+    ],
+)
+def test_layers_are_compared_one_by_one(before, now, words):
+    """Of four layers, by their windows."""
+    windows = [[partial(SlidingWindowAttention, window_size=size) for size in sizes] for sizes in (before, now)]
+    arguments = [model_arguments({"attention": attention, "num_layers": 4}) for attention in windows]
+    found = in_words(fixed_differences(*arguments), 1)
+    assert found.startswith(words) if words else found == ""
+
+
+def test_a_run_in_a_folder_of_a_folder_is_resumed_there(folder):
+    version = "--trainer.logger.version=exp/one"
+    fit(version, "--trainer.max_steps=1")
+    fit(version, "--trainer.max_steps=2", "--ckpt_path=last")
+    assert record("runs/exp/one")["steps"] == 2
+    assert sorted(path.name for path in Path("runs/exp").iterdir()) == ["one"]
+
+
 def test_another_text_is_refused_and_a_moved_one_is_not(folder):
     fit()
     (folder / "moved").mkdir()
@@ -284,7 +342,16 @@ def test_a_checkpoint_of_an_epochs_end_resumes_with_as_many_epochs(folder, inter
             [1, 3, 5],
             "max_steps",
         ),
-        (["--trainer.max_epochs=2", "--data.batch_size=300", "--trainer.check_val_every_n_epoch=3"], [3], "max_epochs"),
+        (
+            [
+                "--trainer.max_epochs=2",
+                "--data.batch_size=300",
+                "--trainer.val_check_interval=1.0",
+                "--trainer.check_val_every_n_epoch=3",
+            ],
+            [3],
+            "max_epochs",
+        ),
         (["--trainer.min_steps=2"], [3, 5], "max_steps"),
     ],
 )

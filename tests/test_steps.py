@@ -51,14 +51,15 @@ def test_planned_steps(bounds, expected):
 def test_batches_that_were_read(accumulate, overfit):
     """Step by step: each takes `accumulate` batches, the last of an epoch what is left of 7."""
     in_epochs = trainer(max_epochs=9, accumulate_grad_batches=accumulate, overfit_batches=overfit)
-    read = left = 0
+    read = left = total = 0
     for step in range(20):
         if not left:
             read, left = (0 if overfit else read), 7
         in_epochs.global_step = step
         assert steps.batches_taken(in_epochs) == read
+        assert steps.batches_of(in_epochs, step) == total
         taken = min(accumulate, left)
-        read, left = read + taken, left - taken
+        read, left, total = read + taken, left - taken, total + taken
         stream = trainer(accumulate_grad_batches=accumulate, global_step=step)
         assert steps.batches_taken(stream) == step * accumulate
 
@@ -80,6 +81,16 @@ def test_steps_after_which_a_validation_follows(interval, every, options, expect
     subject = trainer(val_check_interval=interval, **options)
     end = steps.planned_steps(subject)
     assert [step for step in range(1, end + 1) if steps.validation_follows(subject, step, every)] == expected
+
+
+@pytest.mark.parametrize(("interval", "words"), [(3, "val_check_interval=3, which counts optimiser steps"),
+                                                 (None, "a time")])  # fmt: skip
+def test_epochs_between_validations_are_refused_where_steps_or_a_time_say_when(interval, words):
+    options = {"max_epochs": 4, "fast_dev_run": False, "val_check_interval": interval}
+    with pytest.raises(ValueError, match=f"^check_val_every_n_epoch=2 has no effect beside {words}: leave it out, or"):
+        steps.check(trainer(check_val_every_n_epoch=2, **options))
+    steps.check(trainer(check_val_every_n_epoch=1, **options))
+    steps.check(trainer(check_val_every_n_epoch=2, **options | {"val_check_interval": 1.0}))
 
 
 def timer(remaining: float | None) -> Timer:

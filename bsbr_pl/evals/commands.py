@@ -189,7 +189,7 @@ def match(
         model_options: "architecture -> its options: {bsbr: {chunk_size: 64}}"
         batch_size: sequences of a training step, for step_time
         rounds: samples of each time
-        device: where to take times
+        device: where to take times: cpu, cuda, ...; auto takes a GPU where there is one
         out: folder for one YAML per architecture, for train.py
     """
     sizes = {"hidden_dim": hidden_dim, "num_layers": num_layers, "num_heads": num_heads, "ff_dim": ff_dim}
@@ -198,7 +198,7 @@ def match(
         name: {"attention": model_class(name).factory(**options.get(name, {})), "vocab_size": vocab_size, **sizes}
         for name in dict.fromkeys([reference, *architectures, *options])
     }
-    timing: dict[str, Any] = {"batch_size": batch_size, "rounds": rounds, "device": device}
+    timing: dict[str, Any] = {"batch_size": batch_size, "rounds": rounds, "device": _usable(device)}
     found = matching.match(match, models, tokens, reference, **timing)
     print(f"{match} to match: {reference} at {tokens} tokens; the other quantities as shares of the reference's\n")
     print(matching.table(match, tokens, found, reference))
@@ -223,13 +223,13 @@ def retrieval(
     Args:
         checkpoint: file (*.ckpt) that train.py wrote
         split: of the data that it was trained on
-        device: cpu, cuda, ...
+        device: cpu, cuda, ...; auto takes a GPU where there is one
         out: JSON file for all numbers
         data: present location of the training text, if its prepared tokens are not in the cache
         trust_data: read the paths and Hub names in the checkpoint, with its sizes and workers
     """
     opened = open_checkpoint(checkpoint, data, trust_data)
-    found = ask_all(opened.module.model.to(device).eval(), opened.open_data(), split)
+    found = ask_all(opened.module.model.to(_usable(device)).eval(), opened.open_data(), split)
     print(as_text(found))
     if out:
         write_json(Path(out), {"checkpoint": checkpoint, "split": split, **found})

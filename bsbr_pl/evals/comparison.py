@@ -101,7 +101,7 @@ def compare_models(
         trust_data: read the paths and Hub names in `checkpoints`, with their sizes and workers.
         task: a data set of `bsbr_pl.data`; what the other models are trained on for their accuracy; `default_task`
             where None.
-        train_steps: optimiser steps of that training.
+        train_steps: optimiser steps of that training; 0 for random weights.
         learning_rate: the highest of that training.
         cache_dir: folder of the trained weights; $XDG_CACHE_HOME/bsbr_pl or ~/.cache/bsbr_pl where None. They are used
             again until an argument or the code of the class changes; what the class reads from elsewhere is not seen.
@@ -121,6 +121,8 @@ def compare_models(
         TypeError: an option that an architecture does not have (lists those it has).
     """
     check_among("metrics", metrics, [*COSTS, "accuracy"])
+    if not isinstance(train_steps, int) or train_steps < 0:  # Lightning trains for ever with -1
+        raise ValueError(f"train_steps must be an integer of at least 0, got {train_steps!r}")
     files, device, with_accuracy = dict(checkpoints or {}), default_device(device), "accuracy" in metrics
     task = task or default_task(vocab_size, seed)
     sizes = {

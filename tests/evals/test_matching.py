@@ -235,10 +235,15 @@ def test_the_command_prints_and_writes_what_can_be_trained(tmp_path, capsys):
         assert name == "standard" or f"{100 * (params / target - 1):+.2f} %" in lines[name]
         assert f"{100 * (params / target - 1):+.2f} % against standard" in text.splitlines()[0]
     assert yaml.safe_load((tmp_path / "bsbr.yaml").read_text())["model"]["attention"]["init_args"] == {"chunk_size": 16}
-    for wrong in (["--match=params", "--tokens=0"], ["--match=params", "--reference=x"]):
+    for wrong, words in (
+        (["--match=params", "--tokens=0"], "error: "),
+        (["--match=params", "--reference=x"], "error: "),
+        (["--match=step_time", "--device=banana"], "error: device='banana' cannot be used here: "),
+        (["--match=step_time", "--device=cuda:99"], "error: device='cuda:99' cannot be used here: "),
+    ):
         with pytest.raises(SystemExit):
             main(["match", *wrong, "--hidden_dim=32"])
-        assert "error: " in capsys.readouterr().err.splitlines()[0]
+        assert words in capsys.readouterr().err.splitlines()[0]
 
 
 def test_a_comparison_can_be_matched():

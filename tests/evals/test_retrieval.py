@@ -197,3 +197,8 @@ def test_the_command_reads_a_checkpoint_and_its_data(tmp_path, make_trainer, cap
     with pytest.raises(SystemExit):
         main(["retrieval", str(tmp_path / "none.ckpt")])
     assert "none.ckpt" in capsys.readouterr().err.splitlines()[-2]
+    assert main(["retrieval", str(path), "--device=auto"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["retrieval", str(path), "--device=banana"])
+    assert "error: device='banana' cannot be used here: " in capsys.readouterr().err.splitlines()[-2]
