@@ -149,7 +149,6 @@ def compare_models(
         for name in models
     }
     certified = _certified(subjects, evaluation, results)
-    results["parameters"] = {name: subject.about["parameters"] for name, subject in certified.items()}
     _measure_costs(certified, evaluation, results, COSTS)
     if with_accuracy:
         _measure_accuracy(certified, evaluation, results)
@@ -193,9 +192,7 @@ def scaling_analysis(
     results = _empty(seq_lengths, models, metrics, SCALING, evaluation)
     results["settings"]["models"] = {name: plain(one) for name, one in build.items()}
     subjects = {name: untrained(name, arguments, seed) for name, arguments in build.items()}
-    certified = _certified(subjects, evaluation, results)
-    results["parameters"] = {name: subject.about["parameters"] for name, subject in certified.items()}
-    _measure_costs(certified, evaluation, results, SCALING)
+    _measure_costs(_certified(subjects, evaluation, results), evaluation, results, SCALING)
     return results
 
 
@@ -235,7 +232,7 @@ def _empty(
 
 
 def _certified(subjects: Mapping[str, Subject], evaluation: Evaluation, results: dict[str, Any]) -> dict[str, Subject]:
-    """The subjects that pass their certificate; the others are taken out of the results."""
+    """The subjects that pass their certificate, with their parameters; the others are taken out of the results."""
     passed = evaluation.certify(list(subjects.values()))
     for name, subject in subjects.items():
         if subject in passed:
@@ -248,7 +245,9 @@ def _certified(subjects: Mapping[str, Subject], evaluation: Evaluation, results:
         del results[name]
     if not passed:
         raise ValueError(f"models: all fail their certificate: {results['disqualified']}")
-    return {name: subject for name, subject in subjects.items() if subject in passed}
+    certified = {name: subject for name, subject in subjects.items() if subject in passed}
+    results["parameters"] = {name: subject.about["parameters"] for name, subject in certified.items()}
+    return certified
 
 
 def _measure_costs(
