@@ -160,7 +160,7 @@ class Study(NamedTuple):
             known = runs_in(kept.rows)
             untried = [run for run in wanted if run not in known and str(run) not in missing]
             missing |= self.train(untried, arguments, lambda run: write([run]))
-            missing |= write(wanted)
+            missing |= write([run for run in wanted if str(run) not in missing])
             found = runs_in(kept.rows)
             best = best_runs(wanted, found)
             more = {model: next_rate(tried[model], run.rate, grid.most) for model, run in best.items()}
@@ -194,10 +194,10 @@ class Study(NamedTuple):
             for model, (rate, decay) in points.items()
         ]
         missing |= self.train(final, arguments, lambda run: write([run], tried=tried))
-        missing |= write(final, tried=tried)
+        missing |= write([run for run in final if str(run) not in missing], tried=tried)
         for run in final:
             if failed := diverged(run.folder(self.output)):
-                missing[str(run)] = failed
+                missing.setdefault(str(run), failed)
         return missing
 
     def table(self, task: str) -> str:

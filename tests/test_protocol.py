@@ -211,3 +211,14 @@ def test_only_runs_of_equal_steps_are_compared():
     (compared,) = differences([best, both, better, short]).to_dict("records")
     assert (compared["model"], compared["difference to best"]) == ("both", "-0.3000")
     assert differences([best, short]).empty
+
+
+@pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2]])
+def test_a_folder_with_another_run_gives_no_row(study, tmp_path, monkeypatch, rates):
+    """Whatever the folder holds: a run that the launcher reports as missing is not written."""
+    written = []
+    monkeypatch.setattr(study["run"], "keep", lambda runs, **more: written.extend(runs) or {})
+    launched = study["run"].Study(tmp_path, [], launch=lambda trainings, _: {one.name: "another" for one in trainings})
+    missing = launched.run("mqar", {"linear": {}}, [1], study["run"].Grid(rates, [None], 8, 2), 8)
+    assert "another" in missing.values()
+    assert written == []

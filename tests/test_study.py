@@ -193,6 +193,32 @@ def test_runs_with_other_options_need_another_folder(tmp_path, capsys, theirs, o
 
 
 @pytest.mark.usefixtures("_at_home")
+def test_a_run_with_other_arguments_is_missing(tmp_path):
+    """Whether it has finished or can be resumed; a run of the same arguments, or without a file of them, is reused."""
+    from trainings import Training, train_all
+
+    script, folder = tmp_path / "train.py", tmp_path / "run"
+    script.write_text(
+        f'open({str(folder / "record.json")!r}, \'w\').write(\'{{"status": "finished", "metrics": {{}}}}\')'
+    )
+    first = Training("run", folder, 0, [], ["--trainer.max_steps=6"], script)
+    longer, more = (first._replace(arguments=one) for one in (["--trainer.max_steps=12"], [*first.arguments, "--a=1"]))
+    assert train_all([first]) == train_all([first._replace(configs=[tmp_path])], workers=2) == {}
+    words = "trained with other arguments (--trainer.max_steps=6 instead of --trainer.max_steps=12)"
+    assert train_all([longer]) == {"run": f"{words}: choose another folder"}
+    assert train_all([more]) == {
+        "run": "trained with other arguments (nothing instead of --a=1): choose another folder"
+    }
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/last.ckpt").touch()
+    (folder / "record.json").unlink()
+    assert train_all([longer]) == {"run": f"{words}: choose another folder"}
+    assert train_all([first]) == {}
+    (folder / "arguments.json").unlink()
+    assert train_all([longer]) == {}, "a folder of an earlier version"
+
+
+@pytest.mark.usefixtures("_at_home")
 def test_only_layers_that_see_the_whole_context_are_stretched():
     from lengths import stretch
 
