@@ -34,7 +34,7 @@ def compare(run: Run, row: Row, output: Path, tolerance: float) -> tuple[bool, s
     """Repeat a run. Returns whether it failed or does not agree, and a sentence."""
     study = Study(output, row["about"]["study"].get("options", []))
     missing = study.train([run], study.matched_arguments(run.task, [run.model]))
-    record = finished_record(run.folder(output))
+    record = None if missing else finished_record(run.folder(output))
     if record and record["data_fingerprint"] != row["about"]["data"]["fingerprint"]:
         return False, "the data here is not the published data: not compared"
     found, published = (validation_loss(record) if record else None), loss(row)

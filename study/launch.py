@@ -21,7 +21,7 @@ from typing import Any
 import submitit
 from filelock import FileLock
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths
-from trainings import QUEUED, Training, diverged, is_settled, train_all
+from trainings import QUEUED, Training, diverged, is_settled, other_arguments, train_all
 
 SECONDS_BETWEEN_LOOKS = 20.0  # at the queue
 SECONDS_TO_APPEAR = 60.0  # that a file of another machine may need, after its job has left the queue
@@ -99,6 +99,8 @@ class Launcher:
                     if job:
                         print(f"{one.name}: {diverged(one.folder) or 'finished'}, job {job}", flush=True)
                         file.unlink()
+                    if other := other_arguments(one):
+                        missing[one.name] = other
                 elif job and time.monotonic() - self._seen.get(job, float("-inf")) < SECONDS_TO_APPEAR:
                     missing[one.name] = QUEUED + job
                 elif job in self._seen:

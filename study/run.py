@@ -26,7 +26,8 @@ The protocol, for each model on each task:
 OUTPUT/TASK/results.jsonl holds the rows, each written when its run ends; `bsbr report` draws them. A run that finished
 or diverged is not repeated, and an interrupted run is resumed. A run that failed for another reason is tried again by
 the next call. The last lines say which runs are missing and why, and the exit code is then 1. All trainings stop when
-this process stops. Several studies may share one output folder. Arguments after `--` go to train.py.
+this process stops. Arguments after `--` go to train.py. Studies may share one output folder if these arguments are the
+same; a study with other arguments is refused.
 
     python study/run.py runs/study --launcher=slurm --sbatch partition=gpu gpus=1 time=12:00:00
 
@@ -49,10 +50,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from command_line import CONFIGS, TRAIN, choose
 from rows import Run, best_runs, keep, loss, next_rate, results, runs_in
-from trainings import QUEUED, ROOT, Training, diverged, parse_with_rest, train_all
+from trainings import QUEUED, ROOT, Training, diverged, train_all
 
-from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import DATA_SETS
 from bsbr_pl.evals.matching import match, table
 from bsbr_pl.models import SIZES
@@ -60,7 +61,6 @@ from bsbr_pl.report.study import summary
 from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
 
-CONFIGS, TRAIN = ROOT / "study" / "configs", ROOT / "train.py"
 #: Task -> the task whose changes of the models it uses too.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
 SECONDS_BETWEEN_LOOKS = 20.0  # at the jobs of a cluster
@@ -160,7 +160,7 @@ class Study(NamedTuple):
             known = runs_in(kept.rows)
             untried = [run for run in wanted if run not in known and str(run) not in missing]
             missing |= self.train(untried, arguments, lambda run: write([run]))
-            missing |= write(wanted)
+            missing |= write([run for run in wanted if str(run) not in missing])
             found = runs_in(kept.rows)
             best = best_runs(wanted, found)
             more = {model: next_rate(tried[model], run.rate, grid.most) for model, run in best.items()}
@@ -194,65 +194,15 @@ class Study(NamedTuple):
             for model, (rate, decay) in points.items()
         ]
         missing |= self.train(final, arguments, lambda run: write([run], tried=tried))
-        missing |= write(final, tried=tried)
+        missing |= write([run for run in final if str(run) not in missing], tried=tried)
         for run in final:
             if failed := diverged(run.folder(self.output)):
-                missing[str(run)] = failed
+                missing.setdefault(str(run), failed)
         return missing
 
     def table(self, task: str) -> str:
         """The results of a task in this folder, also those of other studies."""
         return summary(results(self.output, task).rows)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def model_names(configs: Path) -> list[str]:
-    """The models of a folder; those of the study, and every architecture without options."""
-    return sorted({*names(configs / "models"), *(ARCHITECTURES if configs == CONFIGS else ())})
-
-
-def choose() -> tuple[argparse.Namespace, list[str]]:
-    """The command line, checked, and the arguments for train.py."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder for the runs")
-    parser.add_argument("--tasks", nargs="+", help=f"default all: {', '.join(names(CONFIGS))}")
-    parser.add_argument("--models", nargs="+", help=f"default all: {', '.join(model_names(CONFIGS))}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs that count")
-    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to try; a single one is not swept")
-    parser.add_argument("--decays", nargs="+", type=float, help="weight decays to try; default: the configuration's")
-    parser.add_argument("--max_rates", type=int, default=8, help="for each model, those beyond the edges included")
-    parser.add_argument("--sweep_share", type=float, default=1.0, help="of the steps, in a sweep")
-    parser.add_argument("--steps", type=int, help="of a run that counts; default: those of the task")
-    parser.add_argument("--workers", type=int, help="runs at once; here, where they share the cores, the default is 1")
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of tasks and models")
-    parser.add_argument(
-        "--train", type=Path, default=TRAIN, help="script to train with, which may register your architectures"
-    )
-    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where the runs are trained")
-    parser.add_argument(
-        "--sbatch", nargs="+", default=[], metavar="OPTION=VALUE", help="options of sbatch, as in --sbatch gpus=1"
-    )
-    parser.add_argument("--no_wait", action="store_true", help="submit jobs and collect results, but wait for none")
-    chosen, options = parse_with_rest(parser)
-    for name, folder, known in (
-        ("tasks", chosen.configs, names(chosen.configs)),
-        ("models", chosen.configs / "models", model_names(chosen.configs)),
-    ):
-        given = getattr(chosen, name) or known
-        if unknown := [one for one in given if one not in known]:
-            parser.error(f"--{name}: {', '.join(unknown)} not in {folder}: choose from {', '.join(known)}")
-        setattr(chosen, name, given)
-    if not 0 < chosen.sweep_share <= 1:
-        parser.error(f"--sweep_share must be above 0 and at most 1, got {chosen.sweep_share}")
-    for name in ("steps", "workers", "max_rates"):
-        if (value := getattr(chosen, name)) is not None and value < 1:
-            parser.error(f"--{name} must be at least 1, got {value}")
-    if chosen.launcher == "local" and (chosen.sbatch or chosen.no_wait):
-        parser.error("--sbatch and --no_wait need --launcher=slurm")
-    return chosen, options
 
 
 def launcher(chosen: argparse.Namespace) -> Launch:
@@ -284,7 +234,7 @@ def repeat(passes: dict[str, Callable[[], dict[str, str]]], no_wait: bool, study
 
 
 def main() -> int:
-    chosen, options = choose()
+    chosen, options = choose(__doc__)
     if chosen.train != TRAIN:
         runpy.run_path(str(chosen.train))
     study = Study(chosen.output, options, chosen.configs, chosen.train, launcher(chosen))

@@ -1,12 +1,12 @@
 """Train every architecture for a few steps with several seeds, as input for evaluate.py.
 
     python study/train_all.py runs/all                        # all architectures, two seeds, 160 steps each
-    python study/train_all.py runs/all --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
+    python study/train_all.py runs/long --seeds 0 1 2 --architectures bsbr linear -- --trainer.max_steps=640
     python evaluate.py runs/all
 
-Arguments after `--` go to train.py. Its output goes to output.txt in the run's folder. A finished run is not repeated,
-and an interrupted run is resumed. All trainings stop when this process stops. The last lines name the runs without a
-result, and the exit code is then 1.
+Arguments after `--` go to train.py; other arguments need another folder. The output of train.py goes to output.txt in
+the run's folder. A finished run is not repeated, and an interrupted run is resumed. All trainings stop when this
+process stops. The last lines name the runs without a result, and the exit code is then 1.
 """
 
 import argparse

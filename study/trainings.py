@@ -3,6 +3,9 @@
 Several scripts may train in the same folders at once: a script waits for a run that another process trains. A run
 diverged if its loss was not finite; failed.txt in its folder records this, and the run is not repeated. After any
 other failure (a full disk, a kill, no memory, a refused argument) the next call tries the run again.
+
+A run is reused or resumed only by a call with the same arguments; arguments.json in its folder records them. Paths of
+configurations are not compared.
 """
 
 import json
@@ -15,6 +18,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,8 +99,12 @@ def _train(
             announced = True
         yield
     with claim:
+        if other := other_arguments(training):
+            return other
         if is_settled(folder):
             return None
+        if not last_checkpoint(folder).exists():
+            arguments_file(folder).write_text(json.dumps(training.arguments, indent=1))
         print(f"{training.name}: started, with its output in {output}", flush=True)
         with output.open("w") as stream:
             process = children.start(training.command(), env=_environment(workers), stdout=stream, stderr=stream)
@@ -166,6 +174,25 @@ def _last_words(code: int, output: str) -> str:
 def is_settled(folder: Path) -> bool:
     """Whether the run has finished or diverged: it is not tried again."""
     return finished_record(folder) is not None or diverged(folder) is not None
+
+
+def arguments_file(folder: Path) -> Path:
+    """Where the arguments of a training are kept from its start on."""
+    return folder / "arguments.json"
+
+
+def other_arguments(training: Training) -> str | None:
+    """Why the run in the folder is another one: the first argument that differs. None if it is the same.
+
+    Folders without the file, of earlier versions, are accepted.
+    """
+    file = arguments_file(training.folder)
+    if not file.exists():
+        return None
+    for theirs, ours in zip_longest(json.loads(file.read_text()), training.arguments, fillvalue="nothing"):
+        if theirs != ours:
+            return f"trained with other arguments ({theirs} instead of {ours}): choose another folder"
+    return None
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -16,7 +16,7 @@ import pytest
 submitit = pytest.importorskip("submitit")
 sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
 import launch  # noqa: E402
-from trainings import QUEUED, Training  # noqa: E402
+from trainings import QUEUED, Training, train_all  # noqa: E402
 
 #: Counts to the seed, a step every 50 ms, and saves on SIGTERM, as train.py does. Some seeds mean a mistake.
 SCRIPT = textwrap.dedent("""
@@ -122,6 +122,15 @@ def test_every_run_once_whoever_looks(make, capsys, monkeypatch):
     until(lambda: not is_queued(second(trainings)))
     starts = [(one.folder / "starts.txt").read_text() for one in trainings]
     assert starts == ["0\n", "0\n", "0\n", "0\n"], "the failed run began anew in a clean folder"
+
+
+def test_a_run_with_other_arguments_is_not_submitted(make):
+    make_launcher, make_training = make
+    training = make_training(2)
+    assert train_all([training]) == {}
+    assert make_launcher()([training]) == {}
+    (reason,) = make_launcher()([training._replace(arguments=["--a=1"])]).values()
+    assert reason == "trained with other arguments (nothing instead of --a=1): choose another folder"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

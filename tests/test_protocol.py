@@ -188,3 +188,37 @@ def test_the_table_shows_test_results_costs_and_flags():
     assert compared["p"] == f"{expected['p']:.3g}"
     assert differences(rows, "bad").columns[2] == "difference to bad"
     assert "Paired by seed" in summary(rows)
+
+
+def test_weight_decays_are_rows_and_not_seeds():
+    """Neither is a second run of a seed."""
+    result = {"val": 0.9, "test": 0.9}
+    rows = [row("m", seed, 0.1, 0.9, 1.0, result=result) for seed in (1, 2)]
+    decayed = row("m", 1, 0.1, 0.9, 1.0, study={"weight_decay": 0.5}, result=result | {"test": 0.8})
+    again = row("m", 1, 0.1, 0.9, 1.0, study={"weight_decay": 0.5}, result=result | {"test": 0.6})
+    decayed["identity"]["checkpoint"], again["identity"]["checkpoint"] = "decayed", "again"
+    shown = frame(runs([*rows, decayed, again]))[["seeds", "accuracy", "weight decay"]]
+    assert shown.to_numpy().tolist() == [["2", "0.900", "-"], ["1", "0.700", "0.5"]]
+
+
+def test_only_runs_of_equal_steps_are_compared():
+    """The best model has 8 steps, so of `both` the worse run of 8 steps counts, and `short` is left out."""
+    best, both, better, short = (
+        row(*one, 1.0)
+        for one in (("best", 1, 0.1, 0.9), ("both", 1, 0.1, 0.6), ("both", 1, 0.2, 0.8), ("short", 1, 0.1, 0.7))
+    )
+    better["about"]["run"] = short["about"]["run"] = {"planned_steps": 4}
+    (compared,) = differences([best, both, better, short]).to_dict("records")
+    assert (compared["model"], compared["difference to best"]) == ("both", "-0.3000")
+    assert differences([best, short]).empty
+
+
+@pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2]])
+def test_a_folder_with_another_run_gives_no_row(study, tmp_path, monkeypatch, rates):
+    """Whatever the folder holds: a run that the launcher reports as missing is not written."""
+    written = []
+    monkeypatch.setattr(study["run"], "keep", lambda runs, **more: written.extend(runs) or {})
+    launched = study["run"].Study(tmp_path, [], launch=lambda trainings, _: {one.name: "another" for one in trainings})
+    missing = launched.run("mqar", {"linear": {}}, [1], study["run"].Grid(rates, [None], 8, 2), 8)
+    assert "another" in missing.values()
+    assert written == []

@@ -22,9 +22,12 @@ from test_readme import run as in_this_process
 from bsbr_pl.__main__ import main
 from bsbr_pl.attention import BSBRAttention, SlidingWindowAttention, StandardAttention
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.results import Results
 
 ROOT = Path(__file__).parents[1]
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(300))
+
+ONE_STEP = ["--tasks", "mqar", "--models", "linear", "--rates", "0.1", "--seeds", "1", "--steps", "1"]
 
 
 @pytest.fixture
@@ -155,6 +158,64 @@ def test_a_mistake_is_a_sentence(tmp_path, capsys):
         assert in_this_process("study/run.py", [str(tmp_path / "runs"), *options]) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize(
+    ("options", "name", "instead"),
+    [
+        (["--", "--trainer.max_steps=4"], "--trainer.max_steps", "--steps"),
+        (["--", "--trainer.val_check_interval=4"], "--trainer.val_check_interval", "--steps"),
+        (["--", "--model.learning_rate", "0.1"], "--model.learning_rate", "--rates"),
+        (["--", "--seed_everything=4"], "--seed_everything", "--seeds"),
+        (["--decays", "0", "--", "--model.weight_decay=0.1"], "--model.weight_decay", "--decays"),
+    ],
+)
+def test_options_that_the_study_sets_are_refused(tmp_path, capsys, options, name, instead):
+    assert in_this_process("study/run.py", ["runs", *ONE_STEP, *options]) == 2
+    words = f"error: {name} after --: the study sets it: use {instead}"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize(("theirs", "ours"), [([], ["--data.power=1"]), (["--data.power=1"], ["--data.power=2"])])
+def test_runs_with_other_options_need_another_folder(tmp_path, capsys, theirs, ours):
+    """Rows without options are of runs without options."""
+    about = {"study": {"task": "mqar", "model": "linear", "phase": "final", "rate": 0.1}, "seed": 1}
+    about["study"] |= {"options": theirs} if theirs else {}
+    results = Results(tmp_path / "runs/mqar/results.jsonl")
+    results.add({"kind": "training", "checkpoint": "c"}, {"metrics": {}}, about)
+    assert in_this_process("study/run.py", ["runs", *ONE_STEP, "--", *ours]) == 2
+    words = f"runs/mqar has runs with other options after --: {' '.join(theirs) or 'none'}, not {ours[0]}"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {words}: choose another folder")
+    assert not (tmp_path / "runs/mqar/final").exists()
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_a_run_with_other_arguments_is_missing(tmp_path):
+    """Whether it has finished or can be resumed; a run of the same arguments, or without a file of them, is reused."""
+    from trainings import Training, train_all
+
+    script, folder = tmp_path / "train.py", tmp_path / "run"
+    script.write_text(
+        f'open({str(folder / "record.json")!r}, \'w\').write(\'{{"status": "finished", "metrics": {{}}}}\')'
+    )
+    first = Training("run", folder, 0, [], ["--trainer.max_steps=6"], script)
+    longer, more = (first._replace(arguments=one) for one in (["--trainer.max_steps=12"], [*first.arguments, "--a=1"]))
+    assert train_all([first]) == train_all([first._replace(configs=[tmp_path])], workers=2) == {}
+    words = "trained with other arguments (--trainer.max_steps=6 instead of --trainer.max_steps=12)"
+    assert train_all([longer]) == {"run": f"{words}: choose another folder"}
+    assert train_all([more]) == {
+        "run": "trained with other arguments (nothing instead of --a=1): choose another folder"
+    }
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/last.ckpt").touch()
+    (folder / "record.json").unlink()
+    assert train_all([longer]) == {"run": f"{words}: choose another folder"}
+    assert train_all([first]) == {}
+    (folder / "arguments.json").unlink()
+    assert train_all([longer]) == {}, "a folder of an earlier version"
 
 
 @pytest.mark.usefixtures("_at_home")

@@ -18,6 +18,7 @@ from .tables import Column, Table, pipes, table
 
 BITS, SEGMENT = "val/bits_per_byte", "val/accuracy_"  # of a text; of each segment of a recall task
 RUNS = ["task", "model", "rate", "steps", "seed", "decay", "architecture", "quality", "text", "segments"]
+POINT = ["task", "model", "rate", "decay", "steps"]  # runs that agree in it differ in their seeds
 RESULT = ["val", "test", "learned", "flops_per_token", "state_bytes", "tokens_per_second"]
 MOST_SEGMENTS = 8  # with more, a table would be too wide
 
@@ -63,16 +64,17 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def frame(found: pd.DataFrame) -> pd.DataFrame:
-    """The `runs` of one task as a table of text: a row for each model, the best first."""
+    """The `runs` of one task as a table of text: a row for each `POINT`, the best first."""
     text = bool(found["text"].any())
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
-    tested = bool(found["test"].notna().any())
+    tested, swept = bool(found["test"].notna().any()), bool(found["decay"].notna().any())
     every = []
-    for (_, model, rate, steps), of in found.groupby(RUNS[:4], sort=False):
+    for (_, model, rate, decay, steps), of in found.groupby(POINT, sort=False, dropna=False):
         mean, least, largest = fmean(of["quality"]), of["quality"].min(), of["quality"].max()
         segments = pd.DataFrame(list(of["segments"])).agg(fmean).map("{:.2f}".format)
         facts = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}"}
-        facts["seeds"] = str(len(of))
+        facts |= {"weight decay": f"{decay:g}" if pd.notna(decay) else "-"} if swept else {}
+        facts["seeds"] = str(of["seed"].nunique())
         figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
         more = _more(of, digits) if tested else {}
         every.append({**facts, **figures, **more, **(segments if 1 < len(segments) <= MOST_SEGMENTS else {})})
@@ -91,12 +93,10 @@ def _more(of: pd.DataFrame, digits: int) -> dict[str, str]:
         notes.append("not learned yet" if waiting == len(of) else f"not learned yet: {waiting} of {len(of)} seeds")
     if first["rates"] and not min(first["rates"]) < first["rate"] < max(first["rates"]):
         notes.append("rate at the edge of its sweep")
-    decay = {} if first["decay"] is None else {"weight decay": f"{first['decay']:g}"}
     costs = {"parameters": first["parameters"], "FLOPs/token": first["flops_per_token"]}
     costs |= {"state bytes": first["state_bytes"], "tokens/s": of["tokens_per_second"].median()}
     return {
         "validation": f"{of['val'].mean():.{digits}f}",
-        **decay,
         **{name: "-" if pd.isna(value) else f"{value:,.0f}" for name, value in costs.items()},
         "note": "; ".join(notes),
     }
@@ -110,16 +110,22 @@ def differences(rows: Iterable[Row], against: str | None = None) -> pd.DataFrame
 
     Returns:
         model, pairs, difference, interval (95 %), p: two-sided, of Student's paired t-test, not corrected for the
-        number of models. Models without a seed in common with the other are left out. Of a model with several rates or
-        numbers of steps, only the best counts.
+        number of models. Of a model with several rates or weight decays, only the best counts. Models without a seed in
+        common with the other, or without runs of as many steps, are left out.
     """
     found = runs(rows)
     worse = 1 if found["text"].any() else -1
-    groups = [of for _, of in found.groupby(["model", "rate", "steps"], sort=False)]
+    groups = [of for _, of in found.groupby(POINT, sort=False, dropna=False)]
+    groups.sort(key=lambda of: worse * of["quality"].mean())
+    compared = [of.iloc[0] for of in groups if against in (None, of["model"].iloc[0])]
+    if not compared:
+        return pd.DataFrame()
+    other, steps = compared[0]["model"], compared[0]["steps"]
     values: dict[str, dict[int, float]] = {}
-    for of in sorted(groups, key=lambda of: worse * of["quality"].mean()):
-        values.setdefault(of["model"].iloc[0], dict(zip(of["seed"], of["quality"], strict=True)))
-    other, every = against or next(iter(values), ""), []
+    for of in groups:
+        if of["steps"].iloc[0] == steps:
+            values.setdefault(of["model"].iloc[0], dict(zip(of["seed"], of["quality"], strict=True)))
+    every = []
     for model, ours in values.items():
         test = paired_difference(ours, values[other])
         if model != other and test["pairs"]:
