@@ -103,8 +103,7 @@ def _train(
             return other
         if is_settled(folder):
             return None
-        if not last_checkpoint(folder).exists():
-            arguments_file(folder).write_text(json.dumps(training.arguments, indent=1))
+        keep_arguments(training)
         print(f"{training.name}: started, with its output in {output}", flush=True)
         with output.open("w") as stream:
             process = children.start(training.command(), env=_environment(workers), stdout=stream, stderr=stream)
@@ -179,6 +178,15 @@ def is_settled(folder: Path) -> bool:
 def arguments_file(folder: Path) -> Path:
     """Where the arguments of a training are kept from its start on."""
     return folder / "arguments.json"
+
+
+def keep_arguments(training: Training) -> None:
+    """Write the file of a training that starts; one that was begun before there was such a file has none."""
+    if not last_checkpoint(training.folder).exists():
+        file = arguments_file(training.folder)
+        aside = file.with_suffix(".tmp")
+        aside.write_text(json.dumps(training.arguments, indent=1))
+        aside.replace(file)  # whole or absent, also after a power cut
 
 
 def other_arguments(training: Training) -> str | None:
