@@ -51,7 +51,6 @@ ELSEWHERE = {
         "tests/evals/test_retrieval.py",
         'main(["retrieval", str(path)',
     ),
-    "study/run.py runs/study --tasks text": ("tests/test_study.py", "study/run.py"),
     "-m pytest -q": ("Makefile", "python -m pytest -q"),
     '-m pytest -q -m ""': ("Makefile", 'python -m pytest -q -m ""'),
     "-m pytest -q -m slow": ("tests/test_slow_tests.py", '"-m", "slow"'),
