@@ -33,7 +33,7 @@ for folder in map(Path, sys.argv[2:]):
 
 #: Model of the study on text -> the seeds that count.
 SEEDS = {
-    "standard_pro": 3,
+    "standard_pro": 5,
     "standard_conv": 5,
     "moba_conv": 3,
     "bsbr": 5,
