@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bsbr_pl.models import model_class
 from bsbr_pl.results import Job, NotKeptError, Results
-from bsbr_pl.values import digest, finite, plain
+from bsbr_pl.values import digest, finite
 
 from .records import default_device, environment, source_code
 from .timing import Timing, measure, timing_lock
@@ -25,10 +25,10 @@ class ExperimentRunner:
 
     A subclass sets `models`, `seq_lengths` and `metrics` in `setup` and defines `run_experiment`. Each cell (a model at
     a length) is a row of `output_dir/results.jsonl` as soon as it is measured. It is reused until something that it
-    depends on changes: the config, the model's structure, plain attributes or weights, the code of the class, the
-    machine. Several processes with the same folder divide the cells. A cell that fails has a record with its error; the
-    others continue, and the next `run` tries it again. Each cell has its own copy of the model and starts from the same
-    random state.
+    depends on changes: the config, the model's structure, plain attributes or weights, the code of this class and of
+    the model's, the machine. Several processes with the same folder divide the cells. A cell that fails has a record
+    with its error; the others continue, and the next `run` tries it again. Each cell has its own copy of the model and
+    starts from the same random state.
 
     Args:
         output_dir: folder of the results; runs/<name of the class> if None.
@@ -126,7 +126,7 @@ class ExperimentRunner:
         weights = self._digest(name, model)
         facts = {"kind": "experiment", "checkpoint": weights}
         measure = partial(self._measure, model)
-        lengths = [plain(length) for length in self.seq_lengths]
+        lengths = map(_plain, self.seq_lengths)
         return [Job({**facts, "length": n}, {"model": name}, partial(measure, n)) for n in lengths]
 
     def _measure(self, model: Any, length: int) -> dict[str, Any]:
@@ -162,7 +162,9 @@ class ExperimentRunner:
     def _digest(self, name: str, model: Any) -> str:
         """Digest of everything that the model's cells depend on, except their length."""
         facts = [source_code(type(self)), self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
-        facts += map(_attributes, model.modules() if isinstance(model, nn.Module) else ())
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        facts += map(_attributes, modules)
+        facts += map(source_code, dict.fromkeys(map(type, modules)))
         content = sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())
         for tensor in model.state_dict().values() if isinstance(model, nn.Module) else ():
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bsbr_pl import BSBRModel, SlidingWindowTransformer, StandardTransformer
 from bsbr_pl.utils.research import ExperimentRunner
@@ -247,6 +248,38 @@ def test_a_plain_attribute_is_part_of_the_model(tmp_path):
         experiment = Windows(tmp_path, rounds=0)
         (record,) = experiment.run()
         assert (len(experiment.calls), record["seq_length"], "error" in record) == (called, 4, False)
+
+
+def adds_one() -> nn.Module:
+    class Own(nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    return Own()
+
+
+def adds_two() -> nn.Module:
+    class Own(nn.Module):
+        def forward(self, x):
+            return x + 2
+
+    return Own()
+
+
+def test_the_code_of_the_model_is_part_of_it(tmp_path):
+    """Two models with the same name, structure and attributes, and no weights."""
+
+    class Sums(ExperimentRunner):
+        def setup(self):
+            self.models, self.seq_lengths = {"own": self.model}, [4]
+
+        def run_experiment(self, model, seq_length):
+            return {"sum": float(model(torch.zeros(seq_length)).sum())}
+
+    for make, total in ((adds_one, 4.0), (adds_two, 8.0)):
+        Sums.model = make()
+        (record,) = Sums(tmp_path, rounds=0).run()
+        assert record["sum"] == total
 
 
 @pytest.mark.parametrize("name", ["model", "seq_length", "seconds"])
