@@ -71,10 +71,18 @@ class AttentionSpec:
 
     def __str__(self) -> str:
         """The key with the options that differ from their defaults: `bsbr(chunk_size=64)`."""
+        return self.key.rpartition(".")[2] + self._chosen
+
+    @property
+    def words(self) -> str:
+        """The same, but a class that is not registered has its whole import path: two packages may share a name."""
+        return self.key + self._chosen
+
+    @property
+    def _chosen(self) -> str:
         defaults = AttentionSpec(self.cls).settings
         chosen = [f"{name}={value}" for name, value in self.options.items() if defaults.get(name) != value]
-        name = self.key.rpartition(".")[2]
-        return f"{name}({', '.join(chosen)})" if chosen else name
+        return f"({', '.join(chosen)})" if chosen else ""
 
     @property
     def key(self) -> str:

@@ -28,6 +28,8 @@ from filelock import FileLock, Timeout
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the scripts of this folder, which import this file
 
+from bsbr_pl.utils.files import write_json  # noqa: E402
+
 SECONDS_BETWEEN_LOOKS = 0.2
 QUEUED = "queued as job "  # how the reason starts why a run is missing, while it waits or runs on a cluster
 DIVERGED = re.compile(r"error: (the loss is (?:nan|-?inf) .*|\S+ is not finite after .*)")  # what FiniteLoss says
@@ -183,10 +185,7 @@ def arguments_file(folder: Path) -> Path:
 def keep_arguments(training: Training) -> None:
     """Write the file of a training that starts; one that was begun before there was such a file has none."""
     if not last_checkpoint(training.folder).exists():
-        file = arguments_file(training.folder)
-        aside = file.with_suffix(".tmp")
-        aside.write_text(json.dumps(training.arguments, indent=1))
-        aside.replace(file)  # whole or absent, also after a power cut
+        write_json(arguments_file(training.folder), training.arguments)
 
 
 def other_arguments(training: Training) -> str | None:

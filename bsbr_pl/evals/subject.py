@@ -53,14 +53,8 @@ class Subject:
 
 
 def layer_names(attention: Any) -> list[str]:
-    """The architecture of each layer with the options that are not its defaults; one name if all layers are alike.
-
-    A class that is not registered has its import path: two packages may have classes of the same name.
-    """
-    names = []
-    for spec in layers_of(attention):
-        short = str(spec)
-        names.append(spec.key + short.removeprefix(spec.key.rpartition(".")[2]))
+    """`AttentionSpec.words` of each layer; one if all layers are alike."""
+    names = [spec.words for spec in layers_of(attention)]
     return names if len(set(names)) > 1 else names[:1]
 
 
