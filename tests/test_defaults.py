@@ -21,7 +21,8 @@ DELTA = {"allow_neg_eigval": False, "head_dim": None, "expand_v": 1.0}
 SAMPLES = {"num_train": 100_000, "seed": 0, "num_workers": 0}
 EXPECTED = {
     "standard": {"rope": True, "bias": False, "conv_size": 1},
-    "sliding_window": {"window_size": 128, "rope": True, "bias": False, "conv_size": 1},
+    "sliding_window": {"window_size": 128, "rope": True, "bias": False, "conv_size": 1, "output_gate": False},
+    "moba": {"chunk_size": 64, "top_k": 3, "rope": True, "conv_size": 1, "qk_norm": False, "output_gate": False},
     "linear": CHUNKED | {"output_norm": "denominator"},
     "delta_net": CHUNKED | DELTA | {"output_gate": False},
     "gated_delta_net": CHUNKED | DELTA | {"decay_init": "spaced"},
@@ -36,6 +37,7 @@ EXPECTED = {
     "bsbr": {
         **{"chunk_size": 128, "retrieval_top_k": None, "compression_factor": 1, "router_dim": None, "normalize": True},
         **{"route_every": None, "initial_gain": 0.0, "rope": True, "overlap": True, "conv_size": 4, "bias": False},
+        **{"qk_norm": False, "output_gate": False},
     },
     "TextData": {"bpe_vocab_size": 4096, "context_length": 512, "batch_size": 8, "seed": 0, "num_workers": 0}
     | {"val_fraction": 0.05, "test_fraction": 0.05, "streaming": False, "join_rows": False, "max_rows": None},

@@ -37,7 +37,8 @@ DELTA = {
     "head_dim": st.none() | st.integers(1, 9),
     "expand_v": st.sampled_from([1, 1.0, 2.0]),
 }
-SOFTMAX = {**ROPE, **CONVOLUTION, "bias": st.booleans()}
+PRO = dict.fromkeys(("qk_norm", "output_gate"), st.booleans())
+SOFTMAX = {**ROPE, **CONVOLUTION, **PRO, "bias": st.booleans()}
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "standard": SOFTMAX,
     "sliding_window": {"window_size": SIZES, **SOFTMAX},
@@ -91,7 +92,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
         "published": st.booleans(),
         **ROPE,
     },
-    "moba": {"chunk_size": SIZES, "top_k": SIZES, **CONVOLUTION, **ROPE},
+    "moba": {"chunk_size": SIZES, "top_k": SIZES, **CONVOLUTION, **ROPE, **PRO},
     "nsa": {
         **dict.fromkeys(("chunk_size", "top_k", "window_size"), SIZES),
         "num_kv_heads": st.none() | st.just(1),

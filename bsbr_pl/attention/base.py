@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .parts import check_positive, window_mask
+from .parts import ShortConvolution, check_positive, window_mask
 
 State = TypeVar("State", bound=tuple[Any, ...])
 
@@ -167,3 +167,8 @@ class Attention(nn.Module, Generic[State]):
     def _zeros(self, *shape: int) -> Tensor:
         """Zeros on the device and in the dtype of the parameters."""
         return next(self.parameters()).new_zeros(shape)
+
+
+def num_weights(*maps: nn.Linear | ShortConvolution | None) -> int:
+    """How many weights the maps have, biases not counted: their multiply-adds for one token. None stands for no map."""
+    return sum(part.weight.numel() for part in maps if part is not None)

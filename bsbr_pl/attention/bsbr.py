@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention
+from .base import Attention, num_weights
 from .kernels import for_products, weighted_states, window_attention
 from .parts import (
     ConvInit,
@@ -42,12 +42,13 @@ from .parts import (
     check_number,
     check_positive,
     chunk_mask,
+    gated,
     merge_heads,
     rotary,
     split_heads,
     to_chunks,
 )
-from .softmax import chunk_attention, keep_best, window_products
+from .softmax import chunk_attention, head_norm, keep_best, window_products
 
 
 class Chunks(NamedTuple):
@@ -79,6 +80,8 @@ class BSBRAttention(Attention[Chunks]):
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         bias: give `qkv` and `out` a bias; `chunk_query` and `chunk_key` have none.
+        qk_norm: RMSNorm of q and k, before all that reads them.
+        output_gate: multiply the output by sigmoid(x_t W_g).
     """
 
     routes_chunks, has_kernel = True, True
@@ -99,6 +102,8 @@ class BSBRAttention(Attention[Chunks]):
         conv_size: int = 4,
         conv_init: ConvInit = "identity",
         bias: bool = False,
+        qk_norm: bool = False,
+        output_gate: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         router_dim = self.head_dim if router_dim is None else router_dim
@@ -116,9 +121,10 @@ class BSBRAttention(Attention[Chunks]):
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
         self.chunk_query = nn.Linear(hidden_dim, num_heads * router_dim, bias=False)
         self.chunk_key = nn.Linear(hidden_dim, num_heads * router_dim, bias=False)
+        self.q_norm, self.k_norm = head_norm(self.head_dim, qk_norm), head_norm(self.head_dim, qk_norm)
+        self.output_gate = nn.Linear(hidden_dim, hidden_dim, bias=False) if output_gate else None
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
-        if normalize:
-            self.gain = nn.Parameter(torch.full((num_heads, 1, 1), float(initial_gain)))
+        self.gain = nn.Parameter(torch.full((num_heads, 1, 1), float(initial_gain))) if normalize else None
         if compression_factor > 1:
             self.down = nn.Parameter(torch.randn(num_heads, self.head_dim, self.state_dim) * self.head_dim**-0.5)
             self.up = nn.Parameter(torch.randn(num_heads, self.state_dim, self.head_dim) * self.state_dim**-0.5)
@@ -127,9 +133,7 @@ class BSBRAttention(Attention[Chunks]):
     def reach(self) -> int:
         return self.chunk_size
 
-    @property
-    def period(self) -> int:
-        return self.chunk_size
+    period = reach
 
     @property
     def has_map(self) -> bool:
@@ -143,7 +147,7 @@ class BSBRAttention(Attention[Chunks]):
         """q, k, v (B, H, T, K) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
-        return q, k, v, conv_state
+        return self.q_norm(q), self.k_norm(k), v, conv_state
 
     def rotate(self, q: Tensor, start: int = 0) -> Tensor:
         return rotary(q, start) if self.rope else q
@@ -175,9 +179,7 @@ class BSBRAttention(Attention[Chunks]):
 
     def bound(self, m: Tensor, v: Tensor) -> Tensor:
         """m (B, H, T, .), times gain / sqrt(1 + mean(v^2)) of what its rows retrieve, v (B, H, T, V)."""
-        if not self.normalize:
-            return m
-        return m * (self.gain * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
+        return m if self.gain is None else m * (self.gain * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
 
     def chunk_map(self, x: Tensor) -> Tensor:
         block = torch.arange(x.shape[1], device=x.device) // self.route_every
@@ -187,7 +189,7 @@ class BSBRAttention(Attention[Chunks]):
         return at_least_fp32(self.project(x)[2])
 
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self.out(merge_heads(mixed).to(x.dtype))
+        return self.out(gated(merge_heads(mixed).to(x.dtype), x, self.output_gate))
 
     def attention_map(self, x: Tensor) -> Tensor:
         if not self.has_map:
@@ -292,9 +294,7 @@ class BSBRAttention(Attention[Chunks]):
         D, V, HR = self.hidden_dim, self.state_dim, self.num_heads * self.router_dim
         C, A = min(self.chunk_size, num_tokens), min(self.route_every, num_tokens)
         N, M = -(-num_tokens // C), -(-num_tokens // A)
-        chosen = N if self.retrieval_top_k is None else min(N, self.retrieval_top_k)
-        projections = num_tokens * (4 * D * D + self.conv.weight.numel()) + (N + M) * D * HR
-        compression = (N * C + M * A) * D * V if self.head_dim != V else 0
+        projections = num_tokens * num_weights(self.qkv, self.conv, self.output_gate, self.out) + (N + M) * D * HR
         local = D * (window_products(num_tokens, C) if self.overlap else N * C * (C + 1))
-        retrieval = (N * C + M * A) * D * V + M * N * HR + M * chosen * D * V
-        return 2 * (projections + compression + local + retrieval)
+        states = (N * C + M * A) * D * V * (1 if self.head_dim == V else 2)  # made and read; with `down` and `up`
+        return 2 * (projections + local + states + M * N * HR + M * min(N, self.retrieval_top_k or N) * D * V)

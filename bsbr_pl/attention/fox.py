@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention
+from .base import Attention, num_weights
 from .parts import (
     append,
     at_least_fp32,
@@ -154,7 +154,6 @@ class FoXAttention(Attention[AgingCache]):
 
     def flops(self, num_tokens: int) -> int:
         T, D, H, C = num_tokens, self.hidden_dim, self.num_heads, min(self.chunk_size, num_tokens)
-        maps = (self.qkv, self.forget, self.shift, self.gate, self.out)
-        projections = T * sum(part.weight.numel() for part in maps if part is not None)
+        projections = T * num_weights(self.qkv, self.forget, self.shift, self.gate, self.out)
         pairs = C * (C + 1) // 2 + sum((min(start + C, T) - start) * min(start + C, T) for start in range(C, T, C))
         return 2 * (projections + pairs * 2 * (D + H))  # one more channel per head

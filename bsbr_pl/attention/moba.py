@@ -10,7 +10,8 @@ softmax runs over the scores of the own chunk and of the chosen chunks, one prod
 
 Source: Lu et al. 2025, arXiv 2502.13189, section 2.2.
 Differences: the scores of the choice are rounded to multiples of 1e-4, and of equal chunks the earlier is chosen, so
-rounding errors do not choose among repetitions; an optional short convolution.
+rounding errors do not choose among repetitions. Options as in `standard`: a short convolution, RMSNorm of q and k, an
+output gate.
 Cost: O(T (top_k C + T / C) D): the choice is quadratic, with a constant 1 / 2C as large as that of softmax attention.
 Decode state: the keys and values of all tokens and the keys of the finished chunks (2 T D + (T / C) D numbers), and the
 last conv_size - 1 inputs of the convolution.
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention
+from .base import Attention, num_weights
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -31,11 +32,12 @@ from .parts import (
     check_positive,
     chunk_mask,
     chunk_means,
+    gated,
     merge_heads,
     rotary,
     split_heads,
 )
-from .softmax import EQUAL, causal_softmax, chosen_attention, chosen_products, tokens_seen
+from .softmax import EQUAL, causal_softmax, chosen_attention, chosen_products, head_norm, tokens_seen
 
 
 class BlockCache(NamedTuple):
@@ -56,6 +58,8 @@ class MoBAAttention(Attention[BlockCache]):
         rope: rotate queries and keys by their position.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
+        qk_norm: RMSNorm of queries and keys.
+        output_gate: multiply the output by sigmoid(x_t W_g).
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class MoBAAttention(Attention[BlockCache]):
         rope: bool = True,
         conv_size: int = 1,
         conv_init: ConvInit = "identity",
+        qk_norm: bool = False,
+        output_gate: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(chunk_size=chunk_size, top_k=top_k)
@@ -75,6 +81,8 @@ class MoBAAttention(Attention[BlockCache]):
         self.rope = rope
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.conv = ShortConvolution(3 * hidden_dim, conv_size, conv_init)
+        self.q_norm, self.k_norm = head_norm(self.head_dim, qk_norm), head_norm(self.head_dim, qk_norm)
+        self.output_gate = nn.Linear(hidden_dim, hidden_dim, bias=False) if output_gate else None
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
 
     @property
@@ -89,10 +97,11 @@ class MoBAAttention(Attention[BlockCache]):
         return chunk_mask(num_tokens, self.chunk_size, self._device)
 
     def project(self, x: Tensor, state: BlockCache | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v (B, H, T, K), q and k rotated, and the state of the convolution."""
+        """q, k, v (B, H, T, K), q and k normed and rotated, and the state of the convolution."""
         start, conv_state = (0, None) if state is None else (state.k.shape[2], state.conv_state)
         qkv, conv_state = self.conv(self.qkv(x), conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, -1))
+        q, k = self.q_norm(q), self.k_norm(k)
         return (rotary(q, start), rotary(k, start), v, conv_state) if self.rope else (q, k, v, conv_state)
 
     @torch.no_grad()
@@ -112,7 +121,7 @@ class MoBAAttention(Attention[BlockCache]):
         return at_least_fp32(self.project(x)[2])
 
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self.out(merge_heads(mixed).to(x.dtype))
+        return self.out(gated(merge_heads(mixed).to(x.dtype), x, self.output_gate))
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, _ = self.project(x)
@@ -159,6 +168,6 @@ class MoBAAttention(Attention[BlockCache]):
 
     def flops(self, num_tokens: int) -> int:
         T, D = num_tokens, self.hidden_dim
-        projections = T * (4 * D * D + self.conv.weight.numel())
+        projections = T * num_weights(self.qkv, self.conv, self.output_gate, self.out)
         choice = T * (T // self.chunk_size) * D
         return 2 * (projections + chosen_products(T, self.chunk_size, self.top_k - 1) * D + choice)

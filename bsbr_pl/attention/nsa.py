@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention
+from .base import Attention, num_weights
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -229,7 +229,7 @@ class NSAAttention(Attention[Cache]):
 
     def flops(self, num_tokens: int) -> int:
         T, D = num_tokens, self.hidden_dim
-        projections = T * sum(part.weight.numel() for part in (self.qkv, self.conv, self.gate, self.out))
+        projections = T * num_weights(self.qkv, self.conv, self.gate, self.out)
         means = 2 * T * (T // self.chunk_size)
         chosen = chosen_products(T, self.chunk_size, self.top_k - 1)
         return 2 * (projections + (means + chosen + window_products(T, self.window_size)) * D)

@@ -61,6 +61,11 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def gated(y: Tensor, x: Tensor, gate: nn.Linear | None) -> Tensor:
+    """y * sigmoid(x W_g) of y and x (B, T, D) (Qiu et al. 2025, arXiv 2505.06708, section 2.2); y without a gate."""
+    return y if gate is None else y * gate(x).sigmoid()
+
+
 def append(past: Tensor, new: Tensor) -> Tensor:
     """`torch.cat((past, new), 2)` of a cache (B, H, T, K) and new tokens (B, H, n, K), in amortised O(n).
 

@@ -12,7 +12,8 @@ s + w tokens, whatever T is.
 
 Source: Beltagy et al. 2020, arXiv 2004.05150, section 3.1.
 Differences: the window is one-sided, and positions are rotary (arXiv 2104.09864, eq. 34). Options as in `standard`:
-partial rotation, RMSNorm of q and k, shared key-value heads, and a short causal convolution on q, k and v.
+partial rotation, RMSNorm of q and k, shared key-value heads, an output gate, and a short causal convolution on q, k
+and v.
 Cost: O(T (w + s) D).
 Decode state: the keys and values of a window and of the sinks (2 (w + s) G K numbers, G = num_kv_heads) and the last
 conv_size - 1 inputs of the convolution.
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .base import Attention
+from .base import Attention, num_weights
 from .kernels import has_window, window_attention
 from .parts import (
     ConvInit,
@@ -32,6 +33,7 @@ from .parts import (
     check_number,
     check_positive,
     check_rotary,
+    gated,
     merge_heads,
     rotary,
     split_heads,
@@ -65,6 +67,7 @@ class SlidingWindowAttention(Attention[Window]):
         rope_fraction: share of the channels of each head that is rotated.
         qk_norm: RMSNorm of queries and keys.
         num_kv_heads: heads G of the keys and values, each shared by H / G heads; must divide H. None for H.
+        output_gate: multiply the output by sigmoid(x_t W_g).
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class SlidingWindowAttention(Attention[Window]):
         rope_fraction: float = 1.0,
         qk_norm: bool = False,
         num_kv_heads: int | None = None,
+        output_gate: bool = False,
     ) -> None:
         super().__init__(hidden_dim, num_heads)
         check_positive(window_size=window_size)
@@ -93,6 +97,7 @@ class SlidingWindowAttention(Attention[Window]):
         self.qkv = nn.Linear(hidden_dim, hidden_dim + 2 * self.kv_dim, bias=bias)
         self.conv = ShortConvolution(self.qkv.out_features, conv_size, conv_init)
         self.q_norm, self.k_norm = head_norm(self.head_dim, qk_norm), head_norm(self.head_dim, qk_norm)
+        self.output_gate = nn.Linear(hidden_dim, hidden_dim, bias=False) if output_gate else None
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=bias)
 
     @property
@@ -128,7 +133,7 @@ class SlidingWindowAttention(Attention[Window]):
         return at_least_fp32(repeat_heads(self.project(x)[2], self.num_heads))
 
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self.out(merge_heads(mixed).to(x.dtype))
+        return self.out(gated(merge_heads(mixed).to(x.dtype), x, self.output_gate))
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, _ = self.project(x)
@@ -176,6 +181,6 @@ class SlidingWindowAttention(Attention[Window]):
         return 2 * seen * self.kv_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        projections = num_tokens * sum(part.weight.numel() for part in (self.qkv, self.conv, self.out))
+        projections = num_tokens * num_weights(self.qkv, self.conv, self.output_gate, self.out)
         products = window_products(num_tokens, self.window_size, self.num_sinks)
         return 2 * (projections + products * self.hidden_dim)

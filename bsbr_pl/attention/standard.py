@@ -24,13 +24,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .base import Attention
+from .base import Attention, num_weights
 from .parts import (
     ConvInit,
     ShortConvolution,
     append,
     at_least_fp32,
     check_rotary,
+    gated,
     merge_heads,
     rotary,
     split_heads,
@@ -105,8 +106,7 @@ class StandardAttention(Attention[KeyValueCache]):
         return at_least_fp32(repeat_heads(self.project(x)[2], self.num_heads))
 
     def emit(self, mixed: Tensor, x: Tensor) -> Tensor:
-        mixed = merge_heads(mixed).to(x.dtype)
-        return self.out(mixed if self.output_gate is None else mixed * self.output_gate(x).sigmoid())
+        return self.out(gated(merge_heads(mixed).to(x.dtype), x, self.output_gate))
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, _ = self.project(x)
@@ -135,7 +135,6 @@ class StandardAttention(Attention[KeyValueCache]):
 
     def flops(self, num_tokens: int) -> int:
         T, D = num_tokens, self.hidden_dim
-        maps = (self.qkv, self.conv, self.output_gate, self.out)
-        projections = T * sum(part.weight.numel() for part in maps if part is not None)
+        projections = T * num_weights(self.qkv, self.conv, self.output_gate, self.out)
         attention = T * (T + 1) * D if self.sink is None else (T + 1) * (T + 2) * (D + self.num_heads)
         return 2 * (projections + attention)

@@ -475,7 +475,7 @@ def moba_by_tokens(moba: Attention, x: Tensor) -> Tensor:
     """Section 2.2 of the paper, token by token; keys and queries are not rotated."""
     H, D = 2, x.shape[1]
     C, K = moba.chunk_size, D // H
-    q, k, v = (heads(part, H) for part in convolved(moba, x).split(D, -1))
+    q, k, v = qkv_heads(moba, x)
     outputs = []
     for t in range(len(x)):
         o = []
@@ -487,14 +487,15 @@ def moba_by_tokens(moba: Attention, x: Tensor) -> Tensor:
                 allowed += [s for s in range(i * C, (i + 1) * C) if s <= t]
             scores = torch.stack([q[t, h] @ k[s, h] / K**0.5 for s in allowed])
             o.append(scores.softmax(0) @ v[allowed, h])
-        outputs.append(torch.cat(o) @ moba.out.weight.T)
-    return torch.stack(outputs)
+        outputs.append(torch.stack(o))
+    return through(moba, outputs, x)
 
 
+@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "output_gate": True}], ids=["", "normed and gated"])
 @pytest.mark.parametrize("top_k", [1, 2, 3, 9])
 @pytest.mark.parametrize("chunk_size", [1, 4, 64])
-def test_moba_is_the_loop_over_tokens(chunk_size, top_k):
-    moba = build("moba", {"chunk_size": chunk_size, "top_k": top_k, "rope": False, "conv_size": 4})
+def test_moba_is_the_loop_over_tokens(chunk_size, top_k, more):
+    moba = build("moba", {"chunk_size": chunk_size, "top_k": top_k, "rope": False, "conv_size": 4, **more})
     x = sequence(T, batch=2)
     expected = torch.stack([moba_by_tokens(moba, row) for row in x])
     torch.testing.assert_close(moba(x), expected, rtol=1e-10, atol=1e-10)
@@ -631,12 +632,23 @@ def rotated(x: Tensor, t: int, base: float = 10_000.0, fraction: float = 1.0) ->
 def qkv_heads(attention: Attention, x: Tensor) -> list[Tensor]:
     """q, k, v, each (T, H, K)."""
     projected = convolved(attention, x) if hasattr(attention, "conv") else x @ attention.qkv.weight.T
-    return [heads(part, attention.num_heads) for part in projected.chunk(3, -1)]
+    q, k, v = (heads(part, attention.num_heads) for part in projected.chunk(3, -1))
+    return [*normed(attention, q, k), v]
 
 
-def through(attention: Attention, o: list[Tensor]) -> Tensor:
-    """Rows of heads (H, V) through the output map."""
-    y = torch.stack(o).flatten(1) @ attention.out.weight.T
+def normed(attention: Attention, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k with QK-norm, if the attention has it."""
+    if not hasattr(getattr(attention, "q_norm", None), "weight"):
+        return q, k
+    return rms_norm(q, attention.q_norm.weight), rms_norm(k, attention.k_norm.weight)
+
+
+def through(attention: Attention, o: list[Tensor], x: Tensor) -> Tensor:
+    """Rows of heads (H, V) through the output gate, if there is one, and the output map."""
+    y = torch.stack(o).flatten(1)
+    if getattr(attention, "output_gate", None) is not None:
+        y = y * torch.sigmoid(x @ attention.output_gate.weight.T)
+    y = y @ attention.out.weight.T
     return y if attention.out.bias is None else y + attention.out.bias
 
 
@@ -647,8 +659,7 @@ def softmax_by_tokens(attention: Attention, x: Tensor) -> Tensor:
     shared = (projected.shape[1] - D) // 2
     q, k, v = (part.view(len(x), -1, K) for part in projected.split([D, shared, shared], 1))
     group, beta = H // k.shape[1], getattr(attention, "beta", torch.full((H, 1, 1), K**-0.5, dtype=x.dtype))
-    if hasattr(getattr(attention, "q_norm", None), "weight"):
-        q, k = rms_norm(q, attention.q_norm.weight), rms_norm(k, attention.k_norm.weight)
+    q, k = normed(attention, q, k)
     base, fraction = attention.rope_base, attention.rope_fraction if attention.rope else 0
     outputs = []
     for t in range(len(x)):
@@ -663,10 +674,7 @@ def softmax_by_tokens(attention: Attention, x: Tensor) -> Tensor:
             total = weights.sum() + (attention.sink[h].exp() if getattr(attention, "sink", None) is not None else 0)
             o.append(weights / total @ v[cache, h // group])
         outputs.append(torch.stack(o))
-    if getattr(attention, "output_gate", None) is not None:
-        gates = torch.sigmoid(x @ attention.output_gate.weight.T).view(len(x), H, K)
-        outputs = [o * gate for o, gate in zip(outputs, gates, strict=True)]
-    return through(attention, outputs)
+    return through(attention, outputs, x)
 
 
 def linear_by_tokens(linear: Attention, x: Tensor) -> Tensor:
@@ -678,7 +686,7 @@ def linear_by_tokens(linear: Attention, x: Tensor) -> Tensor:
         o = torch.einsum("hk,hkv->hv", q[t], S)
         divided = linear.norm is None
         outputs.append(o / ((q[t] * z).sum(-1, keepdim=True) + 1e-6) if divided else rms_norm(o, linear.norm.weight))
-    return through(linear, outputs)
+    return through(linear, outputs, x)
 
 
 def delta_by_tokens(delta: Attention, x: Tensor) -> Tensor:
@@ -697,7 +705,7 @@ def delta_by_tokens(delta: Attention, x: Tensor) -> Tensor:
         wrong = v[t] - torch.einsum("hk,hkv->hv", k[t], S)
         S = S + beta[t, :, None, None] * torch.einsum("hk,hv->hkv", k[t], wrong)
         outputs.append(rms_norm(torch.einsum("hk,hkv->hv", q[t], S), delta.norm.weight) * heads(gate, 2)[t])
-    return through(delta, outputs)
+    return through(delta, outputs, x)
 
 
 def gau_by_tokens(gau: Attention, x: Tensor) -> Tensor:
@@ -744,7 +752,7 @@ def bsbr_by_tokens(bsbr: Attention, x: Tensor) -> Tensor:
                 m = m + scores[i].exp() / total * (q[t, h] @ state @ up[h])
             o.append(local + (bsbr.gain[h, 0, 0] * m / (1 + m.square().mean()).sqrt() if bsbr.normalize else m))
         outputs.append(torch.stack(o))
-    return through(bsbr, outputs)
+    return through(bsbr, outputs, x)
 
 
 FORMULAS = {
