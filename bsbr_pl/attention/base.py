@@ -9,8 +9,8 @@ Shape legend, used in every file of this folder:
 A formula is that of one head. q_t, k_t and v_t are linear maps of the input x_t, and the last linear map (`out`) turns
 the o_t of all heads into the output. The vectors of a token are rows: q_t S is a row times a matrix, and k_t^T v_t is
 an outer product (K x V). In formulas of a chunk, Q, K, V and U are matrices with one row for each token, and exp(g) Q
-multiplies row t of Q by exp(g_t). Signs: q . k is a dot product, A * B a product by element, tril(A, -1) the part of A
-below its diagonal.
+multiplies row t of Q by exp(g_t): by the number, or by element if g_t is a row. Signs: q . k is a dot product, A * B a
+product by element, tril(A, -1) the part of A below its diagonal.
 """
 
 from typing import Any, ClassVar, Generic, TypeVar

@@ -24,7 +24,7 @@ Source: the idea is from the PyPI package bsbr (0.1.1).
 Differences: the masks of that package are not causal; these equations are new.
 Cost: per token at least D (2C + 2K + (K + 1) T / AC) multiply-adds without projections and convolution: O(T^2), with
 (K + 1) / AC times the constant of softmax attention (1 / 500 at A = C = 128, K = 32), or 1 / AC with retrieval_top_k.
-Decode state: (T / C) D (K + 1) + 2 C D numbers. If C <= K / 2, this is larger than the 2 T D numbers of a KV cache.
+Decode state: D ((T / C + 1) (K + 1) + 2 C + 3 (conv_size - 1)) numbers; if C <= K / 2, more than a KV cache (2 T D).
 """
 
 from typing import NamedTuple
@@ -177,9 +177,9 @@ class BSBRAttention(Attention[Chunks]):
             null = null.masked_fill(chunks > 0, -torch.inf)  # the first chunk has nothing else
         return torch.cat((null, scores), -1).softmax(-1)[..., 1:]
 
-    def bound(self, m: Tensor, v: Tensor) -> Tensor:
-        """m (B, H, T, .), times gain / sqrt(1 + mean(v^2)) of what its rows retrieve, v (B, H, T, V)."""
-        return m if self.gain is None else m * (self.gain * (1 + v.square().mean(-1, keepdim=True)).rsqrt())
+    def bound(self, rows: Tensor, m: Tensor) -> Tensor:
+        """rows * gain / sqrt(1 + mean(m^2)): reads, or rows of a map (B, H, T, .), that retrieve m (B, H, T, V)."""
+        return rows if self.gain is None else rows * (self.gain * (1 + m.square().mean(-1, keepdim=True)).rsqrt())
 
     def chunk_map(self, x: Tensor) -> Tensor:
         block = torch.arange(x.shape[1], device=x.device) // self.route_every

@@ -43,14 +43,14 @@ def decays(log_alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         the end of the chunk, (..., C, 1) each.
     """
     ones = torch.ones_like(log_alpha)
-    (G,), from_start, to_end = decayed_products(ones[..., None], ones, log_alpha)
+    (G,), from_start, to_end = decayed_products(ones[..., None], ones, log_alpha)  # q = k = 1: A is the decay
     return G, from_start, to_end
 
 
 def decayed_products(q: Tensor, k: Tensor, log_alpha: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Products of queries and keys within a chunk, each channel decaying at its own rate from key to query.
 
-        A_ts = sum_k q_tk k_sk alpha_{s+1,k} ... alpha_{t,k}   for s <= t, else 0
+        A_ts = sum_i q_ti k_si alpha_{s+1,i} ... alpha_{t,i}   for s <= t, else 0
 
     Blocks of 2, 4, ..., C tokens are halved in turn. From a key in the first half to a query in the second half, the
     key decays up to the border between the halves, and the query from there on; so A between the halves is a product of

@@ -13,8 +13,9 @@ of the chunk:
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. One chunk of T tokens, with
 S = 0, gives the map. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b + c) (Grazzi et al. 2024, arXiv 2411.12537).
 
-Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form is Yang et al. 2024, arXiv 2406.06484, section 3.2.
-Differences: beta has a bias c (published: none).
+Source: Schlag et al. 2021, arXiv 2102.11174, eq. 24; the fast form (section 3.2) and the layer (3.3) are Yang et al.
+2024, arXiv 2406.06484.
+Differences: beta has a bias c (published: none); q is not divided by sqrt(K) (published code: it is; see `kda`).
 Cost: O(T H (C (K + V) + K V + C^2)).
 Decode state: S (H K V numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -124,10 +125,9 @@ class DeltaNetAttention(Attention[Memory]):
         k_beta, v_beta = beta * k, beta * v
         inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT))  # the solver has no bf16
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        steps = (k, k_beta, v_beta, inverses)
         S_before, U = [], []
-        for k_n, k_beta_n, v_beta_n, inverse_n in zip(
-            *(part.unbind(2) for part in (k, k_beta, v_beta, inverses)), strict=True
-        ):
+        for k_n, k_beta_n, v_beta_n, inverse_n in zip(*(part.unbind(2) for part in steps), strict=True):
             S_before.append(S)
             U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
             S = S + k_n.mT @ U[-1]

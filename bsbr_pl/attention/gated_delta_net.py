@@ -5,7 +5,8 @@
 
 q, k, v are the SiLU of a short causal convolution of the projections; q and k have unit length; A, b and c are learned
 per head; the output is RMSNorm(o_t) * SiLU(x_t W_g). The fast form, per chunk of C tokens, with S at the start of the
-chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to t for s <= t:
+chunk, g_t the sum of log alpha from the start to t, and the decay G_ts = exp(g_t - g_s) from s to t for s <= t,
+else 0:
 
     U = (I + tril(diag(beta) K K^T * G, -1))^-1 diag(beta) (V - exp(g) K S)          (the updates, C x V)
     O = exp(g) Q S + (Q K^T * G) U ;   S <- exp(g_C) S + (exp(g_C - g) K)^T U
@@ -14,10 +15,10 @@ The inverses and O are computed for all chunks at once; only U and S go from chu
 S = 0, gives the map. All exponents are at most 0, so nothing overflows. With `allow_neg_eigval`,
 beta_t = 2 sigmoid(x_t w_b + c) (Grazzi et al. 2024, arXiv 2411.12537).
 
-Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10 and section 3.3; A and b as in Dao and Gu 2024,
-arXiv 2405.21060.
+Source: Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464, eq. 10, section 3.3 (the fast form) and 3.4 (the layer); A
+and b as in Dao and Gu 2024, arXiv 2405.21060.
 Differences: the widths of keys and values (published: head_dim = 3 D / (4 H), expand_v=2), the start of the decays
-(published: decay_init="random"), and the bias c (published: none).
+(published: decay_init="random"), the bias c (published: none), and q is not divided by sqrt(K) (see `kda`).
 Cost: O(T H (C (K + V) + K V + C^2)).
 Decode state: S (H K V numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -30,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .decays import decay_map, decays, power_of_two
 from .kernels import choose, gated_delta_rule_kernel, has_delta_rule
 from .parts import (
     ConvInit,
@@ -38,7 +40,6 @@ from .parts import (
     check_choice,
     check_number,
     check_positive,
-    lower_triangle,
     merge_heads,
     split_heads,
     to_chunks,
@@ -59,7 +60,7 @@ class GatedDeltaNetAttention(Attention[Memory]):
     Args:
         hidden_dim: width D.
         num_heads: heads H.
-        chunk_size: tokens C computed at once; changes the speed, not the result.
+        chunk_size: tokens C computed at once, rounded up to a power of two; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         allow_neg_eigval: beta is in (0, 2) instead of (0, 1), so that a write can flip the sign of a stored value.
@@ -129,11 +130,10 @@ class GatedDeltaNetAttention(Attention[Memory]):
 
     def attention_map(self, x: Tensor) -> Tensor:
         q, k, _, beta, log_alpha, _ = self.project(x)
-        g = log_alpha.cumsum(2)
-        G = (g - g.mT).tril().exp()
+        G = decay_map(log_alpha)[..., 0]
         identity = torch.eye(x.shape[1], dtype=q.dtype, device=x.device)
         updates = torch.linalg.inv(identity + (beta * k @ k.mT * G).tril(-1)) * beta.mT  # U = updates @ V
-        return (q @ k.mT * G).tril() @ updates.tril()
+        return q @ k.mT * G @ updates.tril()
 
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_alpha: Tensor, S: Tensor | None = None
@@ -141,19 +141,15 @@ class GatedDeltaNetAttention(Attention[Memory]):
         """q, k (B, H, T, K), v (B, H, T, V), beta, log alpha (B, H, T, 1); S before them, zeros if None -> mixed values
         (B, H, T, V); S after."""
         T = q.shape[2]
-        parts = (q, k, v, beta, log_alpha)
-        q, k, v, beta, log_alpha = (to_chunks(part, min(self.chunk_size, T)) for part in parts)  # (B, H, N, C, .)
-        g = log_alpha.cumsum(3)
-        G = (g - g.mT).clamp(max=0).exp() * lower_triangle(q.shape[3], like=g)
+        C = power_of_two(min(self.chunk_size, T))
+        q, k, v, beta, log_alpha = (to_chunks(part, C) for part in (q, k, v, beta, log_alpha))  # (B, H, N, C, .)
+        G, from_start, to_end = decays(log_alpha)
         k_beta, v_beta = beta * k, beta * v
         inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT * G))  # the solver has no bf16
-        from_start, to_end = g.exp(), (g[..., -1:, :] - g).exp()  # decays from the start to t, from t to the end
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        steps = (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1:, :])
         S_before, U = [], []
-        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(
-            *(part.unbind(2) for part in (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1:, :])),
-            strict=True,
-        ):
+        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(*(part.unbind(2) for part in steps), strict=True):
             S_before.append(S)
             U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
             S = decay_n * S + k_n.mT @ U[-1]
@@ -183,11 +179,12 @@ class GatedDeltaNetAttention(Attention[Memory]):
         return self.head_dim * self.value_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        H, K, E, C = self.num_heads, self.head_dim, self.value_dim, min(self.chunk_size, num_tokens)
+        H, K, E, C = self.num_heads, self.head_dim, self.value_dim, power_of_two(min(self.chunk_size, num_tokens))
         padded = -(-num_tokens // C) * C
         maps = sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)  # the taps included
         products = 2 * C * H * K  # K K^T and Q K^T
         inverse = padded // C * H * C**3 // 2  # half of C^2 for each of C columns
         loop = C * E + 2 * K * E  # (...)^-1 (...) ; K S, K^T U
         outputs = K * E + C * E  # Q S, scores U
-        return 2 * (num_tokens * maps + inverse + padded * (products + loop + outputs))
+        G = padded * (C - 1) * H // 2
+        return 2 * (num_tokens * maps + G + inverse + padded * (products + loop + outputs))

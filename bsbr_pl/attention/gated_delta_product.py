@@ -20,9 +20,9 @@ One chunk of T tokens, with S = 0, gives the map: one T x T matrix per head and 
 step. With forget_gate=False, alpha_t = 1.
 
 Source: Siems et al. 2025, arXiv 2502.10297, section 3. Published: two to four steps, at the same number of parameters.
-Differences: the values of a head are as wide as its keys (published: twice as wide); A starts at 1 and the heads with
-memories of 10 to 1000 tokens (published: A from U(0, 16), and softplus(b) from 0.001 to 0.1); beta has the biases c_i
-(published: none).
+Differences: keys and values of a head are D / H wide (published: 3 D / (4 H), and twice that); A starts at 1 and the
+heads with memories of 10 to 1000 tokens (published: A from U(0, 16), and softplus(b) from 0.001 to 0.1); beta has the
+biases c_i (published: none); q is not divided by sqrt(K) (see `kda`).
 Cost: O(T (n C + K + n^2 C^2 / K) n D).
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution, (2n + 1) D numbers each.
 """
@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .decays import decay_map, decays, power_of_two
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -57,7 +58,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
     Args:
         hidden_dim: width D.
         num_heads: heads H.
-        chunk_size: tokens C computed at once; changes the speed, not the result.
+        chunk_size: tokens C computed at once, rounded up to a power of two; changes the speed, not the result.
         conv_size: taps of the short convolution on q, k and v; 1 for none.
         conv_init: initial values of the taps, `identity` or `uniform`; see `ShortConvolution`.
         num_steps: steps n per token, each with a key and a value of its own.
@@ -128,12 +129,10 @@ class GatedDeltaProductAttention(Attention[Memory]):
         q, k, _, beta, log_alpha, _ = self.project(x)
         n, T = self.num_steps, x.shape[1]
         k, beta = k.flatten(2, 3), beta.flatten(2, 3)  # (B, H, T n, .)
-        g = log_alpha.cumsum(2)
-        g_rows = g.repeat_interleave(n, 2)
-        causal = torch.ones(T, T, dtype=torch.bool, device=x.device).tril().repeat_interleave(n, 1)
+        G = decay_map(log_alpha)[..., 0].repeat_interleave(n, 3)  # from the rows of a token to each token
         identity = torch.eye(T * n, dtype=q.dtype, device=x.device)
-        lower = (beta * k @ k.mT * (g_rows - g_rows.mT).tril().exp()).tril(-1)
-        scores = q @ k.mT * (g - g_rows.mT).masked_fill(~causal, -torch.inf).exp()
+        lower = (beta * k @ k.mT * G.repeat_interleave(n, 2)).tril(-1)
+        scores = q @ k.mT * G
         steps = (scores @ (torch.linalg.inv(identity + lower).tril() * beta.mT)).unflatten(3, (T, n))
         return steps.movedim(4, 2).flatten(1, 2)
 
@@ -143,26 +142,22 @@ class GatedDeltaProductAttention(Attention[Memory]):
         """q (B, H, T, K), k, v (B, H, T, n, K), beta (B, H, T, n, 1), log alpha (B, H, T, 1); S before them, zeros if
         None -> mixed values (B, H, T, V); S after."""
         T, n = q.shape[2], k.shape[3]
-        C = min(self.chunk_size, T)
+        C = power_of_two(min(self.chunk_size, T))
         q, log_alpha = to_chunks(q, C), to_chunks(log_alpha, C)  # (B, H, N, C, .)
         k, v, beta = (to_chunks(part.flatten(2, 3), n * C) for part in (k, v, beta))  # (B, H, N, n C, .)
-        g = log_alpha.cumsum(3)
-        rows = g.repeat_interleave(n, 3)
-        causal = torch.ones(C, C, dtype=g.dtype, device=g.device).tril().repeat_interleave(n, 1)
-        G = (g - rows.mT).clamp(max=0).exp() * causal  # from the rows of a token to each token
+        G, from_start, to_end = decays(log_alpha)
+        G = G.repeat_interleave(n, 4)  # from the rows of a token to each token
         k_beta, v_beta = beta * k, beta * v
         inverses = unit_triangle_inverse(at_least_fp32(k_beta @ k.mT * G.repeat_interleave(n, 3)))
-        from_start, to_end = rows.exp(), (g[..., -1:, :] - rows).exp()
+        rows_from_start, rows_to_end = from_start.repeat_interleave(n, 3), to_end.repeat_interleave(n, 3)
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        steps = (k * rows_to_end, k_beta * rows_from_start, v_beta, inverses, from_start[..., -1:, :])
         S_before, U = [], []
-        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(
-            *(part.unbind(2) for part in (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1:, :])),
-            strict=True,
-        ):
+        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(*(part.unbind(2) for part in steps), strict=True):
             S_before.append(S)
             U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
             S = decay_n * S + k_n.mT @ U[-1]
-        mixed = (q * g.exp()) @ torch.stack(S_before, 2) + (q @ k.mT * G) @ torch.stack(U, 2)
+        mixed = (q * from_start) @ torch.stack(S_before, 2) + (q @ k.mT * G) @ torch.stack(U, 2)
         return mixed.flatten(2, 3)[:, :, :T], S
 
     def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:
@@ -188,7 +183,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
         return self.hidden_dim * self.head_dim + self.conv.state_size
 
     def flops(self, num_tokens: int) -> int:
-        D, K, n, C = self.hidden_dim, self.head_dim, self.num_steps, min(self.chunk_size, num_tokens)
+        D, K, n, C = self.hidden_dim, self.head_dim, self.num_steps, power_of_two(min(self.chunk_size, num_tokens))
         padded = -(-num_tokens // C) * C
         decay = 0 if self.decay is None else self.decay.weight.numel()
         maps = self.qkv.weight.numel() + self.beta.weight.numel() + decay + 2 * D * D
@@ -197,4 +192,5 @@ class GatedDeltaProductAttention(Attention[Memory]):
         inverse = padded // C * self.num_heads * (n * C) ** 3 // 2  # half of (n C)^2 for each of n C columns
         loop = n * n * C * D + 2 * n * K * D  # (...)^-1 (...) ; K S, K^T U
         outputs = K * D + n * C * D  # Q S, scores U
-        return 2 * (projections + inverse + padded * (products + loop + outputs))
+        G = padded * (C - 1) * self.num_heads // 2
+        return 2 * (projections + G + inverse + padded * (products + loop + outputs))

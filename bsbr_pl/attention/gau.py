@@ -1,22 +1,22 @@
 """Gated attention unit in its mixed-chunk form (FLASH): one head, one shared projection, no feed-forward network.
 
-    u, v = SiLU(x W_u), SiLU(x W_v)        (E = expansion_factor D wide)        z = SiLU(x W_z)        (S wide)
+    u, v = SiLU(x W_u), SiLU(x W_v)        (E = expansion_factor D wide)        z = SiLU(x W_z)        (K wide)
     q, k, q', k' = scale_i * z + offset_i                                       (i = 1 to 4)
     inside a chunk of C:  A_tj = relu(q_t . k_j / C)^2                          (j <= t; q, k rotated)
     earlier chunks:       A_tj = q'_t . k'_j / (number of tokens in them)
     o_t = (u_t * sum_j A_tj v_j) W_o
 
 Two such layers replace one attention and one feed-forward layer. The fast form reads the earlier chunks through one
-S x E matrix, the sum of k'_j^T v_j over their tokens. With `published`, three more things are as in the paper's code: a
+K x E matrix, the sum of k'_j^T v_j over their tokens. With `published`, three more things are as in the paper's code: a
 learned bias of the distance inside the chunk, relu(q_t . k_j / C + b_{t-j})^2; q' and k' are rotated too; the scales
-start at N(0, 0.02^2), here at 1 for q and k and at 1 / sqrt(S) for q' and k'.
+start at N(0, 0.02^2), here at 1 for q and k and at 1 / sqrt(K) for q' and k'.
 
 Source: Hua et al. 2022, arXiv 2202.10447, section 3.1 (the unit) and 3.2 (mixed chunks). The linear part is an average,
 as in the code of its appendix; the text has a sum.
 Differences: the maps have no bias, and chunks are shorter (published: chunk_size=256).
-Cost: O(T (C + S) E).
-Decode state: the sum of k'^T v over the finished chunks (S E numbers), and z and v of the current chunk
-((T mod C) (S + E) numbers).
+Cost: O(T (C + K) E).
+Decode state: the sum of k'^T v over the finished chunks (K E numbers), and z and v of the current chunk
+((T mod C) (K + E) numbers).
 """
 
 from functools import partial
@@ -34,8 +34,8 @@ LONGEST = 512  # the longest chunk for which the published code has a bias of ea
 
 
 class Chunk(NamedTuple):
-    kv: Tensor  # (B, S, E), k'^T v summed over the finished chunks
-    z: Tensor  # (B, T mod C, S), of the current chunk
+    kv: Tensor  # (B, K, E), k'^T v summed over the finished chunks
+    z: Tensor  # (B, T mod C, K), of the current chunk
     v: Tensor  # (B, T mod C, E), of the current chunk
     finished: int  # number of finished chunks
 
@@ -48,12 +48,12 @@ class GAUAttention(Attention[Chunk]):
         num_heads: not used, because the unit has one head; every architecture takes it.
         chunk_size: tokens C in a chunk.
         expansion_factor: E / D.
-        key_dim: width S of the shared representation z.
+        key_dim: width K of the shared representation z.
         rope: rotate q and k inside the chunk. Without it, only `published` shows the order within the chunk.
         published: the positions and the start of the paper's code.
     """
 
-    replaces_feed_forward = True
+    replaces_feed_forward, has_kernel = True, True
 
     def __init__(
         self,
@@ -93,23 +93,17 @@ class GAUAttention(Attention[Chunk]):
     def reach(self) -> int:
         return self.chunk_size
 
-    @property
-    def period(self) -> int:
-        return self.chunk_size
-
-    @property
-    def has_kernel(self) -> bool:
-        return True
+    period = reach
 
     def sees_exactly(self, num_tokens: int) -> Tensor:
         return chunk_mask(num_tokens, self.chunk_size, self._device)
 
     def shared(self, x: Tensor) -> Tensor:
-        """z (B, T, S)."""
+        """z (B, T, K)."""
         return F.silu(at_least_fp32(self.z(x)))
 
     def views(self, z: Tensor, finished: int = 0) -> list[Tensor]:
-        """z (B, C, S) of a chunk or (B, N, C, S) of chunks, after `finished` others -> q, k, q', k', each like z."""
+        """z (B, C, K) of a chunk or (B, N, C, K) of chunks, after `finished` others -> q, k, q', k', each like z."""
         q, k, q_lin, k_lin = (scale * z + offset for scale, offset in zip(self.scale, self.offset, strict=True))
         if self.rope:
             q, k = rotary(q), rotary(k)
@@ -119,7 +113,7 @@ class GAUAttention(Attention[Chunk]):
         return [q, k, q_lin, k_lin]
 
     def inside(self, q: Tensor, k: Tensor) -> Tensor:
-        """The weights inside a chunk, not masked: its last queries (..., n, S), its keys (..., C, S) -> (..., n, C)."""
+        """The weights inside a chunk, not masked: its last queries (..., n, K), its keys (..., C, K) -> (..., n, C)."""
         scores = q @ k.mT / self.chunk_size
         if self.bias is not None:
             j = torch.arange(k.shape[-2], device=k.device)
@@ -139,13 +133,13 @@ class GAUAttention(Attention[Chunk]):
         return (self.inside(q, k) * self.sees_exactly(x.shape[1]) + earlier * (chunk[:, None] > chunk))[:, None]
 
     def mix(self, z: Tensor, v: Tensor, kv: Tensor | None = None, finished: int = 0) -> tuple[Tensor, Tensor]:
-        """z (B, T, S), v (B, T, E) from the start of a chunk on; k'^T v (B, S, E) of the finished chunks before it ->
-        mixed values (B, T, E); k'^T v of all finished chunks (B, S, E)."""
+        """z (B, T, K), v (B, T, E) from the start of a chunk on; k'^T v (B, K, E) of the finished chunks before it ->
+        mixed values (B, T, E); k'^T v of all finished chunks (B, K, E)."""
         T, C = z.shape[1], self.chunk_size
-        z, v = (to_chunks(part, min(C, T), dim=1) for part in (z, v))  # (B, N, C, S), (B, N, C, E)
+        z, v = (to_chunks(part, min(C, T), dim=1) for part in (z, v))  # (B, N, C, K), (B, N, C, E)
         q, k, q_lin, k_lin = self.views(z, finished)
         inside = self.inside(q, k) * lower_triangle(q.shape[2], like=q) @ v
-        before, total = running_sum(k_lin.mT @ v, dim=1, start=kv)  # (B, N, S, E), (B, S, E)
+        before, total = running_sum(k_lin.mT @ v, dim=1, start=kv)  # (B, N, K, E), (B, K, E)
         count = ((finished + torch.arange(v.shape[1], device=v.device)) * C).clamp(min=1)[:, None, None]
         mixed = inside + (q_lin / count) @ before
         return mixed.flatten(1, 2)[:, :T], before[:, -1] if T % C else total
@@ -165,9 +159,9 @@ class GAUAttention(Attention[Chunk]):
         return self.emit(mixed[:, None, -x.shape[1] :], x), state
 
     def init_state(self, batch_size: int) -> Chunk:
-        B, S, E = batch_size, self.key_dim, self.value_dim
-        zeros = at_least_fp32(self._zeros(B, S, E))
-        return Chunk(zeros, zeros.new_zeros(B, 0, S), zeros.new_zeros(B, 0, E), 0)
+        B, K, E = batch_size, self.key_dim, self.value_dim
+        zeros = at_least_fp32(self._zeros(B, K, E))
+        return Chunk(zeros, zeros.new_zeros(B, 0, K), zeros.new_zeros(B, 0, E), 0)
 
     def step(self, x: Tensor, state: Chunk) -> tuple[Tensor, Chunk]:
         x = x[:, None]
@@ -183,10 +177,10 @@ class GAUAttention(Attention[Chunk]):
         return self.emit(mixed[:, None], x)[:, 0], Chunk(kv, z, v, finished)
 
     def state_size(self, num_tokens: int) -> int:
-        S, E = self.key_dim, self.value_dim
-        return S * E + num_tokens % self.chunk_size * (S + E)
+        K, E = self.key_dim, self.value_dim
+        return K * E + num_tokens % self.chunk_size * (K + E)
 
     def flops(self, num_tokens: int) -> int:
-        D, S, E, C = self.hidden_dim, self.key_dim, self.value_dim, min(self.chunk_size, num_tokens)
+        D, K, E, C = self.hidden_dim, self.key_dim, self.value_dim, min(self.chunk_size, num_tokens)
         padded = -(-num_tokens // C) * C
-        return 2 * (num_tokens * D * (3 * E + S) + padded * (C * (S + E) + 2 * S * E))
+        return 2 * (num_tokens * D * (3 * E + K) + padded * (C * (K + E) + 2 * K * E))

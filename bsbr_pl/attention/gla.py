@@ -7,7 +7,7 @@ q, k, v are a short causal convolution of the projections, q divided by sqrt(K);
 SiLU(x_t W_g). The fast form, per chunk of C tokens, with S at the start of the chunk and g_t the sum of log alpha from
 the start to t, K numbers:
 
-    A_ts = sum_k q_tk k_sk exp(g_tk - g_sk)   for s <= t, else 0                    (`decayed_products`)
+    A_ts = sum_i q_ti k_si exp(g_ti - g_si)   for s <= t, else 0                    (`decayed_products`)
     O = (exp(g) Q) S + A V ;   S <- diag(exp(g_C)) S + (exp(g_C - g) K)^T V
 
 With `tied_keys` it is HGRN2: alpha_t = sigmoid(x_t W_a + b), k_t = 1 - alpha_t, and q is a SiLU.

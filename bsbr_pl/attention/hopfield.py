@@ -7,7 +7,8 @@ Every update of query t depends only on keys up to t. With n = 0 this is standar
 and starts at 1 / sqrt(K). The fast form is n + 1 times `scaled_dot_product_attention`.
 
 Source: Ramsauer et al. 2020, arXiv 2008.02217, eq. 3 (the update) and eq. 10 (the layer).
-Differences: a causal mask, and rotary positions of q and k (arXiv 2104.09864, eq. 34).
+Differences: a causal mask; rotary positions of q and k (arXiv 2104.09864, eq. 34); beta is learned (published: fixed);
+v_j is a map of x_j (eq. 10: of k_j); no LayerNorm of the inputs and no early stop of the updates (public code: both).
 Cost: O((n + 1) T^2 D).
 Decode state: the keys and values of all tokens (2 T D numbers).
 """
@@ -18,15 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Attention
-from .parts import (
-    append,
-    at_least_fp32,
-    check_number,
-    check_rotary,
-    merge_heads,
-    rotary,
-    split_heads,
-)
+from .parts import append, at_least_fp32, check_number, check_rotary, merge_heads, rotary, split_heads
 from .softmax import causal_attention, causal_softmax
 
 

@@ -14,8 +14,10 @@ the start of the chunk, g_t the sum of log alpha from the start to t (K numbers)
 The inverses and O are computed for all chunks at once; only U and S go from chunk to chunk. One chunk of T tokens, with
 S = 0, gives the map. With `allow_neg_eigval`, beta_t = 2 sigmoid(x_t w_b) (Grazzi et al. 2024, arXiv 2411.12537).
 
-Source: Kimi Team 2025, arXiv 2510.26692, eq. 1 and section 3; W_1 W_2 and W_3 W_4 have rank V, the width of a head.
-Differences: q is not divided by sqrt(K), a factor that RMSNorm cancels; the width of a head is D / H (published: 128).
+Source: Kimi Team 2025, arXiv 2510.26692, eq. 1, section 3.1 (the fast form), section 4 (the layer, eq. 10); W_1 W_2 and
+W_3 W_4 have rank V, the width of a head.
+Differences: q is not divided by sqrt(K) (published code: it is), which RMSNorm cancels unless o_t is small: its eps is
+1e-5; the width of a head is D / H (published: 128).
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S (K D numbers) and the last conv_size - 1 inputs of the convolution.
 """
@@ -126,14 +128,9 @@ class KDAAttention(Attention[Memory]):
         (qk, kk), from_start, to_end = decayed_products(torch.stack((q, k_beta), -2), k, log_alpha)
         inverses = unit_triangle_inverse(kk)
         S = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1]) if S is None else S
+        steps = (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1, :, None])
         S_before, U = [], []
-        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(
-            *(
-                part.unbind(2)
-                for part in (k * to_end, k_beta * from_start, v_beta, inverses, from_start[..., -1, :, None])
-            ),
-            strict=True,
-        ):
+        for k_n, k_beta_n, v_beta_n, inverse_n, decay_n in zip(*(part.unbind(2) for part in steps), strict=True):
             S_before.append(S)
             U.append(inverse_n @ (v_beta_n - k_beta_n @ S))
             S = decay_n * S + k_n.mT @ U[-1]

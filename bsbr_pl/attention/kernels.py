@@ -121,10 +121,10 @@ def gau_kernel(
 ) -> tuple[Tensor, Tensor]:
     """`GAUAttention.mix`, given its `views`, the weights `inside` a chunk and the chunk size."""
     T = z.shape[1]
-    z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, S), (B, N, C, E)
+    z, v = (to_chunks(part, min(chunk, T), dim=1) for part in (z, v.to(low)))  # (B, N, C, K), (B, N, C, E)
     q, k, q_lin, k_lin = views(z, finished)
     scores = inside(q.to(low), k.to(low)) * lower_triangle(q.shape[2], like=v)
-    before, total = products_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, S, E), (B, S, E)
+    before, total = products_before(k_lin.to(low).mT @ v, dim=1)  # (B, N, K, E), (B, K, E)
     if kv is not None:
         before, total = before + kv.to(low)[:, None], total + kv
     count = ((finished + torch.arange(v.shape[1], device=v.device)) * chunk).clamp(min=1)[:, None, None]

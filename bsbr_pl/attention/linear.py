@@ -9,10 +9,10 @@ With output_norm="rms" there is no denominator: o_t = RMSNorm(phi(q_t) S_t). The
 at once: tril(phi(Q) phi(K)^T) V for the tokens of the chunk, plus phi(Q) S for the tokens before it, with S at the
 start of the chunk. The denominator is computed in the same way.
 
-Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 9-12 and 16-20; without denominator Qin et al. 2022, arXiv
-2210.10340, there with another phi.
-Differences: the past is a sum without order, so q, k and v pass a short causal convolution first (arXiv 2402.18668);
-conv_size=1 is the published form.
+Source: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7 (phi), 9-12 and 16-20; without denominator Qin et al. 2022,
+arXiv 2210.10340, there with phi = elu or this phi.
+Differences: the past is a sum without order, so q, k and v pass a short causal convolution first (So et al. 2021, arXiv
+2109.08668); conv_size=1 is the published form.
 Cost: O(T (C + K) D).
 Decode state: S and z (D (K + 1) numbers, without denominator D K) and the last conv_size - 1 inputs of the convolution.
 """
@@ -60,6 +60,8 @@ class LinearAttention(Attention[Sums]):
         output_norm: what keeps the output bounded, `denominator` or `rms`.
     """
 
+    has_kernel = True
+
     def __init__(
         self,
         hidden_dim: int,
@@ -81,10 +83,6 @@ class LinearAttention(Attention[Sums]):
     @property
     def period(self) -> int:
         return self.chunk_size
-
-    @property
-    def has_kernel(self) -> bool:
-        return True
 
     def project(self, x: Tensor, state: Sums | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """phi(q), phi(k), v (B, H, T, K) and the state of the convolution."""

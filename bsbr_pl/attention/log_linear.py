@@ -3,15 +3,15 @@
     S_tl = sum_{s in level l of t} alpha_{s+1} ... alpha_t dt_s k_s^T v_s        alpha_t = exp(-A dt_t)
     o_t = sum_l lambda_tl q_t S_tl + d v_t        lambda_t = softplus(x_t W_l + b_l)
 
-The level of s is the place of the highest binary digit in which the positions t and s (from 0) differ, and 0 for
+The level of s is the place (from 1) of the highest binary digit in which the positions t and s (from 0) differ; 0 for
 s = t. So the past of t has one block of 2^(l-1) tokens for each 1 among the digits of t (a Fenwick tree). dt, q, k, v,
 d, the convolution and the output are those of Mamba-2; with lambda = 1 it is Mamba-2. The fast form, per chunk of C
 tokens: within a chunk, the map. Chunks are merged in pairs, then pairs in pairs, up to all; at each merge, every chunk
 of the second block reads the state of the first.
 
 Source: Guo et al. 2025, arXiv 2506.04761, section 3.
-Differences: those of Mamba-2 in this package; lambda lacks the second factor of flash-linear-attention's layer; all
-levels from num_levels - 1 on share one lambda.
+Differences: those of Mamba-2 in this package; the layer of flash-linear-attention multiplies x_t W_l + b_l by one more
+learned factor and starts with A from 1 to H; all levels from num_levels - 1 on share one lambda.
 Cost: O(T (C + K log(T / C)) E).
 Decode state: one S (K E numbers) for each binary digit of T, and the last conv_size - 1 inputs of the convolution.
 """
@@ -167,7 +167,7 @@ class LogLinearAttention(Attention[Levels]):
             left, right = pairs(tree[-1])
             by_level = scales[min(C.bit_length() + h, self.num_levels - 1)][..., None]
             halves = right_halves(h, q, by_level, log_alpha, number)
-            reads = left.split(max(1, N >> h + 1), 2)  # an unfinished last pair may have no second block
+            reads = left.split(max(1, N >> (h + 1)), 2)  # an unfinished last pair may have no second block
             for (q_h, scale_h, log_alpha_h, number_h), read in zip(halves, reads, strict=False):
                 weight = scale_h * normal_exp(log_alpha_h.cumsum(3))
                 values = (weight * q_h) @ read
@@ -182,7 +182,7 @@ class LogLinearAttention(Attention[Levels]):
         `position` tokens -> (B, H, T, V)."""
         t = torch.arange(position, position + q.shape[2], device=q.device)
         p = torch.arange(position.bit_length(), device=q.device)
-        starts = (position >> p) - 1 << p  # of the blocks; without a block S is 0
+        starts = ((position >> p) - 1) << p  # of the blocks; without a block S is 0
         weight = scale.gather(3, self.level(t[:, None], starts).expand(*scale.shape[:3], -1))  # (B, H, T, P)
         return (weight[..., None] * q[..., None, :]).flatten(3) @ S.flatten(2, 3)
 
@@ -241,7 +241,7 @@ def block_states(k: Tensor, v: Tensor, dt: Tensor, log_alpha: Tensor, tree: list
     their tree, shorter ones from the tokens."""
     T, states = int(k.shape[2]), []
     for p in range(T.bit_length()):
-        start, end = (T >> p) - 1 << p, T >> p << p
+        start, end = ((T >> p) - 1) << p, (T >> p) << p
         if not T >> p & 1:
             S = v.new_zeros(*v.shape[:2], k.shape[3], v.shape[3])
         elif tree and 1 << p >= C:
@@ -288,9 +288,9 @@ def right_halves(h: int, *parts: Tensor) -> list[list[Tensor]]:
         .); each only if there is one.
     """
     N, found = int(parts[0].shape[2]), []
-    whole = N >> h + 1
+    whole = N >> (h + 1)
     if whole:
-        pairs_of = (part[:, :, : whole << h + 1].unflatten(2, (whole, 2, 1 << h)) for part in parts)
+        pairs_of = (part[:, :, : whole << (h + 1)].unflatten(2, (whole, 2, 1 << h)) for part in parts)
         found.append([part[:, :, :, 1].flatten(3, 4) for part in pairs_of])
     last = (2 * whole + 1) << h
     if last < N:

@@ -12,7 +12,7 @@ Source: Lu et al. 2025, arXiv 2502.13189, section 2.2.
 Differences: the scores of the choice are rounded to multiples of 1e-4, and of equal chunks the earlier is chosen, so
 rounding errors do not choose among repetitions. Options as in `standard`: a short convolution, RMSNorm of q and k, an
 output gate.
-Cost: O(T (top_k C + T / C) D): the choice is quadratic, with a constant 1 / 2C as large as that of softmax attention.
+Cost: O(T (top_k C + T / C) D): the choice is quadratic, with 1 / C times the constant of softmax attention.
 Decode state: the keys and values of all tokens and the keys of the finished chunks (2 T D + (T / C) D numbers), and the
 last conv_size - 1 inputs of the convolution.
 """
@@ -89,9 +89,7 @@ class MoBAAttention(Attention[BlockCache]):
     def reach(self) -> int:
         return self.chunk_size
 
-    @property
-    def period(self) -> int:
-        return self.chunk_size
+    period = reach
 
     def sees_exactly(self, num_tokens: int) -> Tensor:
         return chunk_mask(num_tokens, self.chunk_size, self._device)

@@ -9,12 +9,12 @@ with the greatest p_tc, summed over the heads that share keys. b_t is softmax at
 are rotated by their positions. The choice has no gradient; p has one through the means. The fast form computes p and
 its reads as matrices (T x N), a_t in tiles of queries that share a chunk (`chosen_attention`), and b_t in blocks.
 
-Source: Yuan et al. 2025, arXiv 2502.11089, section 3.
+Source: Yuan et al. 2025, arXiv 2502.11089, eq. 5 (the gate) and section 3.3.
 Differences: chunks are compressed by their mean, as in flash-linear-attention (published: a learned map of overlapping
-chunks); the branches share keys and values (published: each has its own); the scores of the choice are rounded to
-multiples of 1e-4, and of equal chunks the earlier is chosen; sizes (published: top_k=16, window_size=512, 16 heads of
-queries share keys); an optional short convolution.
-Cost: O(T (top_k C + w + T / C) D): the means are quadratic, with a constant 1 / C as large as that of softmax
+chunks); the branches share keys and values (published: each has its own); the gate is one map (published: an MLP); the
+scores of the choice are rounded to multiples of 1e-4, and of equal chunks the earlier is chosen; sizes (published:
+top_k=16, window_size=512, 16 heads of queries share keys); an optional short convolution.
+Cost: O(T (top_k C + w + T / C) D): the means are quadratic, with 2 / C times the constant of softmax
 attention.
 Decode state: keys and values of all tokens and means of finished chunks, 2 (T + T / C) G K numbers for G heads of keys,
 and the last conv_size - 1 inputs of the convolution.
@@ -23,7 +23,6 @@ and the last conv_size - 1 inputs of the convolution.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
@@ -128,7 +127,7 @@ class NSAAttention(Attention[Cache]):
 
     def scores(self, q: Tensor, h: Tensor, t: Tensor) -> Tensor:
         """Scores (B, H, T, N) of q (B, H, T, K) at the positions t (T,) with the means h (B, G, N, K); of chunks that
-        are not finished yet so low that their softmax is 0."""
+        are not finished yet very low, not -inf: the softmax of a row without any would be NaN."""
         scores = at_least_fp32(q) * self.head_dim**-0.5 @ at_least_fp32(repeat_heads(h, self.num_heads)).mT
         hidden = torch.arange(h.shape[2], device=q.device) >= ((t + 1) // self.chunk_size)[:, None]
         return scores.add_(scores.new_zeros(scores.shape[2:]).masked_fill(hidden, torch.finfo(scores.dtype).min / 2))
@@ -164,8 +163,8 @@ class NSAAttention(Attention[Cache]):
         T, C = x.shape[1], min(self.chunk_size, x.shape[1])
         t = torch.arange(T, device=x.device)
         scores = self.scores(q, chunk_means(k, self.chunk_size), t)
-        whole = torch.arange(scores.shape[3] * C, device=x.device)
-        p = F.pad(scores.softmax(3)[..., whole // C] / C, (0, T - len(whole))) * (t + 1 >= self.chunk_size)[:, None]
+        means = chunk_means(torch.eye(T, dtype=scores.dtype, device=x.device)[None, None], self.chunk_size)
+        p = self.read_means(scores, means, t)  # means @ v are the means of v
         chosen, exists = self.choose(scores, t)
         seen = ((chosen[..., None] == t // C) & exists[..., None]).any(3) | (t[:, None] // C == t // C)
         scores = at_least_fp32(q) @ at_least_fp32(repeat_heads(k, self.num_heads)).mT / self.head_dim**0.5

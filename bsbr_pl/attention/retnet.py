@@ -9,8 +9,8 @@ at the start of the chunk, t from 1 to C, and the decay G_ts = gamma^(t - s) fro
     O = gamma^t Q S + (Q K^T * G) V ;   S <- gamma^C S + (gamma^(C - t) K)^T V
 
 Source: Sun et al. 2023, arXiv 2307.08621, eq. 5 to 8; the rates are those of section 3.1, from 1 - 1/32 to 1 - 1/512.
-Differences: eq. 8 and the public code have rates 1 - 2^(-5 - h); RMSNorm without division by the sum of the weights, in
-place of the group norm; an optional short convolution.
+Differences: eq. 8 and the public code have rates 1 - 2^(-5 - h); the code rotates pair i by t 10000^(-2i / (K - 2)),
+divides by sums of decays and of weights, and its norm has no learned scale; an optional short convolution.
 Cost: O(T (C + K) E).
 Decode state: S (K E numbers) and the last conv_size - 1 inputs of the convolution.
 """

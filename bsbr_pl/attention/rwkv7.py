@@ -23,7 +23,8 @@ exp(c - g) K.
 
 Source: Peng et al. 2025, arXiv 2503.14456, section 4 (time mixing); its state is the transpose of S.
 Differences: the values of the first layer are not mixed into those of later layers, because an attention sees its own
-input only; the low ranks are one argument; every layer starts with the mixtures and decays of the first layer.
+input only; the low ranks are one argument; every layer starts as the first layer of an early public code does (later:
+other decays, xi, zeta, rho and bias of a).
 Cost: O(T (C + K + C^2 / K) D).
 Decode state: S (K D numbers) and the last input (D numbers).
 """
@@ -73,7 +74,7 @@ class RWKV7Attention(Attention[Memory]):
         hidden_dim: width D.
         num_heads: heads H; the published width of a head is 64.
         chunk_size: tokens C computed at once, at most 128; changes the speed, not the result.
-        rank: width between the two maps of d, of a and of the gate; published: at least 32, more for D above 512.
+        rank: width between the two maps of d, of a and of the gate; published: 2.5 sqrt(D) or more, by 32.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, chunk_size: int = 64, rank: int = 32) -> None:

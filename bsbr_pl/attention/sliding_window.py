@@ -11,9 +11,9 @@ and the query meets it rotated by min(t, s + w - 1), as if the window followed t
 s + w tokens, whatever T is.
 
 Source: Beltagy et al. 2020, arXiv 2004.05150, section 3.1.
-Differences: the window is one-sided, and positions are rotary (arXiv 2104.09864, eq. 34). Options as in `standard`:
-partial rotation, RMSNorm of q and k, shared key-value heads, an output gate, and a short causal convolution on q, k
-and v.
+Differences: the window is one-sided, and positions are rotary (arXiv 2104.09864, eq. 34). Options as in `standard`,
+without its learned score `sink`: partial rotation, RMSNorm of q and k, shared key-value heads, an output gate, and a
+short causal convolution on q, k and v.
 Cost: O(T (w + s) D).
 Decode state: the keys and values of a window and of the sinks (2 (w + s) G K numbers, G = num_kv_heads) and the last
 conv_size - 1 inputs of the convolution.

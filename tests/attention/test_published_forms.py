@@ -373,19 +373,25 @@ def test_fp32_holds_every_decay(rate):
         assert error <= 2e-6, f"relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("name", ["gla", "mamba2", "log_linear", "kda"])
+@pytest.mark.parametrize("name", ["gla", "mamba2", "log_linear", "kda", "gated_delta_net", "gated_delta_product"])
 def test_one_fast_decay_costs_the_slow_ones_no_precision(name):
     """A token at which everything is forgotten, then tokens at which nearly nothing is: fp32 near fp64."""
     attention = build(name, {"chunk_size": 64}, torch.float32)
     log_decay = torch.full((1, 2, 64, 8 if name in ("gla", "kda") else 1), -1e-3)
     log_decay[:, :, 20] = -3e4
     q, k, v = torch.randn(3, 1, 2, 64, 8, generator=torch.Generator().manual_seed(0))
-    one = torch.ones(1, 2, 64, 1) / 2
+    one, unit = torch.ones(1, 2, 64, 1) / 2, F.normalize(k, dim=-1)
     parts = {
         "gla": (q, k, log_decay, v),
         "mamba2": (q[:, :1], k[:, :1], v, one, log_decay),
         "log_linear": (q[:, :1], k[:, :1], v, one, log_decay, one.expand(-1, -1, -1, 15)),
-        "kda": (q, F.normalize(k, dim=-1), v, one, log_decay),
+        "kda": (q, unit, v, one, log_decay),
+        "gated_delta_net": (q, unit, v, one, log_decay),
+        "gated_delta_product": (
+            q,
+            *(part[:, :, :, None].expand(-1, -1, -1, 2, -1) for part in (unit, v, one)),
+            log_decay,
+        ),
     }[name]
     mixed, exact = attention.mix(*parts)[0], attention.double().mix(*(part.double() for part in parts))[0]
     error = (mixed.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
