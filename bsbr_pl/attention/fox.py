@@ -6,8 +6,8 @@ The forget gate f_t = sigmoid(x_t w_f + b) is one number per head and token. It 
 so there are no rotary positions by default. The fast form computes blocks of C queries. Softmax ignores a term that is
 equal for all keys of a query, so the sum of log f may end at the start of the block instead of at t. This sum is age_s.
 For a key s before the block, it is the sum of log f after s up to the block; for a key s in the block, it is minus the
-sum from the start of the block to s. The age is one more channel of the keys, and this channel of the queries is 1.
-Ages are counted from each block, so fp32 is precise enough for any T.
+sum from the start of the block to s. The age is in three more channels of the keys, in which the queries are 1: three
+numbers of bf16, whose sum is the age in fp32. Ages are counted from each block, so fp32 is precise enough for any T.
 
 Source: Lin et al. 2025, arXiv 2503.02130, section 3. The layer of the published Pro form is qk_norm, kv_shift and
 output_gate together.
@@ -23,15 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
-from .parts import (
-    append,
-    at_least_fp32,
-    check_positive,
-    merge_heads,
-    rotary,
-    split_heads,
-)
+from .parts import append, at_least_fp32, check_positive, merge_heads, rotary, split_heads
 from .softmax import causal_attention, causal_softmax, head_norm
+
+CHANNELS = 3  # of the age: three numbers of bf16 hold one of fp32
 
 
 class AgingCache(NamedTuple):
@@ -80,6 +75,11 @@ class FoXAttention(Attention[AgingCache]):
     def period(self) -> int:
         return self.chunk_size
 
+    @property
+    def added(self) -> int:
+        """Channels of a head for the age, and zeros up to a multiple of 8: CUDA's kernels for masks take no others."""
+        return CHANNELS - (self.head_dim + CHANNELS) % -8
+
     def project(self, x: Tensor, state: AgingCache | None = None) -> tuple[Tensor, ...]:
         """q, k, v (B, H, T, K), log f (B, H, T, 1), and the last key and value before their shift."""
         state = self.init_state(len(x)) if state is None else state
@@ -112,16 +112,16 @@ class FoXAttention(Attention[AgingCache]):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, age: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q (B, H, T, K) and log f (B, H, T, 1) of the last T tokens of k, v; age of the tokens before them, none if
         None -> mixed values (B, H, T, V); age of all tokens."""
-        V = v.shape[3]
-        q = F.pad(at_least_fp32(q) * self.head_dim**-0.5, (0, 1), value=1.0)  # with the channel of ones
-        k, v = at_least_fp32(k), F.pad(at_least_fp32(v), (0, 1))  # the kernels want equal widths
+        V, zeros = v.shape[3], self.added - CHANNELS
+        q = F.pad(F.pad(at_least_fp32(q) * self.head_dim**-0.5, (0, CHANNELS), value=1.0), (0, zeros))
+        k, v = at_least_fp32(k), F.pad(at_least_fp32(v), (0, self.added))  # the kernels want equal widths
         age = log_f[:, :, :0] if age is None else age
         mixed = []
         for q_n, log_f_n in zip(*(part.split(self.chunk_size, 2) for part in (q, log_f)), strict=True):
             g = log_f_n.cumsum(2)
             age = torch.cat((age, -g), 2)
             seen = age.shape[2]
-            keys = torch.cat((k[:, :, :seen], age), 3)
+            keys = F.pad(torch.cat((k[:, :, :seen], *in_bf16(age)), 3), (0, zeros))
             mixed.append(causal_attention(q_n, keys, v[:, :, :seen], scale=1.0))
             age = age + g[:, :, -1:]
         return torch.cat(mixed, 2)[..., :V], age
@@ -146,7 +146,8 @@ class FoXAttention(Attention[AgingCache]):
         k, v = append(state.k, k), append(state.v, v)
         age = F.pad(state.age + log_f, (0, 0, 0, 1))
         q, k_, v_ = (at_least_fp32(part) for part in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k_, v_, attn_mask=age.mT)
+        scores = at_least_fp32(q @ k_.mT * self.head_dim**-0.5) + age.mT  # a mask would be rounded to bf16 by autocast
+        mixed = scores.softmax(3) @ v_
         return self.emit(mixed, x)[:, 0], AgingCache(k, v, age, last_kv)
 
     def state_size(self, num_tokens: int) -> int:
@@ -156,4 +157,13 @@ class FoXAttention(Attention[AgingCache]):
         T, D, H, C = num_tokens, self.hidden_dim, self.num_heads, min(self.chunk_size, num_tokens)
         projections = T * num_weights(self.qkv, self.forget, self.shift, self.gate, self.out)
         pairs = C * (C + 1) // 2 + sum((min(start + C, T) - start) * min(start + C, T) for start in range(C, T, C))
-        return 2 * (projections + pairs * 2 * (D + H))  # one more channel per head
+        return 2 * (projections + pairs * 2 * (D + H * self.added))
+
+
+def in_bf16(x: Tensor) -> list[Tensor]:
+    """Three tensors of numbers that bf16 holds, whose sum is x in fp32."""
+    parts = []
+    for _ in range(CHANNELS - 1):
+        parts.append(x.bfloat16().to(x.dtype))
+        x = x - parts[-1]
+    return [*parts, x]

@@ -77,10 +77,11 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: softma
     """`softmax.window_attention`, by FlashAttention where possible."""
     B, _, T, K = q.shape
     fits = window < T and k.shape[2] == T and has_window(K) and sinks is None
-    if not (fits and q.is_cuda and q.dtype in LOW):
+    low = low_precision(q)  # with QK-norm, autocast on CUDA gives q and k in fp32
+    if low is None or not fits:
         return softmax.window_attention(q, k, v, window, sinks)
     ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
-    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
+    q, k, v = (part.to(low).transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
     mixed: Any = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))
     return mixed.unflatten(0, (B, T)).transpose(1, 2)
 

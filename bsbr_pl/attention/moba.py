@@ -154,7 +154,7 @@ class MoBAAttention(Attention[BlockCache]):
         k, v = append(state.k, k), append(state.v, v)
         C = min(self.chunk_size, k.shape[2])
         own = state.h.shape[2]  # all chunks before the own one are finished
-        chosen, _ = self.choose(q, state.h, torch.tensor([own], device=x.device))  # (B, H, 1, .)
+        chosen, _ = self.choose(q, state.h, torch.full((1,), own, device=x.device))  # (B, H, 1, .)
         k_seen, v_seen = (tokens_seen(part, self.chunk_size, chosen, own) for part in (k, v))
         q, k_seen, v_seen = (at_least_fp32(part) for part in (q, k_seen, v_seen))
         mixed = F.scaled_dot_product_attention(q, k_seen, v_seen)

@@ -211,7 +211,7 @@ class NSAAttention(Attention[Cache]):
         C, own = min(self.chunk_size, k.shape[2]), state.h.shape[2]  # all chunks before the own one are finished
         new = (chunk_means(part[:, :, own * C :], self.chunk_size) for part in (k, v))
         h, u = (append(past, means) for past, means in zip((state.h, state.u), new, strict=True))
-        t = torch.tensor([k.shape[2] - 1], device=x.device)
+        t = torch.full((1,), k.shape[2] - 1, device=x.device)
         scores = self.scores(q, h, t)
         chosen = self.choose(scores, t)[0][..., :own]  # (B, G, 1, S), those that exist
         in_chunks = (tokens_seen(part, self.chunk_size, chosen, own) for part in (k, v))

@@ -15,7 +15,6 @@ Cost: O(T (C + K) E).
 Decode state: S (K E numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -70,7 +69,6 @@ class RetNetAttention(Attention[Memory]):
         check_number(whole, lambda factor: factor > 0 and factor * self.head_dim % 1 == 0, expand_v=expand_v)
         self.chunk_size = chunk_size
         self.value_dim = int(expand_v * hidden_dim)
-        self.log_gamma = [math.log1p(-(2 ** (-5 - 4 * h / max(1, num_heads - 1)))) for h in range(num_heads)]
         self.qkv = nn.Linear(hidden_dim, 2 * hidden_dim + self.value_dim, bias=False)
         self.conv = ShortConvolution(2 * hidden_dim + self.value_dim, conv_size, conv_init)
         self.gate = nn.Linear(hidden_dim, self.value_dim, bias=False)
@@ -91,7 +89,8 @@ class RetNetAttention(Attention[Memory]):
 
     def decay(self, steps: Tensor, like: Tensor) -> Tensor:
         """gamma^steps of each head: steps (M, N) -> (H, M, N), in the precision of `like`."""
-        log_gamma = torch.tensor(self.log_gamma, dtype=torch.float64, device=steps.device)
+        h = torch.arange(self.num_heads, dtype=torch.float64, device=steps.device)
+        log_gamma = torch.log1p(-torch.exp2(-5 - 4 * h / max(1, self.num_heads - 1)))
         return (log_gamma[:, None, None] * steps).exp().to(like.dtype)
 
     def values(self, x: Tensor) -> Tensor:

@@ -155,7 +155,9 @@ class RWKV7Attention(Attention[Memory]):
         center = LOWEST * C / 2
         queries = torch.cat((r * (g - center).exp(), kappa * (g_before - center).exp()), 3)
         keys = torch.cat((p, removed), 3) * (center - g).exp().repeat(1, 1, 1, 2, 1)
-        (r_p, r_a), (kappa_p, kappa_a) = (part.chunk(2, -1) for part in (queries @ keys.mT).chunk(2, -2))
+        with torch.autocast(r.device.type, enabled=False):  # factors up to e^39, above the range of fp16
+            products = queries @ keys.mT
+        (r_p, r_a), (kappa_p, kappa_a) = (part.chunk(2, -1) for part in products.chunk(2, -2))
         r_p, r_a, kappa_p = r_p.tril(), r_a.tril(), kappa_p.tril(-1)  # <r, p>, <r, a * kappa>, <kappa, p>'
         S = v.new_zeros(*v.shape[:2], p.shape[-1], v.shape[-1]) if S is None else S
         to_end = (end - g).exp()
