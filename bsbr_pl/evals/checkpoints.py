@@ -18,6 +18,7 @@ from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
 from bsbr_pl.schema import COUNT, check_form, check_plain
 from bsbr_pl.utils.flops import forward_flops
+from bsbr_pl.utils.records import foreign_code
 from bsbr_pl.values import as_json, finite, one_line
 
 from .runs import RUN, Run, check_record, read_record, read_run
@@ -274,6 +275,8 @@ def _record(kept: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(module: LanguageModule) -> str:
     content = hashlib.sha256(repr(sorted(module.hparams.items())).encode())
+    for code in foreign_code(module):
+        content.update(code.encode())
     for name, tensor in module.state_dict().items():
         content.update(name.encode())
         content.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -12,6 +12,7 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
 from bsbr_pl.spec import layers_of, plain_specs
+from bsbr_pl.utils.records import foreign_code
 from bsbr_pl.values import digest
 
 SIZE_NAMES = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")
@@ -76,7 +77,7 @@ def describe_model(name: str, weights: str, arguments: Mapping[str, Any], model:
         model: what was built from them.
     """
     built = {size.name: arguments.get(size.name, size.default) for size in SIZES if size.name != "dropout"}
-    shape = digest([plain_specs(arguments["attention"]), built])
+    shape = digest([plain_specs(arguments["attention"]), built, *foreign_code(model)])
     return {
         "checkpoint": {"name": name, "digest": weights, "body": shape},
         "architecture": in_order(list(map(str, layers_of(arguments["attention"])))),

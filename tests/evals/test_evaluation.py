@@ -24,6 +24,7 @@ from torch import Tensor
 from bsbr_pl.__main__ import main as command
 from bsbr_pl.attention import ARCHITECTURES, StandardAttention
 from bsbr_pl.data import InductionData
+from bsbr_pl.evals.checkpoints import _digest as weights_digest
 from bsbr_pl.evals.checkpoints import find, read, read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.pictures import course, draw_map
@@ -500,6 +501,21 @@ def test_weights_of_another_model_are_another_checkpoint(make_module, tmp_path):
     assert (about["name"], about["digest"]) == ((tmp_path / "b.ckpt").as_posix(), b)
     assert a == c != b
     assert [checkpoint.digest for checkpoint in read_all([tmp_path])] == [a, b]
+
+
+def test_other_code_of_a_foreign_class_is_another_model(make_module, monkeypatch):
+    """Of this package, the version and the commit tell the code."""
+    foreign, own = LanguageModule(UpperTriangle, 50, hidden_dim=16, num_layers=1, num_heads=2), make_module("linear")
+    found = []
+    for code in ("causal", "not causal", "causal"):
+        monkeypatch.setattr("bsbr_pl.utils.records.inspect.getsource", lambda cls, code=code: code)
+        for module in (foreign, own):
+            body = describe_model("a", "0", module.hparams, module.model)["checkpoint"]["body"]
+            found.append((weights_digest(module), body))
+    a, own_a, b, own_b, c, own_c = found
+    assert (a, own_a, own_b) == (c, own_b, own_c)
+    assert a[0] != b[0]
+    assert a[1] != b[1]
 
 
 def test_a_leak_behind_weights_of_zero_is_found():
