@@ -48,7 +48,7 @@ def permutation_words(random: Random, length: int, asked_from: int, elements: in
     table = composition(elements)
     inputs = random.integers(0, len(table), length)
     states = inputs.copy()
-    for t in range(1, length):
+    for t in range(1, length if len(random) else 1):
         states[:, t] = table[states[:, t - 1], inputs[:, t]]
     return inputs, _ask(states, asked_from)
 

@@ -52,6 +52,8 @@ class Random:
 
     def distinct(self, low: int, high: int, count: int) -> np.ndarray:
         """(B, count) integers in [low, high), no two of a row equal, in random order (Floyd's algorithm)."""
+        if not len(self):
+            return np.empty((0, count), np.int64)
         below = np.arange(high - low - count, high - low)
         proposed = (self.uniform(count) * (below + 1)).astype(np.int64)
         chosen = np.full((len(self), count), -1)

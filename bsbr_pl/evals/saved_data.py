@@ -113,7 +113,7 @@ def _check_size(data: TokenData) -> None:
     """Reject samples that are too long, and recall tasks of too many tokens."""
     _check_length("the length of its samples", data.validation_length)
     if data.kind == "recall":
-        tokens = data.validation_length * int(data.samples("test").bounds[-1])  # type: ignore[attr-defined]
+        tokens = data.validation_length * sum(one.size for one in data.samples("test").segments)  # type: ignore[attr-defined]
         if tokens > TASK_TOKENS:
             raise ValueError(f"its test samples have {tokens:,} tokens, more than {TASK_TOKENS:,}: {REMEDY}")
 

@@ -167,6 +167,7 @@ def test_an_evaluation_batch_has_at_most_16384_tokens_or_one_sample(trained, hom
     ("changes", "words"),
     [
         ({"num_test": 10**12}, "its test samples have 32,000,000,000,000 tokens, more than 33,554,432"),
+        ({"num_test": 2**62, "test_lengths": [16] * 4}, "samples have 295,147,905,179,352,825,856 tokens"),
         ({"test_lengths": [8, 10**9]}, "data.test_lengths is 1,000,000,000 tokens, more than 65,536"),
         ({"context_length": 10**9}, "data.context_length is 1,000,000,000 tokens, more than 65,536"),
         ({"test_lengths": [16] * 10**5}, "data.test_lengths has 100,000 items, more than 1,000"),
