@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
-from .kernels import for_products, weighted_states, window_attention
+from .kernels import exact_product, for_products, weighted_states, window_attention
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -167,11 +167,11 @@ class BSBRAttention(Attention[Chunks]):
 
     def chunk_weights(self, r: Tensor, h: Tensor, first: int = 0) -> Tensor:
         """P (B, H, M, N): queries r (B, H, M, R) of blocks first, first + 1, ... over keys h (B, H, N, R)."""
-        r, h = at_least_fp32(r), at_least_fp32(h)
         blocks = torch.arange(first, first + r.shape[2], device=r.device)[:, None]
         chunks = blocks * self.route_every // self.chunk_size
         past = torch.arange(h.shape[2], device=r.device) < chunks
-        scores = keep_best((r @ h.mT / self.router_dim**0.5).masked_fill(~past, -torch.inf), self.retrieval_top_k)
+        scores = (exact_product(r, h.mT) / self.router_dim**0.5).masked_fill(~past, -torch.inf)
+        scores = keep_best(scores, self.retrieval_top_k)
         null = torch.zeros_like(scores[..., :1])
         if not self.normalize:
             null = null.masked_fill(chunks > 0, -torch.inf)  # the first chunk has nothing else

@@ -70,6 +70,12 @@ def for_products(x: Tensor) -> Tensor:
     return at_least_fp32(x) if low is None else x.to(low)
 
 
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in at least fp32, under autocast too: for choices, and for factors that low precision does not hold."""
+    with torch.autocast(a.device.type, enabled=False):
+        return at_least_fp32(a) @ at_least_fp32(b)
+
+
 # The kernels.
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
+from .kernels import exact_product
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -110,7 +111,7 @@ class MoBAAttention(Attention[BlockCache]):
         """
         N = h.shape[2]
         number = torch.arange(N, device=q.device)
-        scores = (at_least_fp32(q) @ at_least_fp32(h).mT / EQUAL).round().double() * N - number  # no two are equal
+        scores = (exact_product(q, h.mT) / EQUAL).round().double() * N - number  # no two are equal
         scores = scores.masked_fill(number >= chunk[:, None], -torch.inf)
         chosen = scores.topk(min(self.top_k - 1, N)).indices
         return chosen, chosen < chunk[:, None]

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
+from .kernels import exact_product
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -128,7 +129,7 @@ class NSAAttention(Attention[Cache]):
     def scores(self, q: Tensor, h: Tensor, t: Tensor) -> Tensor:
         """Scores (B, H, T, N) of q (B, H, T, K) at the positions t (T,) with the means h (B, G, N, K); of chunks that
         are not finished yet very low, not -inf: the softmax of a row without any would be NaN."""
-        scores = at_least_fp32(q) * self.head_dim**-0.5 @ at_least_fp32(repeat_heads(h, self.num_heads)).mT
+        scores = exact_product(q * self.head_dim**-0.5, repeat_heads(h, self.num_heads).mT)
         hidden = torch.arange(h.shape[2], device=q.device) >= ((t + 1) // self.chunk_size)[:, None]
         return scores.add_(scores.new_zeros(scores.shape[2:]).masked_fill(hidden, torch.finfo(scores.dtype).min / 2))
 

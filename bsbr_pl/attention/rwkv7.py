@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from .base import Attention
 from .decays import decay_map
+from .kernels import exact_product
 from .parts import (
     at_least_fp32,
     check_number,
@@ -155,8 +156,7 @@ class RWKV7Attention(Attention[Memory]):
         center = LOWEST * C / 2
         queries = torch.cat((r * (g - center).exp(), kappa * (g_before - center).exp()), 3)
         keys = torch.cat((p, removed), 3) * (center - g).exp().repeat(1, 1, 1, 2, 1)
-        with torch.autocast(r.device.type, enabled=False):  # factors up to e^39, above the range of fp16
-            products = queries @ keys.mT
+        products = exact_product(queries, keys.mT)  # factors up to e^39, above the range of fp16
         (r_p, r_a), (kappa_p, kappa_a) = (part.chunk(2, -1) for part in products.chunk(2, -2))
         r_p, r_a, kappa_p = r_p.tril(), r_a.tril(), kappa_p.tril(-1)  # <r, p>, <r, a * kappa>, <kappa, p>'
         S = v.new_zeros(*v.shape[:2], p.shape[-1], v.shape[-1]) if S is None else S
