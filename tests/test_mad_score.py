@@ -2,12 +2,12 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_readme import run as in_this_process
 
 from bsbr_pl.attention import StandardAttention
 from bsbr_pl.evals.checkpoints import open_checkpoint
@@ -16,14 +16,16 @@ from bsbr_pl.model import LanguageModel
 STUDY = Path(__file__).parents[1] / "study"
 
 
-def test_both_accuracies_of_a_run(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # of scripts, which are not tested for warnings
+def test_both_accuracies_of_a_run(tmp_path, monkeypatch, one_thread):
     """One run of two steps; the accuracies again by loops over batches, classes and positions."""
     options = ("--data.vocab_size=16", "--data.num_train=256", "--data.num_test=200", "--trainer.accelerator=cpu")
-    study = [sys.executable, str(STUDY / "run.py"), "runs/16", "--configs", str(STUDY / "configs" / "mad")]
+    study = ["runs/16", "--configs", str(STUDY / "configs" / "mad")]
     study += ["--tasks", "memorization", "--models", "standard", "--rates", "1e-2", "--seeds", "1", "--steps", "2"]
     monkeypatch.chdir(tmp_path)
-    subprocess.run([*study, "--", *options], check=True, capture_output=True)
     monkeypatch.syspath_prepend(STUDY)
+    monkeypatch.setattr(sys, "argv", [])
+    assert not in_this_process("study/run.py", [*study, "--", *options])
     import mad_score
 
     for _ in range(2):  # the second time, the line is there

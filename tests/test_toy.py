@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import signal
-import subprocess
 import sys
 import textwrap
 from functools import partial
@@ -22,6 +21,7 @@ import yaml
 from lightning import Callback, Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_readme import run as in_this_process
 from torch import Tensor, nn
 
 import train
@@ -440,7 +440,8 @@ def test_match(quantity, tmp_path, capfd):
     assert value(LanguageModel(AverageAttention, 8, 32, 2, 2)) != pytest.approx(value(reference), rel=0.05)
 
 
-def test_a_study_of_two_steps(tmp_path):
+@pytest.mark.filterwarnings("ignore")  # of scripts, which are not tested for warnings
+def test_a_study_of_two_steps(tmp_path, monkeypatch, capsys, one_thread):
     """A folder of configurations and a script that registers the toys; its runs are rows that the report reads."""
     config = yaml.safe_load(CONFIG)
     model = {"model": {"attention": config["model"].pop("attention")}}
@@ -459,14 +460,18 @@ def test_a_study_of_two_steps(tmp_path):
             train.command_line()
     """
     (tmp_path / "train_toy.py").write_text(textwrap.dedent(script))
-    command = [sys.executable, ROOT / "study/run.py", tmp_path / "runs", "--configs", tmp_path / "configs"]
-    command += ["--train", tmp_path / "train_toy.py", "--steps", "2", "--seeds", "0", "--rates", "0.01"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "study"), *sys.path])  # the script changes it too
+    monkeypatch.delitem(ARCHITECTURES, "average")  # which the script registers
+    monkeypatch.delitem(DATA_SETS, "EchoData")
+    options = ["--train", "train_toy.py", "--steps", "2", "--seeds", "0", "--rates", "0.01"]
+    code, printed = in_this_process("study/run.py", ["runs", "--configs", "configs", *options]), capsys.readouterr()
+    assert not code, printed.err
     certificate, recall, row = read_rows([str(tmp_path / "runs/echo/results.jsonl")])
     assert (certificate["values"]["passed"], recall["identity"]["split"]) == (True, "test")
     assert row["about"]["study"] == {"task": "echo", "model": "average", "phase": "final", "rate": 0.01}
     record = json.loads((tmp_path / "runs/echo/final/average/rate0.01_steps2_seed0/record.json").read_text())
     assert row["values"]["metrics"]["val/accuracy_T16"]["value"] == record["metrics"]["val/accuracy_T16"]["value"]
     accuracy = f"{recall['values']['slices'][0]['accuracy']:.3f}"
-    assert f"| average | 2 | 0.01 | 1 | {accuracy} | " in done.stdout
+    assert f"| average | 2 | 0.01 | 1 | {accuracy} | " in printed.out
