@@ -24,6 +24,9 @@ quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False
 trainer = Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, use_distributed_sampler=False, **quiet)
 trainer.fit(module, datamodule=data)
 trainer.save_checkpoint("trained.ckpt")
+import runpy, sys
+sys.argv = ["bsbr_pl", *{command!r}]
+runpy.run_module("bsbr_pl", run_name="__main__", alter_sys=True)
 """
 
 
@@ -52,17 +55,25 @@ def test_it_holds_the_package_and_nothing_else(wheel):
 
 @pytest.fixture
 def alone(wheel, tmp_path):
-    """How to run processes that have the wheel, no checkout, and a checkpoint that they trained."""
+    """A function that runs Python code where there is the wheel and no checkout."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "text.txt").write_text("".join(f"def add_{i}(a, b):\n    return a + b + {i * i}\n" for i in range(100)))
-    alone = {"cwd": tmp_path, "env": {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path)}}
-    subprocess.run([sys.executable, "-c", USE.format(wheel=str(tmp_path / "site"))], check=True, **alone)
-    return alone
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+
+    def run(code: str) -> None:
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+
+    return run
+
+
+def trained_and(*command: str, folder: Path) -> str:
+    """Code that trains trained.ckpt with the wheel, and then runs a command."""
+    return USE.format(wheel=str(folder / "site"), command=command)
 
 
 def test_it_trains_and_evaluates_without_a_checkout(alone, tmp_path):
     options = ["trained.ckpt", "--multiples=[1]", "--lengths=[]"]
-    subprocess.run([sys.executable, "-m", "bsbr_pl", "evaluate", "--trust_data", *options], check=True, **alone)
+    alone(trained_and("evaluate", "--trust_data", *options, folder=tmp_path))
     assert "bits per byte" in (tmp_path / "evaluation/report.html").read_text()
 
 
@@ -81,6 +92,6 @@ assert (model(**batch).logits - ours(batch["input_ids"])).abs().max() <= 1e-6
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra [hf]")
-def test_it_exports_without_a_checkout(alone):
-    subprocess.run([sys.executable, "-m", "bsbr_pl", "export", "trained.ckpt", "exported"], check=True, **alone)
-    subprocess.run([sys.executable, "-c", LOAD], check=True, **alone)
+def test_it_exports_without_a_checkout(alone, tmp_path):
+    alone(trained_and("export", "trained.ckpt", "exported", folder=tmp_path))
+    alone(LOAD)
