@@ -1,8 +1,11 @@
 """Every script that writes a table, at toy size: it runs and writes its rows, its command and the machine. No times."""
 
+import contextlib
 import json
 import math
+import subprocess
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from bsbr_pl.attention import kernels
 from bsbr_pl.utils import timing
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # scripts are not tested for them
+RUN = subprocess.run
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400))
 
 #: Script -> its options.
@@ -55,12 +59,23 @@ def _at_home(tmp_path, monkeypatch, one_thread):
         monkeypatch.setenv(f"{compiler}_CACHE_DIR", str(tmp_path / "compiled"))
 
 
+def started_here(command, cwd, **_) -> None:
+    """`subprocess.run` of a Python in this process, which has imported torch."""
+    _, script, *arguments = command
+    with contextlib.chdir(cwd), mock.patch("sys.argv", []), mock.patch("subprocess.run", RUN):
+        if script == "-c":
+            exec(*arguments)
+        else:
+            assert not run(script, arguments)
+
+
 def timed_once(calls, *_, **__) -> dict[str, timing.Timing]:
-    """`measure` in a single round: start_up.py would start ten processes in place of five."""
+    """`measure` in a single round and in this process: start_up.py would start ten others."""
     found = {}
     for name, call in calls.items():
         start = time.perf_counter()
-        call()
+        with mock.patch("subprocess.run", started_here):
+            call()
         found[name] = timing.summarize([time.perf_counter() - start])
     return found
 
