@@ -3,8 +3,8 @@
 check: lint # the tests without those of tests/slow.txt
 	python -m pytest -q
 
-check-all: lint # what CI runs; a file at a time, so that no fixture of a file is made twice
-	python -m pytest -q -m "" --dist loadfile --no-loadscope-reorder
+check-all: lint # what CI runs
+	python -m pytest -q -m ""
 
 lint:
 	ruff check .
