@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +63,7 @@ def _compile(model: LanguageModel) -> Hidden:
         return torch.compile(model.hidden)
     allow_recompilations(64)  # one for each kind of branch and each length
     run = torch.compile(lambda branch, x: branch(x))
-
-    def hidden(input_ids: Tensor) -> Tensor:
-        x = model.embed(input_ids)
-        for branch in model.branches:
-            x = run(branch, x)
-        return model.norm(x)
-
-    return hidden
+    return partial(model.hidden, run=run)
 
 
 def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -145,12 +145,12 @@ class LanguageModel(nn.Module):
             x = x + self.positions.weight[start:end]
         return self.dropout(x)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """ids (B, T) -> the last layer's normed activations (B, T, D), the input of `head`."""
+    def hidden(self, input_ids: Tensor, run: Callable[[Residual, Tensor], Tensor] | None = None) -> Tensor:
+        """ids (B, T) -> the last layer's normed activations (B, T, D), the input of `head`; `run` applies a branch."""
         check_ids(input_ids)
         x = self.embed(input_ids)
         for branch in self.branches:
-            x = branch(x)
+            x = run(branch, x) if run else branch(x)
         if self.bottleneck is not None:
             x, _ = self.bottleneck(x, input_ids)
         return self.norm(x)
