@@ -34,10 +34,17 @@ def sample(call: Call, setting: Setting, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def both_times(call: Call, setting: Setting) -> dict[str, Any]:
-    """Median milliseconds launched from Python; on CUDA also on the device, and the peak memory."""
+def both_times(call: Call, setting: Setting, start: Callable[[], Call] | None = None) -> dict[str, Any]:
+    """Median milliseconds launched from Python; on CUDA also on the device, and the peak memory.
+
+    `start` makes a call that continues what it did before, anew: then memory and device time are those of its first
+    calls after one, however often it was launched.
+    """
     found: dict[str, Any] = {"launched_ms": 1e3 * statistics.median(seconds(call, setting))}
     if setting.device == "cuda":
+        if start:
+            call = start()
+            call()
         torch.cuda.reset_peak_memory_stats()
         call()
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.compiled import CompiledHidden
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.utils.timing import one_more_token
 
 
 def step(row: Row, setting: Setting) -> dict[str, Any]:
@@ -73,18 +75,15 @@ def hidden_of(model: LanguageModel, form: str) -> Callable[[Tensor], Tensor]:
     return torch.compile(model.hidden) if form == "compiled whole" else CompiledHidden(model)
 
 
-@torch.no_grad()
 def decode(row: Row, setting: Setting) -> dict[str, Any]:
     """Times of one token of one sequence after `row.tokens` tokens."""
     torch.manual_seed(0)
     with torch.device(setting.device):
         model = LanguageModel(ARCHITECTURES[row.name], **setting.sizes())
     model.to(setting.dtype(row)).eval()
-    ids = random_ids(model, 1, setting.tokens(row)).to(setting.device)
-    _, states = model.prefill(ids)
-    token = ids[:, 0]
-    _, states = model.step(token, states)  # past the start of a chunk
-    return both_times(lambda: model.step(token, states), setting)
+    ids = random_ids(model, 1, setting.tokens(row) + 1).to(setting.device)
+    start = partial(one_more_token, model, ids)
+    return both_times(start(), setting, start)
 
 
 def random_ids(model: LanguageModel, batch: int, tokens: int) -> Tensor:

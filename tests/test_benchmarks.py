@@ -1,6 +1,7 @@
 """Every script that writes a table, at toy size: it runs and writes its rows, its command and the machine. No times."""
 
 import contextlib
+import itertools
 import json
 import math
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from test_readme import ROOT, run
 
 from bsbr_pl.attention import kernels
+from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils import timing
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # scripts are not tested for them
@@ -134,3 +136,42 @@ def test_operation_runs_the_kernel_of_a_gpu(name, monkeypatch):
     forward, inputs = operation(*given)
     error = (forward(*inputs) - plain).square().mean().sqrt() / plain.square().mean().sqrt()
     assert 0 < error < 2e-2
+
+
+def test_a_decoded_token_continues_the_one_before(monkeypatch):
+    """Two steps from one state would time a copy of its cache."""
+    from gpu_model import decode
+    from gpu_rows import Row, Setting
+
+    lengths, step = [], LanguageModel.step
+
+    def noted(model, ids, states):
+        lengths.append(states[0].tokens)
+        return step(model, ids, states)
+
+    monkeypatch.setattr(LanguageModel, "step", noted)
+    assert decode(Row("decode", "standard", 1024), Setting("cpu", toy=True))["launched_ms"] > 0
+    assert lengths == [130, 131, 132]
+
+
+def test_the_device_time_does_not_depend_on_how_often_a_call_was_launched(monkeypatch):
+    """A call that continues is made anew before a CUDA graph of it."""
+    import gpu_clock
+    from gpu_rows import Setting
+
+    for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    graphed = []
+
+    def graph(call):
+        graphed.append(call())
+        return call
+
+    monkeypatch.setattr(gpu_clock, "graphed", graph)
+
+    def start():
+        count = itertools.count()
+        return lambda: next(count)
+
+    assert "device_ms" in gpu_clock.both_times(start(), Setting("cuda", toy=True), start)
+    assert graphed == [2]  # after one call, and one for the peak memory

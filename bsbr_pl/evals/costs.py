@@ -15,7 +15,7 @@ from bsbr_pl.model import LanguageModel
 from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.macs import count_macs
 from bsbr_pl.utils.memory import measure_memory
-from bsbr_pl.utils.timing import measure
+from bsbr_pl.utils.timing import measure, one_more_token
 
 #: What is timed: the forward pass, forward and backward, and one more token after T of them.
 PASSES = ("forward", "training", "decode")
@@ -107,16 +107,4 @@ def call(model: LanguageModel, ids: Tensor, one: str) -> Callable[[], object]:
         return training
     if one != "decode":
         raise ValueError(f"passes must be among {', '.join(PASSES)}, got {one!r}")
-    with torch.no_grad():
-        states = start = model.prefill(ids[:, :-1])[1]
-    T = ids.shape[1] - 1
-    longest = min(T + max(1, T // 16), model.max_length or 2 * T)
-
-    @torch.no_grad()
-    def decode() -> object:  # continues the text, as `generate` does: a second step from one state copies its cache
-        nonlocal states
-        output, after = model.step(ids[:, -1], states)
-        states = start if after[0].tokens >= longest else after
-        return output, after
-
-    return decode
+    return one_more_token(model, ids)

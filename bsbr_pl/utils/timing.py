@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from bsbr_pl.utils.files import default_cache_dir, own_folder
 from bsbr_pl.values import bootstrap_interval
@@ -103,6 +104,31 @@ def measure(
         for name in order:
             samples[name].append(sample(calls[name], repeats[name]))
     return {name: summarize(values) for name, values in samples.items()}
+
+
+def one_more_token(model: Any, ids: Tensor) -> Callable[[], object]:
+    """A call that decodes the last of the tokens ids (1, T + 1) of a LanguageModel, each time after the one before.
+
+    It continues the text, as `generate` does: a second step from one state would copy its cache. The text starts again
+    after T / 16 tokens, or where positions end.
+
+    Returns:
+        The call. It returns logits, the states after it and those before it, which whoever replays it as a CUDA graph
+        has to keep.
+    """
+    with torch.no_grad():
+        states = start = model.prefill(ids[:, :-1])[1]
+    T = ids.shape[1] - 1
+    longest = min(T + max(1, T // 16), model.max_length or 2 * T)
+
+    @torch.no_grad()
+    def decode() -> object:
+        nonlocal states
+        before, (output, after) = states, model.step(ids[:, -1], states)
+        states = start if after[0].tokens >= longest else after
+        return output, after, before
+
+    return decode
 
 
 def summarize(samples: Sequence[float]) -> Timing:
