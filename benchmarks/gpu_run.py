@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from bsbr_pl.utils.records import git_commit
 from bsbr_pl.values import one_line
 
 SCRIPT = Path(__file__).with_name("gpu.py")
+KEY_SECONDS = 60  # to compile one row
 
 
 def measure(row: Row, setting: Setting) -> dict[str, Any]:
@@ -49,15 +51,25 @@ def card(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
+def code() -> str:
+    """A short sha256 of what the rows measure: the attentions, the model, its compiled form."""
+    package = SCRIPT.parents[1] / "bsbr_pl"
+    files = [*sorted((package / "attention").glob("*.py")), package / "model.py", package / "compiled.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def read(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def missing(found: list[dict[str, Any]], wanted: list[Row], name: str) -> list[Row]:
-    """The rows that are not measured on the card of this name; a row that failed once is tried again."""
+def missing(found: list[dict[str, Any]], wanted: list[Row], facts: dict[str, Any]) -> list[Row]:
+    """The rows that are not measured with the card, torch and code of these facts.
+
+    A row that failed once is tried again, and one whose law is not kept always.
+    """
     counts: dict[str, int] = {}
     for line in found:
-        if line["card"] == name:
+        if all(line.get(fact) == facts[fact] for fact in ("card", "torch", "code")) and line.get("kept", True):
             counts[line["key"]] = counts.get(line["key"], 0) + (1 if "error" in line else 2)
     return [row for row in wanted if counts.get(row.key, 0) < 2]
 
@@ -87,7 +99,8 @@ def compile_keys(keys: list[str]) -> None:
     for key in keys:
         start = time.monotonic()
         try:
-            compile_row(by_key[key], Setting("cuda"))
+            with at_most(KEY_SECONDS):
+                compile_row(by_key[key], Setting("cuda"))
             print(f"compiled {key} in {time.monotonic() - start:.0f} s", flush=True)
         except Exception as error:
             print(f"could not compile {key}: {one_line(error, 300)}", flush=True)
@@ -122,18 +135,18 @@ def measure_rows(wanted: list[Row], out: Path, seconds: float, warm_seconds: flo
     """Append each missing row to `out` when it is measured. No row is started after `seconds`."""
     device = "cpu" if toy else "cuda"
     start, name = time.monotonic(), card(device)
-    todo = missing(read(out), wanted, name)
+    facts = {"card": name, "torch": torch.__version__, "code": code(), "commit": (git_commit() or {}).get("commit")}
+    todo = missing(read(out), wanted, facts)
     print(f"{name}, torch {torch.__version__}: {len(todo)} of {len(wanted)} rows to measure", flush=True)
     if not toy and warm_seconds > 0 and any(row.form != "eager" for row in todo):
         compile_all(todo, warm_seconds)
         print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
-    facts = {"card": name, "torch": torch.__version__, "commit": (git_commit() or {}).get("commit")}
     for row in todo:
         left = seconds - (time.monotonic() - start)
         if left < 8:
             break
         began = time.monotonic()
-        found = attempt(row, Setting(device, toy, measured_peak(out)), max(5, min(75, int(left))))
+        found = attempt(row, Setting(device, toy, measured_peak(read(out), name)), max(5, min(75, int(left))))
         line = {"key": row.key, **vars(row), **found, **facts, "took": round(time.monotonic() - began, 1)}
         with out.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
@@ -153,8 +166,8 @@ def attempt(row: Row, setting: Setting, seconds: int) -> dict[str, Any]:
         clean()
 
 
-def measured_peak(out: Path) -> float | None:
-    """Operations per second of the matrix product, if that row is there."""
+def measured_peak(lines: list[dict[str, Any]], name: str) -> float | None:
+    """Operations per second of the matrix product on the card of this name, if that row is there."""
     key = Row("peak", "matrix product").key
-    found = [line["per_second"] for line in read(out) if line["key"] == key and "error" not in line]
+    found = [line["per_second"] for line in lines if (line["key"], line["card"]) == (key, name) and "error" not in line]
     return found[-1] if found else None

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import time
 from unittest import mock
@@ -12,8 +13,9 @@ import pytest
 import torch
 from test_readme import ROOT, run
 
-from bsbr_pl.attention import kernels
+from bsbr_pl.attention import ARCHITECTURES, kernels
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.patches import TorchDispatchMode
 from bsbr_pl.utils import timing
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # scripts are not tested for them
@@ -175,3 +177,115 @@ def test_the_device_time_does_not_depend_on_how_often_a_call_was_launched(monkey
 
     assert "device_ms" in gpu_clock.both_times(start(), Setting("cuda", toy=True), start)
     assert graphed == [2]  # after one call, and one for the peak memory
+
+
+def test_loops_over_chunks_are_not_compiled_for_long_texts():
+    """`LOOPS` are the architectures whose number of operators grows in proportion to the length."""
+    from gpu_rows import LOOPS, OTHERS, rows
+
+    class Operators(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operator, types, args=(), options=None):
+            self.count += 1
+            return operator(*args, **(options or {}))
+
+    def operators(name: str, tokens: int) -> int:
+        attention = ARCHITECTURES[name](8, 1)
+        with torch.no_grad(), Operators() as found:
+            attention(torch.zeros(1, tokens, 8))
+        return found.count
+
+    loops = set()
+    for name in OTHERS:
+        short, middle, long = (operators(name, tokens) for tokens in (1024, 2048, 4096))
+        if long - middle > 1.5 * (middle - short):
+            loops.add(name)
+    assert loops == set(LOOPS)
+    forms = {(row.name, row.tokens): row.form for row in rows() if row.kind == "step" and row.name in OTHERS}
+    assert forms == {
+        (name, tokens): "eager" if name in LOOPS and tokens > 4096 else "compiled"
+        for name, tokens in itertools.product(OTHERS, (4096, 16_384, 32_768))
+    }
+
+
+def test_a_row_that_compiles_too_long_leaves_time_for_the_next(monkeypatch, capsys):
+    import gpu_run
+    from gpu_rows import rows
+
+    first, second = [row for row in rows() if row.form == "compiled"][:2]
+    monkeypatch.setattr(gpu_run, "KEY_SECONDS", 1)
+    monkeypatch.setattr(gpu_run, "compile_row", lambda row, _: time.sleep(3 if row == first else 0))
+    gpu_run.compile_keys([first.key, second.key])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"could not compile {first.key}: took longer than 1 s"
+    assert told[1].startswith(f"compiled {second.key} in ")
+
+
+ROW = {"torch": torch.__version__, "card": "one", "code": "now"}
+
+
+@pytest.mark.parametrize(
+    ("line", "again"),
+    [
+        ({}, False),
+        ({"card": "two"}, True),
+        ({"torch": "1.0"}, True),
+        ({"code": "before"}, True),
+        ({"kept": False}, True),
+        ({"error": "no memory"}, True),
+    ],
+    ids=str,
+)
+def test_a_row_counts_for_its_card_torch_and_code(line, again):
+    from gpu_rows import Row
+    from gpu_run import missing
+
+    row = Row("law", "bsbr")
+    assert missing([ROW | {"key": row.key} | line], [row], ROW) == [row] * again
+    assert missing([{"key": row.key, "card": "one", "torch": ROW["torch"]}], [row], ROW) == [row], "rows without code"
+    assert not missing([ROW | {"key": row.key, "error": "no memory"}] * 2, [row], ROW), "failed twice"
+
+
+def test_the_peak_is_that_of_the_card():
+    from gpu_run import measured_peak
+
+    key = "peak matrix product 0 0x0 bfloat16 eager"
+    lines = [{"key": key, "card": card, "per_second": i} for i, card in enumerate(["one", "two"])]
+    assert [measured_peak(lines, card) for card in ("one", "two", "three")] == [0, 1, None]
+
+
+def test_tables_show_the_newest_row_and_mark_older_code():
+    from gpu_tables import tables
+
+    def decode(name: str, **more) -> dict:
+        line = {"key": f"decode {name}", "kind": "decode", "name": name, "tokens": 1024, "launched_ms": 1.0}
+        return ROW | line | more
+
+    lines = [
+        decode("bsbr", code="before"),
+        decode("bsbr", launched_ms=2.0),
+        decode("gau", code="before"),
+        *[decode("gau", error="no memory")] * 2,
+        decode("linear", error="no memory"),
+    ]
+    found = tables(lines, "now").splitlines()
+    assert [line for line in found if "1,024" in line] == [
+        "| bsbr | 1,024 |  | 2 | now |",
+        "| gau | 1,024 |  | 1 | older |",
+    ]
+    assert [line for line in found if "failed" in line] == ["- failed twice: decode gau"]
+
+
+def test_the_code_of_a_row_is_that_of_the_attentions(tmp_path, monkeypatch):
+    import gpu_run
+
+    before = gpu_run.code()
+    shutil.copytree(ROOT / "bsbr_pl", tmp_path / "bsbr_pl", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(gpu_run, "SCRIPT", tmp_path / "benchmarks" / "gpu.py")
+    assert gpu_run.code() == before
+    for name in ("attention/gau.py", "model.py", "compiled.py"):
+        with (tmp_path / "bsbr_pl" / name).open("a") as file:
+            file.write("\n")
+        assert gpu_run.code() != before
+        before = gpu_run.code()
