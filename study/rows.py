@@ -136,7 +136,9 @@ def loss(row: Mapping[str, Any]) -> float:
 def best_runs(sweep: Iterable[Run], found: Mapping[Run, Row]) -> dict[str, Run]:
     """Model -> its best run of a sweep on the validation split, of every model whose runs are all there.
 
-    It has the least loss; of a recall task, among the runs whose mean accuracy is within `NOISE` of the highest.
+    It has the least loss; of a recall task, among the runs whose mean accuracy is within `NOISE` of the highest. If
+    several rates solve the task, the middle one of them: a loss of nearly 0 does not say which rate is safe with
+    another seed.
     """
     by_model: dict[str, list[Run]] = {}
     for run in sweep:
@@ -146,6 +148,9 @@ def best_runs(sweep: Iterable[Run], found: Mapping[Run, Row]) -> dict[str, Run]:
         if all(run in found for run in runs):
             accuracies = {run: _accuracy(found[run]) for run in runs}
             near = [run for run in runs if accuracies[run] >= max(accuracies.values()) - NOISE]
+            solved = sorted({run.rate for run in near if accuracies[run] >= 1 - NOISE})
+            if solved:
+                near = [run for run in near if run.rate == solved[len(solved) // 2]]
             best[model] = min(near, key=lambda run: (loss(found[run]), run.rate))
     return best
 

@@ -16,8 +16,9 @@ The protocol, for each model on each task:
    over the weight decays of `--decays` if given. A sweep that ends before a model has left the plateau chooses a rate
    for the wrong phase, so its runs have all steps of the task. `--sweep_share` shortens them.
 2. The best point has the least loss on the validation split; of a recall task, among the points whose mean accuracy
-   over slices is within 0.02 of the highest. If its rate is the lowest or the highest, half or twice that rate is tried
-   too, until the best is inside or `--max_rates` were tried. The table marks a best rate at an edge.
+   over slices is within 0.02 of the highest. If several rates solve a recall task (0.98 and more), the middle one of
+   them: one seed does not say which rate is safe. If the rate is the lowest or the highest, half or twice that rate is
+   tried too, until the best is inside or `--max_rates` were tried. The table marks a best rate at an edge.
 3. Runs that count, with the best point and seeds 1, 2 and 3, which the choice has not seen. Each is certified and
    predicts the test split. The table shows test results, parameters, FLOPs, state and speed, and says which models
    have not learned the task yet: no better than `TokenData.plateau`. A second table compares each model with the best,

@@ -83,6 +83,9 @@ def test_the_best_run_has_the_least_loss_of_the_most_accurate(study):
     assert {model: run.rate for model, run in best.items()} == {"a": 0.2}
     plateau = rows.runs_in([row("b", 0, 0.1, 0.28, 2.6, "sweep"), row("b", 0, 0.4, 0.263, 2.0, "sweep")])
     assert rows.best_runs(plateau, plateau)["b"].rate == 0.4, "within noise of each other"
+    rates = {0.1: 0.985, 0.2: 1.0, 0.4: 1.0, 0.8: 0.99, 1.6: 0.3}
+    solved = rows.runs_in([row("c", 0, rate, accuracy, 1 / rate, "sweep") for rate, accuracy in rates.items()])
+    assert rows.best_runs(solved, solved)["c"].rate == 0.4, "the middle of those that solve it"
     absent = rows.Run("toy", "a", 0.8, 0, 8, "sweep")
     assert rows.best_runs([*found, absent], found) == {}, "a run is missing"
     decay = row("a", 0, 0.1, 0.95, 1.0, "sweep", study={"weight_decay": 0.1})
