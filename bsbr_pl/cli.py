@@ -20,7 +20,7 @@ from . import run_folder as folders
 from . import steps
 from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO, load_checkpoint
-from .configuration import as_dicts, by_key, check_classes
+from .configuration import as_dicts, by_key, check_classes, weight_averaging
 from .convert import start_from
 from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
@@ -146,7 +146,7 @@ class CLI(KeepArguments, LightningCLI):
             as_dicts(options.model),
             data.class_path.rpartition(".")[2],
             as_dicts(data.get("init_args") or {}),
-            as_dicts(options.trainer),
+            as_dicts(options.trainer) | {"weight_averaging": weight_averaging(options.trainer)},
             None if isinstance(options.seed_everything, bool) else options.seed_everything,
             options.initial_weights,
         )
