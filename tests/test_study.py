@@ -76,9 +76,11 @@ def test_study(tmp_path, capsys):
     rows = [row for row in every if row["identity"]["kind"] == "training"]
     rows.sort(key=lambda row: (row["about"]["study"]["phase"] == "final", row["about"]["study"]["rate"]))
     assert len(every) == len(rows) + 2
+    (configuration,) = {row["about"]["study"]["configuration"] for row in rows}
+    facts = {"task": "text", "model": "linear", "options": command[-6:], "configuration": configuration}
     assert [(row["about"]["study"], row["about"]["seed"], row["about"]["run"]["planned_steps"]) for row in rows] == [
         (
-            {"task": "text", "model": "linear", "phase": phase, "rate": rate, **more, "options": command[-6:]},
+            {**facts, "phase": phase, "rate": rate, **more},
             seed,
             steps,
         )
@@ -190,6 +192,31 @@ def test_runs_with_other_options_need_another_folder(tmp_path, capsys, theirs, o
     words = f"runs/mqar has runs with other options after --: {' '.join(theirs) or 'none'}, not {ours[0]}"
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {words}: choose another folder")
     assert not (tmp_path / "runs/mqar/final").exists()
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_runs_of_an_edited_configuration_need_another_folder(tmp_path):
+    """What the study sets may change; rows of earlier versions have no digest."""
+    from run import Study
+
+    own, results = Study(tmp_path / "runs", [], tmp_path), Results(tmp_path / "runs/mqar/results.jsonl")
+
+    def digest(weight_decay: float, steps: int) -> str:
+        section = f"model: {{weight_decay: {weight_decay}}}\ntrainer: {{max_steps: {steps}}}"
+        (tmp_path / "mqar.yaml").write_text(section)
+        return own.configuration("mqar", "linear")
+
+    kept = digest(0.1, 5)
+    study = {"task": "mqar", "model": "linear", "phase": "final", "rate": 0.1}
+    for seed, more in enumerate(({}, {"configuration": kept})):
+        results.add({"kind": "training", "checkpoint": str(seed)}, {"metrics": {}}, {"study": study | more})
+        own.check_configurations("mqar", ["linear"])
+    assert digest(0.1, 6) == kept != digest(0.2, 5)
+    with pytest.raises(ValueError, match="has runs of linear on mqar with another configuration: its files were"):
+        own.check_configurations("mqar", ["linear"])
+    own.check_configurations("mqar", ["standard"])
+    told = in_this_process("study/run.py", ["runs", *ONE_STEP])
+    assert told.startswith("study/run.py: error: runs/mqar has runs of linear on mqar with another configuration")
 
 
 @pytest.mark.usefixtures("_at_home")
