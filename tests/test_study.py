@@ -245,6 +245,23 @@ def test_a_run_with_other_arguments_is_missing(tmp_path):
     assert train_all([longer]) == {}, "a folder of an earlier version"
 
 
+DAMAGED = ['{"status": "fin', "[]", "null", '{"status": "finished"}', '{"status": "finished", "metrics": []}',
+           '{"status": "finished", "metrics": {"val/loss": {"value": []}}}']  # fmt: skip
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_none(tmp_path, content):
+    """Without values, a record is one of a run without validation."""
+    from trainings import finished_record, validation_loss
+
+    (tmp_path / "record.json").write_text(content)
+    assert finished_record(tmp_path) is None
+    columns = {"step": [], "value": []}
+    (tmp_path / "record.json").write_text(json.dumps({"status": "finished", "metrics": {"val/loss": columns}}))
+    assert validation_loss(finished_record(tmp_path)) is None
+
+
 @pytest.mark.usefixtures("_at_home")
 def test_only_layers_that_see_the_whole_context_are_stretched():
     from lengths import stretch
