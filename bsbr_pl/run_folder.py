@@ -189,13 +189,14 @@ def set_csv_rows_aside(trainer: Trainer) -> None:
 
 
 def put_csv_rows_back(trainer: Trainer) -> None:
-    """Write the rows that were logged before the step from which a run is resumed."""
+    """Write the rows that were logged before the step from which a run is resumed; half a last line is none."""
     for metrics, earlier, logger in _csv_files(trainer):
         if not earlier.exists():
             continue
         with earlier.open(newline="") as stream:
-            rows = csv.DictReader(stream)
-            kept = [row for row in rows if int(row["step"]) < trainer.global_step]
+            rows = csv.DictReader(line for line in stream if line.endswith("\n"))
+            numbered = [row for row in rows if (row.get("step") or "").isdecimal()]
+            kept = [row for row in numbered if int(row["step"]) < trainer.global_step]
             columns = list(rows.fieldnames or [])
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
