@@ -11,8 +11,10 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
+    LearningRateFinder,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -22,6 +24,8 @@ from lightning.pytorch.callbacks import (
 REFUSED = {
     GradientAccumulationScheduler: "changes the size of a step: use accumulate_grad_batches",
     StochasticWeightAveraging: "changes the weights after the last validation and checkpoint: use EMAWeightAveraging",
+    LearningRateFinder: "changes the learning rate: set learning_rate",
+    BatchSizeFinder: "changes the batch size: set batch_size",
 }
 NEVER = 1 << 62  # a number of batches that no run reaches
 
