@@ -278,7 +278,7 @@ def _by_key(check: Any, value: Any) -> Any:
 def _whole_number(check: Callable[[Any], Any], value: Any) -> Any:
     """1 as an int is one batch; the parser would convert it to 1.0, which means all batches."""
     checked = check(value)
-    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
+    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())
     return int(checked) if whole and isinstance(checked, float) else checked
 
 

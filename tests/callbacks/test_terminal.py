@@ -169,6 +169,13 @@ def test_the_gradient_norm_is_that_before_clipping(make_module, make_data, make_
     assert logged == pytest.approx(norms, rel=1e-5)
 
 
+def test_a_folder_with_another_digit_is_no_run(tmp_path):
+    """`²` is a digit, but no number."""
+    for name in ("version_²", "version_3", "version_x"):
+        (tmp_path / name).mkdir()
+    assert run_folder.next_version(tmp_path) == "version_4"
+
+
 def test_runs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch):
     """Both see the same folders, so both choose the same name."""
     other = run_folder.next_version
