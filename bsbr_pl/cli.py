@@ -1,7 +1,6 @@
 """LightningCLI for language models: parses the configuration, rejects unsafe values, and resumes runs."""
 
 import functools
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -20,12 +19,13 @@ from . import run_folder as folders
 from . import steps
 from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO, load_checkpoint
-from .configuration import as_dicts, by_key, check_classes
+from .configuration import as_dicts, by_key, check_classes, weight_averaging
 from .convert import start_from
 from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
 from .patches import KeepArguments, actions_of, wrap_check
 from .run import LOCATIONS, Arguments, check_resumable, check_same_model, differences, of_model, run_arguments, run_of
+from .utils.files import read_json
 from .values import did_you_mean, one_line
 
 LIMITS = tuple(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict"))
@@ -146,7 +146,7 @@ class CLI(KeepArguments, LightningCLI):
             as_dicts(options.model),
             data.class_path.rpartition(".")[2],
             as_dicts(data.get("init_args") or {}),
-            as_dicts(options.trainer),
+            as_dicts(options.trainer) | {"weight_averaging": weight_averaging(options.trainer)},
             None if isinstance(options.seed_everything, bool) else options.seed_everything,
             options.initial_weights,
         )
@@ -256,7 +256,7 @@ class CLI(KeepArguments, LightningCLI):
         before = run["arguments"]
         check_resumable({name: value for name, value in before.items() if name not in LOCATIONS}, self.wanted)
         total = steps.planned(self.wanted["trainer.max_steps"], self.wanted["trainer.max_epochs"], run["epoch_steps"])
-        record = _read_json(path.parent.parent / "record.json")
+        record = read_json(path.parent.parent / "record.json")
         same_bounds = not any(argument in BOUNDS for argument, *_ in differences(before, self.wanted))
         its_end = record.get("status") == "finished" and record.get("steps") == run["step"]  # not an earlier best.ckpt
         if (total is not None and run["step"] >= total) or (its_end and same_bounds):
@@ -278,7 +278,7 @@ def _by_key(check: Any, value: Any) -> Any:
 def _whole_number(check: Callable[[Any], Any], value: Any) -> Any:
     """1 as an int is one batch; the parser would convert it to 1.0, which means all batches."""
     checked = check(value)
-    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit())
+    whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())
     return int(checked) if whole and isinstance(checked, float) else checked
 
 
@@ -303,12 +303,3 @@ def _as_list(value: Any) -> list[Any]:
 
 def _has(callbacks: list[Callback], cls: type[Callback]) -> bool:
     return any(isinstance(callback, cls) for callback in callbacks)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where it cannot be read."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

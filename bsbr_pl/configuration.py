@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import WeightAveraging
 
 from .attention import ARCHITECTURES, Attention
 from .foreign import ForeignAttention, find, import_path
 from .spec import hybrid
+from .steps import of_averaging
 from .values import did_you_mean
 
 ARGUMENTS = ("class_path", "init_args", "module", "options")  # of the choice of a ForeignAttention
@@ -79,6 +81,21 @@ def as_dicts(value: Any) -> Any:
     return [as_dicts(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def weight_averaging(config: Namespace) -> dict[str, Any] | None:
+    """`steps.weight_averaging` of the callbacks that a configuration names."""
+    for part in _with_class_path(config):
+        cls = _class(part)
+        if isinstance(cls, type) and issubclass(cls, WeightAveraging):
+            return of_averaging(cls, as_dicts(part.get("init_args") or {}))
+    return None
+
+
+def _class(part: Namespace) -> Any:
+    """What the `class_path` of a parsed configuration names."""
+    module, _, name = part["class_path"].rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
+
+
 def check_classes(config: Namespace) -> None:
     """Refuse a configuration that calls anything but a class, or has a name that leads out of its folder.
 
@@ -86,9 +103,8 @@ def check_classes(config: Namespace) -> None:
         ValueError: naming the class path, or the option and its value.
     """
     for part in _with_class_path(config):
-        module, _, name = part["class_path"].rpartition(".")
-        if not isinstance(getattr(sys.modules.get(module), name, None), type):
+        if not isinstance(cls := _class(part), type):
             raise ValueError(f"class_path {part['class_path']!r} names no class, and functions are not called")
         for key, value in (part.get("init_args") or {}).items():
             if key in BELOW and isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts):
-                raise ValueError(f"{key}={value!r} of {name} leads out of its folder: give a name without '..'")
+                raise ValueError(f"{key}={value!r} of {cls.__name__} leads out of its folder: give a name without '..'")

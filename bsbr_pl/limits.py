@@ -75,7 +75,7 @@ def check_processes(**numbers: Any) -> None:
         ValueError: naming the argument.
     """
     for name, number in numbers.items():
-        if str(number).isdigit() and int(number) > most_processes():  # the command line gives `devices` as text
+        if str(number).isdecimal() and int(number) > most_processes():  # the command line gives `devices` as text
             raise ValueError(f"{name}={number} is too large: at most {most_processes()} processes on this machine")
 
 

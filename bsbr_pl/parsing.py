@@ -105,9 +105,15 @@ class Parser(ArgumentParser):
 
 
 def open_streams() -> None:
-    """Connect closed standard streams to nowhere: libraries write to them, and no other file may get their numbers."""
+    """Connect closed standard streams to nowhere: libraries write to them, and no other file may get their numbers.
+
+    Characters that an open one cannot show are replaced.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 

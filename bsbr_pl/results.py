@@ -238,15 +238,18 @@ class Results:
 
         Raises:
             NotKeptError: it could not be written; names the file.
-            ValueError: it is not of the schema.
+            ValueError: it is not of the schema, or too long to be read again.
         """
         row = finite({"schema": SCHEMA, "identity": identity, "about": about, "values": values})
         check(row)
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        if len(line) > MAX_LINE:
+            raise ValueError(f"a row of {len(line):,} bytes is longer than {MAX_LINE:,}: measure fewer values")
         self._rows[digest(identity)] = row
         if self.path is not None:
             self._make_folder(self.path)
             try:
-                self._append(self.path, json.dumps(row, allow_nan=False).encode() + b"\n")
+                self._append(self.path, line)
             except OSError as error:
                 raise NotKeptError(error.errno, error.strerror, str(self.path)) from error
 

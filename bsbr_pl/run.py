@@ -22,7 +22,10 @@ APPLIED_OF_TRAINER = (
     *("max_steps", "max_epochs", "max_time"),
     *("precision", "gradient_clip_val", "gradient_clip_algorithm"),
 )
-FIXED_OF_TRAINER = ("accumulate_grad_batches", "overfit_batches", "limit_train_batches", "limit_val_batches")
+FIXED_OF_TRAINER = (
+    *("accumulate_grad_batches", "overfit_batches", "limit_train_batches", "limit_val_batches"),
+    "weight_averaging",  # no argument of its own: a callback, see steps.weight_averaging
+)
 #: The other arguments of the Trainer are free, and not part of a run's arguments.
 OF_TRAINER = (*APPLIED_OF_TRAINER, *FIXED_OF_TRAINER)
 ATTENTION = "model.attention"
@@ -55,7 +58,8 @@ def kind(argument: str) -> str:
     """`free`, `applied` or `fixed`."""
     if argument in APPLIED:
         return "applied"
-    return "free" if argument in FREE or (argument.startswith("trainer.") and argument not in FIXED) else "fixed"
+    option = ".".join(argument.split(".")[:2])  # without the name of a setting
+    return "free" if argument in FREE or (argument.startswith("trainer.") and option not in FIXED) else "fixed"
 
 
 def run_arguments(
@@ -100,6 +104,8 @@ def _of_attention(attention: Any) -> Arguments:
 def _of_trainer(given: Mapping[str, Any]) -> Arguments:
     """Arguments of a Trainer, with one value for each meaning: None where nothing is limited."""
     found = {name: given[name] for name in OF_TRAINER}
+    averaging = found["weight_averaging"] or {"": None}
+    found |= {f"weight_averaging{name}": value for name, value in averaging.items()}
     for name in ("overfit_batches", "gradient_clip_val", "gradient_clip_algorithm"):
         found[name] = found[name] or None
     for name in ("limit_train_batches", "limit_val_batches"):

@@ -79,7 +79,7 @@ def sub_dir(options: Namespace) -> str:
 def next_version(folder: Path) -> str:
     """version_N, with N above those of all folders."""
     numbers = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
-    return f"version_{max((int(number) + 1 for number in numbers if number.isdigit()), default=0)}"
+    return f"version_{max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)}"
 
 
 def reserve(folder: Path) -> Path:
@@ -121,7 +121,7 @@ def assign(options: Namespace, folder: Path) -> None:
 def _number_or_name(name: str) -> int | str:
     """3 for version_3, as progress bars show it; any other name unchanged."""
     number = name.removeprefix("version_")
-    return int(number) if number.isdigit() and name == f"version_{int(number)}" else name
+    return int(number) if number.isdecimal() and name == f"version_{int(number)}" else name
 
 
 def _has_own_folder(logger: Namespace) -> bool:
@@ -189,13 +189,14 @@ def set_csv_rows_aside(trainer: Trainer) -> None:
 
 
 def put_csv_rows_back(trainer: Trainer) -> None:
-    """Write the rows that were logged before the step from which a run is resumed."""
+    """Write the rows that were logged before the step from which a run is resumed; half a last line is none."""
     for metrics, earlier, logger in _csv_files(trainer):
         if not earlier.exists():
             continue
         with earlier.open(newline="") as stream:
-            rows = csv.DictReader(stream)
-            kept = [row for row in rows if int(row["step"]) < trainer.global_step]
+            rows = csv.DictReader(line for line in stream if line.endswith("\n"))
+            numbered = [row for row in rows if (row.get("step") or "").isdecimal()]
+            kept = [row for row in numbered if int(row["step"]) < trainer.global_step]
             columns = list(rows.fieldnames or [])
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)

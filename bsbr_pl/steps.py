@@ -4,17 +4,28 @@ A run has epochs only if `max_epochs`, `limit_train_batches` or `overfit_batches
 an endless stream, and every optimiser step takes batch_size * accumulate_grad_batches samples of it.
 """
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
 
 #: Callbacks that a run must not have: what they change, and what to use instead.
 REFUSED = {
     GradientAccumulationScheduler: "changes the size of a step: use accumulate_grad_batches",
     StochasticWeightAveraging: "changes the weights after the last validation and checkpoint: use EMAWeightAveraging",
+    LearningRateFinder: "changes the learning rate: set learning_rate",
+    BatchSizeFinder: "changes the batch size: set batch_size",
 }
 NEVER = 1 << 62  # a number of batches that no run reaches
 
@@ -70,14 +81,33 @@ def batches_of(trainer: Trainer, steps: int) -> int:
 
 
 def arguments(trainer: Trainer, names: Iterable[str]) -> dict[str, Any]:
-    """These arguments of a Trainer, which keeps all but `max_time` as attributes."""
+    """These arguments of a Trainer, which keeps all but `max_time` and `weight_averaging` as attributes."""
     found = {name: getattr(trainer, name, None) for name in names}
     clipping = found["gradient_clip_algorithm"]
     limits = [elapsed + remaining for elapsed, remaining in _times(trainer)]
     return found | {
         "gradient_clip_algorithm": getattr(clipping, "value", clipping),
         "max_time": round(min(limits), 2) if limits else None,  # elapsed and remaining are read one after the other
+        "weight_averaging": weight_averaging(trainer.callbacks),  # type: ignore[attr-defined]
     }
+
+
+def weight_averaging(callbacks: Iterable[Any]) -> dict[str, Any] | None:
+    """The class of the callback that averages the weights, and by `.name` its settings; None without one."""
+    found = next((callback for callback in callbacks if isinstance(callback, WeightAveraging)), None)
+    if found is None:
+        return None
+    kept = {name.removeprefix("_"): value for name, value in vars(found).items()}
+    for function in filter(callable, kept["kwargs"].values()):  # avg_fn, which alone knows the decay
+        kept |= inspect.getclosurevars(inspect.unwrap(function)).nonlocals
+    asked = {name for cls in type(found).__mro__[:-1] for name in inspect.signature(cls).parameters}
+    return of_averaging(type(found), {name: value for name, value in kept.items() if name in asked})
+
+
+def of_averaging(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`weight_averaging` of a class and its arguments; where the averages are kept changes none of them."""
+    plain = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str | None)}
+    return {"": cls.__name__} | {f".{name}": value for name, value in plain.items() if name != "device"}
 
 
 def ended_by(trainer: Trainer) -> str:

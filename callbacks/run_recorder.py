@@ -1,6 +1,5 @@
 """RunRecorder: arguments, progress, environment and metrics of a run in one record.json."""
 
-import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from bsbr_pl.run_folder import run_folder
 from bsbr_pl.steps import ended_by
-from bsbr_pl.utils.files import write_json
+from bsbr_pl.utils.files import read_json, write_json
 from bsbr_pl.utils.records import environment, git_commit
 
 STEP_TIMES = {"p50": "step/p50_seconds", "p95": "step/p95_seconds"}
@@ -117,8 +116,7 @@ class RunRecorder(Callback):
 
     def _is_finished(self) -> bool:
         """Whether the record says that the run is finished; a resumed run without further steps must not change it."""
-        path = self._folder / "record.json"
-        return path.exists() and json.loads(path.read_text())["status"] == "finished"
+        return read_json(self._folder / "record.json").get("status") == "finished"
 
     def _write(self, trainer: Trainer, status: str, ended: str | None = None) -> None:
         if self._history is None or not self._facts or not trainer.is_global_zero:

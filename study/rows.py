@@ -54,6 +54,7 @@ def keep(
     kept: Results,
     command: str,
     options: list[str],
+    configurations: Mapping[str, str],
     tried: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, str]:
     """Write the rows of each run that has finished or diverged, unless they are there.
@@ -66,6 +67,7 @@ def keep(
         kept: where rows are written.
         command: of the study.
         options: of train.py, the same in all runs.
+        configurations: model -> `Study.configuration`.
         tried: model -> the rates of its sweep.
 
     Returns:
@@ -80,6 +82,7 @@ def keep(
         study |= {} if run.decay is None else {"weight_decay": run.decay}
         study |= {"rates": sorted(tried[run.model])} if tried and run.phase == "final" else {}
         study |= {"options": options} if options else {}
+        study["configuration"] = configurations[run.model]
         if finished_record(folder):
             try:
                 subject = open_checkpoint(last_checkpoint(folder), trusted=True).subject(command)

@@ -28,7 +28,7 @@ OUTPUT/TASK/results.jsonl holds the rows, each written when its run ends; `bsbr 
 or diverged is not repeated, and an interrupted run is resumed. A run that failed for another reason is tried again by
 the next call. The last lines say which runs are missing and why, and the exit code is then 1. All trainings stop when
 this process stops. Arguments after `--` go to train.py. Studies may share one output folder if these arguments are the
-same; a study with other arguments is refused.
+same; a study with other arguments, or with files of a model or task that were edited since, is refused.
 
     python study/run.py runs/study --launcher=slurm --sbatch partition=gpu gpus=1 time=12:00:00
 
@@ -51,7 +51,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from command_line import CONFIGS, TRAIN, choose
+from command_line import CONFIGS, SET_BY_STUDY, TRAIN, choose
 from rows import Run, best_runs, keep, loss, next_rate, results, runs_in
 from trainings import QUEUED, ROOT, Training, diverged, train_all
 
@@ -61,6 +61,7 @@ from bsbr_pl.models import SIZES
 from bsbr_pl.report.study import summary
 from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
+from bsbr_pl.values import digest
 
 #: Task -> the task whose changes of the models it uses too.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
@@ -105,6 +106,29 @@ class Study(NamedTuple):
 
     def settings(self, task: str) -> dict[str, Any]:
         return yaml.safe_load((self.configs / f"{task}.yaml").read_text())
+
+    def configuration(self, task: str, model: str) -> str:
+        """A digest of what the files say of a model on a task, without what the study sets."""
+        found = [yaml.safe_load(path.read_text()) or {} for path in self.files(task, model)]
+        for option in SET_BY_STUDY:
+            section, _, name = option.removeprefix("--").partition(".")
+            for one in found:
+                (one.get(section) or {}).pop(name, None)
+        return digest(found)
+
+    def check_configurations(self, task: str, models: list[str]) -> None:
+        """Refuse a folder that has runs of an edited configuration. Rows of earlier versions do not say theirs.
+
+        Raises:
+            ValueError: naming the task and the model.
+        """
+        for run, row in runs_in(results(self.output, task).rows).items():
+            theirs = row["about"]["study"].get("configuration")
+            if theirs and run.model in models and theirs != self.configuration(task, run.model):
+                raise ValueError(
+                    f"{self.output / task} has runs of {run.model} on {task} with another configuration: its files "
+                    "were changed since, so choose another folder"
+                )
 
     def matched_arguments(self, task: str, models: list[str]) -> dict[str, dict[str, Any]]:
         """Model -> the arguments that give it as many parameters as `standard`; none if the task fixes `ff_dim`."""
@@ -180,7 +204,9 @@ class Study(NamedTuple):
         """
         models, kept = list(arguments), results(self.output, task)
         command = shlex.join(["python", "study/run.py", *sys.argv[1:]])
-        write = partial(keep, output=self.output, kept=kept, command=command, options=self.options)
+        configurations = {model: self.configuration(task, model) for model in models}
+        about = {"command": command, "options": self.options, "configurations": configurations}
+        write = partial(keep, output=self.output, kept=kept, **about)
         (first_rate, *_), (first_decay, *_) = grid.rates, grid.decays
         points, missing = {model: (first_rate, first_decay) for model in models}, {}
         tried: dict[str, list[float]] = {}
@@ -241,6 +267,8 @@ def main() -> int:
     study = Study(chosen.output, options, chosen.configs, chosen.train, launcher(chosen))
     passes = {}
     for task in chosen.tasks:
+        study.check_configurations(task, chosen.models)
+    for task in chosen.tasks:
         settings = study.settings(task)
         steps, rate = chosen.steps or settings["trainer"]["max_steps"], settings["model"]["learning_rate"]
         rates = sorted(set(chosen.rates or [rate * factor for factor in START]))
@@ -257,5 +285,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except OSError as error:  # no space for the rows
+    except (OSError, ValueError) as error:  # no space for the rows, or an edited configuration
         sys.exit(f"study/run.py: error: {error}")

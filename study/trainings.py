@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the scripts of this folder, which import this file
 
+from bsbr_pl.evals.runs import read_record  # noqa: E402
 from bsbr_pl.utils.files import write_json  # noqa: E402
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -207,10 +208,9 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def finished_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a run that has finished, or None."""
-    path = folder / "record.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if found.get("status") == "finished" else None
+    """The record of a run that has finished, or None; a damaged one is none."""
+    found = read_record(last_checkpoint(folder))
+    return found if found.get("status") == "finished" and "metrics" in found else None
 
 
 def diverged(folder: Path) -> str | None:
@@ -222,7 +222,8 @@ def diverged(folder: Path) -> str | None:
 
 def validation_loss(record: Mapping[str, Any]) -> float | None:
     """The last validation loss of a record or row; None where it is not a number, or there was no validation."""
-    return record["metrics"].get("val/loss", {"value": [None]})["value"][-1]
+    values = record["metrics"].get("val/loss", {}).get("value")
+    return values[-1] if values else None
 
 
 def parse_with_rest(options: ArgumentParser) -> tuple[Namespace, list[str]]:

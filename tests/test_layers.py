@@ -88,11 +88,14 @@ ALLOWED: dict[str, set[str]] = {
     "bsbr_pl.plain_yaml": set(),
     "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml", "bsbr_pl.values"},
     "bsbr_pl.run_folder": {"bsbr_pl.checkpoint", "bsbr_pl.run", "bsbr_pl.utils.files"},
-    "bsbr_pl.configuration": {"bsbr_pl.attention", "bsbr_pl.foreign", "bsbr_pl.spec", "bsbr_pl.values"},
+    "bsbr_pl.configuration": {
+        *("bsbr_pl.attention", "bsbr_pl.foreign", "bsbr_pl.spec", "bsbr_pl.steps", "bsbr_pl.values"),
+    },
     "bsbr_pl.cli": {
         "bsbr_pl.configuration",
         *("bsbr_pl.attention", "bsbr_pl.checkpoint", "bsbr_pl.convert", "bsbr_pl.limits", "bsbr_pl.parsing"),
         *("bsbr_pl.patches", "bsbr_pl.run", "bsbr_pl.run_folder", "bsbr_pl.steps", "bsbr_pl.values"),
+        "bsbr_pl.utils.files",
     },
     "callbacks": {
         *("bsbr_pl.attention", "bsbr_pl.data", "bsbr_pl.data.base", "bsbr_pl.data.files", "bsbr_pl.module"),

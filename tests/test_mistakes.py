@@ -1,5 +1,6 @@
 """What a newcomer gets wrong, for real: every mistake ends in one sentence that says what to do, and an exit code."""
 
+import io
 import re
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from bsbr_pl.evals import compare_models
 from bsbr_pl.limits import count_parameters, memory, most_processes
 from bsbr_pl.models import SIZES
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.parsing import out_of_memory
+from bsbr_pl.parsing import open_streams, out_of_memory
 from bsbr_pl.plain_yaml import MOST, LimitError, load
 
 FILES = {
@@ -478,3 +479,11 @@ def test_an_architecture_is_known_by_its_key(choice, layers, folder, tmp_path):
     assert [type(attention) for attention in attentions] == layers
     assert attentions[0].chunk_size == 8
     assert "class_path: bsbr_pl.attention.LinearAttention" in Path(cli.trainer.log_dir, "config.yaml").read_text()
+
+
+def test_characters_that_a_terminal_cannot_show_are_replaced(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    open_streams()
+    print("caf\ufffd", flush=True)
+    assert shown.buffer.getvalue() == b"caf?\n"

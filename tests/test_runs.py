@@ -23,6 +23,7 @@ import train
 from bsbr_pl.attention import BSBRAttention, SlidingWindowAttention
 from bsbr_pl.checkpoint import load_checkpoint
 from bsbr_pl.data import DATA_SETS, MQARData, TextData, TokenData
+from bsbr_pl.evals.checkpoints import read
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run import check_same_model, fixed_differences, in_words, kind, model_arguments
 
@@ -172,6 +173,7 @@ FIXED = {
     "--trainer.accumulate_grad_batches=2": "trainer.accumulate_grad_batches=2 instead of 1",
     "--trainer.limit_val_batches=1": "trainer.limit_val_batches=1 instead of None",
     "--trainer.max_epochs=2": "trainer.has_epochs=True instead of False",
+    "--trainer.callbacks+=EMAWeightAveraging": "trainer.weight_averaging='EMAWeightAveraging' instead of None",
 }
 
 
@@ -211,6 +213,33 @@ def test_a_checkpoint_is_not_evaluated_as_another_model(folder, command, recwarn
     free = ["--model.learning_rate=1", "--model.dropout=0.5", "--model.beta1=0.1", "--model.compile=false"]
     assert fit(*free, path, command=command) is not None
     assert [str(warning.message) for warning in recwarn if "dirpath" in str(warning.message)] == []
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+def test_averaged_weights_are_part_of_the_run(folder):
+    """Without the callback, a run would go on from the averaged weights."""
+    averaging = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    fit(*averaging)
+    kept = {name: value for name, value in record()["run"]["arguments"].items() if "averaging" in name}
+    settings = {"decay": 0.5, "use_buffers": True, "update_every_n_steps": 1}
+    settings |= dict.fromkeys(("update_starting_at_step", "update_starting_at_epoch"))
+    settings = {f"trainer.weight_averaging.{name}": value for name, value in settings.items()}
+    assert kept == {"trainer.weight_averaging": "EMAWeightAveraging", **settings}
+    path, more = Path("runs/version_0/checkpoints/last.ckpt"), "--trainer.max_steps=9"
+    for other, words in (
+        ([], r"=None instead of 'EMAWeightAveraging'"),
+        ([averaging[0], "--trainer.callbacks.decay=0.9"], r"\.decay=0.9 instead of 0.5"),
+    ):
+        with pytest.raises(ValueError, match=f"^a run cannot be resumed with trainer.weight_averaging{words}: give"):
+            fit(*other, more, f"--ckpt_path={path}")
+    config = read(path).config
+    assert (config["trainer.weight_averaging"], config["trainer.weight_averaging.decay"]) == ("EMAWeightAveraging", 0.5)
+    saved = torch.load(path, weights_only=True)
+    for name in kept:
+        del saved["run"]["arguments"][name]
+    torch.save(saved, path)
+    fit(*averaging, more, "--ckpt_path=last")
+    assert record()["steps"] == 9, "a checkpoint of an earlier version"
 
 
 def test_a_window_is_part_of_the_model(folder):
@@ -496,6 +525,8 @@ def test_options_that_would_change_the_size_of_a_step_are_refused(folder):
         "--trainer.limit_train_batches=0": "limit_train_batches=0 trains nothing",
         "--trainer.callbacks+=GradientAccumulationScheduler": "GradientAccumulationScheduler changes the size",
         "--trainer.callbacks+=StochasticWeightAveraging": "StochasticWeightAveraging changes the weights after",
+        "--trainer.callbacks+=LearningRateFinder": "LearningRateFinder changes the learning rate: set learning_rate",
+        "--trainer.callbacks+=BatchSizeFinder": "BatchSizeFinder changes the batch size: set batch_size",
     }.items():
         needed = {"Gradient": ["scheduling={0: 1, 2: 4}"], "Stochastic": ["swa_lrs=0.1", "device=null"]}
         values = next((values for key, values in needed.items() if key in option), [])

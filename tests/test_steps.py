@@ -122,7 +122,8 @@ def test_arguments_of_a_trainer():
     given |= {"accumulate_grad_batches": 3, "overfit_batches": 2, "limit_train_batches": 4, "limit_val_batches": 6}
     algorithm = SimpleNamespace(value="norm")
     subject = trainer(**given, gradient_clip_algorithm=algorithm, callbacks=[timer(20.0), timer(35.0), timer(None)])
-    assert steps.arguments(subject, OF_TRAINER) == given | {"gradient_clip_algorithm": "norm", "max_time": 60.0}
+    expected = given | {"gradient_clip_algorithm": "norm", "max_time": 60.0, "weight_averaging": None}
+    assert steps.arguments(subject, OF_TRAINER) == expected
     subject.callbacks = []
     assert steps.arguments(subject, OF_TRAINER)["max_time"] is None
 

@@ -76,9 +76,11 @@ def test_study(tmp_path, capsys):
     rows = [row for row in every if row["identity"]["kind"] == "training"]
     rows.sort(key=lambda row: (row["about"]["study"]["phase"] == "final", row["about"]["study"]["rate"]))
     assert len(every) == len(rows) + 2
+    (configuration,) = {row["about"]["study"]["configuration"] for row in rows}
+    facts = {"task": "text", "model": "linear", "options": command[-6:], "configuration": configuration}
     assert [(row["about"]["study"], row["about"]["seed"], row["about"]["run"]["planned_steps"]) for row in rows] == [
         (
-            {"task": "text", "model": "linear", "phase": phase, "rate": rate, **more, "options": command[-6:]},
+            {**facts, "phase": phase, "rate": rate, **more},
             seed,
             steps,
         )
@@ -193,6 +195,31 @@ def test_runs_with_other_options_need_another_folder(tmp_path, capsys, theirs, o
 
 
 @pytest.mark.usefixtures("_at_home")
+def test_runs_of_an_edited_configuration_need_another_folder(tmp_path):
+    """What the study sets may change; rows of earlier versions have no digest."""
+    from run import Study
+
+    own, results = Study(tmp_path / "runs", [], tmp_path), Results(tmp_path / "runs/mqar/results.jsonl")
+
+    def digest(weight_decay: float, steps: int) -> str:
+        section = f"model: {{weight_decay: {weight_decay}}}\ntrainer: {{max_steps: {steps}}}"
+        (tmp_path / "mqar.yaml").write_text(section)
+        return own.configuration("mqar", "linear")
+
+    kept = digest(0.1, 5)
+    study = {"task": "mqar", "model": "linear", "phase": "final", "rate": 0.1}
+    for seed, more in enumerate(({}, {"configuration": kept})):
+        results.add({"kind": "training", "checkpoint": str(seed)}, {"metrics": {}}, {"study": study | more})
+        own.check_configurations("mqar", ["linear"])
+    assert digest(0.1, 6) == kept != digest(0.2, 5)
+    with pytest.raises(ValueError, match="has runs of linear on mqar with another configuration: its files were"):
+        own.check_configurations("mqar", ["linear"])
+    own.check_configurations("mqar", ["standard"])
+    told = in_this_process("study/run.py", ["runs", *ONE_STEP])
+    assert told.startswith("study/run.py: error: runs/mqar has runs of linear on mqar with another configuration")
+
+
+@pytest.mark.usefixtures("_at_home")
 def test_a_run_with_other_arguments_is_missing(tmp_path):
     """Whether it has finished or can be resumed; a run of the same arguments, or without a file of them, is reused."""
     from trainings import Training, train_all
@@ -216,6 +243,23 @@ def test_a_run_with_other_arguments_is_missing(tmp_path):
     assert train_all([first]) == {}
     (folder / "arguments.json").unlink()
     assert train_all([longer]) == {}, "a folder of an earlier version"
+
+
+DAMAGED = ['{"status": "fin', "[]", "null", '{"status": "finished"}', '{"status": "finished", "metrics": []}',
+           '{"status": "finished", "metrics": {"val/loss": {"value": []}}}']  # fmt: skip
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_none(tmp_path, content):
+    """Without values, a record is one of a run without validation."""
+    from trainings import finished_record, validation_loss
+
+    (tmp_path / "record.json").write_text(content)
+    assert finished_record(tmp_path) is None
+    columns = {"step": [], "value": []}
+    (tmp_path / "record.json").write_text(json.dumps({"status": "finished", "metrics": {"val/loss": columns}}))
+    assert validation_loss(finished_record(tmp_path)) is None
 
 
 @pytest.mark.usefixtures("_at_home")

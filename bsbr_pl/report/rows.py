@@ -36,8 +36,9 @@ class Checkpoint:
         self.budget: str = f"{self.steps:,} steps" if self.finished else self.length  # whatever ended it
         self.marks: list[str] = self.get("run.marks") or []  # warnings shown with its name
         stem = PurePosixPath(self.name).stem  # best and last of one run are not two seeds
+        added = {"trainer.weight_averaging": None}  # which older rows do not say
         #: All that was chosen for the run but its seed; runs that agree in it are seeds.
-        self.config = {"checkpoint": stem} | (self.get("config") or {}) | {"length": self.length}
+        self.config = {"checkpoint": stem} | added | (self.get("config") or {}) | {"length": self.length}
 
     def get(self, path: str) -> Any:
         """A fact by its path in `about`, as `run.steps`; None if the rows do not say."""

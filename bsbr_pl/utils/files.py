@@ -11,6 +11,15 @@ from typing import Any
 from bsbr_pl.values import finite
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where it cannot be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_whole` of a value as JSON; numbers that are not finite become null."""
     write_whole(path, json.dumps(finite(value), default=str, allow_nan=False).encode())

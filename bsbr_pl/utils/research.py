@@ -2,11 +2,15 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any
+from uuid import uuid4
+from weakref import ref
 
 import torch
 from torch import nn
@@ -25,10 +29,11 @@ class ExperimentRunner:
 
     A subclass sets `models`, `seq_lengths` and `metrics` in `setup` and defines `run_experiment`. Each cell (a model at
     a length) is a row of `output_dir/results.jsonl` as soon as it is measured. It is reused until something that it
-    depends on changes: the config, the model's structure, plain attributes or weights, the code of this class and of
-    the model's, the machine. Several processes with the same folder divide the cells. A cell that fails has a record
-    with its error; the others continue, and the next `run` tries it again. Each cell has its own copy of the model and
-    starts from the same random state.
+    depends on changes: the config, the model's structure, attributes or weights, the code of this class and of the
+    model's, the machine. A function counts by its code, its defaults and what it closes over; what cannot be told, as
+    an open file, is another one in each run. Several processes with the same folder divide the cells. A cell that fails
+    has a record with its error; the others continue, and the next `run` tries it again. Each cell has its own copy of
+    the model and starts from the same random state.
 
     Args:
         output_dir: folder of the results; runs/<name of the class> if None.
@@ -161,24 +166,73 @@ class ExperimentRunner:
 
     def _digest(self, name: str, model: Any) -> str:
         """Digest of everything that the model's cells depend on, except their length."""
-        facts = [source_code(type(self)), self.config, name, repr(model), list(self.metrics), self.rounds, self.seed]
-        modules = list(model.modules()) if isinstance(model, nn.Module) else []
-        facts += map(_attributes, modules)
-        facts += map(source_code, dict.fromkeys(map(type, modules)))
-        content = sha256(json.dumps([facts, environment(self.device)], sort_keys=True, default=repr).encode())
-        for tensor in model.state_dict().values() if isinstance(model, nn.Module) else ():
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return content.hexdigest()[:24]
+        facts = [type(self), self.config, name, model, list(self.metrics), self.rounds, self.seed]
+        try:
+            content = [_facts(facts, {}), environment(self.device)]
+        except RecursionError:
+            content = [uuid4().hex]
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The plain attributes of a module, such as its window: neither `repr` nor the weights need to show them."""
-    plain_types = bool | int | float | str | None
-    found = {}
-    for name, value in vars(module).items():
-        parts = value if isinstance(value, tuple) else (value,)
-        if name != "training" and all(isinstance(part, plain_types) for part in parts):
-            found[name] = value
+def _facts(value: Any, seen: dict[int, Any]) -> Any:
+    """What a value is made of, as JSON holds it; the same in each process, unless a part cannot be told.
+
+    `seen`: the numbers of the parts that were met, and the parts themselves, so that no other gets their address.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        return [str(value.dtype), list(value.shape), sha256(content).hexdigest()]
+    if not isinstance(value, tuple):
+        if id(value) in seen:
+            return ["seen", seen[id(value)][0]]
+        seen[id(value)] = len(seen), value
+    parts, facts = _parts(value), partial(_facts, seen=seen)
+    if isinstance(parts, Mapping):
+        return {_shown(key): facts(part) for key, part in parts.items()}
+    return parts if isinstance(parts, str) else list(map(facts, parts))
+
+
+def _parts(value: Any) -> Mapping | Sequence:
+    """What decides a value that is no plain one: other values, or a text."""
+    if isinstance(value, list | tuple | Mapping):
+        return value
+    if isinstance(value, set | frozenset):
+        return _shown(sorted(map(repr, value)))  # their order is another in each process
+    if isinstance(value, type):
+        return source_code(value)
+    if isinstance(value, CodeType):
+        return value.co_code.hex(), value.co_names, value.co_consts
+    if isinstance(value, FunctionType):
+        return value.__code__, _closed_over(value), value.__defaults__, value.__kwdefaults__
+    if isinstance(value, MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, nn.Module):
+        return type(value), {name: part for name, part in vars(value).items() if name != "training"}
+    if isinstance(value, ref):
+        return (value(),)
+    try:
+        reduced = None if isinstance(value, bytes) else value.__reduce_ex__(4)  # as pickle takes it apart
+    except Exception:
+        reduced = None
+    if isinstance(reduced, str):  # the name of a global
+        return reduced, getattr(value, "__wrapped__", None)
+    return [list(part) if isinstance(part, Iterator) else part for part in reduced] if reduced else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """The text of a value; another one at each call if it is no more than an address."""
+    text = repr(value)
+    return uuid4().hex if " at 0x" in text else text
+
+
+def _closed_over(function: FunctionType) -> list[Any]:
+    """The values that a function has from where it was defined."""
+    found = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it has no value yet
+            found.append(cell.cell_contents)
     return found
 
 

@@ -76,6 +76,18 @@ def test_a_resumed_run_goes_on_with_its_record(make_data, make_module, make_trai
         assert record["metrics"][key]["seconds"] == sorted(record["metrics"][key]["seconds"])
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"status": "fin'])
+def test_a_damaged_record_is_written_again(make_data, make_module, make_trainer, tmp_path, content):
+    """From the last checkpoint, without another step."""
+    checkpoint = ModelCheckpoint(tmp_path / "saved", filename="last", every_n_train_steps=1)
+    options = {"enable_checkpointing": True, "max_steps": 1}
+    make_trainer(callbacks=[RunRecorder(), checkpoint], **options).fit(make_module(), make_data())
+    (tmp_path / "record.json").write_text(content)
+    again = make_trainer(callbacks=[RunRecorder(), checkpoint], **options)
+    again.fit(make_module(), make_data(), ckpt_path=str(tmp_path / "saved" / "last.ckpt"))
+    assert (record_of(tmp_path)["status"], record_of(tmp_path)["steps"]) == ("finished", 1)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_run_that_fails_says_how(make_data, make_module, make_trainer, tmp_path, error):
     module = make_module()

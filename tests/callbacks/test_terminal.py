@@ -4,9 +4,11 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from faults.damage import tiny
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -167,6 +169,13 @@ def test_the_gradient_norm_is_that_before_clipping(make_module, make_data, make_
     assert logged == pytest.approx(norms, rel=1e-5)
 
 
+def test_a_folder_with_another_digit_is_no_run(tmp_path):
+    """`²` is a digit, but no number."""
+    for name in ("version_²", "version_3", "version_x"):
+        (tmp_path / name).mkdir()
+    assert run_folder.next_version(tmp_path) == "version_4"
+
+
 def test_runs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch):
     """Both see the same folders, so both choose the same name."""
     other = run_folder.next_version
@@ -179,6 +188,17 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch
     monkeypatch.setattr(run_folder, "next_version", seen_before_the_other_made_it)
     assert run_folder.reserve(tmp_path / "runs") == tmp_path / "runs/version_1"
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["version_0", "version_1"]
+
+
+@pytest.mark.parametrize("half", ["", "0.3,", "0.3,1", "0.3,x\r\n"])
+def test_half_a_line_of_metrics_is_left_out(tmp_path, half):
+    """Of a process that was killed."""
+    logger = CSVLogger(tmp_path, "", 0)
+    folder = Path(logger.experiment.log_dir)
+    whole = "loss,step\r\n0.5,0\r\n0.4,1\r\n"
+    (folder / "metrics_before_resume.csv").write_text(f"{whole}0.2,2\r\n{half}", newline="")
+    run_folder.put_csv_rows_back(SimpleNamespace(loggers=[logger], global_step=2))
+    assert (folder / "metrics.csv").read_bytes() == whole.encode()
 
 
 def test_a_run_that_leaves_nothing_leaves_no_folder(options):

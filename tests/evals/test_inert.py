@@ -13,7 +13,7 @@ from bsbr_pl.__main__ import main
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.data import InductionData, NeedleData, TextData, TokenData
 from bsbr_pl.evals.checkpoints import read
-from bsbr_pl.evals.saved_data import DataLocation
+from bsbr_pl.evals.saved_data import DataLocation, check_lengths
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import Results
 
@@ -191,6 +191,14 @@ def test_a_task_of_too_many_tokens_is_a_problem(trained, home, tmp_path, changes
     assert [row["about"]["checkpoint"]["name"] for row in rows if row["identity"]["kind"] == "recall"] == [
         f"{tmp_path}/runs/task.ckpt"
     ]
+
+
+@pytest.mark.parametrize("lengths", [[1, 65_536], [65_536, 1]])
+def test_a_task_of_too_many_lengths_is_refused(lengths):
+    """Which would all be built, one by one."""
+    check_lengths({"train_lengths": [24, 1024]})
+    with pytest.raises(ValueError, match=r"^data\.train_lengths has 65,535 items, more than 1,000: set --trust_data"):
+        check_lengths({"train_lengths": lengths})
 
 
 def test_a_needle_is_looked_for_in_the_users_cache_alone(trained, home, tmp_path, text):

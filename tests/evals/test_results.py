@@ -184,6 +184,17 @@ def test_nobody_else_can_read_the_folder_of_locks(tmp_path):
     assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_row_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    results = Results(tmp_path / "results.jsonl")
+    results.add(IDENTITY, {"state_bytes": 1}, {})
+    length = len(results.path.read_bytes())
+    monkeypatch.setattr("bsbr_pl.results.MAX_LINE", length)
+    with pytest.raises(ValueError, match=f"^a row of {length + 1} bytes is longer than {length}: measure fewer values"):
+        results.add(IDENTITY, {"state_bytes": 12}, {})
+    results.add(IDENTITY, {"state_bytes": 2}, {})
+    assert [one["values"] for one in Results(results.path).rows] == [{"state_bytes": 2}]
+
+
 def test_a_whole_row_without_a_newline_counts_and_swallows_none(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(row()))

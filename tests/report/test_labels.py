@@ -12,6 +12,8 @@ from bsbr_pl.report.labels import kind, look, styles
 from bsbr_pl.report.sources import marks
 from bsbr_pl.report.studies import Findings
 
+AVERAGING = "trainer.weight_averaging"
+
 
 def measured(*ones: dict[str, Any]) -> Bench:
     bench = Bench()
@@ -27,7 +29,9 @@ def names(*ones: dict[str, Any]) -> list[str]:
 
 
 def test_seeds_share_a_name():
-    assert names(about("bsbr", 0), about("bsbr", 1)) == ["bsbr(chunk_size=8)"] * 2
+    """Also if older rows lack what newer ones say."""
+    ones = [about("bsbr", 0), about("bsbr", 1), about("bsbr", 2, **{f"config__{AVERAGING}": None})]
+    assert names(*ones) == ["bsbr(chunk_size=8)"] * 3
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,7 @@ def test_seeds_share_a_name():
         ({"config__trainer.precision": "32"}, {"config__trainer.precision": "16"}, ("precision=32", "precision=16")),
         ({"config__initial_weights": None}, {"config__initial_weights": "gpt2"}, ("initial_weights=None",
                                                                                    "initial_weights=gpt2")),
+        ({}, {f"config__{AVERAGING}": "EMA"}, ("weight_averaging=None", "weight_averaging=EMA")),
         ({"path": "a/best.ckpt"}, {"path": "a/last.ckpt"}, ("checkpoint=best", "checkpoint=last")),
         ({"run__steps": 200}, {"run__steps": 100}, ("200 steps", "100 steps")),
     ],

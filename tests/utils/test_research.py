@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -287,3 +290,72 @@ def test_names_of_the_record_are_not_returned(tmp_path, monkeypatch, name):
     monkeypatch.setattr(Experiment, "run_experiment", lambda *_: {"accuracy": 1.0, name: 7})
     (record, *_) = Experiment(tmp_path).run()
     assert record["error"] == f"ValueError: run_experiment must not return {name}: the record has a value of this name"
+
+
+class Scaled(nn.Module):
+    """What decides its output stands in no weight and in no structure."""
+
+    def __init__(self, scales, act=torch.relu, shift=0.0, table=None):
+        super().__init__()
+        self.scales, self.act, self.table = scales, act, table or {}
+        self.register_buffer("shift", torch.full((3,), shift), persistent=False)
+
+    def forward(self, x):
+        return self.act(x * self.scales[0]) + self.shift
+
+
+class Times:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+def times(factor, more=0):
+    return lambda x, more=more: x * factor + more
+
+
+KINDS_OF_MODELS = {
+    "list": lambda: (Scaled([1]), Scaled([2])),
+    "tuple": lambda: (Scaled(({"a": 1},)), Scaled(({"a": 2},))),
+    "dict": lambda: (Scaled([1], table={"a": [1]}), Scaled([1], table={"a": [2]})),
+    "built-in function": lambda: (Scaled([1], torch.relu), Scaled([1], torch.tanh)),
+    "function of Python": lambda: (Scaled([1], nn.functional.relu), Scaled([1], nn.functional.softsign)),
+    "buffer": lambda: (Scaled([1]), Scaled([1], shift=5.0)),
+    "code": lambda: (lambda x: x * 2, lambda x: x * 3),
+    "closure": lambda: (times(2), times(3)),
+    "default": lambda: (times(2), times(2, 1)),
+    "partial": lambda: (partial(torch.add, other=1), partial(torch.add, other=2)),
+    "object": lambda: (Times(2), Times(3)),
+    "object within": lambda: (Times(Times(np.arange(3)).factor), Times(Times(np.arange(1, 4)).factor)),
+    "method": lambda: (Times(2).__call__, Times(3).__call__),
+    "state in C": lambda: (Times(random.Random(1)), Times(random.Random(2))),
+    "generator": lambda: (Times(np.random.default_rng(1)), Times(np.random.default_rng(2))),
+    "weak references": lambda: (nn.LSTM(2, 2, bias=False), nn.LSTM(2, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MODELS)
+def test_whatever_decides_a_model_is_part_of_it(tmp_path, kind):
+    """The same model, built again, is measured once; another one is measured."""
+
+    class Counting(ExperimentRunner):
+        called = 0
+
+        def setup(self):
+            self.models, self.seq_lengths = {"model": type(self).model}, [3]
+
+        def run_experiment(self, model, seq_length):
+            Counting.called += 1
+            return {}
+
+    (before, after), (again, _) = (torch.manual_seed(0) and KINDS_OF_MODELS[kind]() for _ in range(2))
+    for Counting.model, called in ((before, 1), (again, 1), (after, 2), (before, 2)):
+        Counting(tmp_path, rounds=0).run()
+        assert Counting.called == called
+
+
+def test_what_cannot_be_told_is_measured_again(tmp_path):
+    runner, model = ExperimentRunner(tmp_path), Times(threading.Lock())
+    assert runner._digest("model", model) != runner._digest("model", model)
