@@ -264,26 +264,27 @@ def claims() -> list[str]:
     copying = {model: f"{recalled(model, 'hits'):.2f}" for model in SEEDS}
     read = {(model, way): f"{lengths(model, way):.3f}" for model in SEEDS for way in ("truncated", "as it is")}
     return [
-        f"With the same parts, MoBA has {against('moba_pro', 'standard_pro')}, BSBR {against('bsbr_pro', 'standard_pro')} "
-        f"and a window of 64 tokens {against('sliding_window_pro', 'standard_pro')}",
+        f"With the same parts, MoBA has {against('moba_pro', 'standard_pro')}, BSBR "
+        f"{against('bsbr_pro', 'standard_pro')} and a window of 64 tokens "
+        f"{against('sliding_window_pro', 'standard_pro')}",
         f"BSBR needs {less('flops_per_token', 'bsbr_pro', 'standard_pro')} fewer FLOPs per token and "
         f"{less('state_bytes', 'bsbr_pro', 'standard_pro')} less state than Standard, the window "
         f"{less('flops_per_token', 'sliding_window_pro', 'standard_pro')} and "
         f"{less('state_bytes', 'sliding_window_pro', 'standard_pro')}",
-        f"Without QK-norm and gate, Standard has {without_parts('standard_pro', 'standard_conv')} more bits per byte, MoBA "
-        f"{without_parts('moba_pro', 'moba_conv')}, BSBR {without_parts('bsbr_pro', 'bsbr')} and the window "
+        f"Without QK-norm and gate, Standard has {without_parts('standard_pro', 'standard_conv')} more bits per byte, "
+        f"MoBA {without_parts('moba_pro', 'moba_conv')}, BSBR {without_parts('bsbr_pro', 'bsbr')} and the window "
         f"{without_parts('sliding_window_pro', 'sliding_window_conv')}. Standard without the convolution too "
         f"(`standard`) has {without_parts('standard_pro', 'standard')} more",
         f"`sliding_window_pro`, which is BSBR without its retrieval, has {against('sliding_window_pro', 'bsbr_pro')}",
         f"MoBA, which reads the chunks that it chooses exactly, has {against('moba_pro', 'bsbr_pro')}",
-        f"{copying['standard_pro']} nats with `standard_pro`, {copying['moba_pro']} with MoBA, {copying['fox_pro']} with "
-        f"FoX, {copying['bsbr_pro']} with BSBR, {copying['sliding_window_pro']} with the window, "
+        f"{copying['standard_pro']} nats with `standard_pro`, {copying['moba_pro']} with MoBA, {copying['fox_pro']} "
+        f"with FoX, {copying['bsbr_pro']} with BSBR, {copying['sliding_window_pro']} with the window, "
         f"{copying['hybrid_3_to_1']} with the hybrid, {copying['gated_delta_net_identity']} with Gated DeltaNet, "
         f"{copying['standard']} with `standard` and {copying['mamba2']} with Mamba-2",
         f"`standard_pro` has {read['standard_pro', 'truncated']} in windows of 512 tokens, "
         f"{read['standard_pro', 'as it is']} as it is and {lengths('standard_pro', 'stretched'):.3f} with a stretched "
-        f"rotary base; BSBR has {read['bsbr_pro', 'as it is']} as it is and {read['bsbr_pro', 'truncated']} in windows of "
-        "512",
+        f"rotary base; BSBR has {read['bsbr_pro', 'as it is']} as it is and {read['bsbr_pro', 'truncated']} in windows "
+        "of 512",
     ]
 
 
