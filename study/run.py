@@ -63,7 +63,7 @@ from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
 from bsbr_pl.values import digest
 
-#: Task -> the task whose changes of the models it uses too.
+#: Task -> the task whose changes of a model it uses if it has none of its own.
 CHANGES_OF = dict.fromkeys(("induction", "selective_copy", "needle"), "mqar")
 SECONDS_BETWEEN_LOOKS = 20.0  # at the jobs of a cluster
 SWEEP_SEED = 0
@@ -100,9 +100,9 @@ class Study(NamedTuple):
 
     def files(self, task: str, model: str) -> list[Path]:
         """The configuration of a model on a task; later files override earlier ones."""
-        changes = self.configs / CHANGES_OF.get(task, task) / f"{model}.yaml"
-        found = [self.described(model), self.configs / f"{task}.yaml"]
-        return [*found, changes] if changes.exists() else found
+        folders = (self.configs / folder for folder in (task, CHANGES_OF.get(task, task)))
+        changes = [file for folder in folders if (file := folder / f"{model}.yaml").exists()]
+        return [self.described(model), self.configs / f"{task}.yaml", *changes[:1]]
 
     def settings(self, task: str) -> dict[str, Any]:
         return yaml.safe_load((self.configs / f"{task}.yaml").read_text())
