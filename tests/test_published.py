@@ -52,6 +52,7 @@ SEEDS = {
 #: The models of README's table: the best form of each architecture, and Standard without further parts.
 SHOWN = ["standard_pro", "moba_pro", "fox_pro", "bsbr_pro", "sliding_window_pro", "hybrid_3_to_1"]
 SHOWN += ["gated_delta_net_identity", "standard", "mamba2"]
+MQAR = ["standard", "standard_conv", "standard_pro", "sliding_window_conv", "bsbr", "delta_net"]
 
 
 def rows(task: str) -> list[dict[str, Any]]:
@@ -395,3 +396,16 @@ def changes() -> str:
 
 def test_the_words_about_longer_contexts_are_computed_from_their_rows():
     assert changes() in one_line(RESULTS / "README.md")
+
+
+def test_the_words_about_mqar_are_computed_from_its_rows():
+    page = one_line(RESULTS / "README.md")
+    accuracy = {model: [row["values"]["result"]["test"] for row in of("mqar", model)] for model in MQAR}
+    assert {model: len(found) for model, found in accuracy.items()} == dict.fromkeys(MQAR, 3)
+    assert min(accuracy["bsbr"] + accuracy["delta_net"] + accuracy["standard_conv"]) > 0.9995
+    assert f"The window alone has {mean(accuracy['sliding_window_conv']):.2f}, and Standard" in page
+    assert f"in 640 steps, {mean(accuracy['standard']):.2f}." in page
+    for model in ("standard_conv", "bsbr", "delta_net"):
+        found = {row["about"]["study"]["rate"]: row["values"]["metrics"] for row in of("mqar", model, phase="sweep")}
+        assert min(found[rate]["val/accuracy"]["value"][-1] for rate in (2.5e-3, 5e-3, 1e-2)) > 0.98
+    assert len(of("mqar", "standard", phase="sweep")) == 5
