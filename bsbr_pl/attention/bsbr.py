@@ -161,7 +161,7 @@ class BSBRAttention(Attention[Chunks]):
 
     def routing_vectors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D) from the start of a chunk -> queries r (B, H, M, R) of blocks, keys h (B, H, N, R) of chunks."""
-        r = split_heads(self.chunk_query(x[:, :: self.route_every]), self.num_heads)
+        r = split_heads(self.chunk_query(x[:, :: min(self.route_every, x.shape[1])]), self.num_heads)
         means = to_chunks(x, min(self.chunk_size, x.shape[1]), dim=1).mean(2)
         return r, split_heads(self.chunk_key(means), self.num_heads)
 

@@ -90,7 +90,7 @@ class RetNetAttention(Attention[Memory]):
     def decay(self, steps: Tensor, like: Tensor) -> Tensor:
         """gamma^steps of each head: steps (M, N) -> (H, M, N), in the precision of `like`."""
         h = torch.arange(self.num_heads, dtype=torch.float64, device=steps.device)
-        log_gamma = torch.log1p(-torch.exp2(-5 - 4 * h / max(1, self.num_heads - 1)))
+        log_gamma = (1 - 2 ** (-5 - 4 * h / max(1, self.num_heads - 1))).log()
         return (log_gamma[:, None, None] * steps).exp().to(like.dtype)
 
     def values(self, x: Tensor) -> Tensor:
