@@ -92,7 +92,7 @@ VARIANTS = [
     ("moba", {"chunk_size": C}),
     ("moba", {"chunk_size": 3, "top_k": 2, "conv_size": 4}),
     ("moba", {"chunk_size": C, "top_k": 1, "rope": False}),
-    ("moba", {"chunk_size": C, "conv_size": 4, "qk_norm": True, "output_gate": True}),
+    ("moba", {"chunk_size": C, "top_k": 9, "conv_size": 4, "qk_norm": True, "output_gate": True}),
     ("nsa", {"chunk_size": C, "window_size": C}),
     ("nsa", {"chunk_size": 3, "top_k": 5, "window_size": 5, "conv_size": 4, "num_kv_heads": 1}),
     ("nsa", {"chunk_size": C, "top_k": 1, "window_size": 1, "rope": False}),
