@@ -122,9 +122,10 @@ class Study(NamedTuple):
         Raises:
             ValueError: naming the task and the model.
         """
+        ours = {model: self.configuration(task, model) for model in models}
         for run, row in runs_in(results(self.output, task).rows).items():
             theirs = row["about"]["study"].get("configuration")
-            if theirs and run.model in models and theirs != self.configuration(task, run.model):
+            if theirs and run.model in ours and theirs != ours[run.model]:
                 raise ValueError(
                     f"{self.output / task} has runs of {run.model} on {task} with another configuration: its files "
                     "were changed since, so choose another folder"

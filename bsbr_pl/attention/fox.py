@@ -78,7 +78,7 @@ class FoXAttention(Attention[AgingCache]):
     @property
     def added(self) -> int:
         """Channels of a head for the age, and zeros up to a multiple of 8: CUDA's kernels for masks take no others."""
-        return CHANNELS - (self.head_dim + CHANNELS) % -8
+        return CHANNELS + -(self.head_dim + CHANNELS) % 8
 
     def project(self, x: Tensor, state: AgingCache | None = None) -> tuple[Tensor, ...]:
         """q, k, v (B, H, T, K), log f (B, H, T, 1), and the last key and value before their shift."""

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attention
+from .base import Attention, num_weights
 from .decays import decay_map, decays, power_of_two
 from .parts import (
     ConvInit,
@@ -185,9 +185,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
     def flops(self, num_tokens: int) -> int:
         D, K, n, C = self.hidden_dim, self.head_dim, self.num_steps, power_of_two(min(self.chunk_size, num_tokens))
         padded = -(-num_tokens // C) * C
-        decay = 0 if self.decay is None else self.decay.weight.numel()
-        maps = self.qkv.weight.numel() + self.beta.weight.numel() + decay + 2 * D * D
-        projections = num_tokens * (maps + self.conv.weight.numel())
+        projections = num_tokens * num_weights(self.qkv, self.conv, self.beta, self.decay, self.gate, self.out)
         products = (n + 1) * n * C * D  # K K^T and Q K^T
         inverse = padded // C * self.num_heads * (n * C) ** 3 // 2  # half of (n C)^2 for each of n C columns
         loop = n * n * C * D + 2 * n * K * D  # (...)^-1 (...) ; K S, K^T U
