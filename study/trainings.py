@@ -197,7 +197,13 @@ def other_arguments(training: Training) -> str | None:
     file = arguments_file(training.folder)
     if not file.exists():
         return None
-    for theirs, ours in zip_longest(json.loads(file.read_text()), training.arguments, fillvalue="nothing"):
+    try:
+        before = json.loads(file.read_text())
+    except ValueError:
+        before = None
+    if not isinstance(before, list):
+        return f"{file.name} is damaged: choose another folder"
+    for theirs, ours in zip_longest(before, training.arguments, fillvalue="nothing"):
         if theirs != ours:
             return f"trained with other arguments ({theirs} instead of {ours}): choose another folder"
     return None

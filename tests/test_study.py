@@ -241,6 +241,9 @@ def test_a_run_with_other_arguments_is_missing(tmp_path):
     (folder / "record.json").unlink()
     assert train_all([longer]) == {"run": f"{words}: choose another folder"}
     assert train_all([first]) == {}
+    for damaged in ('["--trainer', "null"):
+        (folder / "arguments.json").write_text(damaged)
+        assert train_all([longer]) == {"run": "arguments.json is damaged: choose another folder"}
     (folder / "arguments.json").unlink()
     assert train_all([longer]) == {}, "a folder of an earlier version"
 
