@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
+from .kernels import causal_attention, for_products, low_precision
 from .parts import append, at_least_fp32, check_positive, merge_heads, rotary, split_heads
-from .softmax import causal_attention, causal_softmax, head_norm
+from .softmax import causal_softmax, head_norm
 
 CHANNELS = 3  # of the age: three numbers of bf16 hold one of fp32
 
@@ -113,15 +114,17 @@ class FoXAttention(Attention[AgingCache]):
         """q (B, H, T, K) and log f (B, H, T, 1) of the last T tokens of k, v; age of the tokens before them, none if
         None -> mixed values (B, H, T, V); age of all tokens."""
         V, zeros = v.shape[3], self.added - CHANNELS
-        q = F.pad(F.pad(at_least_fp32(q) * self.head_dim**-0.5, (0, CHANNELS), value=1.0), (0, zeros))
-        k, v = at_least_fp32(k), F.pad(at_least_fp32(v), (0, self.added))  # the kernels want equal widths
+        chunk = self.chunk_size if low_precision(q) is None else max(self.chunk_size, 4096)  # no mask: FlashAttention
+        q = for_products(at_least_fp32(q) * self.head_dim**-0.5)
+        q = F.pad(F.pad(q, (0, CHANNELS), value=1.0), (0, zeros))
+        k, v = for_products(k), F.pad(for_products(v), (0, self.added))  # the kernels want equal widths
         age = log_f[:, :, :0] if age is None else age
         mixed = []
-        for q_n, log_f_n in zip(*(part.split(self.chunk_size, 2) for part in (q, log_f)), strict=True):
+        for q_n, log_f_n in zip(*(part.split(chunk, 2) for part in (q, log_f)), strict=True):
             g = log_f_n.cumsum(2)
             age = torch.cat((age, -g), 2)
             seen = age.shape[2]
-            keys = F.pad(torch.cat((k[:, :, :seen], *in_bf16(age)), 3), (0, zeros))
+            keys = F.pad(torch.cat((k[:, :, :seen], *(part.to(k.dtype) for part in in_bf16(age))), 3), (0, zeros))
             mixed.append(causal_attention(q_n, keys, v[:, :, :seen], scale=1.0))
             age = age + g[:, :, -1:]
         return torch.cat(mixed, 2)[..., :V], age

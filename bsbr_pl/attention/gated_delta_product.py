@@ -34,7 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
+from .chunk_kernels import gated_delta_product_kernel
 from .decays import decay_map, decays, power_of_two
+from .kernels import choose, has_delta_rule
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -98,6 +100,10 @@ class GatedDeltaProductAttention(Attention[Memory]):
     @property
     def period(self) -> int:
         return self.chunk_size
+
+    @property
+    def has_kernel(self) -> bool:
+        return has_delta_rule(self.head_dim)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q (B, H, T, K); k, v (B, H, T, n, K) and beta (B, H, T, n, 1) of each step; log alpha (B, H, T, 1); the state
@@ -164,7 +170,9 @@ class GatedDeltaProductAttention(Attention[Memory]):
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         q, k, v, beta, log_alpha, conv_state = self.project(x, state)
-        mixed, S = self.mix(q, k, v, beta, log_alpha, None if state is None else state.S)
+        S = None if state is None else state.S
+        kernel = choose(x, gated_delta_product_kernel, self.mix, self.has_kernel)
+        mixed, S = kernel(q, k, v, beta, log_alpha, S)
         return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:

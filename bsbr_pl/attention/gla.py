@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .chunk_kernels import gla_kernel, has_chunk_kernels
 from .decays import decay_map, decayed_products, decayed_sum, power_of_two
+from .kernels import choose
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -93,6 +95,10 @@ class GLAAttention(Attention[Memory]):
     def period(self) -> int:
         return self.chunk_size
 
+    @property
+    def has_kernel(self) -> bool:
+        return has_chunk_kernels(self.key_dim)
+
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k, log alpha (B, H, T, K), v (B, H, T, V) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
@@ -132,7 +138,8 @@ class GLAAttention(Attention[Memory]):
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         q, k, log_alpha, v, conv_state = self.project(x, state)
-        mixed, S = self.mix(q, k, log_alpha, v, None if state is None else state.S)
+        S = None if state is None else state.S
+        mixed, S = choose(x, gla_kernel, self.mix, self.has_kernel)(q, k, log_alpha, v, S)
         return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:

@@ -30,7 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .chunk_kernels import has_chunk_kernels, kda_kernel
 from .decays import decay_map, decayed_products, power_of_two
+from .kernels import choose
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -94,6 +96,10 @@ class KDAAttention(Attention[Memory]):
     def period(self) -> int:
         return self.chunk_size
 
+    @property
+    def has_kernel(self) -> bool:
+        return has_chunk_kernels(self.head_dim)
+
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k, v (B, H, T, K), beta (B, H, T, 1), log alpha (B, H, T, K) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
@@ -141,7 +147,8 @@ class KDAAttention(Attention[Memory]):
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         q, k, v, beta, log_alpha, conv_state = self.project(x, state)
-        mixed, S = self.mix(q, k, v, beta, log_alpha, None if state is None else state.S)
+        S = None if state is None else state.S
+        mixed, S = choose(x, kda_kernel, self.mix, self.has_kernel)(q, k, v, beta, log_alpha, S)
         return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:

@@ -95,6 +95,18 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: softma
     return mixed.unflatten(0, (B, T)).transpose(1, 2)
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """`softmax.causal_attention`, without a mask where FlashAttention can read earlier keys."""
+    B, _, T, K = q.shape
+    past, low = k.shape[2] - T, low_precision(q)
+    if low is None or not past or T == 1 or not has_window(K) or k.shape[1] != q.shape[1]:
+        return softmax.causal_attention(q, k, v, scale=scale)
+    ends = [torch.arange(B + 1, dtype=torch.int32, device=q.device) * tokens for tokens in (T, past + T)]
+    q, k, v = (part.to(low).transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
+    mixed: Any = varlen_attn(q, k, v, *ends, T, past + T, scale=scale, window_size=(-1, 0))
+    return mixed.unflatten(0, (B, T)).transpose(1, 2)
+
+
 def linear_kernel(
     low: torch.dtype,
     q: Tensor,

@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .chunk_kernels import decayed_kernel, has_chunk_kernels
 from .decays import decay_map, decayed_sum, decays, power_of_two
+from .kernels import choose
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -88,6 +90,10 @@ class Mamba2Attention(Attention[Memory]):
     def period(self) -> int:
         return self.chunk_size
 
+    @property
+    def has_kernel(self) -> bool:
+        return has_chunk_kernels(self.key_dim)
+
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k (B, 1, T, K), v (B, H, T, V), dt, log alpha (B, H, T, 1) and the state of the convolution."""
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
@@ -116,24 +122,25 @@ class Mamba2Attention(Attention[Memory]):
         return q @ k.mT * G * dt.mT + self.skip[:, None, None] * torch.eye(x.shape[1], device=x.device)
 
     def mix(
-        self, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, log_alpha: Tensor, S: Tensor | None = None
+        self, q: Tensor, k: Tensor, dt_v: Tensor, log_alpha: Tensor, S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """q, k (B, 1, T, K), v (B, H, T, V), dt, log alpha (B, H, T, 1); S before them, zeros if None -> mixed values
-        (B, H, T, V); S after."""
-        T, parts = v.shape[2], (q, k, dt * v, log_alpha)
+        """q, k (B, 1, T, K), dt v (B, H, T, V), log alpha (B, H, T, 1); S before them, zeros if None -> mixed values
+        (B, H, T, V), without d v; S after."""
+        T, parts = dt_v.shape[2], (q, k, dt_v, log_alpha)
         C = power_of_two(min(self.chunk_size, T))
         q, k, dt_v, log_alpha = (to_chunks(part, C) for part in parts)  # (B, 1 or H, N, C, .)
         G, from_start, to_end = decays(log_alpha)
         S_before, S = decayed_sum(k.mT @ (to_end * dt_v), from_start[..., -1:, :], S)
         mixed = from_start * (q @ S_before) + (q @ k.mT * G) @ dt_v
-        return mixed.flatten(2, 3)[:, :, :T] + self.skip[:, None, None] * v, S
+        return mixed.flatten(2, 3)[:, :, :T], S
 
     def prefill(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Memory]:
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         q, k, v, dt, log_alpha, conv_state = self.project(x, state)
-        mixed, S = self.mix(q, k, v, dt, log_alpha, None if state is None else state.S)
-        return self.emit(mixed, x), Memory(S, conv_state)
+        S = None if state is None else state.S
+        mixed, S = choose(x, decayed_kernel, self.mix, self.has_kernel)(q, k, dt * v, log_alpha, S)
+        return self.emit(mixed + self.skip[:, None, None] * v, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:
         S = at_least_fp32(self._zeros(batch_size, self.num_heads, self.key_dim, self.value_dim // self.num_heads))

@@ -15,6 +15,7 @@ Cost: O(T (C + K) E).
 Decode state: S (K E numbers) and the last conv_size - 1 inputs of the convolution.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .chunk_kernels import has_chunk_kernels, retnet_kernel
 from .decays import decayed_sum
+from .kernels import choose
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -79,6 +82,10 @@ class RetNetAttention(Attention[Memory]):
     def period(self) -> int:
         return self.chunk_size
 
+    @property
+    def has_kernel(self) -> bool:
+        return has_chunk_kernels(self.head_dim)
+
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k (B, H, T, K), rotated, v (B, H, T, V) and the state of the convolution."""
         start, conv_state = (0, None) if state is None else (state.position, state.conv_state)
@@ -89,9 +96,12 @@ class RetNetAttention(Attention[Memory]):
 
     def decay(self, steps: Tensor, like: Tensor) -> Tensor:
         """gamma^steps of each head: steps (M, N) -> (H, M, N), in the precision of `like`."""
-        h = torch.arange(self.num_heads, dtype=torch.float64, device=steps.device)
-        log_gamma = (1 - 2 ** (-5 - 4 * h / max(1, self.num_heads - 1))).log()
-        return (log_gamma[:, None, None] * steps).exp().to(like.dtype)
+        return (self.log_gamma(steps.device)[:, None, None] * steps).exp().to(like.dtype)
+
+    def log_gamma(self, device: torch.device) -> Tensor:
+        """Of each head, (H,), in fp64."""
+        h = torch.arange(self.num_heads, dtype=torch.float64, device=device)
+        return (1 - 2 ** (-5 - 4 * h / max(1, self.num_heads - 1))).log()
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[2]
@@ -122,7 +132,9 @@ class RetNetAttention(Attention[Memory]):
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         q, k, v, conv_state = self.project(x, state)
-        mixed, S = self.mix(q, k, v, None if state is None else state.S)
+        kernel = partial(retnet_kernel, self.log_gamma(x.device))
+        S = None if state is None else state.S
+        mixed, S = choose(x, kernel, self.mix, self.has_kernel)(q, k, v, S)
         return self.emit(mixed, x), Memory(S, conv_state, (state.position if state else 0) + x.shape[1])
 
     def init_state(self, batch_size: int) -> Memory:

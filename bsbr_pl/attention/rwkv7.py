@@ -30,6 +30,7 @@ Decode state: S (K D numbers) and the last input (D numbers).
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -37,8 +38,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
+from .chunk_kernels import has_chunk_kernels, rwkv7_kernel
 from .decays import decay_map
-from .kernels import exact_product
+from .kernels import choose, exact_product, low_precision
 from .parts import (
     at_least_fp32,
     check_number,
@@ -107,6 +109,10 @@ class RWKV7Attention(Attention[Memory]):
     @property
     def period(self) -> int:
         return self.chunk_size
+
+    @property
+    def has_kernel(self) -> bool:
+        return has_chunk_kernels(self.head_dim)
 
     def project(self, x: Tensor, state: Memory | None = None) -> Parts:
         """What the recurrence and the output are made of, at x (B, T, D), which follows the last input of `state`."""
@@ -177,7 +183,9 @@ class RWKV7Attention(Attention[Memory]):
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         parts = self.project(x, state)
-        mixed, S = self.mix(*parts[:-1], None if state is None else state.S)
+        fits = self.has_kernel and low_precision(x) is torch.bfloat16
+        S = None if state is None else state.S
+        mixed, S = choose(x, partial(rwkv7_kernel, LOWEST), self.mix, fits)(*parts[:-1], S)
         return self.output(mixed, parts, x.dtype), Memory(S, x[:, -1:])
 
     def init_state(self, batch_size: int) -> Memory:

@@ -28,9 +28,11 @@ def _recurrence(
     K: tl.constexpr,
     V: tl.constexpr,
     BV: tl.constexpr,
+    CHANNELS: tl.constexpr,
     BACKWARDS: tl.constexpr,
 ):
-    """S <- decay_n S - S P_n + X_n, (V, K), through G of the N chunks of one sequence: BV rows of S in one program.
+    """S <- S diag(decay_n) - S P_n + X_n, (V, K), through G of the N chunks of one sequence: BV rows of S in one
+    program. A decay has CHANNELS numbers: K, or 1 for all channels.
 
     Without `X`, S starts as the identity; `last` is then the P of all G chunks together, and `product` their decay.
     """
@@ -39,7 +41,8 @@ def _recurrence(
     lines = tl.program_id(2) * BV + tl.arange(0, BV)
     tile = lines[:, None] * K + tl.arange(0, K)[None, :]
     identity = tl.where(lines[:, None] == tl.arange(0, K)[None, :], 1.0, 0.0)
-    total = 1.0
+    channel = tl.where(CHANNELS > 1, tl.arange(0, K), 0)
+    total = tl.full((K,), 1.0, tl.float32)
     if X is None:
         S = identity
     elif start is None:
@@ -57,28 +60,28 @@ def _recurrence(
         low = (S - high.to(tl.float32)).to(p.dtype)  # what rounding S to p's precision would lose
         change = tl.dot(low, p, tl.dot(high, p))
         if decay is not None:
-            d = tl.load(decay + n)
-            S = S * d
+            d = tl.load(decay + n * CHANNELS + channel)
+            S = S * d[None, :]
             total = total * d
         S -= change
         if X is not None:
             S += tl.load(X + n * V * K + tile).to(tl.float32)
     if X is None:
-        S = total * identity - S
-        tl.store(product + own, total)
+        S = total[None, :] * identity - S
+        tl.store(product + own * CHANNELS + channel, total)
     tl.store(last + own * V * K + tile, S.to(last.dtype.element_ty))
 
 
 def recurrence(
     decay: Tensor | None, P: Tensor, X: Tensor, start: Tensor | None, backwards: bool
 ) -> tuple[Tensor, Tensor]:
-    """S_{n+1} = decay_n S_n - S_n P_n + X_n.
+    """S_{n+1} = S_n diag(decay_n) - S_n P_n + X_n.
 
     With many chunks it has two levels: the chunks of a group change S as one chunk would, so first every group is
     reduced to one chunk, then S goes from group to group, then through the chunks of all groups at once.
 
     Args:
-        decay: (R, N); None for 1.
+        decay: (R, N, K), or (R, N) for all channels; None for 1.
         P: (R, N, K, K).
         X: (R, N, V, K).
         start: (R, V, K) or a view of it, the first S; None for zeros.
@@ -94,7 +97,7 @@ def recurrence(
         return states, last
     G = triton.next_power_of_2(int((N / 2) ** 0.5))
     M = triton.cdiv(N, G)
-    P_of, product = P.new_empty(R, M, K, K), last.new_empty(R, M)
+    P_of, product = P.new_empty(R, M, K, K), last.new_empty(R, M, *(() if decay is None else decay.shape[2:]))
     X_of, starts = last.new_empty(R, M, V, K), last.new_empty(R, M, V, K)
     _launch(decay, P, X, None, None, X_of, None, M, G, backwards)
     _launch(decay, P, None, None, None, P_of, product, M, G, backwards)
@@ -120,7 +123,9 @@ def _launch(
     V = last.shape[-2]
     height = 16 if R * M * V <= 132 * 64 else 32 if R * M * V <= 132 * 256 else 64  # few sequences: smaller programs
     grid = (R, M, V // min(V, height))
-    sizes = {"K": K, "V": V, "BV": min(V, height), "BACKWARDS": backwards, "num_warps": 4, "num_stages": 3}
+    channels = K if decay is not None and decay.dim() == 3 else 1
+    sizes = {"K": K, "V": V, "BV": min(V, height), "CHANNELS": channels, "BACKWARDS": backwards}
+    sizes |= {"num_warps": 4, "num_stages": 3}
     _recurrence[grid](decay, P, X, start, states, last, product, N, G, **sizes)
 
 

@@ -4,6 +4,8 @@ On a CPU, the Triton kernels run only in Triton's interpreter: install Triton an
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,14 +14,21 @@ import torch.nn.functional as F
 from test_law import assert_near_truth
 from torch import Tensor
 
-from bsbr_pl.attention import ARCHITECTURES, Attention, kernels, ops
+from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, chunk_ops, kernels, ops, rwkv7
+from bsbr_pl.attention.mamba2 import Mamba2Attention
 from bsbr_pl.attention.parts import DepthwiseConvolution, convolve_by_taps, rotary, rotate_real
 
 KERNELS = {
     "linear": kernels.linear_kernel,
     "delta_net": kernels.delta_rule_kernel,
     "gated_delta_net": kernels.gated_delta_rule_kernel,
+    "gated_delta_product": chunk_kernels.gated_delta_product_kernel,
     "gau": kernels.gau_kernel,
+    "retnet": chunk_kernels.retnet_kernel,
+    "mamba2": chunk_kernels.decayed_kernel,
+    "gla": chunk_kernels.gla_kernel,
+    "kda": chunk_kernels.kda_kernel,
+    "rwkv7": chunk_kernels.rwkv7_kernel,
 }
 CASES = [
     *((name, {}) for name in KERNELS),
@@ -27,7 +36,11 @@ CASES = [
     ("gau", {"published": True, "chunk_size": 64}),
     ("delta_net", {"head_dim": 32, "expand_v": 0.5, "output_gate": True}),
     ("gated_delta_net", {"head_dim": 16, "expand_v": 2.0, "allow_neg_eigval": True}),
+    ("gated_delta_product", {"num_steps": 3, "forget_gate": False}),
+    ("gla", {"tied_keys": True}),
+    ("gla", {"expand_k": 0.5}),
 ]
+DECAYING = ("retnet", "mamba2", "gla", "kda", "rwkv7")  # by the operators of `chunk_ops`
 each_case = pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}{o or ''}" for n, o in CASES])
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")  # Triton's interpreter
 INTERPRETED = kernels.HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
@@ -50,7 +63,22 @@ def parts_of(attention: Attention, x: Tensor) -> list[Tensor]:
     """What `mix` is given."""
     if not hasattr(attention, "project"):  # GAU
         return [attention.shared(x), attention.values(x)[:, 0]]
-    return list(attention.project(x)[:-1])
+    parts = list(attention.project(x)[:-1])
+    if isinstance(attention, Mamba2Attention):
+        q, k, v, dt, log_alpha = parts
+        return [q, k, dt * v, log_alpha]
+    return parts
+
+
+def kernel_of(name: str, attention: Attention, options: dict) -> Callable:
+    """The kernel with the options of this attention, if it has any."""
+    given = {
+        "gau": lambda: (attention.views, attention.inside, attention.chunk_size),
+        "retnet": lambda: (attention.log_gamma(torch.device("cpu")),),
+        "rwkv7": lambda: (rwkv7.LOWEST,),
+    }.get(name, tuple)()
+    kernel = partial(KERNELS[name], *given, torch.float32)
+    return partial(kernel, divide=False) if "output_norm" in options else kernel
 
 
 def state_before(name: str, attention: Attention) -> tuple[list[Tensor], dict[str, int]]:
@@ -64,23 +92,20 @@ def state_before(name: str, attention: Attention) -> tuple[list[Tensor], dict[st
 @pytest.mark.parametrize("start", [False, True], ids=["", "from a state"])
 @pytest.mark.parametrize("T", [1, 63, 64, 65, 200])
 @each_case
-def test_a_kernel_computes_what_mix_does(name, options, T, start):
+def test_a_kernel_computes_what_mix_does(monkeypatch, name, options, T, start):
     """In fp32 on a CPU: mixed values, states, and the gradients of both by everything that is mixed."""
     if "delta" in name and not INTERPRETED:
         pytest.skip("needs Triton and TRITON_INTERPRET=1")
+    if name in DECAYING and INTERPRETED:
+        monkeypatch.setattr(chunk_ops, "in_triton", lambda x: True)
     attention = build(name, options, torch.float32)
     found = []
     for form in ("kernel", "mix"):
         before, past = state_before(name, attention) if start else ([], {})
         inputs = [*parts_of(attention, sequence(T, torch.float32)), *before]
         parts = [part.detach().requires_grad_() for part in inputs]
-        if form == "mix":
-            outputs = attention.mix(*parts, **past)
-        elif name == "gau":
-            own = attention.views, attention.inside, attention.chunk_size
-            outputs = kernels.gau_kernel(*own, torch.float32, *parts, **past)
-        else:
-            outputs = KERNELS[name](torch.float32, *parts, **({"divide": False} if "output_norm" in options else {}))
+        mix = attention.mix if form == "mix" else kernel_of(name, attention, options)
+        outputs = mix(*parts, **past)
         outputs = [output for output in outputs if output is not None]
         loss = sum(
             (output * torch.linspace(-1, 1, output[0].numel()).view(output[0].shape)).sum() for output in outputs

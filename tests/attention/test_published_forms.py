@@ -383,7 +383,7 @@ def test_one_fast_decay_costs_the_slow_ones_no_precision(name):
     one, unit = torch.ones(1, 2, 64, 1) / 2, F.normalize(k, dim=-1)
     parts = {
         "gla": (q, k, log_decay, v),
-        "mamba2": (q[:, :1], k[:, :1], v, one, log_decay),
+        "mamba2": (q[:, :1], k[:, :1], one * v, log_decay),
         "log_linear": (q[:, :1], k[:, :1], v, one, log_decay, one.expand(-1, -1, -1, 15)),
         "kda": (q, unit, v, one, log_decay),
         "gated_delta_net": (q, unit, v, one, log_decay),

@@ -1,0 +1,181 @@
+"""The operators of `chunk_ops` in Triton, for CUDA. A chunk has C = 64 tokens, in four blocks of 16.
+
+`decayed_products`: from a key in an earlier block to a query, the key decays up to the first token of the query's
+block, and the query from there on; both exponents are at most 0, and A between blocks is a product of two matrices.
+Within a block, A is computed key by key.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .triton_delta_rule import _triangle_inverse
+from .triton_recurrence import matrix
+
+COLUMNS = 128  # numbers of a state in one program of `_decayed_states`
+
+# States that decay.
+
+
+@triton.jit
+def _compose(decay_1, x_1, decay_2, x_2):
+    """S -> decay S + x, first with index 1, then with index 2."""
+    return decay_1 * decay_2, decay_2 * x_1 + x_2
+
+
+@triton.jit
+def _decayed_states(
+    x, decay, start, before, last, N, M, V, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BACKWARDS: tl.constexpr
+):
+    """One program: WIDTH of the M numbers of the states of one row, 32 chunks at a time."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = columns < M
+    channel = tl.where(CHANNELS > 1, columns // V, 0)
+    S = tl.zeros((WIDTH,), tl.float32)
+    if start is not None:
+        S = tl.load(start + row * M + columns, mask=inside, other=0.0)
+    line = tl.arange(0, 32)
+    for i in range(0, N, 32):
+        n = i + line
+        following = n + 1
+        mask = (n < N)[:, None] & inside[None, :]
+        has_next = (following < N)[:, None] & inside[None, :]
+        if BACKWARDS:
+            n = N - 1 - n
+            following = n - 1
+        term = tl.load(x + (row * N + n)[:, None] * M + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        d = tl.load(decay + (row * N + n)[:, None] * CHANNELS + channel[None, :], mask=mask, other=1.0)
+        products, sums = tl.associative_scan((d, term), 0, _compose)
+        after = products * S[None, :] + sums
+        if i == 0:
+            first = n * 0
+            if BACKWARDS:
+                first = N - 1 + n * 0
+            places = (row * N + first)[:, None] * M + columns[None, :]
+            own = tl.zeros((32, WIDTH), tl.float32) + S[None, :]
+            tl.store(before + places, own.to(before.dtype.element_ty), mask=(line == 0)[:, None] & inside[None, :])
+        places = (row * N + following)[:, None] * M + columns[None, :]
+        tl.store(before + places, after.to(before.dtype.element_ty), mask=has_next)
+        S = tl.sum(tl.where((line == 31)[:, None], after, 0.0), 0)
+    tl.store(last + row * M + columns, S, mask=inside)
+
+
+def decayed_states(x: Tensor, decay: Tensor, start: Tensor | None, backwards: bool) -> tuple[Tensor, Tensor]:
+    """`chunk_ops.decayed_states` of contiguous inputs."""
+    R, N, K, V = x.shape
+    before, last = torch.empty_like(x), x.new_empty(R, K, V, dtype=torch.float32)
+    sizes = {"CHANNELS": decay.shape[2], "WIDTH": COLUMNS, "BACKWARDS": backwards}
+    _decayed_states[(R, triton.cdiv(K * V, COLUMNS))](x, decay, start, before, last, N, K * V, V, **sizes)
+    return before, last
+
+
+# Products within a chunk.
+
+
+@triton.jit
+def _decayed_products(q, k, g, A, R, J: tl.constexpr, K: tl.constexpr):
+    """One program: the queries of one block of one chunk."""
+    chunk, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * 16
+    i, t, channels = tl.arange(0, 64), first + tl.arange(0, 16), tl.arange(0, K)
+    past, outside = i < first, (i < first) | (i >= first + 16)
+    keys_at = (chunk * 64 + i)[:, None] * K + channels[None, :]
+    rows = (chunk * 64 + t)[:, None] * K + channels[None, :]
+    border = tl.load(g + (chunk * 64 + first) * K + channels)
+    g_t = tl.load(g + rows)
+    from_border = tl.exp(tl.minimum(g_t - border[None, :], 0.0))
+    g_past = tl.load(g + keys_at, mask=past[:, None], other=0.0)
+    keys = tl.load(k + keys_at, mask=past[:, None], other=0.0)
+    low = keys.dtype
+    keys_T = tl.trans((keys * tl.exp(tl.minimum(border[None, :] - g_past, 0.0))).to(low))
+    for j in tl.static_range(J):
+        queries = tl.load(q + j * R * 64 * K + rows).to(tl.float32)
+        places = (j * R + chunk) * 4096 + t[:, None] * 64
+        scores = tl.dot((queries * from_border).to(low), keys_T)
+        tl.store(A + places + i[None, :], scores.to(A.dtype.element_ty), mask=outside[None, :])
+        for s in range(16):
+            key_at = (chunk * 64 + first + s) * K + channels
+            key, g_s = tl.load(k + key_at).to(tl.float32), tl.load(g + key_at)
+            weighted = queries * key[None, :] * tl.exp(tl.minimum(g_t - g_s[None, :], 0.0))
+            score = tl.where(t >= first + s, tl.sum(weighted, 1), 0.0)[:, None]
+            tl.store(A + places + first + s, score.to(A.dtype.element_ty))
+
+
+@triton.jit
+def _decayed_products_gradient(q, k, g, DA, Dq, Dk, Dg, R, J: tl.constexpr, K: tl.constexpr):
+    """One program: the gradients of the queries, keys and g of one block of one chunk. D: the gradient of the loss."""
+    chunk, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * 16
+    last = first + 15
+    i, t, channels = tl.arange(0, 64), first + tl.arange(0, 16), tl.arange(0, K)
+    past, future = i < first, i > last
+    all_at = (chunk * 64 + i)[:, None] * K + channels[None, :]
+    rows = (chunk * 64 + t)[:, None] * K + channels[None, :]
+    before_block = tl.load(g + (chunk * 64 + first) * K + channels)
+    after_block = tl.load(g + (chunk * 64 + last) * K + channels)
+    g_t, g_all = tl.load(g + rows), tl.load(g + all_at)
+    own_keys = tl.load(k + rows).to(tl.float32)
+    keys = tl.load(k + all_at, mask=past[:, None], other=0.0)
+    low = keys.dtype
+    keys = (keys * tl.exp(tl.minimum(before_block[None, :] - g_all, 0.0))).to(low)
+    to_query = tl.exp(tl.minimum(g_t - before_block[None, :], 0.0))
+    from_key = tl.exp(tl.minimum(after_block[None, :] - g_t, 0.0))
+    to_queries = tl.exp(tl.minimum(g_all - after_block[None, :], 0.0))
+    Dkeys = tl.zeros((16, K), tl.float32)
+    Dsums = tl.zeros((16, K), tl.float32)
+    for j in tl.static_range(J):
+        own_queries = tl.load(q + j * R * 64 * K + rows).to(tl.float32)
+        queries = tl.load(q + j * R * 64 * K + all_at, mask=future[:, None], other=0.0)
+        queries = (queries * to_queries).to(low)
+        tile = DA + (j * R + chunk) * 4096
+        by_query = tl.load(tile + t[:, None] * 64 + i[None, :], mask=past[None, :], other=0.0)
+        by_key = tl.load(tile + i[None, :] * 64 + t[:, None], mask=future[None, :], other=0.0)
+        Dqueries = tl.dot(by_query.to(low), keys) * to_query
+        Dkeys += tl.dot(by_key.to(low), queries) * from_key
+        for u in range(16):
+            at = (chunk * 64 + first + u) * K + channels
+            g_u, key = tl.load(g + at), tl.load(k + at).to(tl.float32)
+            query = tl.load(q + j * R * 64 * K + at).to(tl.float32)
+            of_key = tl.load(tile + t * 64 + first + u, mask=t >= first + u, other=0.0).to(tl.float32)
+            of_query = tl.load(tile + (first + u) * 64 + t, mask=t <= first + u, other=0.0).to(tl.float32)
+            Dqueries += of_key[:, None] * key[None, :] * tl.exp(tl.minimum(g_t - g_u[None, :], 0.0))
+            Dkeys += of_query[:, None] * query[None, :] * tl.exp(tl.minimum(g_u[None, :] - g_t, 0.0))
+        tl.store(Dq + j * R * 64 * K + rows, Dqueries.to(Dq.dtype.element_ty))
+        Dsums += own_queries * Dqueries
+    tl.store(Dk + rows, Dkeys.to(Dk.dtype.element_ty))
+    tl.store(Dg + rows, Dsums - own_keys * Dkeys)
+
+
+def decayed_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+    """`chunk_ops.decayed_products` of contiguous inputs."""
+    J, R, C, K = q.shape
+    A = q.new_empty(J, R, C, C)
+    _decayed_products[(R, C // 16)](q, k, g, A, R, J=J, K=K)
+    return A
+
+
+def decayed_products_backward(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`chunk_ops.decayed_products_backward` of contiguous inputs."""
+    J, R, C, K = q.shape
+    Dq, Dk, Dg = torch.empty_like(q), torch.empty_like(k), torch.empty_like(g)
+    _decayed_products_gradient[(R, C // 16)](q, k, g, grad, Dq, Dk, Dg, R, J=J, K=K)
+    return Dq, Dk, Dg
+
+
+# Inverses.
+
+
+@triton.jit
+def _inverses(lower, inverses):
+    """One program: one matrix."""
+    tile = tl.program_id(0).to(tl.int64) * 4096 + matrix(64, 64)
+    i = tl.arange(0, 64)
+    L = tl.where(i[:, None] > i[None, :], tl.load(lower + tile).to(tl.float32), 0.0)
+    tl.store(inverses + tile, _triangle_inverse(L).to(inverses.dtype.element_ty))
+
+
+def triangle_inverse(lower: Tensor) -> Tensor:
+    """`chunk_ops.triangle_inverse` of contiguous inputs."""
+    inverses = torch.empty_like(lower)
+    _inverses[(len(lower),)](lower, inverses)
+    return inverses
