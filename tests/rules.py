@@ -246,6 +246,7 @@ def within(module: str, *rooms: str) -> bool:
 ATTENTIONS = ("bsbr_pl.attention",)
 KERNELS = (
     "bsbr_pl.attention.kernels",
+    "bsbr_pl.attention.flash_chunks",
     "bsbr_pl.attention.triton_delta_rule",
     "bsbr_pl.attention.triton_recurrence",
     "bsbr_pl.attention.ops",
