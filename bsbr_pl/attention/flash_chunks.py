@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+aten = torch.ops.aten
+
 SEQUENCES = 65_535  # in one call, which CUDA allows at most
 
 # FlashAttention.
@@ -39,7 +41,7 @@ class Packed(NamedTuple):
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
     """Attention of packed sequences: q, k, v (rows, 1, K) -> output like q, and log-sum-exp (1, rows) in fp32."""
-    return torch.ops.aten._flash_attention_forward(q, k, v, *packed[:4], 0.0, packed.causal, False)[:2]
+    return aten._flash_attention_forward(q, k, v, *packed[:4], 0.0, packed.causal, False)[:2]
 
 
 def _backward(
@@ -47,8 +49,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v of `_forward`, given that of the output, the output and the log-sum-exp."""
     random = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)  # there is no dropout
-    gradient = torch.ops.aten._flash_attention_backward
-    return gradient(grad, q, k, v, out, lse, *packed[:4], 0.0, packed.causal, *random)
+    return aten._flash_attention_backward(grad, q, k, v, out, lse, *packed[:4], 0.0, packed.causal, *random)
 
 
 # Rows, pairs and sequences.

@@ -147,6 +147,7 @@ def test_the_law_on_a_gpu(name, T):
 
 
 @on_a_gpu
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_on_a_gpu():
     parts, chosen, exists = example(2, 3, 300, 2, 64, 64)
     parts, rest = [part.to("cuda", torch.bfloat16) for part in parts], (64, chosen.cuda(), exists.cuda())
