@@ -249,6 +249,7 @@ KERNELS = (
     "bsbr_pl.attention.chunk_kernels",
     "bsbr_pl.attention.chunk_ops",
     "bsbr_pl.attention.triton_chunks",
+    "bsbr_pl.attention.flash_chunks",
     "bsbr_pl.attention.triton_delta_rule",
     "bsbr_pl.attention.triton_recurrence",
     "bsbr_pl.attention.ops",

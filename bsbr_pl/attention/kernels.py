@@ -5,6 +5,7 @@ low precision with fp32 sums. Sums over all chunks, denominators, decays and sof
 fp32 and fp64, and on a CPU.
 
 - windows: FlashAttention with a window, `torch.nn.attention.varlen` (torch >= 2.11); from a state, the plain form;
+- chosen chunks (MoBA, NSA): FlashAttention of each chunk (`flash_chunks.py`); from a state, the plain form;
 - Linear, GAU, BSBR's retrieval: batched products, all chunks at once;
 - DeltaNet, Gated DeltaNet: Triton kernels (`ops.py`, `triton_delta_rule.py`).
 """
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops, parts, softmax
+from . import flash_chunks, ops, parts, softmax
 from .parts import at_least_fp32, lower_triangle, to_chunks
 
 try:
@@ -60,7 +61,7 @@ def has_delta_rule(*widths: int) -> bool:
 
 
 def has_window(width: int) -> bool:
-    """Whether there is a FlashAttention with a window for heads of this width."""
+    """Whether there is a FlashAttention of packed sequences, with a window, for heads of this width."""
     return HAS_WINDOW and width % 8 == 0 and width <= 256
 
 
@@ -101,10 +102,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     past, low = k.shape[2] - T, low_precision(q)
     if low is None or not past or T == 1 or not has_window(K) or k.shape[1] != q.shape[1]:
         return softmax.causal_attention(q, k, v, scale=scale)
-    ends = [torch.arange(B + 1, dtype=torch.int32, device=q.device) * tokens for tokens in (T, past + T)]
+    ends_q, ends_k = (torch.arange(B + 1, dtype=torch.int32, device=q.device) * tokens for tokens in (T, past + T))
     q, k, v = (part.to(low).transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
-    mixed: Any = varlen_attn(q, k, v, *ends, T, past + T, scale=scale, window_size=(-1, 0))
+    mixed: Any = varlen_attn(q, k, v, ends_q, ends_k, T, past + T, scale=scale, window_size=(-1, 0))
     return mixed.unflatten(0, (B, T)).transpose(1, 2)
+
+
+def chosen_attention(q: Tensor, k: Tensor, v: Tensor, C: int, chosen: Tensor, exists: Tensor) -> Tensor:
+    """`softmax.chosen_attention`, by FlashAttention where possible; then the mixed values are in low precision."""
+    B, H, T, K = q.shape
+    low = low_precision(q)
+    fits = k.shape[2] == T and v.shape[3] == K and has_window(K) and B * H * -(-T // C) <= flash_chunks.SEQUENCES
+    if low is None or not fits:
+        return softmax.chosen_attention(q, k, v, C, chosen, exists)
+    q, k, v = (part.to(low) for part in (q, k, v))
+    return flash_chunks.chosen_chunks(q, k, v, chosen, exists, C)[0]
 
 
 def linear_kernel(

@@ -6,7 +6,8 @@
 
 q and k are rotated by their positions. The choice has no parameters and no gradient. The fast form sorts the pairs
 (query, chosen chunk) by chunk, in tiles of C queries that share a chunk. One product per tile gives its scores, one
-softmax runs over the scores of the own chunk and of the chosen chunks, one product per tile reads the values.
+softmax runs over the scores of the own chunk and of the chosen chunks, one product per tile reads the values. On
+CUDA in low precision, FlashAttention reads each chunk, and its outputs are added (`flash_chunks.py`).
 
 Source: Lu et al. 2025, arXiv 2502.13189, section 2.2.
 Differences: the scores of the choice are rounded to multiples of 1e-4, and of equal chunks the earlier is chosen, so
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
-from .kernels import exact_product
+from .kernels import chosen_attention, exact_product, has_window
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -38,7 +39,7 @@ from .parts import (
     rotary,
     split_heads,
 )
-from .softmax import EQUAL, causal_softmax, chosen_attention, chosen_products, head_norm, tokens_seen
+from .softmax import EQUAL, causal_softmax, chosen_products, head_norm, tokens_seen
 
 
 class BlockCache(NamedTuple):
@@ -91,6 +92,10 @@ class MoBAAttention(Attention[BlockCache]):
         return self.chunk_size
 
     period = reach
+
+    @property
+    def has_kernel(self) -> bool:
+        return has_window(self.head_dim)
 
     def sees_exactly(self, num_tokens: int) -> Tensor:
         return chunk_mask(num_tokens, self.chunk_size, self._device)

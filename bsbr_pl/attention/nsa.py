@@ -7,7 +7,8 @@
 a_t is softmax attention to the tokens up to t of `top_k` chunks: that of t, the one before, the first one, and those
 with the greatest p_tc, summed over the heads that share keys. b_t is softmax attention to the last w tokens. q and k
 are rotated by their positions. The choice has no gradient; p has one through the means. The fast form computes p and
-its reads as matrices (T x N), a_t in tiles of queries that share a chunk (`chosen_attention`), and b_t in blocks.
+its reads as matrices (T x N), a_t in tiles of queries that share a chunk (`chosen_attention`; on CUDA in low precision
+by FlashAttention, `flash_chunks.py`), and b_t in blocks.
 
 Source: Yuan et al. 2025, arXiv 2502.11089, eq. 5 (the gate) and section 3.3.
 Differences: chunks are compressed by their mean, as in flash-linear-attention (published: a learned map of overlapping
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
-from .kernels import exact_product
+from .kernels import chosen_attention, exact_product, has_window
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -43,7 +44,6 @@ from .softmax import (
     EQUAL,
     causal_attention,
     causal_softmax,
-    chosen_attention,
     chosen_products,
     kv_heads,
     repeat_heads,
@@ -106,6 +106,10 @@ class NSAAttention(Attention[Cache]):
     @property
     def period(self) -> int:
         return self.chunk_size
+
+    @property
+    def has_kernel(self) -> bool:
+        return has_window(self.head_dim)
 
     def sees_exactly(self, num_tokens: int) -> Tensor:
         """The window, the own chunk, and the one before."""
