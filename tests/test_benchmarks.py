@@ -13,9 +13,8 @@ import pytest
 import torch
 from test_readme import ROOT, run
 
-from bsbr_pl.attention import ARCHITECTURES, kernels
+from bsbr_pl.attention import kernels
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.patches import TorchDispatchMode
 from bsbr_pl.utils import timing
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # scripts are not tested for them
@@ -177,36 +176,6 @@ def test_the_device_time_does_not_depend_on_how_often_a_call_was_launched(monkey
 
     assert "device_ms" in gpu_clock.both_times(start(), Setting("cuda", toy=True), start)
     assert graphed == [2]  # after one call, and one for the peak memory
-
-
-def test_loops_over_chunks_are_not_compiled_for_long_texts():
-    """`LOOPS` are the architectures whose number of operators grows in proportion to the length."""
-    from gpu_rows import LOOPS, OTHERS, rows
-
-    class Operators(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, operator, types, args=(), options=None):
-            self.count += 1
-            return operator(*args, **(options or {}))
-
-    def operators(name: str, tokens: int) -> int:
-        attention = ARCHITECTURES[name](8, 1)
-        with torch.no_grad(), Operators() as found:
-            attention(torch.zeros(1, tokens, 8))
-        return found.count
-
-    loops = set()
-    for name in OTHERS:
-        short, middle, long = (operators(name, tokens) for tokens in (1024, 2048, 4096))
-        if long - middle > 1.5 * (middle - short):
-            loops.add(name)
-    assert loops == set(LOOPS)
-    forms = {(row.name, row.tokens): row.form for row in rows() if row.kind == "step" and row.name in OTHERS}
-    assert forms == {
-        (name, tokens): "eager" if name in LOOPS and tokens > 4096 else "compiled"
-        for name, tokens in itertools.product(OTHERS, (4096, 16_384, 32_768))
-    }
 
 
 def test_a_row_that_compiles_too_long_leaves_time_for_the_next(monkeypatch, capsys):

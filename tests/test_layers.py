@@ -213,7 +213,7 @@ def test_no_list_is_longer_than_it_must_be():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_attention_file_stands_alone(name):
     path = PACKAGE / "attention" / f"{name}.py"
-    may = {f"bsbr_pl.attention.{room}" for room in ("base", "parts", "decays", "kernels", "softmax")}
+    may = {f"bsbr_pl.attention.{room}" for room in ("base", "parts", "decays", "kernels", "chunk_kernels", "softmax")}
     assert imports(path.read_text(), f"bsbr_pl.attention.{name}") <= may
     assert ARCHITECTURES[name].__module__ == f"bsbr_pl.attention.{name}"
     assert (ROOT / "configs" / f"{name}.yaml").exists()

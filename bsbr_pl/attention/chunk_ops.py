@@ -147,7 +147,7 @@ def decayed_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
         from . import triton_chunks
 
         return triton_chunks.decayed_products(q, k, g)
-    return torch.einsum("jrtk,rsk,rtsk->jrts", q.float(), k.float(), _decays(g)).to(q.dtype)
+    return torch.einsum("jrtk,rsk,rtsk->jrts", q.float(), k.float(), _decays(g)).to(q.dtype).contiguous()
 
 
 def _decays(g: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def decayed_products_backward(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> 
         return triton_chunks.decayed_products_backward(grad, q, k, g)
     dq = torch.einsum("jrts,rsk,rtsk->jrtk", grad.float(), k.float(), _decays(g))
     dk = torch.einsum("jrts,jrtk,rtsk->rsk", grad.float(), q.float(), _decays(g))
-    return dq.to(q.dtype, copy=True), dk.to(k.dtype, copy=True), (q * dq).sum(0) - k * dk
+    return dq.to(q.dtype).contiguous(), dk.to(k.dtype).contiguous(), ((q * dq).sum(0) - k * dk).contiguous()
 
 
 @decayed_products_backward.register_fake
@@ -196,7 +196,7 @@ def triangle_inverse(lower: Tensor) -> Tensor:
         from . import triton_chunks
 
         return triton_chunks.triangle_inverse(lower)
-    return unit_triangle_inverse(lower.float()).to(lower.dtype, copy=True)
+    return unit_triangle_inverse(lower.float()).to(lower.dtype).contiguous()
 
 
 @triangle_inverse.register_fake

@@ -115,9 +115,10 @@ class FoXAttention(Attention[AgingCache]):
         None -> mixed values (B, H, T, V); age of all tokens."""
         V, zeros = v.shape[3], self.added - CHANNELS
         chunk = self.chunk_size if low_precision(q) is None else max(self.chunk_size, 4096)  # no mask: FlashAttention
-        q = for_products(at_least_fp32(q) * self.head_dim**-0.5)
+        k, v = for_products(k), for_products(v)
+        q = (at_least_fp32(q) * self.head_dim**-0.5).to(k.dtype)
         q = F.pad(F.pad(q, (0, CHANNELS), value=1.0), (0, zeros))
-        k, v = for_products(k), F.pad(for_products(v), (0, self.added))  # the kernels want equal widths
+        v = F.pad(v, (0, self.added))  # the kernels want equal widths
         age = log_f[:, :, :0] if age is None else age
         mixed = []
         for q_n, log_f_n in zip(*(part.split(chunk, 2) for part in (q, log_f)), strict=True):

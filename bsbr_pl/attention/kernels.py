@@ -74,6 +74,8 @@ def for_products(x: Tensor) -> Tensor:
 def exact_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in at least fp32, under autocast too: for choices, and for factors that low precision does not hold."""
     a, b = at_least_fp32(a), at_least_fp32(b)
+    if a.is_cuda:
+        return ops.exact_product(a, b)
     if not torch.amp.is_autocast_available(a.device.type):  # meta
         return a @ b
     with torch.autocast(a.device.type, enabled=False):

@@ -25,15 +25,7 @@ from torch import Tensor, nn
 
 from .base import Attention
 from .decays import decay_map, decays, power_of_two
-from .parts import (
-    ConvInit,
-    ShortConvolution,
-    at_least_fp32,
-    check_positive,
-    merge_heads,
-    split_heads,
-    to_chunks,
-)
+from .parts import ConvInit, ShortConvolution, at_least_fp32, check_positive, merge_heads, split_heads, to_chunks
 
 
 class Levels(NamedTuple):
@@ -139,40 +131,43 @@ class LogLinearAttention(Attention[Levels]):
         C = power_of_two(min(self.chunk_size, T))
         parts = (to_chunks(part, C) for part in (q, k, v, dt, log_alpha, scale))  # (B, 1 or H, N, C, .)
         q_n, k_n, v_n, dt_n, log_alpha_n, scale_n = parts
-        G, _, to_end = decays(log_alpha_n)
+        G, from_start, to_end = decays(log_alpha_n)
         t = torch.arange(C, device=v.device)
         scale_ts = scale_n.gather(4, self.level(t[:, None], t).expand_as(G))
         A = q_n @ k_n.mT * G * scale_ts * dt_n.mT + self.skip[:, None, None, None] * torch.eye(C, device=v.device)
         mixed = A @ v_n
         tree: list[Tensor] = []
         if q_n.shape[2] > 1:
-            tree = self.read_tree(q_n, scale_n, log_alpha_n, (to_end * dt_n * k_n).mT @ v_n, mixed)
+            log_decay = log_alpha_n.sum(3, keepdim=True)
+            tree = self.read_tree(from_start * q_n, scale_n, log_decay, (to_end * dt_n * k_n).mT @ v_n, mixed)
         return mixed.flatten(2, 3)[:, :, :T], tree
 
-    def read_tree(self, q: Tensor, scale: Tensor, log_alpha: Tensor, S: Tensor, mixed: Tensor) -> list[Tensor]:
+    def read_tree(self, q: Tensor, scale: Tensor, log_decay: Tensor, S: Tensor, mixed: Tensor) -> list[Tensor]:
         """Add to `mixed` what each chunk reads of the chunks before it.
 
         Args:
-            q, scale, log_alpha, mixed: (B, 1 or H, N, C, .).
+            q: decayed from the start of its chunk, (B, H, N, C, K), as scale and mixed.
+            log_decay: of each whole chunk (B, H, N, 1, 1).
             S: of each chunk (B, H, N, K, V).
 
         Returns:
             S of blocks of chunks, as `mix` does.
         """
         N, C = int(q.shape[2]), int(q.shape[3])
-        tree, scales, log_decay = [S], scale.unbind(-1), log_alpha.sum(3, keepdim=True)
+        tree, scales, to_chunk = [S], scale.unbind(-1), torch.zeros_like(log_decay)  # from the start of its block
         number = torch.arange(N, device=q.device)[None, None, :, None, None]
         while tree[-1].shape[2] > 1:
             h = len(tree) - 1
             left, right = pairs(tree[-1])
             by_level = scales[min(C.bit_length() + h, self.num_levels - 1)][..., None]
-            halves = right_halves(h, q, by_level, log_alpha, number)
+            halves = right_halves(h, q, by_level, to_chunk.expand(-1, -1, -1, C, -1), number)
             reads = left.split(max(1, N >> (h + 1)), 2)  # an unfinished last pair may have no second block
-            for (q_h, scale_h, log_alpha_h, number_h), read in zip(halves, reads, strict=False):
-                weight = scale_h * normal_exp(log_alpha_h.cumsum(3))
-                values = (weight * q_h) @ read
+            for (q_h, scale_h, to_chunk_h, number_h), read in zip(halves, reads, strict=False):
+                values = (normal_exp(to_chunk_h) * scale_h * q_h) @ read
                 mixed.index_add_(2, number_h.flatten(), values.flatten(2, 3).unflatten(2, (-1, C)))
             log_left, log_right = pairs(log_decay)
+            in_right = number >> h & 1
+            to_chunk = to_chunk + in_right * log_left.repeat_interleave(2 << h, 2)[:, :, :N]
             tree.append(normal_exp(log_right) * left + right)
             log_decay = log_left + log_right
         return tree

@@ -25,6 +25,31 @@ def _(position: Tensor, width: int, base: float = 10_000.0) -> Tensor:
     return position.new_empty(2, position.shape[0], width)
 
 
+@torch.library.custom_op("bsbr_pl::exact_product", mutates_args=())
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of batches of matrices, in their precision under autocast too, and compiled in one graph."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+@exact_product.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return a.new_empty(*batch, a.shape[-2], b.shape[-1])
+
+
+def _exact_product_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _exact_product_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = ctx.saved_tensors
+    return exact_product(grad, b.mT).sum_to_size(a.shape), exact_product(a.mT, grad).sum_to_size(b.shape)
+
+
+exact_product.register_autograd(_exact_product_gradient, setup_context=_exact_product_setup)
+
+
 # Sums over chunks.
 
 

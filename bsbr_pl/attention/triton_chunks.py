@@ -14,6 +14,9 @@ from .triton_delta_rule import _triangle_inverse
 from .triton_recurrence import matrix
 
 COLUMNS = 128  # numbers of a state in one program of `_decayed_states`
+# Warps of a program.
+PRODUCTS = 2
+PRODUCTS_GRADIENT = 2
 
 # States that decay.
 
@@ -90,16 +93,18 @@ def _decayed_products(q, k, g, A, R, J: tl.constexpr, K: tl.constexpr):
     low = keys.dtype
     keys_T = tl.trans((keys * tl.exp(tl.minimum(border[None, :] - g_past, 0.0))).to(low))
     for j in tl.static_range(J):
-        queries = tl.load(q + j * R * 64 * K + rows).to(tl.float32)
+        queries = tl.load(q + j * R * 64 * K + rows)
+        scores = tl.dot((queries * from_border).to(low), keys_T).to(low)
         places = (j * R + chunk) * 4096 + t[:, None] * 64
-        scores = tl.dot((queries * from_border).to(low), keys_T)
-        tl.store(A + places + i[None, :], scores.to(A.dtype.element_ty), mask=outside[None, :])
-        for s in range(16):
-            key_at = (chunk * 64 + first + s) * K + channels
-            key, g_s = tl.load(k + key_at).to(tl.float32), tl.load(g + key_at)
-            weighted = queries * key[None, :] * tl.exp(tl.minimum(g_t - g_s[None, :], 0.0))
-            score = tl.where(t >= first + s, tl.sum(weighted, 1), 0.0)[:, None]
-            tl.store(A + places + first + s, score.to(A.dtype.element_ty))
+        tl.store(A + places + i[None, :], scores, mask=outside[None, :])
+    for s in range(first, first + 16):
+        key_at = (chunk * 64 + s) * K + channels
+        key, g_s = tl.load(k + key_at).to(tl.float32), tl.load(g + key_at)
+        decayed_key = key[None, :] * tl.exp(tl.minimum(g_t - g_s[None, :], 0.0))
+        for j in tl.static_range(J):
+            queries = tl.load(q + j * R * 64 * K + rows).to(tl.float32)
+            score = tl.where(t >= s, tl.sum(queries * decayed_key, 1), 0.0)
+            tl.store(A + (j * R + chunk) * 4096 + t * 64 + s, score.to(low))
 
 
 @triton.jit
@@ -132,14 +137,14 @@ def _decayed_products_gradient(q, k, g, DA, Dq, Dk, Dg, R, J: tl.constexpr, K: t
         by_key = tl.load(tile + i[None, :] * 64 + t[:, None], mask=future[None, :], other=0.0)
         Dqueries = tl.dot(by_query.to(low), keys) * to_query
         Dkeys += tl.dot(by_key.to(low), queries) * from_key
-        for u in range(16):
-            at = (chunk * 64 + first + u) * K + channels
-            g_u, key = tl.load(g + at), tl.load(k + at).to(tl.float32)
-            query = tl.load(q + j * R * 64 * K + at).to(tl.float32)
-            of_key = tl.load(tile + t * 64 + first + u, mask=t >= first + u, other=0.0).to(tl.float32)
-            of_query = tl.load(tile + (first + u) * 64 + t, mask=t <= first + u, other=0.0).to(tl.float32)
-            Dqueries += of_key[:, None] * key[None, :] * tl.exp(tl.minimum(g_t - g_u[None, :], 0.0))
-            Dkeys += of_query[:, None] * query[None, :] * tl.exp(tl.minimum(g_u[None, :] - g_t, 0.0))
+        for u in range(first, first + 16):
+            at = (chunk * 64 + u) * K + channels
+            key, query = tl.load(k + at).to(tl.float32), tl.load(q + j * R * 64 * K + at).to(tl.float32)
+            of_key = tl.load(tile + t * 64 + u, mask=t >= u, other=0.0).to(tl.float32)
+            of_query = tl.load(tile + u * 64 + t, mask=t <= u, other=0.0).to(tl.float32)
+            decay = tl.exp(-tl.abs(g_t - tl.load(g + at)[None, :]))  # from the earlier of t and u to the later
+            Dqueries += of_key[:, None] * key[None, :] * decay
+            Dkeys += of_query[:, None] * query[None, :] * decay
         tl.store(Dq + j * R * 64 * K + rows, Dqueries.to(Dq.dtype.element_ty))
         Dsums += own_queries * Dqueries
     tl.store(Dk + rows, Dkeys.to(Dk.dtype.element_ty))
@@ -150,7 +155,7 @@ def decayed_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     """`chunk_ops.decayed_products` of contiguous inputs."""
     J, R, C, K = q.shape
     A = q.new_empty(J, R, C, C)
-    _decayed_products[(R, C // 16)](q, k, g, A, R, J=J, K=K)
+    _decayed_products[(R, C // 16)](q, k, g, A, R, J=J, K=K, num_warps=PRODUCTS)
     return A
 
 
@@ -158,7 +163,7 @@ def decayed_products_backward(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> 
     """`chunk_ops.decayed_products_backward` of contiguous inputs."""
     J, R, C, K = q.shape
     Dq, Dk, Dg = torch.empty_like(q), torch.empty_like(k), torch.empty_like(g)
-    _decayed_products_gradient[(R, C // 16)](q, k, g, grad, Dq, Dk, Dg, R, J=J, K=K)
+    _decayed_products_gradient[(R, C // 16)](q, k, g, grad, Dq, Dk, Dg, R, J=J, K=K, num_warps=PRODUCTS_GRADIENT)
     return Dq, Dk, Dg
 
 
