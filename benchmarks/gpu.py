@@ -5,8 +5,8 @@
     python benchmarks/gpu.py --dry-run                # every row at toy size on a CPU; into a temporary file
 
 Each row is a line of benchmarks/results/gpu.jsonl. It is written when it is measured, and skipped if the file has it
-for the card, the torch and the code of now, so that several short calls fill one table. Rows of older code stay in the
-table, marked, until they are measured again. A row that fails writes its error, and the next row follows.
+for the card, the torch and the code of now (of its architecture and what that imports), so that several short calls fill
+one table. Rows of older code stay in the table, marked, until they are measured again. A row that fails writes its error, and the next row follows.
 Compiled forms are first compiled in parallel processes, one per core, for at most `--warm-seconds`.
 
 The operation is the operation of `benchmarks/operation.py` (without projections, convolutions and rotary positions),
@@ -65,7 +65,7 @@ def main() -> None:
             sys.exit("there is no CUDA device: --dry-run measures every row at toy size on the CPU")
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         measure_rows(wanted, chosen.out, chosen.seconds, chosen.warm_seconds, chosen.dry_run)
-    print(tables(read(chosen.out), code()))
+    print(tables(read(chosen.out), code))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Measures the rows that are missing, within a time limit; compiled forms are first compiled in parallel."""
 
+import ast
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -51,11 +53,27 @@ def card(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
-def code() -> str:
-    """A short sha256 of what the rows measure: the attentions, the model, its compiled form."""
-    package = SCRIPT.parents[1] / "bsbr_pl"
-    files = [*sorted((package / "attention").glob("*.py")), package / "model.py", package / "compiled.py"]
+@functools.cache
+def code(name: str) -> str:
+    """A short sha256 of what the rows of this name measure: the file of an architecture and those that it imports, the
+    model and its compiled form. SDPA and the peaks have no code of this package."""
+    package, found, todo = SCRIPT.parents[1] / "bsbr_pl", set[Path](), [name.split()[0]]
+    while todo:
+        file = package / "attention" / f"{todo.pop()}.py"
+        if file.exists() and file not in found:
+            found.add(file)
+            todo += imported(file)
+    files = [*sorted(found), package / "model.py", package / "compiled.py", package / "patches.py"] if found else []
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def imported(file: Path) -> list[str]:
+    """The modules that a module imports from its own package."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names += [node.module] if node.module else [alias.name for alias in node.names]
+    return names
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -63,15 +81,16 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def missing(found: list[dict[str, Any]], wanted: list[Row], facts: dict[str, Any]) -> list[Row]:
-    """The rows that are not measured with the card, torch and code of these facts.
+    """The rows that are not measured with the card and torch of these facts, and the code of now.
 
-    A row that failed once is tried again, and one whose law is not kept always.
+    A row that failed once is tried again.
     """
-    counts: dict[str, int] = {}
+    counts: dict[tuple[str, str | None], int] = {}
     for line in found:
-        if all(line.get(fact) == facts[fact] for fact in ("card", "torch", "code")) and line.get("kept", True):
-            counts[line["key"]] = counts.get(line["key"], 0) + (1 if "error" in line else 2)
-    return [row for row in wanted if counts.get(row.key, 0) < 2]
+        if all(line.get(fact) == facts[fact] for fact in ("card", "torch")):
+            key = (line["key"], line.get("code"))
+            counts[key] = counts.get(key, 0) + (1 if "error" in line else 2)
+    return [row for row in wanted if counts.get((row.key, code(row.name)), 0) < 2]
 
 
 def compile_all(todo: list[Row], seconds: float) -> None:
@@ -135,7 +154,7 @@ def measure_rows(wanted: list[Row], out: Path, seconds: float, warm_seconds: flo
     """Append each missing row to `out` when it is measured. No row is started after `seconds`."""
     device = "cpu" if toy else "cuda"
     start, name = time.monotonic(), card(device)
-    facts = {"card": name, "torch": torch.__version__, "code": code(), "commit": (git_commit() or {}).get("commit")}
+    facts = {"card": name, "torch": torch.__version__, "commit": (git_commit() or {}).get("commit")}
     todo = missing(read(out), wanted, facts)
     print(f"{name}, torch {torch.__version__}: {len(todo)} of {len(wanted)} rows to measure", flush=True)
     if not toy and warm_seconds > 0 and any(row.form != "eager" for row in todo):
@@ -147,7 +166,8 @@ def measure_rows(wanted: list[Row], out: Path, seconds: float, warm_seconds: flo
             break
         began = time.monotonic()
         found = attempt(row, Setting(device, toy, measured_peak(read(out), name)), max(5, min(75, int(left))))
-        line = {"key": row.key, **vars(row), **found, **facts, "took": round(time.monotonic() - began, 1)}
+        own = {"code": code(row.name), "took": round(time.monotonic() - began, 1)}
+        line = {"key": row.key, **vars(row), **found, **facts, **own}
         with out.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         numbers = {key: round(value, 5) if isinstance(value, float) else value for key, value in found.items()}

@@ -2,14 +2,16 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 Line = dict[str, Any]
 
 
-def tables(lines: list[Line], code: str) -> str:
-    """The newest row of each key and card. The rows of another code than this are marked, and what failed is listed."""
-    lines = [line | {"code": "now" if line.get("code") == code else "older"} for line in lines]
+def tables(lines: list[Line], code: Callable[[str], str]) -> str:
+    """The newest row of each key and card. The rows of another code than that of their name are marked, and what failed
+    is listed."""
+    lines = [line | {"code": "now" if line.get("code") == code(line["name"]) else "older"} for line in lines]
     parts = []
     for card in dict.fromkeys(line["card"] for line in lines):
         of_card = [line for line in lines if line["card"] == card]

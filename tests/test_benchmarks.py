@@ -201,19 +201,20 @@ ROW = {"torch": torch.__version__, "card": "one", "code": "now"}
         ({"card": "two"}, True),
         ({"torch": "1.0"}, True),
         ({"code": "before"}, True),
-        ({"kept": False}, True),
+        ({"kept": False}, False),
         ({"error": "no memory"}, True),
     ],
     ids=str,
 )
 def test_a_row_counts_for_its_card_torch_and_code(line, again):
     from gpu_rows import Row
-    from gpu_run import missing
+    from gpu_run import code, missing
 
     row = Row("law", "bsbr")
-    assert missing([ROW | {"key": row.key} | line], [row], ROW) == [row] * again
+    now = ROW | {"key": row.key, "code": code("bsbr")}
+    assert missing([now | line], [row], ROW) == [row] * again
     assert missing([{"key": row.key, "card": "one", "torch": ROW["torch"]}], [row], ROW) == [row], "rows without code"
-    assert not missing([ROW | {"key": row.key, "error": "no memory"}] * 2, [row], ROW), "failed twice"
+    assert not missing([now | {"error": "no memory"}] * 2, [row], ROW), "failed twice"
 
 
 def test_the_peak_is_that_of_the_card():
@@ -238,7 +239,7 @@ def test_tables_show_the_newest_row_and_mark_older_code():
         *[decode("gau", error="no memory")] * 2,
         decode("linear", error="no memory"),
     ]
-    found = tables(lines, "now").splitlines()
+    found = tables(lines, lambda name: "now").splitlines()
     assert [line for line in found if "1,024" in line] == [
         "| bsbr | 1,024 |  | 2 | now |",
         "| gau | 1,024 |  | 1 | older |",
@@ -249,12 +250,27 @@ def test_tables_show_the_newest_row_and_mark_older_code():
 def test_the_code_of_a_row_is_that_of_the_attentions(tmp_path, monkeypatch):
     import gpu_run
 
-    before = gpu_run.code()
+    def codes() -> dict[str, str]:
+        gpu_run.code.cache_clear()
+        return {name: gpu_run.code(name) for name in ("gau", "gla", "kda", "bsbr top-k 8", "sdpa")}
+
+    before = codes()
     shutil.copytree(ROOT / "bsbr_pl", tmp_path / "bsbr_pl", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(gpu_run, "SCRIPT", tmp_path / "benchmarks" / "gpu.py")
-    assert gpu_run.code() == before
-    for name in ("attention/gau.py", "model.py", "compiled.py"):
+    assert codes() == before
+    every = {"gau", "gla", "kda", "bsbr top-k 8"}
+    changed = {
+        "attention/gau.py": {"gau"},
+        "attention/triton_chunks.py": {"gla", "kda"},  # imported by what they import
+        "attention/bsbr.py": {"bsbr top-k 8"},
+        "attention/kernels.py": every,
+        "model.py": every,
+        "compiled.py": every,
+    }
+    for name, expected in changed.items():
         with (tmp_path / "bsbr_pl" / name).open("a") as file:
             file.write("\n")
-        assert gpu_run.code() != before
-        before = gpu_run.code()
+        after = codes()
+        assert {key for key in after if after[key] != before[key]} == expected
+        before = after
+    gpu_run.code.cache_clear()
