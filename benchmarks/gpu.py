@@ -5,8 +5,9 @@
     python benchmarks/gpu.py --dry-run                # every row at toy size on a CPU; into a temporary file
 
 Each row is a line of benchmarks/results/gpu.jsonl. It is written when it is measured, and skipped if the file has it
-for the card, the torch and the code of now (of its architecture and what that imports), so that several short calls fill
-one table. Rows of older code stay in the table, marked, until they are measured again. A row that fails writes its error, and the next row follows.
+for the card, the torch and the code of now (of its architecture and what that imports), so that several short calls
+fill one table. Rows of older code stay in the table, marked, until they are measured again. A row that fails writes its
+error, and the next row follows.
 Compiled forms are first compiled in parallel processes, one per core, for at most `--warm-seconds`.
 
 The operation is the operation of `benchmarks/operation.py` (without projections, convolutions and rotary positions),
