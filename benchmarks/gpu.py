@@ -40,7 +40,7 @@ def choose_options() -> Namespace:
     options.add_argument("--seconds", type=float, default=480, help="start no row after this time, default 480")
     options.add_argument("--warm-seconds", type=float, default=110, help="time to compile in parallel, default 110")
     options.add_argument("--kinds", nargs="+", help="peak, law, operation, step, decode; default all")
-    options.add_argument("--only", help="rows whose key contains this text")
+    options.add_argument("--only", nargs="+", default=[""], help="rows whose key contains one of these texts")
     options.add_argument("--table", action="store_true", help="print the rows so far and stop")
     options.add_argument("--list", action="store_true", help="print the keys in order and stop")
     options.add_argument("--dry-run", action="store_true", help="every row at toy size on a CPU")
@@ -55,7 +55,7 @@ def main() -> None:
     if chosen.warm:
         return compile_keys(json.loads(chosen.warm))
     wanted = [row for row in rows() if not chosen.kinds or row.kind in chosen.kinds]
-    wanted = [row for row in wanted if not chosen.only or chosen.only in row.key]
+    wanted = [row for row in wanted if any(text in row.key for text in chosen.only)]
     if chosen.list:
         return print("\n".join(row.key for row in wanted))
     if chosen.out is None:

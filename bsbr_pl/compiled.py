@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from .model import LanguageModel
-from .patches import allow_recompilations, recompute_for_gradients
+from .patches import allow_recompilations
 
 Hidden = Callable[[Tensor], Tensor]  # ids (B, T) -> activations (B, T, D)
 
@@ -75,8 +75,6 @@ def _compile(model: LanguageModel) -> Hidden:
     if isinstance(model, FSDPModule):
         return torch.compile(model.hidden)
     allow_recompilations(64)  # one for each kind of branch and each length
-    if next(model.parameters()).is_cuda:
-        recompute_for_gradients()
     run = torch.compile(lambda branch, x: branch(x))
     return partial(model.hidden, run=run)
 

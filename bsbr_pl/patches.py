@@ -2,8 +2,7 @@
 
 Tested with jsonargparse 4.53.0 (`_check_type`), argparse of Python 3.11 (`_actions`), Lightning 2.6.6
 (`_parse_ckpt_path`, `_run_subcommand`) and torch 2.13.0 (`torch.utils._python_dispatch`, from where torch's own
-documentation imports TorchDispatchMode, `torch._dynamo.config`, which has a public name in new versions only, and
-`torch._functorch.config`).
+documentation imports TorchDispatchMode, and `torch._dynamo.config`, which has a public name in new versions only).
 """
 
 import functools
@@ -52,15 +51,6 @@ def allow_recompilations(limit: int) -> None:
 
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, limit)
-
-
-def recompute_for_gradients() -> None:
-    """Let torch.compile compute elementwise operations again for the gradient, also where by default it keeps their
-    results: for an operator of the gradient that needs them in memory, after long chains, and far apart."""
-    import torch._functorch.config
-
-    for reason in ("materialized_backward", "long_fusible_chains", "used_far_apart"):
-        setattr(torch._functorch.config, f"ban_recompute_{reason}", False)
 
 
 def __getattr__(name: str) -> Any:

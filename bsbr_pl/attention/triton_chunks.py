@@ -15,8 +15,8 @@ from .triton_recurrence import matrix
 
 COLUMNS = 128  # numbers of a state in one program of `_decayed_states`
 # Warps of a program.
-PRODUCTS = 2
-PRODUCTS_GRADIENT = 2
+PRODUCTS = 4
+PRODUCTS_GRADIENT = 8
 
 # States that decay.
 
@@ -102,9 +102,9 @@ def _decayed_products(q, k, g, A, R, J: tl.constexpr, K: tl.constexpr):
         key, g_s = tl.load(k + key_at).to(tl.float32), tl.load(g + key_at)
         decayed_key = key[None, :] * tl.exp(tl.minimum(g_t - g_s[None, :], 0.0))
         for j in tl.static_range(J):
-            queries = tl.load(q + j * R * 64 * K + rows).to(tl.float32)
-            score = tl.where(t >= s, tl.sum(queries * decayed_key, 1), 0.0)
-            tl.store(A + (j * R + chunk) * 4096 + t * 64 + s, score.to(low))
+            products = tl.load(q + j * R * 64 * K + rows).to(tl.float32) * decayed_key
+            score = tl.where(t >= s, tl.sum(products, 1), 0.0)
+            tl.store(A + (j * R + chunk) * 4096 + t * 64 + s, score.to(A.dtype.element_ty))
 
 
 @triton.jit
