@@ -15,8 +15,8 @@ from .triton_recurrence import matrix
 
 COLUMNS = 128  # numbers of a state in one program of `_decayed_states`
 # Warps of a program.
-PRODUCTS = 4
-PRODUCTS_GRADIENT = 8
+PRODUCTS = 1
+PRODUCTS_GRADIENT = 4
 
 # States that decay.
 
