@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from test_law import assert_near_truth
 from torch import Tensor
 
-from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, chunk_ops, kernels, ops, rwkv7
+from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, chunk_ops, kernels, ops, rwkv7, softmax
 from bsbr_pl.attention.mamba2 import Mamba2Attention
 from bsbr_pl.attention.parts import DepthwiseConvolution, convolve_by_taps, rotary, rotate_real
 
@@ -298,6 +298,18 @@ def test_options_of_rotary_positions():
         torch.testing.assert_close(ended[:, :, t : t + 1], rotary(x[:, :, t : t + 1], 3))
 
 
+def test_the_operator_of_exact_products():
+    """Also under autocast, and with batches that broadcast."""
+    a, b = (x.requires_grad_() for x in (numbers(2, 1, 3, 4), numbers(5, 4, 6, seed=1)))
+    torch.library.opcheck(ops.exact_product, (a, b))
+    weights = numbers(2, 5, 3, 6, seed=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.exact_product(a, b)
+    expected = a @ b
+    own, truth = (torch.autograd.grad((product * weights).sum(), (a, b)) for product in (found, expected))
+    torch.testing.assert_close([found, *own], [expected, *truth])
+
+
 def test_shifted_products_are_the_convolution():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 12, 6, generator=generator).requires_grad_()
@@ -311,6 +323,39 @@ def test_shifted_products_are_the_convolution():
         strict=True,
     ):
         torch.testing.assert_close(own, expected)
+
+
+def packed_attention(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_size):
+    """What FlashAttention computes of packed sequences whose queries are their last tokens: (rows, H, K)."""
+    assert window_size == (-1, 0)
+    mixed = []
+    for i in range(len(ends_q) - 1):
+        own = slice(*ends_q[i : i + 2].tolist())
+        seen = slice(*ends_k[i : i + 2].tolist())
+        assert own.stop - own.start <= max_q
+        assert seen.stop - seen.start <= max_k
+        parts = (part.transpose(0, 1) for part in (q[own], k[seen], v[seen]))
+        mixed.append(softmax.causal_attention(*(part[None] for part in parts), scale=scale)[0].transpose(0, 1))
+    return torch.cat(mixed)
+
+
+def test_queries_after_earlier_keys_need_no_mask(monkeypatch):
+    """The arguments that FlashAttention would be given, on a CPU."""
+    monkeypatch.setattr(kernels, "low_precision", lambda x: torch.float32)
+    monkeypatch.setattr(kernels, "HAS_WINDOW", True)
+    monkeypatch.setattr(kernels, "varlen_attn", packed_attention)
+    q, k, v = numbers(2, 3, 5, 8), numbers(2, 3, 12, 8, seed=1), numbers(2, 3, 12, 8, seed=2)
+    found = kernels.causal_attention(q, k, v, scale=0.5)
+    torch.testing.assert_close(found, softmax.causal_attention(q, k, v, scale=0.5))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fox_reads_earlier_pieces_on_a_gpu():
+    """More tokens than the queries of one piece; in fp64 the plain form has pieces of 512."""
+    attention, x = build("fox", {}, torch.bfloat16, "cuda"), sequence(4200, torch.bfloat16, "cuda")
+    truth = attention.double()(x.double())
+    error = (attention.bfloat16()(x).double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+    assert error < 8e-3
 
 
 def test_windows_stay_with_the_block_form_without_a_gpu():
