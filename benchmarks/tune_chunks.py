@@ -1,4 +1,4 @@
-"""Finds the best number of warps of the products within a chunk on this card: constants of triton_chunks.py.
+"""Finds the best number of warps of the scores within a chunk on this card: constants of triton_chunks.py.
 
     python benchmarks/tune_chunks.py [--write]
 
@@ -42,9 +42,9 @@ def times(queries: int) -> dict[tuple[str, int], float]:
     grad = torch.randn(queries, CHUNKS, 64, 64, device="cuda").bfloat16()
     found = {}
     for warps in WARPS:
-        kernels.PRODUCTS = kernels.PRODUCTS_GRADIENT = warps
-        found["PRODUCTS", warps] = milliseconds(lambda: kernels.decayed_products(q, k, g))
-        found["PRODUCTS_GRADIENT", warps] = milliseconds(lambda: kernels.decayed_products_backward(grad, q, k, g))
+        kernels.SCORES = kernels.SCORES_GRADIENT = warps
+        found["SCORES", warps] = milliseconds(lambda: kernels.decayed_scores(q, k, g))
+        found["SCORES_GRADIENT", warps] = milliseconds(lambda: kernels.decayed_scores_backward(grad, q, k, g))
     return found
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     by_queries = {queries: times(queries) for queries in (1, 2)}
     source = Path(kernels.__file__)
     text = source.read_text()
-    for name in ("PRODUCTS", "PRODUCTS_GRADIENT"):
+    for name in ("SCORES", "SCORES_GRADIENT"):
         total = {warps: sum(found[name, warps] for found in by_queries.values()) for warps in WARPS}
         best = min(WARPS, key=total.__getitem__)
         for queries, found in by_queries.items():

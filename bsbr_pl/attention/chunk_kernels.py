@@ -1,8 +1,8 @@
 """The forms for CUDA in bf16 of architectures whose state decays: batched products, and the operators of `chunk_ops`.
 
-As in `kernels.py`, a kernel has the arguments and results of the `mix` that it replaces, after the low precision. The
-formulas are those of the architecture's file. Chunks have 64 tokens. g is the sum of log decays from the start of the
-chunk, this token included; all sums and decays are fp32.
+A kernel takes `low`, the precision of its products, and then the arguments of the `mix` that it replaces; it returns
+what `mix` does. The formulas are those of the architecture's file, with chunks of C = 64 tokens. g is the sum of log
+decays from the start of the chunk, this token included. All sums and decays are fp32.
 """
 
 import torch
@@ -10,25 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import chunk_ops
-from .kernels import CHUNK, HAS_TRITON, WIDTHS, gated_delta_rule_kernel, plus_product
+from .kernels import CHUNK, LEAST, gated_delta_rule_kernel, plus_product
 from .parts import lower_triangle, to_chunks
 
 
-def has_chunk_kernels(width: int) -> bool:
-    """Whether there are Triton kernels for heads with keys of this width."""
-    return HAS_TRITON and width in WIDTHS
+def log_decays(log_alpha: Tensor) -> Tensor:
+    """g of log alpha (B, H, T, K or 1): (B, H, N, C, K or 1)."""
+    return to_chunks(log_alpha.float().clamp(min=LEAST), CHUNK).cumsum(3)
 
 
 # A sum that decays.
 
 
-def decayed_kernel(
+def mamba2_kernel(
     low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, log_alpha: Tensor, S: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One decay a head: `Mamba2Attention.mix`; q and k may have one head for all."""
+    """`Mamba2Attention.mix`, with dt v as v."""
     T = v.shape[2]
     q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H or 1, N, C, .)
-    g = to_chunks(log_alpha.float(), CHUNK).cumsum(3)  # (B, H, N, C, 1)
+    g = log_decays(log_alpha)  # (B, H, N, C, 1)
     G = (g - g.mT).clamp(max=0).exp() * lower_triangle(CHUNK, like=g)
     mixed, S = through_chunks(((q @ k.mT) * G).to(low), q, k, v, g, S)
     return mixed[:, :, :T], S
@@ -37,9 +37,9 @@ def decayed_kernel(
 def retnet_kernel(
     log_gamma: Tensor, low: torch.dtype, q: Tensor, k: Tensor, v: Tensor, S: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`RetNetAttention.mix`, given log gamma (H,)."""
+    """`RetNetAttention.mix`, given log gamma (H,): Mamba-2's with a fixed decay."""
     log_alpha = log_gamma.float()[None, :, None, None].expand(1, -1, q.shape[2], 1)
-    return decayed_kernel(low, q, k, v, log_alpha, S)
+    return mamba2_kernel(low, q, k, v, log_alpha, S)
 
 
 def gla_kernel(
@@ -48,8 +48,8 @@ def gla_kernel(
     """`GLAAttention.mix`."""
     T = v.shape[2]
     q, k, v = (to_chunks(part.to(low), CHUNK) for part in (q, k, v))  # (B, H, N, C, .)
-    g = to_chunks(log_alpha.float(), CHUNK).cumsum(3)  # (B, H, N, C, K)
-    mixed, S = through_chunks(decayed_products(q[None], k, g)[0], q, k, v, g, S)
+    g = log_decays(log_alpha)  # (B, H, N, C, K)
+    mixed, S = through_chunks(decayed_scores(q[None], k, g)[0], q, k, v, g, S)
     return mixed[:, :, :T], S
 
 
@@ -77,10 +77,9 @@ def through_chunks(
     return mixed.flatten(2, 3), last.unflatten(0, (B, H))
 
 
-def decayed_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
-    """`chunk_ops.decayed_products` of q (J, B, H, N, C, K), k and g (B, H, N, C, K): (J, B, H, N, C, C)."""
-    A = chunk_ops.decayed_products(q.flatten(1, 3).contiguous(), k.flatten(0, 2), g.flatten(0, 2))
-    return A.unflatten(1, k.shape[:3])
+def decayed_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+    """`chunk_ops.decayed_scores` of q (J, B, H, N, C, K), k and g (B, H, N, C, K): (J, B, H, N, C, C)."""
+    return chunk_ops.decayed_scores(q.flatten(1, 3), k.flatten(0, 2), g.flatten(0, 2)).unflatten(1, k.shape[:3])
 
 
 # Delta rules.
@@ -91,24 +90,24 @@ def kda_kernel(
 ) -> tuple[Tensor, Tensor]:
     """`KDAAttention.mix`.
 
-    U = written - erased S, so that S <- diag(exp(g_C)) S - K_end^T erased S + K_end^T written.
+    With K_end = exp(g_C - g) K, U = written - erased S, so that S <- diag(exp(g_C)) S - P S + X with P = K_end^T erased
+    and X = K_end^T written.
     """
     T = v.shape[2]
     k_beta, v_beta = beta * k, beta * v
     q, k, k_beta, v_beta = (to_chunks(part.to(low), CHUNK) for part in (q, k, k_beta, v_beta))  # (B, H, N, C, .)
-    g = to_chunks(log_alpha.float(), CHUNK).cumsum(3)
-    qk, kk = decayed_products(torch.stack((q, k_beta)), k, g)
-    inverses = triangle_inverse(kk)
+    g = log_decays(log_alpha)
+    qk, kk = decayed_scores(torch.stack((q, k_beta)), k, g)
+    inverses = inverse_of(kk)
     erased, written = inverses @ (k_beta * g.exp()).to(low), inverses @ v_beta
     k_end = (k * (g[..., -1:, :] - g).exp()).to(low)
     before, S = replaced_states(erased.mT @ k_end, written.mT @ k_end, g, S)
-    U = plus_product(written, -erased, before)
+    U = plus_product(written, erased, before, -1)
     mixed = plus_product(qk @ U, (q * g.exp()).to(low), before)
     return mixed.flatten(2, 3)[:, :, :T], S
 
 
 def rwkv7_kernel(
-    lowest: float,
     low: torch.dtype,
     r: Tensor,
     log_w: Tensor,
@@ -118,30 +117,31 @@ def rwkv7_kernel(
     v: Tensor,
     S: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`RWKV7Attention.mix` in bf16 (its factors are too large for fp16), given the lowest log w.
+    """`RWKV7Attention.mix`. No exp(-g) is above exp(0.61 C) = e^39, which bf16 holds and fp16 does not.
 
-    U = found + reading S, so that S <- diag(exp(g_C)) S + p_end^T V - removed_end^T (found + reading S).
+    U = found + reading S, so that S <- diag(exp(g_C)) S - P S + X with P = removed_end^T reading and
+    X = p_end^T V - removed_end^T found.
     """
     T = v.shape[2]
     log_w = to_chunks(log_w.float(), CHUNK)  # (B, H, N, C, K)
     g = log_w.cumsum(3)
     r, kappa, removed, p, v = (to_chunks(part.to(low), CHUNK) for part in (r, kappa, removed, p, v))
-    g_before, end, center = g - log_w, g[..., -1:, :], lowest * CHUNK / 2
-    queries = torch.cat((r * (g - center).exp(), kappa * (g_before - center).exp()), 3).to(low)
-    growth = (center - g).exp()
-    products = queries @ torch.cat((p * growth, removed * growth), 3).to(low).mT  # (B, H, N, 2C, 2C)
+    r_start, kappa_start = (r * g.exp()).to(low), (kappa * (g - log_w).exp()).to(low)
+    growth, end = (-g).exp(), g[..., -1:, :]
+    keys = torch.cat((p * growth, removed * growth), 3).to(low)
+    products = torch.cat((r_start, kappa_start), 3) @ keys.mT  # (B, H, N, 2C, 2C)
     (r_p, r_a), (kappa_p, kappa_a) = (part.chunk(2, -1) for part in products.chunk(2, -2))
     triangle = lower_triangle(CHUNK, like=v)
-    inverses = triangle_inverse(kappa_a)
+    inverses = inverse_of(kappa_a)
     found = inverses @ ((kappa_p * triangle.tril(-1)) @ v)
-    reading = inverses @ (kappa * g_before.exp()).to(low)
+    reading = inverses @ kappa_start
     to_end = (end - g).exp()
     p_end, removed_end = (p * to_end).to(low), (removed * to_end).to(low)
-    X = plus_product(v.mT @ p_end, -found.mT, removed_end)
+    X = plus_product(v.mT @ p_end, found.mT, removed_end, -1)
     before, S = replaced_states(reading.mT @ removed_end, X, g, S)
     U = plus_product(found, reading, before)
-    mixed = plus_product((r_p * triangle) @ v, (r * g.exp()).to(low), before)
-    mixed = plus_product(mixed, -(r_a * triangle), U)
+    mixed = plus_product((r_p * triangle) @ v, r_start, before)
+    mixed = plus_product(mixed, r_a * triangle, U, -1)
     return mixed.flatten(2, 3)[:, :, :T], S
 
 
@@ -155,15 +155,15 @@ def replaced_states(P: Tensor, X: Tensor, g: Tensor, S: Tensor | None) -> tuple[
         S: before the first chunk (B, H, K, V); zeros if None.
     """
     heads = P.shape[:2]
-    start = None if S is None else S.float().mT.flatten(0, 1).contiguous()
+    start = None if S is None else S.float().mT.flatten(0, 1)
     decay = g[..., -1, :].exp().flatten(0, 1)
     before, last = chunk_ops.replaced_states(P.flatten(0, 1), X.flatten(0, 1), decay, start)
     return before.mT.unflatten(0, heads), last.mT.unflatten(0, heads)
 
 
-def triangle_inverse(lower: Tensor) -> Tensor:
+def inverse_of(lower: Tensor) -> Tensor:
     """`chunk_ops.triangle_inverse` of (B, H, N, C, C)."""
-    return chunk_ops.triangle_inverse(lower.flatten(0, 2).contiguous()).unflatten(0, lower.shape[:3])
+    return chunk_ops.triangle_inverse(lower.flatten(0, 2)).unflatten(0, lower.shape[:3])
 
 
 def gated_delta_product_kernel(

@@ -1,8 +1,8 @@
 """Operators of chunks of 64 tokens for architectures whose state decays, with their gradients: Triton on CUDA.
 
-On a CPU they are plain PyTorch, so that a test can hold the kernels that use them to `mix`. R counts the heads of all
-sequences, N their chunks, C the tokens of a chunk. The last axis of a decay has one number for each key channel, or one
-for all.
+On a CPU they are plain PyTorch, so that a test can hold the kernels that use them to `mix`. R is the number of heads of
+all sequences, N of chunks of a head, M of chunks of all heads, C of tokens in a chunk. Decays are (..., K), or (..., 1)
+if all channels share one.
 """
 
 from typing import Any
@@ -18,6 +18,10 @@ def in_triton(x: Tensor) -> bool:
     return x.is_cuda
 
 
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 # States that decay.
 
 
@@ -27,8 +31,11 @@ def decayed_states(
 ) -> tuple[Tensor, Tensor]:
     """S_{n+1} = decay_n S_n + x_n, in fp32.
 
+    With dS_n the gradient of S_n and y_n that of result n, dS_n = decay_n dS_{n+1} + y_n: the same recurrence in the
+    other direction. The gradient of x_n is dS_{n+1}, that of decay_n is S_n * dS_{n+1}, summed over V.
+
     Args:
-        x: (R, N, K, V), contiguous as all inputs.
+        x: (R, N, K, V).
         decay: (R, N, K or 1) in fp32.
         start: the first S (R, K, V) in fp32; None for zeros.
         backwards: go from the last chunk to the first.
@@ -39,8 +46,7 @@ def decayed_states(
     if in_triton(x):
         from . import triton_chunks
 
-        start = None if start is None else start.contiguous()
-        return triton_chunks.decayed_states(x.contiguous(), decay.contiguous(), start, backwards)
+        return triton_chunks.decayed_states(x.contiguous(), decay.contiguous(), _contiguous(start), backwards)
     before = torch.empty_like(x)
     S = torch.zeros_like(x[:, 0], dtype=torch.float32) if start is None else start
     for n in reversed(range(x.shape[1])) if backwards else range(x.shape[1]):
@@ -56,19 +62,16 @@ def _(x: Tensor, decay: Tensor, start: Tensor | None = None, backwards: bool = F
 
 def _decayed_states_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(inputs[1], output[0])
-    ctx.has_start = inputs[2] is not None
+    ctx.has_start, ctx.backwards = inputs[2] is not None, inputs[3]
 
 
 def _decayed_states_gradient(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
     decay, before = ctx.saved_tensors
-    after, grad_start = decayed_states(grad.contiguous(), decay, grad_last.float().contiguous(), True)
-    return after, _of_decay(after * before.float(), decay), grad_start if ctx.has_start else None, None
-
-
-def _of_decay(products: Tensor, decay: Tensor) -> Tensor:
-    """The gradient of the decay, from products of states and their gradients (R, N, K, V)."""
-    by_channel = products.sum(3)
-    return by_channel if decay.shape[2] > 1 else by_channel.sum(2, keepdim=True)
+    after, grad_start = decayed_states(grad, decay, grad_last.float(), not ctx.backwards)
+    grad_decay = None
+    if ctx.needs_input_grad[1]:
+        grad_decay = (before.float() * after).sum(3).sum_to_size(*decay.shape)
+    return after, grad_decay, grad_start if ctx.has_start else None, None
 
 
 decayed_states.register_autograd(_decayed_states_gradient, setup_context=_decayed_states_setup)
@@ -83,8 +86,11 @@ def replaced_states(
 ) -> tuple[Tensor, Tensor]:
     """S_{n+1} = S_n diag(decay_n) - S_n P_n + X_n, of transposed states, in fp32.
 
+    The gradients are as those of `decayed_states`: dS_n = dS_{n+1} diag(decay_n) - dS_{n+1} P_n^T + y_n; that of X_n is
+    dS_{n+1}, that of P_n is -S_n^T dS_{n+1}, that of decay_n is S_n * dS_{n+1}, summed over V.
+
     Args:
-        P: (R, N, K, K), contiguous as all inputs.
+        P: (R, N, K, K).
         X: (R, N, V, K).
         decay: (R, N, K) in fp32.
         start: the first S (R, V, K) in fp32; None for zeros.
@@ -96,7 +102,8 @@ def replaced_states(
     if in_triton(X):
         from . import triton_recurrence
 
-        return triton_recurrence.recurrence(decay.contiguous(), P.contiguous(), X.contiguous(), start, backwards)
+        inputs = (part.contiguous() for part in (decay, P, X))
+        return triton_recurrence.recurrence(*inputs, _contiguous(start), backwards)
     before = torch.empty_like(X)
     S = torch.zeros_like(X[:, 0], dtype=torch.float32) if start is None else start
     for n in reversed(range(X.shape[1])) if backwards else range(X.shape[1]):
@@ -114,15 +121,14 @@ def _(
 
 def _replaced_states_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(inputs[0], inputs[2], output[0])
-    ctx.has_start = inputs[3] is not None
+    ctx.has_start, ctx.backwards = inputs[3] is not None, inputs[4]
 
 
 def _replaced_states_gradient(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
     P, decay, before = ctx.saved_tensors
-    last = grad_last.float().contiguous()
-    after, grad_start = replaced_states(P.mT.contiguous(), grad.contiguous(), decay, last, True)
-    of_decay = (before.float() * after).sum(2)
-    return -(before.mT @ after), after, of_decay, grad_start if ctx.has_start else None, None
+    after, grad_start = replaced_states(P.mT, grad, decay, grad_last.float(), not ctx.backwards)
+    grad_decay = (before.float() * after).sum(2)
+    return -(before.mT @ after), after, grad_decay, grad_start if ctx.has_start else None, None
 
 
 replaced_states.register_autograd(_replaced_states_gradient, setup_context=_replaced_states_setup)
@@ -131,71 +137,71 @@ replaced_states.register_autograd(_replaced_states_gradient, setup_context=_repl
 # Within a chunk.
 
 
-@torch.library.custom_op("bsbr_pl::decayed_products", mutates_args=())
-def decayed_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+@torch.library.custom_op("bsbr_pl::decayed_scores", mutates_args=())
+def decayed_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     """A_ts = sum_i q_ti k_si exp(g_ti - g_si) for s <= t, else 0, within chunks.
 
     Args:
-        q: (J, R, C, K), J queries of each token, contiguous as all inputs.
-        k: (R, C, K), R chunks.
-        g: sums of log decays from the start of the chunk, this token included, (R, C, K) in fp32: never increasing.
+        q: (J, M, C, K), J queries of each token.
+        k: (M, C, K).
+        g: sums of log decays from the start of the chunk, this token included, (M, C, K) in fp32: never increasing.
 
     Returns:
-        A (J, R, C, C) in the precision of q.
+        A (J, M, C, C) in the precision of q.
     """
     if in_triton(q):
         from . import triton_chunks
 
-        return triton_chunks.decayed_products(q, k, g)
-    return torch.einsum("jrtk,rsk,rtsk->jrts", q.float(), k.float(), _decays(g)).to(q.dtype).contiguous()
+        return triton_chunks.decayed_scores(q.contiguous(), k.contiguous(), g.contiguous())
+    return torch.einsum("jmtk,msk,mtsk->jmts", q.float(), k.float(), _decays(g)).to(q.dtype).contiguous()
 
 
 def _decays(g: Tensor) -> Tensor:
-    """(R, C, K) -> exp(g_t - g_s) (R, C, C, K), 0 if s > t."""
+    """(M, C, K) -> exp(g_t - g_s) (M, C, C, K), 0 if s > t."""
     past = torch.ones(g.shape[1], g.shape[1], dtype=g.dtype, device=g.device).tril()
     return (g[:, :, None] - g[:, None]).clamp(max=0).exp() * past[..., None]
 
 
-@decayed_products.register_fake
+@decayed_scores.register_fake
 def _(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     return q.new_empty(*q.shape[:3], q.shape[2])
 
 
-@torch.library.custom_op("bsbr_pl::decayed_products_backward", mutates_args=())
-def decayed_products_backward(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.custom_op("bsbr_pl::decayed_scores_backward", mutates_args=())
+def decayed_scores_backward(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and g. As A_ts depends on g_t - g_s alone, dg_t = q_t * dq_t - k_t * dk_t."""
     if in_triton(q):
         from . import triton_chunks
 
-        return triton_chunks.decayed_products_backward(grad, q, k, g)
-    dq = torch.einsum("jrts,rsk,rtsk->jrtk", grad.float(), k.float(), _decays(g))
-    dk = torch.einsum("jrts,jrtk,rtsk->rsk", grad.float(), q.float(), _decays(g))
+        return triton_chunks.decayed_scores_backward(*(part.contiguous() for part in (grad, q, k, g)))
+    dq = torch.einsum("jmts,msk,mtsk->jmtk", grad.float(), k.float(), _decays(g))
+    dk = torch.einsum("jmts,jmtk,mtsk->msk", grad.float(), q.float(), _decays(g))
     return dq.to(q.dtype).contiguous(), dk.to(k.dtype).contiguous(), ((q * dq).sum(0) - k * dk).contiguous()
 
 
-@decayed_products_backward.register_fake
+@decayed_scores_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(g)
 
 
-def _decayed_products_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _decayed_scores_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _decayed_products_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    return decayed_products_backward(grad.contiguous(), *ctx.saved_tensors)
+def _decayed_scores_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    return decayed_scores_backward(grad, *ctx.saved_tensors)
 
 
-decayed_products.register_autograd(_decayed_products_gradient, setup_context=_decayed_products_setup)
+decayed_scores.register_autograd(_decayed_scores_gradient, setup_context=_decayed_scores_setup)
 
 
 @torch.library.custom_op("bsbr_pl::triangle_inverse", mutates_args=())
 def triangle_inverse(lower: Tensor) -> Tensor:
-    """(I + tril(L, -1))^-1 of L (R, C, C), contiguous, computed in fp32; in the precision of L."""
+    """(I + tril(L, -1))^-1 of L (M, C, C), computed in fp32; in the precision of L."""
     if in_triton(lower):
         from . import triton_chunks
 
-        return triton_chunks.triangle_inverse(lower)
+        return triton_chunks.triangle_inverse(lower.contiguous())
     return unit_triangle_inverse(lower.float()).to(lower.dtype).contiguous()
 
 

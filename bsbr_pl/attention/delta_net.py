@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .kernels import choose, delta_rule_kernel, has_delta_rule
+from .kernels import choose, delta_rule_kernel, has_triton
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -95,7 +95,7 @@ class DeltaNetAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_delta_rule(self.head_dim, self.value_dim // self.num_heads)
+        return has_triton(self.head_dim, self.value_dim // self.num_heads)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """q, k (B, H, T, K), v (B, H, T, V), beta (B, H, T, 1) and the state of the convolution."""

@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention, num_weights
-from .kernels import causal_attention, for_products, low_precision
+from .kernels import causal_attention, for_products, has_window, low_precision
 from .parts import append, at_least_fp32, check_positive, merge_heads, rotary, split_heads
 from .softmax import causal_softmax, head_norm
 
+WITHOUT_MASK = 4096  # queries at once where FlashAttention needs no mask; of more, fp32 would not hold the ages
 CHANNELS = 3  # of the age: three numbers of bf16 hold one of fp32
 
 
@@ -114,7 +115,9 @@ class FoXAttention(Attention[AgingCache]):
         """q (B, H, T, K) and log f (B, H, T, 1) of the last T tokens of k, v; age of the tokens before them, none if
         None -> mixed values (B, H, T, V); age of all tokens."""
         V, zeros = v.shape[3], self.added - CHANNELS
-        chunk = self.chunk_size if low_precision(q) is None else max(self.chunk_size, 4096)  # no mask: FlashAttention
+        chunk = self.chunk_size
+        if low_precision(q) is not None and has_window(self.head_dim + self.added):
+            chunk = max(chunk, WITHOUT_MASK)
         k, v = for_products(k), for_products(v)
         q = (at_least_fp32(q) * self.head_dim**-0.5).to(k.dtype)
         q = F.pad(F.pad(q, (0, CHANNELS), value=1.0), (0, zeros))

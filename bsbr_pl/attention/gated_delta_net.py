@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from .base import Attention
 from .decays import decay_map, decays, power_of_two
-from .kernels import choose, gated_delta_rule_kernel, has_delta_rule
+from .kernels import choose, gated_delta_rule_kernel, has_triton
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -112,7 +112,7 @@ class GatedDeltaNetAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_delta_rule(self.head_dim, self.value_dim // self.num_heads)
+        return has_triton(self.head_dim, self.value_dim // self.num_heads)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k (B, H, T, K), v (B, H, T, V), beta, log alpha (B, H, T, 1) and the state of the convolution."""

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .base import Attention, num_weights
 from .chunk_kernels import gated_delta_product_kernel
 from .decays import decay_map, decays, power_of_two
-from .kernels import choose, has_delta_rule
+from .kernels import choose, has_triton
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -103,7 +103,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_delta_rule(self.head_dim)
+        return has_triton(self.head_dim)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q (B, H, T, K); k, v (B, H, T, n, K) and beta (B, H, T, n, 1) of each step; log alpha (B, H, T, 1); the state

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .chunk_kernels import gla_kernel, has_chunk_kernels
+from .chunk_kernels import gla_kernel
 from .decays import decay_map, decayed_products, decayed_sum, power_of_two
-from .kernels import choose
+from .kernels import BF16, choose, has_triton
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -97,7 +97,7 @@ class GLAAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_chunk_kernels(self.key_dim)
+        return has_triton(self.key_dim)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k, log alpha (B, H, T, K), v (B, H, T, V) and the state of the convolution."""
@@ -139,7 +139,7 @@ class GLAAttention(Attention[Memory]):
             return x, state or self.init_state(len(x))
         q, k, log_alpha, v, conv_state = self.project(x, state)
         S = None if state is None else state.S
-        mixed, S = choose(x, gla_kernel, self.mix, self.has_kernel)(q, k, log_alpha, v, S)
+        mixed, S = choose(x, gla_kernel, self.mix, self.has_kernel, BF16)(q, k, log_alpha, v, S)
         return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:

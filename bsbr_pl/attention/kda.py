@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .chunk_kernels import has_chunk_kernels, kda_kernel
+from .chunk_kernels import kda_kernel
 from .decays import decay_map, decayed_products, power_of_two
-from .kernels import choose
+from .kernels import BF16, choose, has_triton
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -98,7 +98,7 @@ class KDAAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_chunk_kernels(self.head_dim)
+        return has_triton(self.head_dim)
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k, v (B, H, T, K), beta (B, H, T, 1), log alpha (B, H, T, K) and the state of the convolution."""
@@ -148,7 +148,7 @@ class KDAAttention(Attention[Memory]):
             return x, state or self.init_state(len(x))
         q, k, v, beta, log_alpha, conv_state = self.project(x, state)
         S = None if state is None else state.S
-        mixed, S = choose(x, kda_kernel, self.mix, self.has_kernel)(q, k, v, beta, log_alpha, S)
+        mixed, S = choose(x, kda_kernel, self.mix, self.has_kernel, BF16)(q, k, v, beta, log_alpha, S)
         return self.emit(mixed, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:

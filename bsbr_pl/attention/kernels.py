@@ -6,8 +6,10 @@ fp32 and fp64, and on a CPU.
 
 - windows: FlashAttention with a window, `torch.nn.attention.varlen` (torch >= 2.11); from a state, the plain form;
 - chosen chunks (MoBA, NSA): FlashAttention of each chunk (`flash_chunks.py`); from a state, the plain form;
+- FoX's queries after earlier keys: FlashAttention without a mask;
 - Linear, GAU, BSBR's retrieval: batched products, all chunks at once;
-- DeltaNet, Gated DeltaNet: Triton kernels (`ops.py`, `triton_delta_rule.py`).
+- DeltaNet, Gated DeltaNet: Triton kernels (`ops.py`, `triton_delta_rule.py`);
+- the other states that decay: `chunk_kernels.py`.
 """
 
 import inspect
@@ -31,9 +33,13 @@ except ImportError:  # torch before 2.10
     HAS_WINDOW = False
 
 HAS_TRITON = find_spec("triton") is not None
-LOW = (torch.bfloat16, torch.float16)
+BF16 = (torch.bfloat16,)  # of kernels whose states or factors may be above the range of fp16
+LOW = (*BF16, torch.float16)
 CHUNK = 64  # tokens in a chunk of the kernels
 WIDTHS = (16, 32, 64, 128)  # head widths that the Triton kernels support
+LEAST = (
+    -30.0
+)  # log decay of one token: exp(-30) is nothing in low precision, and sums of more would cost fp32 its digits
 
 
 # Which form runs.
@@ -47,16 +53,22 @@ def low_precision(x: Tensor) -> torch.dtype | None:
     return dtype if dtype in LOW else None
 
 
-def choose(x: Tensor, kernel: Callable[..., Any], mix: Callable[..., Any], fits: bool = True) -> Callable[..., Any]:
-    """`kernel` if it `fits` and products with x are in low precision; otherwise `mix`."""
+def choose(
+    x: Tensor,
+    kernel: Callable[..., Any],
+    mix: Callable[..., Any],
+    fits: bool = True,
+    precisions: tuple[torch.dtype, ...] = LOW,
+) -> Callable[..., Any]:
+    """`kernel` if it `fits` and products with x are in one of the low `precisions`; otherwise `mix`."""
     low = low_precision(x)
-    if low is None or not fits:
+    if low not in precisions or not fits:
         return mix
     return partial(kernel, low)
 
 
-def has_delta_rule(*widths: int) -> bool:
-    """Whether there is a Triton kernel of the delta rule for heads with keys and values of these widths."""
+def has_triton(*widths: int) -> bool:
+    """Whether Triton's kernels support heads of these widths."""
     return HAS_TRITON and all(width in WIDTHS for width in widths)
 
 
@@ -99,7 +111,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: softma
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """`softmax.causal_attention`, without a mask where FlashAttention can read earlier keys."""
+    """`softmax.causal_attention`. After earlier keys, FlashAttention aligned to the last key replaces its mask."""
     B, _, T, K = q.shape
     past, low = k.shape[2] - T, low_precision(q)
     if low is None or not past or T == 1 or not has_window(K) or k.shape[1] != q.shape[1]:
@@ -186,6 +198,7 @@ def gated_delta_rule_kernel(
 ) -> tuple[Tensor, Tensor]:
     """`GatedDeltaNetAttention.mix`; without `log_alpha` there is no decay."""
     q, k, v = (part.to(low).transpose(1, 2).contiguous() for part in (q, k, v))  # (B, T, H, K)
+    log_alpha = None if log_alpha is None else log_alpha.clamp(min=LEAST)
     beta, *decays = (
         part.squeeze(3).float().mT.contiguous() for part in (beta, log_alpha) if part is not None
     )  # (B, T, H)
@@ -212,10 +225,10 @@ def weighted_states(weights: Tensor, states: Tensor, top_k: int | None) -> Tenso
     return bags.view(B, H, -1, *states.shape[3:])
 
 
-def plus_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """x + a @ b of batches of matrices, rounded once."""
+def plus_product(x: Tensor, a: Tensor, b: Tensor, factor: int = 1) -> Tensor:
+    """x + factor a @ b of batches of matrices, rounded once."""
     batches = (part.flatten(0, -3) for part in (x, a, b))
-    return torch.baddbmm(*batches).reshape(x.shape)
+    return torch.baddbmm(*batches, alpha=factor).reshape(x.shape)
 
 
 def sums_before(x: Tensor, dim: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .chunk_kernels import decayed_kernel, has_chunk_kernels
+from .chunk_kernels import mamba2_kernel
 from .decays import decay_map, decayed_sum, decays, power_of_two
-from .kernels import choose
+from .kernels import BF16, choose, has_triton
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -92,7 +92,7 @@ class Mamba2Attention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_chunk_kernels(self.key_dim)
+        return has_triton()
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, ...]:
         """q, k (B, 1, T, K), v (B, H, T, V), dt, log alpha (B, H, T, 1) and the state of the convolution."""
@@ -139,7 +139,7 @@ class Mamba2Attention(Attention[Memory]):
             return x, state or self.init_state(len(x))
         q, k, v, dt, log_alpha, conv_state = self.project(x, state)
         S = None if state is None else state.S
-        mixed, S = choose(x, decayed_kernel, self.mix, self.has_kernel)(q, k, dt * v, log_alpha, S)
+        mixed, S = choose(x, mamba2_kernel, self.mix, self.has_kernel, BF16)(q, k, dt * v, log_alpha, S)
         return self.emit(mixed + self.skip[:, None, None] * v, x), Memory(S, conv_state)
 
     def init_state(self, batch_size: int) -> Memory:

@@ -76,11 +76,11 @@ def _(x: Tensor, start: Tensor | None = None, backwards: bool = False) -> tuple[
 
 
 def _sums_before_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.has_start = inputs[1] is not None
+    ctx.has_start, ctx.backwards = inputs[1] is not None, inputs[2]
 
 
 def _sums_before_gradient(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor, Tensor | None, None]:
-    grad_x, grad_start = sums_before(grad.contiguous(), grad_total, True)
+    grad_x, grad_start = sums_before(grad.contiguous(), grad_total, not ctx.backwards)
     return grad_x, grad_start if ctx.has_start else None, None
 
 

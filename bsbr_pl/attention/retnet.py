@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .chunk_kernels import has_chunk_kernels, retnet_kernel
+from .chunk_kernels import retnet_kernel
 from .decays import decayed_sum
-from .kernels import choose
+from .kernels import BF16, choose, has_triton
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -84,7 +84,7 @@ class RetNetAttention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_chunk_kernels(self.head_dim)
+        return has_triton()
 
     def project(self, x: Tensor, state: Memory | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k (B, H, T, K), rotated, v (B, H, T, V) and the state of the convolution."""
@@ -134,7 +134,7 @@ class RetNetAttention(Attention[Memory]):
         q, k, v, conv_state = self.project(x, state)
         kernel = partial(retnet_kernel, self.log_gamma(x.device))
         S = None if state is None else state.S
-        mixed, S = choose(x, kernel, self.mix, self.has_kernel)(q, k, v, S)
+        mixed, S = choose(x, kernel, self.mix, self.has_kernel, BF16)(q, k, v, S)
         return self.emit(mixed, x), Memory(S, conv_state, (state.position if state else 0) + x.shape[1])
 
     def init_state(self, batch_size: int) -> Memory:

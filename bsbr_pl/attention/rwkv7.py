@@ -30,7 +30,6 @@ Decode state: S (K D numbers) and the last input (D numbers).
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -38,9 +37,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .chunk_kernels import has_chunk_kernels, rwkv7_kernel
+from .chunk_kernels import rwkv7_kernel
 from .decays import decay_map
-from .kernels import choose, exact_product, low_precision
+from .kernels import BF16, choose, exact_product, has_triton
 from .parts import (
     at_least_fp32,
     check_number,
@@ -112,7 +111,7 @@ class RWKV7Attention(Attention[Memory]):
 
     @property
     def has_kernel(self) -> bool:
-        return has_chunk_kernels(self.head_dim)
+        return has_triton(self.head_dim)
 
     def project(self, x: Tensor, state: Memory | None = None) -> Parts:
         """What the recurrence and the output are made of, at x (B, T, D), which follows the last input of `state`."""
@@ -183,9 +182,8 @@ class RWKV7Attention(Attention[Memory]):
         if not x.shape[1]:
             return x, state or self.init_state(len(x))
         parts = self.project(x, state)
-        fits = self.has_kernel and low_precision(x) is torch.bfloat16
         S = None if state is None else state.S
-        mixed, S = choose(x, partial(rwkv7_kernel, LOWEST), self.mix, fits)(*parts[:-1], S)
+        mixed, S = choose(x, rwkv7_kernel, self.mix, self.has_kernel, BF16)(*parts[:-1], S)
         return self.output(mixed, parts, x.dtype), Memory(S, x[:, -1:])
 
     def init_state(self, batch_size: int) -> Memory:

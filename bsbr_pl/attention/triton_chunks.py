@@ -1,6 +1,6 @@
-"""The operators of `chunk_ops` in Triton, for CUDA. A chunk has C = 64 tokens, in four blocks of 16.
+"""The operators of `chunk_ops` in Triton, for CUDA. A chunk has C = 64 tokens (4096 = C^2), in four blocks of 16.
 
-`decayed_products`: from a key in an earlier block to a query, the key decays up to the first token of the query's
+`decayed_scores`: from a key in an earlier block to a query, the key decays up to the first token of the query's
 block, and the query from there on; both exponents are at most 0, and A between blocks is a product of two matrices.
 Within a block, A is computed key by key.
 """
@@ -14,9 +14,9 @@ from .triton_delta_rule import _triangle_inverse
 from .triton_recurrence import matrix
 
 COLUMNS = 128  # numbers of a state in one program of `_decayed_states`
-# Warps of a program.
-PRODUCTS = 1
-PRODUCTS_GRADIENT = 4
+# Warps of a program, for keys up to 64 wide.
+SCORES = 1
+SCORES_GRADIENT = 4
 
 # States that decay.
 
@@ -40,6 +40,10 @@ def _decayed_states(
     if start is not None:
         S = tl.load(start + row * M + columns, mask=inside, other=0.0)
     line = tl.arange(0, 32)
+    first = 0
+    if BACKWARDS:
+        first = N - 1
+    tl.store(before + (row * N + first) * M + columns, S.to(before.dtype.element_ty), mask=inside)
     for i in range(0, N, 32):
         n = i + line
         following = n + 1
@@ -52,13 +56,6 @@ def _decayed_states(
         d = tl.load(decay + (row * N + n)[:, None] * CHANNELS + channel[None, :], mask=mask, other=1.0)
         products, sums = tl.associative_scan((d, term), 0, _compose)
         after = products * S[None, :] + sums
-        if i == 0:
-            first = n * 0
-            if BACKWARDS:
-                first = N - 1 + n * 0
-            places = (row * N + first)[:, None] * M + columns[None, :]
-            own = tl.zeros((32, WIDTH), tl.float32) + S[None, :]
-            tl.store(before + places, own.to(before.dtype.element_ty), mask=(line == 0)[:, None] & inside[None, :])
         places = (row * N + following)[:, None] * M + columns[None, :]
         tl.store(before + places, after.to(before.dtype.element_ty), mask=has_next)
         S = tl.sum(tl.where((line == 31)[:, None], after, 0.0), 0)
@@ -74,13 +71,14 @@ def decayed_states(x: Tensor, decay: Tensor, start: Tensor | None, backwards: bo
     return before, last
 
 
-# Products within a chunk.
+# Scores within a chunk.
 
 
 @triton.jit
-def _decayed_products(q, k, g, A, R, J: tl.constexpr, K: tl.constexpr):
+def _decayed_scores(q, k, g, A, M, J: tl.constexpr, K: tl.constexpr):
     """One program: the queries of one block of one chunk."""
-    chunk, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * 16
+    chunk, first, chunks = tl.program_id(0).to(tl.int64), tl.program_id(1) * 16, M.to(tl.int64)
+    stride = chunks * 64 * K  # from query j of all tokens to query j + 1
     i, t, channels = tl.arange(0, 64), first + tl.arange(0, 16), tl.arange(0, K)
     past, outside = i < first, (i < first) | (i >= first + 16)
     keys_at = (chunk * 64 + i)[:, None] * K + channels[None, :]
@@ -93,24 +91,25 @@ def _decayed_products(q, k, g, A, R, J: tl.constexpr, K: tl.constexpr):
     low = keys.dtype
     keys_T = tl.trans((keys * tl.exp(tl.minimum(border[None, :] - g_past, 0.0))).to(low))
     for j in tl.static_range(J):
-        queries = tl.load(q + j * R * 64 * K + rows)
+        queries = tl.load(q + j * stride + rows)
         scores = tl.dot((queries * from_border).to(low), keys_T).to(low)
-        places = (j * R + chunk) * 4096 + t[:, None] * 64
+        places = (j * chunks + chunk) * 4096 + t[:, None] * 64
         tl.store(A + places + i[None, :], scores, mask=outside[None, :])
     for s in range(first, first + 16):
         key_at = (chunk * 64 + s) * K + channels
         key, g_s = tl.load(k + key_at).to(tl.float32), tl.load(g + key_at)
         decayed_key = key[None, :] * tl.exp(tl.minimum(g_t - g_s[None, :], 0.0))
         for j in tl.static_range(J):
-            products = tl.load(q + j * R * 64 * K + rows).to(tl.float32) * decayed_key
+            products = tl.load(q + j * stride + rows).to(tl.float32) * decayed_key
             score = tl.where(t >= s, tl.sum(products, 1), 0.0)
-            tl.store(A + (j * R + chunk) * 4096 + t * 64 + s, score.to(A.dtype.element_ty))
+            tl.store(A + (j * chunks + chunk) * 4096 + t * 64 + s, score.to(A.dtype.element_ty))
 
 
 @triton.jit
-def _decayed_products_gradient(q, k, g, DA, Dq, Dk, Dg, R, J: tl.constexpr, K: tl.constexpr):
+def _decayed_scores_gradient(q, k, g, DA, Dq, Dk, Dg, M, J: tl.constexpr, K: tl.constexpr):
     """One program: the gradients of the queries, keys and g of one block of one chunk. D: the gradient of the loss."""
-    chunk, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * 16
+    chunk, first, chunks = tl.program_id(0).to(tl.int64), tl.program_id(1) * 16, M.to(tl.int64)
+    stride = chunks * 64 * K  # from query j of all tokens to query j + 1
     last = first + 15
     i, t, channels = tl.arange(0, 64), first + tl.arange(0, 16), tl.arange(0, K)
     past, future = i < first, i > last
@@ -129,42 +128,48 @@ def _decayed_products_gradient(q, k, g, DA, Dq, Dk, Dg, R, J: tl.constexpr, K: t
     Dkeys = tl.zeros((16, K), tl.float32)
     Dsums = tl.zeros((16, K), tl.float32)
     for j in tl.static_range(J):
-        own_queries = tl.load(q + j * R * 64 * K + rows).to(tl.float32)
-        queries = tl.load(q + j * R * 64 * K + all_at, mask=future[:, None], other=0.0)
+        own_queries = tl.load(q + j * stride + rows).to(tl.float32)
+        queries = tl.load(q + j * stride + all_at, mask=future[:, None], other=0.0)
         queries = (queries * to_queries).to(low)
-        tile = DA + (j * R + chunk) * 4096
+        tile = DA + (j * chunks + chunk) * 4096
         by_query = tl.load(tile + t[:, None] * 64 + i[None, :], mask=past[None, :], other=0.0)
         by_key = tl.load(tile + i[None, :] * 64 + t[:, None], mask=future[None, :], other=0.0)
         Dqueries = tl.dot(by_query.to(low), keys) * to_query
         Dkeys += tl.dot(by_key.to(low), queries) * from_key
         for u in range(first, first + 16):
             at = (chunk * 64 + u) * K + channels
-            key, query = tl.load(k + at).to(tl.float32), tl.load(q + j * R * 64 * K + at).to(tl.float32)
+            key, query = tl.load(k + at).to(tl.float32), tl.load(q + j * stride + at).to(tl.float32)
             of_key = tl.load(tile + t * 64 + u, mask=t >= u, other=0.0).to(tl.float32)
             of_query = tl.load(tile + u * 64 + t, mask=t <= u, other=0.0).to(tl.float32)
             decay = tl.exp(-tl.abs(g_t - tl.load(g + at)[None, :]))  # from the earlier of t and u to the later
             Dqueries += of_key[:, None] * key[None, :] * decay
             Dkeys += of_query[:, None] * query[None, :] * decay
-        tl.store(Dq + j * R * 64 * K + rows, Dqueries.to(Dq.dtype.element_ty))
+        tl.store(Dq + j * stride + rows, Dqueries.to(Dq.dtype.element_ty))
         Dsums += own_queries * Dqueries
     tl.store(Dk + rows, Dkeys.to(Dk.dtype.element_ty))
     tl.store(Dg + rows, Dsums - own_keys * Dkeys)
 
 
-def decayed_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
-    """`chunk_ops.decayed_products` of contiguous inputs."""
-    J, R, C, K = q.shape
-    A = q.new_empty(J, R, C, C)
-    _decayed_products[(R, C // 16)](q, k, g, A, R, J=J, K=K, num_warps=PRODUCTS)
+def decayed_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+    """`chunk_ops.decayed_scores` of contiguous inputs."""
+    J, M, C, K = q.shape
+    A = q.new_empty(J, M, C, C)
+    _decayed_scores[(M, C // 16)](q, k, g, A, M, J=J, K=K, num_warps=_warps(SCORES, K))
     return A
 
 
-def decayed_products_backward(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`chunk_ops.decayed_products_backward` of contiguous inputs."""
-    J, R, C, K = q.shape
+def decayed_scores_backward(grad: Tensor, q: Tensor, k: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`chunk_ops.decayed_scores_backward` of contiguous inputs."""
+    J, M, C, K = q.shape
     Dq, Dk, Dg = torch.empty_like(q), torch.empty_like(k), torch.empty_like(g)
-    _decayed_products_gradient[(R, C // 16)](q, k, g, grad, Dq, Dk, Dg, R, J=J, K=K, num_warps=PRODUCTS_GRADIENT)
+    warps = _warps(SCORES_GRADIENT, K)
+    _decayed_scores_gradient[(M, C // 16)](q, k, g, grad, Dq, Dk, Dg, M, J=J, K=K, num_warps=warps)
     return Dq, Dk, Dg
+
+
+def _warps(warps: int, K: int) -> int:
+    """Wider keys need more registers."""
+    return warps * max(1, K // 64)
 
 
 # Inverses.

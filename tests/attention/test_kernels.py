@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from test_law import assert_near_truth
 from torch import Tensor
 
-from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, chunk_ops, kernels, ops, rwkv7, softmax
+from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, chunk_ops, kernels, ops, softmax
 from bsbr_pl.attention.mamba2 import Mamba2Attention
 from bsbr_pl.attention.parts import DepthwiseConvolution, convolve_by_taps, rotary, rotate_real
 
@@ -25,7 +25,7 @@ KERNELS = {
     "gated_delta_product": chunk_kernels.gated_delta_product_kernel,
     "gau": kernels.gau_kernel,
     "retnet": chunk_kernels.retnet_kernel,
-    "mamba2": chunk_kernels.decayed_kernel,
+    "mamba2": chunk_kernels.mamba2_kernel,
     "gla": chunk_kernels.gla_kernel,
     "kda": chunk_kernels.kda_kernel,
     "rwkv7": chunk_kernels.rwkv7_kernel,
@@ -74,7 +74,6 @@ def kernel_of(name: str, attention: Attention, options: dict) -> Callable:
     given = {
         "gau": lambda: (attention.views, attention.inside, attention.chunk_size),
         "retnet": lambda: (attention.log_gamma(torch.device("cpu")),),
-        "rwkv7": lambda: (rwkv7.LOWEST,),
     }.get(name, tuple)()
     kernel = partial(KERNELS[name], *given, torch.float32)
     return partial(kernel, divide=False) if "output_norm" in options else kernel
@@ -199,13 +198,13 @@ CHUNK_OPERATORS = {
         chunk_ops.replaced_states,
         [*(numbers(1, 9, 16, 16, seed=i) for i in (0, 1)), numbers(1, 9, 16, seed=2) + 0.5, numbers(1, 16, 16, seed=3)],
     ),
-    "decayed_products": (
-        chunk_ops.decayed_products,
+    "decayed_scores": (
+        chunk_ops.decayed_scores,
         [numbers(1, 2, 64, 16), numbers(2, 64, 16, seed=1), (numbers(2, 64, 16, seed=2) - 0.5).cumsum(1)],
     ),
-    "decayed_products, two queries": (
-        chunk_ops.decayed_products,
-        [numbers(2, 1, 64, 32), numbers(1, 64, 32, seed=1), (0.1 * numbers(1, 64, 32, seed=2) - 0.05).cumsum(1)],
+    "decayed_scores, two queries": (
+        chunk_ops.decayed_scores,
+        [numbers(2, 3, 64, 32), numbers(3, 64, 32, seed=1), (0.1 * numbers(3, 64, 32, seed=2) - 0.05).cumsum(1)],
     ),
     "triangle_inverse": (chunk_ops.triangle_inverse, [numbers(2, 64, 64)]),
 }
@@ -247,7 +246,7 @@ def plain_replaced_states(P: Tensor, X: Tensor, decay: Tensor, start: Tensor | N
     return torch.stack(before, 1), S
 
 
-def plain_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+def plain_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
     decays = (g[:, :, None] - g[:, None]).clamp(max=0).exp()
     return torch.einsum("jrtk,rsk,rtsk->jrts", q, k, decays).tril()
 
@@ -255,7 +254,7 @@ def plain_products(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
 PLAIN = {
     chunk_ops.decayed_states: plain_states,
     chunk_ops.replaced_states: plain_replaced_states,
-    chunk_ops.decayed_products: plain_products,
+    chunk_ops.decayed_scores: plain_scores,
     chunk_ops.triangle_inverse: lambda L: torch.linalg.inv(torch.eye(64) + L.tril(-1)),
 }
 

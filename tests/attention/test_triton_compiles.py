@@ -15,8 +15,8 @@ LOW, FP32, INTEGER = "*bf16", "*fp32", "i32"
 
 KERNELS = {
     "triton_chunks._decayed_states": {"x": LOW, "before": LOW},
-    "triton_chunks._decayed_products": {"q": LOW, "k": LOW, "A": LOW},
-    "triton_chunks._decayed_products_gradient": {"q": LOW, "k": LOW, "DA": LOW, "Dq": LOW, "Dk": LOW},
+    "triton_chunks._decayed_scores": {"q": LOW, "k": LOW, "A": LOW},
+    "triton_chunks._decayed_scores_gradient": {"q": LOW, "k": LOW, "DA": LOW, "Dq": LOW, "Dk": LOW},
     "triton_chunks._inverses": {"lower": LOW, "inverses": LOW},
     "triton_recurrence._recurrence": {"P": LOW, "X": LOW, "states": LOW},
     "triton_recurrence._sums_before": {"x": LOW, "before": LOW},
