@@ -102,8 +102,8 @@ def replaced_states(
     if in_triton(X):
         from . import triton_recurrence
 
-        inputs = (part.contiguous() for part in (decay, P, X))
-        return triton_recurrence.recurrence(*inputs, _contiguous(start), backwards)
+        decay, P, X = (part.contiguous() for part in (decay, P, X))
+        return triton_recurrence.recurrence(decay, P, X, _contiguous(start), backwards)
     before = torch.empty_like(X)
     S = torch.zeros_like(X[:, 0], dtype=torch.float32) if start is None else start
     for n in reversed(range(X.shape[1])) if backwards else range(X.shape[1]):

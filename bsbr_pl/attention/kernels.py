@@ -37,9 +37,7 @@ BF16 = (torch.bfloat16,)  # of kernels whose states or factors may be above the 
 LOW = (*BF16, torch.float16)
 CHUNK = 64  # tokens in a chunk of the kernels
 WIDTHS = (16, 32, 64, 128)  # head widths that the Triton kernels support
-LEAST = (
-    -30.0
-)  # log decay of one token: exp(-30) is nothing in low precision, and sums of more would cost fp32 its digits
+LEAST = -30.0  # log decay of a token: exp(-30) is nothing in low precision; larger sums would cost fp32 its digits
 
 
 # Which form runs.
