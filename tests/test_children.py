@@ -47,11 +47,15 @@ PARENT = textwrap.dedent(f"""
 
 
 @pytest.fixture(autouse=True)
-def _hangups_are_heard():
-    """Also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _signals_are_heard():
+    """Also where the tests themselves run under nohup, or behind `&` in a script, where the other two are ignored."""
+    heard = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    ignored = [signum for signum in heard if signal.getsignal(signum) == signal.SIG_IGN]
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @pytest.fixture
