@@ -122,7 +122,9 @@ def chosen_chunks(
     lses = torch.cat((own_lse.view(-1, 1, 1), _by_query(read_lse.view(-1, 1), order, exists, -torch.inf)), 1)
     lse = lses.logsumexp(1, keepdim=True)
     weights = (lses - lse).exp()  # (B H T, 1 + S, 1)
-    mixed = weights[:, 0] * own.view(-1, K) + (weights[:, 1:] * reads).sum(1)
+    mixed = weights[:, 0] * own.view(-1, K)
+    for s in range(S):  # the sum over S in one step would need S tensors in fp32
+        mixed += weights[:, 1 + s] * reads[:, s]
     return mixed.to(q.dtype).view(q.shape), lse.view(1, -1), order, borders
 
 

@@ -1,6 +1,8 @@
 """Attention to chosen chunks by FlashAttention: its sorting and sums on a CPU, with FlashAttention written out, and all
 of it on a GPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_kernels import build, sequence
@@ -113,6 +115,48 @@ def test_what_torch_asks_of_an_operator(sizes):
     parts, chosen, exists = example(*sizes)
     inputs = [part.requires_grad_() for part in parts]
     torch.library.opcheck(flash_chunks.chosen_chunks, (*inputs, chosen, exists, sizes[4]))
+
+
+def test_arguments_of_flash_attention(monkeypatch):
+    """By the names that torch gives them."""
+    calls = {}
+
+    def recorder(name):
+        names = [argument.name for argument in getattr(torch.ops.aten, name).default._schema.arguments]
+
+        def call(*given):
+            calls[name] = dict(zip(names, given, strict=False))
+            return [None] * 5
+
+        return call
+
+    names = ("_flash_attention_forward", "_flash_attention_backward")
+    monkeypatch.setattr(flash_chunks, "aten", SimpleNamespace(**{name: recorder(name) for name in names}))
+    grad, q, k, v, out, lse, borders_q, borders_k = torch.arange(8)
+    packed = flash_chunks.Packed(borders_q, borders_k, 3, 4, True)
+    flash_chunks._forward(q, k, v, packed)
+    flash_chunks._backward(grad, q, k, v, out, lse, packed)
+    of_both = {"query": q, "key": k, "value": v, "cum_seq_q": borders_q, "cum_seq_k": borders_k}
+    of_both |= {"max_q": 3, "max_k": 4, "dropout_p": 0.0, "is_causal": True}
+    forward, backward = (calls[name] for name in names)
+    assert forward == of_both | {"return_debug_mask": False}
+    kept = {key: value for key, value in backward.items() if key not in ("rng_state", "unused")}
+    assert kept == of_both | {"grad_out": grad, "out": out, "logsumexp": lse}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "keys", "width_v", "fits"), [(8, 8, 8, True), (7, 8, 8, False), (8, 8, 16, False), (1, 1, 8, True)]
+)
+def test_when_it_runs(monkeypatch, tokens, keys, width_v, fits):
+    """From the first token on, with values as wide as keys; and never in more sequences than CUDA allows."""
+    monkeypatch.setattr(kernels, "low_precision", lambda x: torch.float32)
+    monkeypatch.setattr(kernels, "HAS_WINDOW", True)
+    monkeypatch.setattr(kernels.softmax, "chosen_attention", lambda *given: "plain")
+    monkeypatch.setattr(flash_chunks, "chosen_chunks", lambda *given: ("flash",))
+    q, k, v = torch.zeros(1, 2, tokens, 8), torch.zeros(1, 2, keys, 8), torch.zeros(1, 2, keys, width_v)
+    assert kernels.chosen_attention(q, k, v, 4, None, None) == ("flash" if fits else "plain")
+    monkeypatch.setattr(flash_chunks, "SEQUENCES", 1)
+    assert kernels.chosen_attention(q, k, v, 4, None, None) == "plain"
 
 
 def test_the_plain_form_runs_without_a_gpu():

@@ -3,7 +3,6 @@
 On a CPU, the Triton kernels run only in Triton's interpreter: install Triton and set TRITON_INTERPRET=1.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -11,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from test_chunk_ops import INTERPRETED, numbers
 from test_law import assert_near_truth
 from torch import Tensor
 
-from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, chunk_ops, kernels, ops, softmax
+from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, kernels, ops, softmax
 from bsbr_pl.attention.mamba2 import Mamba2Attention
 from bsbr_pl.attention.parts import DepthwiseConvolution, convolve_by_taps, rotary, rotate_real
 
@@ -42,7 +42,6 @@ CASES = [
 ]
 each_case = pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}{o or ''}" for n, o in CASES])
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")  # Triton's interpreter
-INTERPRETED = kernels.HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def build(name: str, options: dict, dtype: torch.dtype, device: str = "cpu") -> Attention:
@@ -113,6 +112,50 @@ def test_a_kernel_computes_what_mix_does(name, options, T, start):
         assert error < 2e-5, f"relative error {error:.2e}"
 
 
+DECAYING = {"retnet": None, "mamba2": 3, "gla": 2, "kda": 4, "rwkv7": None}  # where `mix` takes log alpha, if learned
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_prefill_takes_the_kernel_in_bf16(monkeypatch, name):
+    """Its own call of `choose`, products in bf16, and a state to continue from; in fp16 the plain form runs."""
+    attention, x = build(name, {}, torch.float32), sequence(130, torch.float32)
+    expected, last = attention.prefill(x)
+    monkeypatch.setattr(kernels, "HAS_TRITON", True)
+    monkeypatch.setattr(kernels, "low_precision", lambda x: torch.float16)
+    assert torch.equal(attention.prefill(x)[0], expected)
+    monkeypatch.setattr(kernels, "low_precision", lambda x: torch.bfloat16)
+    outputs, state = [], None
+    for part in x.split([70, 60], 1):
+        output, state = attention.prefill(part, state)
+        outputs.append(output)
+    assert state.S.dtype == torch.float32
+    for found, exact in ((torch.cat(outputs, 1), expected), (state.S, last.S)):
+        error = (found - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert 1e-4 < error < 1e-2, f"relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("name", ["mamba2", "gla", "kda"])
+def test_tokens_that_forget_everything(name):
+    """They cost the slow decays after them no more than bf16 would, and nothing overflows."""
+    attention = build(name, {}, torch.float32)
+    parts = [part.detach().clone() for part in parts_of(attention, sequence(130, torch.float32))]
+    parts[DECAYING[name]][:, :, 5:20] = -1e4
+    inputs = [part.requires_grad_() for part in parts]
+    found, exact = (mix(*inputs)[0] for mix in (kernel_of(name, attention, {}), attention.mix))
+    assert (found - exact).square().mean().sqrt() < 1e-3 * exact.square().mean().sqrt()
+    for own, expected in zip(*(torch.autograd.grad(mixed.sum(), inputs) for mixed in (found, exact)), strict=True):
+        assert own.isfinite().all()
+        assert (own - expected).square().mean().sqrt() < 5e-3 * max(1.0, float(expected.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize(("width", "fits"), [(8, True), (12, False), (64, True), (256, True), (264, False)])
+def test_widths_of_flash_attention(monkeypatch, width, fits):
+    monkeypatch.setattr(kernels, "HAS_WINDOW", True)
+    assert kernels.has_window(width) == fits
+    monkeypatch.setattr(kernels, "HAS_WINDOW", False)
+    assert not kernels.has_window(width)
+
+
 def test_products_before_are_sums():
     x = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     before, total = kernels.products_before(x, dim=1)
@@ -177,101 +220,6 @@ def test_the_delta_rule_over_groups_of_chunks(monkeypatch, shape, V, decays, sta
     for own, expected in zip(*found, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5 * max(1.0, expected.abs().max().item()))
     torch.library.opcheck(ops.delta_rule, tuple(inputs))
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 0.5
-
-
-CHUNK_OPERATORS = {
-    "decayed_states": (chunk_ops.decayed_states, [numbers(2, 70, 8, 20), numbers(2, 70, 8, seed=1) + 0.5]),
-    "decayed_states, one decay": (chunk_ops.decayed_states, [numbers(2, 40, 8, 20), numbers(2, 40, 1, seed=1) + 0.5]),
-    "decayed_states, from a state": (
-        chunk_ops.decayed_states,
-        [numbers(1, 5, 4, 8), numbers(1, 5, 4, seed=1) + 0.5, numbers(1, 4, 8, seed=2)],
-    ),
-    "replaced_states": (
-        chunk_ops.replaced_states,
-        [numbers(2, 9, 16, 16), numbers(2, 9, 32, 16, seed=1), numbers(2, 9, 16, seed=2) + 0.5],
-    ),
-    "replaced_states, from a state": (
-        chunk_ops.replaced_states,
-        [*(numbers(1, 9, 16, 16, seed=i) for i in (0, 1)), numbers(1, 9, 16, seed=2) + 0.5, numbers(1, 16, 16, seed=3)],
-    ),
-    "decayed_scores": (
-        chunk_ops.decayed_scores,
-        [numbers(1, 2, 64, 16), numbers(2, 64, 16, seed=1), (numbers(2, 64, 16, seed=2) - 0.5).cumsum(1)],
-    ),
-    "decayed_scores, two queries": (
-        chunk_ops.decayed_scores,
-        [numbers(2, 3, 64, 32), numbers(3, 64, 32, seed=1), (0.1 * numbers(3, 64, 32, seed=2) - 0.05).cumsum(1)],
-    ),
-    "triangle_inverse": (chunk_ops.triangle_inverse, [numbers(2, 64, 64)]),
-}
-
-
-def outputs_and_gradients(operator: Callable, given: list[Tensor]) -> list[Tensor]:
-    inputs = [x.detach().requires_grad_() for x in given]
-    found = operator(*inputs)
-    outputs = [found] if isinstance(found, Tensor) else list(found)
-    loss = sum((output * numbers(*output.shape, seed=9)).sum() for output in outputs)
-    return [*outputs, *torch.autograd.grad(loss, inputs)]
-
-
-@pytest.mark.parametrize("name", CHUNK_OPERATORS)
-def test_gradients_of_chunk_operators_are_those_of_autograd(name):
-    """The registered formulas against autograd through the same operator written without them."""
-    operator, given = CHUNK_OPERATORS[name]
-    torch.library.opcheck(operator, tuple(x.detach().requires_grad_() for x in given))
-    found = outputs_and_gradients(operator, given)
-    for own, expected in zip(found, outputs_and_gradients(PLAIN[operator], given), strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
-
-
-def plain_states(x: Tensor, decay: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    S = torch.zeros_like(x[:, 0]) if start is None else start
-    before = []
-    for x_n, decay_n in zip(x.unbind(1), decay.unbind(1), strict=True):
-        before.append(S)
-        S = decay_n[..., None] * S + x_n
-    return torch.stack(before, 1), S
-
-
-def plain_replaced_states(P: Tensor, X: Tensor, decay: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    S = torch.zeros_like(X[:, 0]) if start is None else start
-    before = []
-    for P_n, X_n, decay_n in zip(P.unbind(1), X.unbind(1), decay.unbind(1), strict=True):
-        before.append(S)
-        S = S * decay_n[:, None] - S @ P_n + X_n
-    return torch.stack(before, 1), S
-
-
-def plain_scores(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
-    decays = (g[:, :, None] - g[:, None]).clamp(max=0).exp()
-    return torch.einsum("jrtk,rsk,rtsk->jrts", q, k, decays).tril()
-
-
-PLAIN = {
-    chunk_ops.decayed_states: plain_states,
-    chunk_ops.replaced_states: plain_replaced_states,
-    chunk_ops.decayed_scores: plain_scores,
-    chunk_ops.triangle_inverse: lambda L: torch.linalg.inv(torch.eye(64) + L.tril(-1)),
-}
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1")
-@pytest.mark.parametrize("name", CHUNK_OPERATORS)
-def test_chunk_operators_in_triton(monkeypatch, name):
-    """Outputs and gradients, of recurrences also in two levels."""
-    from bsbr_pl.attention import triton_recurrence
-
-    operator, given = CHUNK_OPERATORS[name]
-    expected = outputs_and_gradients(operator, given)
-    monkeypatch.setattr(chunk_ops, "in_triton", lambda x: True)
-    for least in (1000, 1):
-        monkeypatch.setattr(triton_recurrence, "LONG", least)
-        for own, plain in zip(outputs_and_gradients(operator, given), expected, strict=True):
-            torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))
 
 
 @pytest.mark.parametrize(("start", "base"), [(0, 10_000.0), (5, 10_000.0), (5, 100.0)])
