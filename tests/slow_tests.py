@@ -1,6 +1,7 @@
 """A pytest plugin: marks the tests that tests/slow.txt lists as `slow`, and says how many were left out.
 
 pyproject.toml deselects slow tests (`-m "not slow"`); `python -m pytest -q -m ""` runs all tests, `-m slow` the others.
+The files of the longest tests come first: at the end of a run, a process that has nothing left waits for a short test.
 """
 
 import os
@@ -12,6 +13,14 @@ import pytest
 
 LIST = Path(__file__).with_name("slow.txt")
 LEFT_OUT = pytest.StashKey[int]()
+#: Files with tests of more than ten seconds, which other tests would otherwise have to wait for.
+FIRST = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        *("study", "processes", "fuzz_rows", "answers", "benchmarks", "readme_figure", "docs", "checkpoint"),
+        *("readme", "launch"),
+    )
+)
 
 
 def patterns() -> list[re.Pattern[str]]:
@@ -31,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(pattern.fullmatch(item.nodeid) for pattern in slow):
             item.add_marker("slow")
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))  # which keeps the order within both parts
 
 
 def pytest_deselected(items: Iterable[pytest.Item]) -> None:

@@ -272,7 +272,7 @@ def test_what_no_run_can_be_resumed_from_is_said(words, made, tmp_path):
 
 def test_mutations_of_the_structure_are_refused_or_make_no_difference(capsys):
     environment.preload("faults.fuzz_checkpoints")
-    assert fuzz_checkpoints.run(20, seed=0) == 0, capsys.readouterr().out
+    assert fuzz_checkpoints.run(12, seed=0) == 0, capsys.readouterr().out
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_older_one(made, tmp_path):

@@ -13,10 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import environment
+from faults.kill_and_resume import start
 from two_processes import GLOBAL_BATCH, RESUMED, RUNS, SAVED, STRATEGIES, checkpoint, data_of, fit
 
+import bsbr_pl.report
+from bsbr_pl.__main__ import run as command
 from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData
 from bsbr_pl.data.base import Steps
+from bsbr_pl.evals import evaluation
 from bsbr_pl.evals.checkpoints import read_all
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.metrics import IGNORED
@@ -30,9 +35,9 @@ TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per
 
 
 def run(*command: object, folder: Path, seconds: int = 240) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, start_new_session=True, **pipes)
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, env=variables, start_new_session=True, **pipes)
     try:
         output, errors = process.communicate(timeout=seconds)
     finally:
@@ -149,51 +154,44 @@ def test_one_process_that_fails_ends_all(tmp_path):
     assert "error shown: True, left: 0" in done.stdout
 
 
-EVALUATE = """
-import sys, time
-import bsbr_pl.report
-from bsbr_pl.__main__ import run
-from bsbr_pl.evals import evaluation
+def evaluate(number: str, *arguments: str) -> None:
+    """What each of two processes does; it notes when it measures times, and keeps its report apart."""
+    measure, write_report = evaluation.measure_costs, bsbr_pl.report.write_report
 
-measure, write_report, number = evaluation.measure_costs, bsbr_pl.report.write_report, sys.argv.pop(1)
+    def timed(*args: Any) -> Any:
+        start = time.time()
+        found = measure(*args)
+        with open(f"times{number}", "a") as stream:
+            stream.write(f"{start} {time.time()}\n")
+        return found
 
-def timed(*args):
-    start = time.time()
-    found = measure(*args)
-    with open(f"times{number}", "a") as stream:
-        stream.write(f"{start} {time.time()}\\n")
-    return found
-
-evaluation.measure_costs = timed
-bsbr_pl.report.write_report = lambda rows, folder: write_report(rows, folder / number)
-sys.exit(run("evaluate", sys.argv[1:], "evaluate.py"))
-"""
+    evaluation.measure_costs = timed
+    bsbr_pl.report.write_report = lambda rows, folder: write_report(rows, folder / number)
+    if code := command("evaluate", list(arguments), "evaluate.py"):
+        raise RuntimeError(f"exit code {code}")
 
 
 def test_two_evaluations_divide_the_work(alone, folder, tmp_path, monkeypatch):
     """Two real processes, and this one, which keeps one row to itself for a while."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    (tmp_path / "temporary").mkdir()
+    environment.preload("faults.environment")
     paths = [checkpoint(name, "auto", folder) for name in ("bsbr", "linear")]
     results = Results(tmp_path / "evaluation" / "results.jsonl")
     ours = Evaluation(results)
     rows = [ours.identity(found.subject(), "certificate") for found in read_all(paths)]
     arguments = [*paths, "--trust_data", "--lengths=[8,16,32,64]", "--rounds=2", "--multiples=[1,2]", "--device=cpu"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with results.claim(rows[0], wait=False) as claimed:
         assert claimed
-        both = [
-            subprocess.Popen([*PYTHON, "evaluate.py", number, *arguments], env=environment, stderr=subprocess.PIPE)
-            for number in "12"
-        ]
+        both = [start(tmp_path, evaluate, number, *arguments) for number in "12"]
         deadline = time.monotonic() + 120
         while not all(results.get(row) for row in rows[1:]) and time.monotonic() < deadline:
             time.sleep(0.1)
             results.read()
         assert not results.get(rows[0])
     for process in both:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
     keys = [digest(json.loads(line)["identity"]) for line in results.path.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 2 * (1 + 1 + 2 + 1 + 4), "nothing is missing, nothing measured twice"
     times = [np.loadtxt(file, ndmin=2) for file in tmp_path.glob("times*")]

@@ -53,6 +53,23 @@ def test_slow_tests_run_when_they_are_asked_for(tmp_path):
     assert re.search(r"^1 failed, 3 passed", pytest_(tmp_path, "-n0", "-m", ""), re.M)
 
 
+def test_files_of_long_tests_come_first():
+    class Item:
+        def __init__(self, nodeid: str) -> None:
+            self.nodeid = nodeid
+
+        def add_marker(self, _: str) -> None:
+            pass
+
+    assert all((ROOT / name).exists() for name in slow_tests.FIRST)
+    items = [Item(f"{name}::test") for name in ("tests/a.py", slow_tests.FIRST[1], "tests/b.py", slow_tests.FIRST[0])]
+    slow_tests.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == [
+        *(f"{slow_tests.FIRST[1]}::test", f"{slow_tests.FIRST[0]}::test"),
+        *("tests/a.py::test", "tests/b.py::test"),
+    ]
+
+
 def test_the_list_names_tests(request):
     """Every line is the id of a test, or a pattern of several, in a file that exists."""
 

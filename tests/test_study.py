@@ -12,9 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from faults import environment
+from faults.kill_and_resume import start
 from filelock import FileLock
 from PIL import Image
 from test_readme import run as in_this_process
@@ -55,10 +58,10 @@ def test_study(tmp_path, capsys):
     command = study(tmp_path, "--seeds", "1", "--rates", "1e-9", "1e30", "1e-2", "--steps", "8", "--sweep_share", "0.5")
 
     def run() -> list[str]:
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "| linear | 8 | 0.01 | 1 | " in done.stdout  # the table
-        return [line for line in done.stdout.splitlines() if line.startswith(("sweep", "final"))]
+        code, printed = in_this_process("study/run.py", command[2:]), capsys.readouterr()
+        assert not code, printed.err
+        assert "| linear | 8 | 0.01 | 1 | " in printed.out  # the table
+        return [line for line in printed.out.splitlines() if line.startswith(("sweep", "final"))]
 
     lines = run()
     assert len([line for line in lines if ": started" in line]) == 4
@@ -289,12 +292,12 @@ def records(folder: Path) -> dict[str, dict]:
 
 def test_nothing_is_lost(tmp_path):
     """A full disk, another process in a run's folder, the study killed, and then two studies at once."""
-    command = study(tmp_path, "--seeds", "0", "1", "--rates", "1e-2", "--steps", "500")
+    command = study(tmp_path, "--seeds", "0", "1", "--rates", "1e-2", "--steps", "300")
     runs = tmp_path / "runs/text/final/linear"
-    lasts = [runs / f"rate0.01_steps500_seed{seed}/checkpoints/last.ckpt" for seed in (0, 1)]
+    lasts = [runs / f"rate0.01_steps300_seed{seed}/checkpoints/last.ckpt" for seed in (0, 1)]
 
     full = subprocess.run(
-        study(tmp_path, "--seeds", "0", "--rates", "1e-2", "--steps", "500"),
+        study(tmp_path, "--seeds", "0", "--rates", "1e-2", "--steps", "300"),
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
@@ -308,27 +311,44 @@ def test_nothing_is_lost(tmp_path):
     folder = lasts[1].parent.parent
     folder.mkdir()
     (folder / "foreign").touch()
-    with FileLock(folder / ".training.lock"), (tmp_path / "output").open("w") as output:
-        killed = subprocess.Popen(command, stdout=output, stderr=output)
+    with FileLock(folder / ".training.lock"):
+        killed, output = start_study(tmp_path / "killed", command)
         try:
-            wait_for(lambda: lasts[0].exists() and "another process trains in" in (tmp_path / "output").read_text())
+            wait_for(lambda: lasts[0].exists() and "another process trains in" in output.read_text())
         finally:
             killed.kill()
-        assert killed.wait() == -signal.SIGKILL
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL
         assert (folder / "foreign").exists(), "the folder in which a process is alive is left alone"
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=1200) for process in both]
-    assert [process.returncode for process in both] == [0, 0], printed
-    assert sum(output.count(": started") for output, _ in printed) == 2, "nothing is trained twice"
-    assert all("| linear | 500 | 0.01 | 2 | " in output for output, _ in printed)
+    both = [start_study(tmp_path / name, command) for name in ("one", "other")]
+    for process, _ in both:
+        process.join(1200)
+    printed = [output.read_text() for _, output in both]
+    assert [process.exitcode for process, _ in both] == [0, 0], printed
+    assert sum(output.count(": started") for output in printed) == 2, "nothing is trained twice"
+    assert all("| linear | 300 | 0.01 | 2 | " in output for output in printed)
     found = records(tmp_path)
     assert {seed: (record["status"], record["steps"]) for seed, record in found.items()} == {
-        "0": ("finished", 500),
-        "1": ("finished", 500),
+        "0": ("finished", 300),
+        "1": ("finished", 300),
     }
     assert found["0"]["resumed_at_step"] >= 100
     assert not (folder / "foreign").exists()
     assert not list(runs.rglob("failed.txt"))
+
+
+def run_study(*options: str) -> None:
+    """What a process of `start_study` does."""
+    sys.path.insert(0, str(ROOT / "study"))
+    if code := in_this_process("study/run.py", list(options)):
+        raise RuntimeError(f"exit code {code}")
+
+
+def start_study(folder: Path, command: list[str]) -> tuple[Any, Path]:
+    """A process that is forked from one that has imported everything, and the file of what it prints."""
+    (folder / "temporary").mkdir(parents=True)
+    environment.preload("faults.environment")
+    return start(folder, run_study, *command[2:]), folder / "output.txt"
 
 
 def wait_for(condition) -> None:

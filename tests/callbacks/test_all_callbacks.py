@@ -1,18 +1,24 @@
 """All callbacks together: training is bit-equal with and without them, in every situation a Trainer can be in."""
 
 import json
-import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from lightning import Callback
+from faults import environment
+from faults.kill_and_resume import finish
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 import callbacks
-from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.attention import ARCHITECTURES, BSBRAttention
+from bsbr_pl.data import TextData
+from bsbr_pl.module import LanguageModule
 from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, StepTimer
 
 ROOT = Path(__file__).parents[2]
@@ -122,47 +128,31 @@ def test_every_export_is_there_and_sorted():
     assert {"AttentionMaps", "FlopCounter", "PeakMemory", "RunRecorder", "StepTimer"} <= set(callbacks.__all__)
 
 
-TWO_PROCESSES = """
-import json, sys, time, warnings
-sys.path.insert(0, {root!r})
-warnings.simplefilter("ignore")
-import torch
-from lightning import Callback, Trainer
-from lightning.pytorch.loggers import CSVLogger
-from bsbr_pl.attention import BSBRAttention
-from bsbr_pl.data import TextData
-from bsbr_pl.module import LanguageModule
-from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, StepTimer
-
-
 class Slow(LanguageModule):
     def training_step(self, batch, batch_idx):
         time.sleep(0.2 if self.global_rank == 1 else 0.0)  # the slower process sets the pace
         return super().training_step(batch, batch_idx)
 
 
-if __name__ == "__main__":
+def train_on_two(texts: Path) -> None:
+    """What a process does that forks into two."""
+    warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     used = [StepTimer(0), PeakMemory(), FlopCounter(0), AttentionMaps(2), RunRecorder()]
-    trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp_fork", max_steps=4, max_epochs=-1, log_every_n_steps=2,
-        val_check_interval=2, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=CSVLogger({folder!r}),
-        callbacks=used, use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    data = TextData({texts!r}, "bytes", context_length=32, batch_size=4, cache_dir={cache!r}, val_fraction=0.15)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    steps = {"max_steps": 4, "max_epochs": -1, "log_every_n_steps": 2, "num_sanity_val_steps": 0}
+    steps |= {"val_check_interval": 2, "check_val_every_n_epoch": None, "use_distributed_sampler": False}
+    processes = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_fork"}
+    trainer = Trainer(**processes, **steps, **quiet, logger=CSVLogger("."), callbacks=used)
+    data = TextData(str(texts), "bytes", context_length=32, batch_size=4, cache_dir="cache", val_fraction=0.15)
     trainer.fit(Slow(BSBRAttention, 257, hidden_dim=16, num_layers=1, num_heads=2), data)
-"""
 
 
 def test_two_processes(texts, tmp_path):
     """Rank 0 logs, and the times are those of the slower process."""
-    script = tmp_path / "script.py"
-    parts = {"root": str(ROOT), "folder": str(tmp_path), "texts": str(texts), "cache": str(tmp_path / "cache")}
-    script.write_text(TWO_PROCESSES.format(**parts))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    environment.preload("faults.environment")
+    (tmp_path / "temporary").mkdir()
+    finish(tmp_path, train_on_two, texts)
     records = list(tmp_path.rglob("record.json"))
     assert len(records) == 1
     record = json.loads(records[0].read_text())

@@ -1,7 +1,9 @@
 """Preparation: once, whole or not at all, and noticed if it was damaged afterwards."""
 
 import json
+import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import environment
 
 from bsbr_pl.data import TextData, corpus
 from bsbr_pl.data.base import SPLITS
@@ -141,36 +144,43 @@ def test_leftovers_of_a_killed_process_are_not_believed(folder: Path, tmp_path: 
     assert not half.exists()
 
 
-SCRIPT = """
-import sys
-from bsbr_pl.data import TextData
-print(TextData(sys.argv[1], "bpe", 300, context_length=16, cache_dir=sys.argv[2]).fingerprint)
-"""
+def prepare(source: str, cache: str, answers: Any, most: int | None = None) -> None:
+    """What a process does, which can write files of `most` bytes; the answer is a fingerprint, or what went wrong."""
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    try:
+        answers.put(text_data(Path(source), Path(cache)).fingerprint)
+    except OSError as error:
+        answers.put(str(error))
 
 
-def start(source: Path, cache: Path, before: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", before + SCRIPT, str(source), str(cache)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def answers_of(processes: int, *options: Any) -> list[str]:
+    """What these processes answer, forked from one that has imported everything."""
+    environment.preload("faults.environment")
+    context = multiprocessing.get_context("forkserver")
+    answers = context.Queue()
+    started = [context.Process(target=prepare, args=(*map(str, options[:2]), answers, *options[2:]))
+               for _ in range(processes)]  # fmt: skip
+    for process in started:
+        process.start()
+    found = [answers.get(timeout=100) for _ in started]
+    for process in started:
+        process.join()
+    return found
 
 
 def test_two_processes_may_start_together(folder: Path, tmp_path: Path) -> None:
-    both = [start(folder, tmp_path) for _ in range(2)]
-    answers = [process.communicate(timeout=100) for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
-    assert answers[0][0] == answers[1][0] != ""
+    answers = answers_of(2, folder, tmp_path)
     visible = [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
-    assert visible == [answers[0][0].strip()]
+    assert answers == 2 * visible
     Corpus(tmp_path / visible[0])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
 def test_a_full_disk_is_said_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-    process = start(folder, tmp_path, limit)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 1
-    assert f"not enough disk space in {tmp_path} to prepare source='{folder}'" in errors
-    assert "set cache_dir to another disk" in errors
+    (error,) = answers_of(1, folder, tmp_path, 9000)
+    assert f"not enough disk space in {tmp_path} to prepare source='{folder}'" in error
+    assert "set cache_dir to another disk" in error
     assert [file for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == []
     assert text_data(folder, tmp_path).vocab_size == 300  # with room again, it is made
 

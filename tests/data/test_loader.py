@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from faults import environment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from bsbr_pl.data import MQARData, TextData, TokenData
@@ -194,7 +195,8 @@ def share(rank: int, folder: str, hparams: dict[str, Any]) -> None:
 
 def test_two_processes_divide_every_batch(text_data: TextData, tmp_path: Path) -> None:
     hparams = dict(text_data.hparams)
-    torch.multiprocessing.spawn(share, (str(tmp_path), hparams), nprocs=2)
+    environment.preload("faults.environment")  # or each process would import everything
+    torch.multiprocessing.start_processes(share, (str(tmp_path), hparams), nprocs=2, start_method="forkserver")
     (train, val), (other_train, other_val) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     alone = [batch["index"].tolist() for batch in text_data.train_dataloader()]
     assert [a + b for a, b in zip(train, other_train, strict=True)] == alone

@@ -1,17 +1,17 @@
 """ExperimentRunner: every cell once, resumed, timed, and none of them in the way of another."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from faults import environment
+from faults.kill_and_resume import start
 from torch import nn
 
 from bsbr_pl import BSBRModel, SlidingWindowTransformer, StandardTransformer
@@ -202,36 +202,36 @@ def test_damaged_lines_are_said_and_kept(tmp_path):
     assert (second, again.calls) == (first, [])
 
 
-RUNNER = """
-import sys
-import time
-from bsbr_pl.utils.research import ExperimentRunner
-
 class Slow(ExperimentRunner):
     def setup(self):
         self.models, self.seq_lengths = {"a": 1, "b": 2}, [1, 2, 3]
 
     def run_experiment(self, model, seq_length):
-        with open(sys.argv[2], "a") as log:
-            log.write(f"{model} {seq_length}\\n")
+        with open("log", "a") as log:
+            log.write(f"{model} {seq_length}\n")
         time.sleep(0.3)
         return {"sum": model + seq_length}
 
-print([(r["model"], r["seq_length"], r["sum"]) for r in Slow(sys.argv[1], rounds=0).run()])
-"""
+
+def collect(results: str) -> None:
+    """What each of two processes does."""
+    records = Slow(results, rounds=0).run()
+    Path("records.json").write_text(json.dumps([(r["model"], r["seq_length"], r["sum"]) for r in records]))
 
 
 def test_two_runners_divide_the_cells(tmp_path):
-    (tmp_path / "runner.py").write_text(RUNNER)
-    logs = [tmp_path / "log1", tmp_path / "log2"]
-    command = [sys.executable, "-W", "ignore", str(tmp_path / "runner.py"), str(tmp_path / "results")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([*command, str(log)], env=environment, **pipes) for log in logs]
-    outputs = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    expected = [(name, length, first + length) for name, first in (("a", 1), ("b", 2)) for length in (1, 2, 3)]
-    assert [output for output, _ in outputs] == [f"{expected}\n"] * 2, "each has all records"
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for folder in folders:
+        (folder / "temporary").mkdir(parents=True)
+    environment.preload("faults.environment")
+    both = [start(folder, collect, str(tmp_path / "results")) for folder in folders]
+    for process, folder in zip(both, folders, strict=True):
+        process.join(120)
+        assert process.exitcode == 0, (folder / "output.txt").read_text()
+    expected = [[name, length, first + length] for name, first in (("a", 1), ("b", 2)) for length in (1, 2, 3)]
+    for folder in folders:
+        assert json.loads((folder / "records.json").read_text()) == expected, "each has all records"
+    logs = [folder / "log" for folder in folders]
     cells = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
     assert sorted(cells) == sorted(f"{first} {length}" for first in (1, 2) for length in (1, 2, 3))
 
