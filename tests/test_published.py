@@ -296,8 +296,8 @@ def claims() -> list[str]:
         f"with FoX, {copying['bsbr_pro']} with BSBR, {copying['sliding_window_pro']} with the window, "
         f"{copying['rwkv7']} with RWKV-7, {copying['hybrid_3_to_1']} with the hybrid, "
         f"{copying['gated_delta_net_identity']} with Gated DeltaNet, {copying['standard']} with `standard`, "
-        f"{copying['kda_identity']} with KDA, {copying['mamba2']} with Mamba-2 and {copying['delta_net_identity']} with "
-        "DeltaNet",
+        f"{copying['kda_identity']} with KDA, {copying['mamba2']} with Mamba-2 and "
+        f"{copying['delta_net_identity']} with DeltaNet",
         f"`standard_pro` has {read['standard_pro', 'truncated']} in windows of 512 tokens, "
         f"{read['standard_pro', 'as it is']} as it is and {lengths('standard_pro', 'stretched'):.3f} with a stretched "
         f"rotary base; BSBR has {read['bsbr_pro', 'as it is']} as it is and {read['bsbr_pro', 'truncated']} in windows "
