@@ -453,16 +453,24 @@ def test_weights_to_start_from_are_a_part_of_the_budget(take, runs, results):
 def finished(name: str, run: dict[str, Any], record: dict[str, Any] | None, step: int) -> Checkpoint:
     """A checkpoint that says this of its run, beside a record.json that says that."""
     module = LanguageModule(ARCHITECTURES[name], 257, hidden_dim=16, num_layers=1, num_heads=2)
-    arguments = {"seed": 0, "model.attention": name, "model.hidden_dim": 16}
+    arguments = {"seed": 0, "model.attention": name, "model.hidden_dim": 16} | run.get("arguments", {})
+    if "model.attention.0" in arguments:  # layers that differ have names of their own
+        del arguments["model.attention"]
     beside = {}
     if record is not None:
         of = {"arguments": arguments | record.get("arguments", {}), "step": record["steps"]}
-        beside = record | {"run": of | {"planned_steps": record.get("planned_steps")}}
-    return Checkpoint("a.ckpt", "0", module, step, {"run": {"arguments": arguments} | run}, run_record=beside)
+        of |= {"planned_steps": record.get("planned_steps"), "changes": record.get("changes", [])}
+        beside = record | {"run": of}
+    return Checkpoint("a.ckpt", "0", module, step, {"run": run | {"arguments": arguments}}, run_record=beside)
 
 
 UNKNOWN = "at 50 of 600 steps, not known whether its run finished"
+RUNNING = "stopped at 90 of 600 steps, or still running"
 PLAN, MORE = {"planned_steps": 600}, {"planned_steps": 900}
+LR = "model.learning_rate"
+RATE = {"arguments": {LR: 0.01, "data.batch_size": 8, "data.num_workers": 0}}
+CHANGED = [{"argument": LR, "step": 20, "before": 0.1, "after": 0.01}]
+LAYERS = {"arguments": {"model.attention.0": "standard", "model.attention.1": "linear"}}
 
 
 @pytest.mark.parametrize(
@@ -481,6 +489,13 @@ PLAN, MORE = {"planned_steps": 600}, {"planned_steps": 900}
         (PLAN, {"status": "finished", "steps": 600, "arguments": {"seed": 1}}, 50, UNKNOWN),
         (PLAN, {"status": "finished", "steps": 20}, 50, UNKNOWN),
         (PLAN, {"status": "finished", "steps": 600, "arguments": {"model.attention": None}}, 50, UNKNOWN),
+        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"model.learning_rate": 0.1}}, 50, UNKNOWN),
+        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"data.batch_size": 16}}, 50, UNKNOWN),
+        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"data.num_workers": 3}}, 50, "600 steps"),
+        # An argument that a resume changed, as the record or the checkpoint says.
+        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {LR: 0.1}, "changes": CHANGED}, 50, "600 steps"),
+        (PLAN | RATE | {"changes": CHANGED}, {"status": "running", "steps": 50, "arguments": {LR: 0.1}}, 90, RUNNING),
+        (PLAN | LAYERS, {"status": "finished", "steps": 600, "arguments": LAYERS["arguments"]}, 50, "600 steps"),
         # A run that was asked for more later.
         (PLAN, MORE | {"status": "stopped by Stopped", "steps": 700}, 320, "stopped at 700 of 900 steps"),
         (PLAN, MORE | {"status": "finished", "steps": 900}, 320, "900 steps"),
