@@ -101,6 +101,8 @@ def with_run(folder: Path, status: str | None = None, ended_by: str | None = Non
         saved = torch.load(file, weights_only=True)
         done = saved["global_step"] / record["steps"]
         own = described | {"step": saved["global_step"], "tokens": int(done * described["tokens"])}
+        model = {name: arguments.get(f"model.{name}", value) for name, value in saved["hyper_parameters"].items()}
+        saved["hyper_parameters"] = model | {"attention": saved["hyper_parameters"]["attention"]}
         torch.save(saved | {"run": own}, file)
 
 
@@ -363,12 +365,38 @@ def test_two_runs_that_stopped_at_one_step_are_no_seeds_of_each_other(take, runs
     assert "stopped3" in unfinished
 
 
+def of_step(saved: dict[str, Any], step: int) -> dict[str, Any]:
+    """A checkpoint as if it were of an earlier step."""
+    return saved | {"global_step": step, "run": saved["run"] | {"step": step, "tokens": step * BATCH * CONTEXT}}
+
+
+CONTRADICTIONS = {
+    "another model": ({"hyper_parameters": {"ff_activation": "gelu"}}, "model.ff_activation='gelu' instead of 'relu2'"),
+    "another rate": ({"hyper_parameters": {"learning_rate": 1.0}}, "model.learning_rate=1.0 instead of "),
+    "another length": ({"datamodule_hyper_parameters": {"context_length": 64}}, "context_length=64 instead of 32 of"),
+    "another step": ({"global_step": 6}, "it is of step 6, and its run of step 8"),
+    "more tokens": ({"run": {"tokens": 10**6}}, "8 steps read at most 1,024 tokens, not 1,000,000"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_checkpoint_that_contradicts_itself_is_a_problem(take, runs, name):
+    take("seed0")
+    path = runs / "seed0" / "checkpoints" / "best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    changes, words = CONTRADICTIONS[name]
+    for part, values in changes.items():
+        saved[part] = saved[part] | values if isinstance(values, dict) else values
+    torch.save(saved, path)
+    assert words in read(path).problem
+
+
 def test_a_copy_without_its_record_is_not_known_to_be_finished(take, runs, results):
     take("seed0", "seed1")
     (runs / "seed1" / "record.json").unlink()
     best = runs / "seed1" / "checkpoints" / "best.ckpt"
     saved = torch.load(best, weights_only=True)
-    torch.save(saved | {"global_step": 6}, best)  # the best of an earlier step
+    torch.save(of_step(saved, 6), best)  # the best of an earlier step
     evaluation = evaluate(results, runs)
     said = {"/".join(Path(c.name).parts[-3:]): c.run.status for c in evaluation.checkpoints}
     assert said["seed1/checkpoints/best.ckpt"] == "at 6 of 8 steps, not known whether its run finished"
@@ -382,7 +410,7 @@ def test_the_best_and_the_last_of_one_run_have_one_budget_and_two_names(take, ru
     best, last = (runs / "linear" / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     saved = torch.load(best, weights_only=True)
     saved["state_dict"]["model.norm.bias"] += 0.01  # as if the best were another step's
-    torch.save(saved | {"global_step": 4}, best)
+    torch.save(of_step(saved, 4), best)
     (rows,) = tables(evaluate(results, runs))
     names = sorted(row["architecture"] for row in rows)
     assert names == ["linear(chunk_size=8) [checkpoint=best]", "linear(chunk_size=8) [checkpoint=last]"]
@@ -656,6 +684,7 @@ def elsewhere(path: Path, **arguments: Any) -> None:
     """Change the arguments of the data in a checkpoint."""
     saved = torch.load(path, weights_only=True)
     saved["datamodule_hyper_parameters"] |= arguments
+    saved["run"]["arguments"] |= {f"data.{name}": value for name, value in arguments.items()}
     torch.save(saved, path)
 
 

@@ -68,6 +68,7 @@ def trained(text, tmp_path) -> Callable[..., Path]:
         trainer.save_checkpoint(path)
         saved = torch.load(path, weights_only=True)
         saved["datamodule_hyper_parameters"] |= changes
+        saved["run"]["arguments"] |= {f"data.{name}": value for name, value in changes.items()}
         torch.save(saved, path)
         return path
 
