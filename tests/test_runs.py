@@ -519,6 +519,7 @@ def test_options_that_would_change_the_size_of_a_step_are_refused(folder):
         "--trainer.overfit_batches=3": "overfit_batches=3 must be a multiple of accumulate_grad_batches=2",
         "--trainer.val_check_interval=0.5": "val_check_interval=0.5 is a share of an epoch, but this run has no epochs",
         "--trainer.min_epochs=1": "min_epochs=1, and this run has no epochs",
+        "--trainer.min_steps=1000": "min_steps=1000 has no effect beside max_steps=",
         "--trainer.max_epochs=0": "max_epochs=0 trains nothing",
         "--trainer.max_time=00:00:00:00": "max_time=00:00:00:00 trains nothing",
         "--trainer.max_time=soon": "max_time='soon' must be DD:HH:MM:SS",

@@ -22,7 +22,11 @@ ROUNDED = 1e-5  # of both, for a module that rounds to float32 inside
 STANDARD_ERRORS = 4.0  # how far below ln V chance may bring the loss on random tokens
 LENGTHS = (1, 37, 101, 197)  # not multiples of a chunk
 MOST_TRAINED = 1024  # tokens of another text that is computed in training mode too
-OTHER_PRECISION = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}  # largest change of the outputs, relative
+OTHER_PRECISION = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.1,
+}  # largest change of the outputs, relative
 PADDED = 128  # a padded length is a multiple of it
 
 

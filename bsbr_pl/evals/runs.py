@@ -185,9 +185,7 @@ def _batch(run: Mapping[str, Any]) -> int | None:
     return size * accumulated
 
 
-def _same_run(
-    arguments: Mapping[str, Any], others: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]
-) -> bool:
+def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether two records can be of one run: all arguments are equal that both have, but for those that may differ
     within a run, and of these the ones that `changes` name."""
     changed = {one["argument"] for one in changes}

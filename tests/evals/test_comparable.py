@@ -437,7 +437,10 @@ def test_a_run_that_was_changed_is_marked_and_is_no_seed(take, runs, results):
     evaluation = evaluate(results, runs)
     (rows,) = tables(evaluation)
     words = "learning_rate changed at step 5 (0.003 to 0.001)"
-    assert sorted(row["architecture"] for row in rows) == ["bsbr(chunk_size=8)", f"bsbr(chunk_size=8) [{words}]"]
+    assert sorted(row["architecture"] for row in rows) == [
+        f"bsbr(chunk_size=8) [learning_rate=0.001, {words}]",
+        "bsbr(chunk_size=8) [learning_rate=0.003]",
+    ]
     (changed,) = evaluation.warnings
     assert changed == f"Arguments were changed during these runs: seed1 ({words})."
     assert evaluation.marks == [("seed1", words)]
@@ -521,7 +524,12 @@ LAYERS = {"arguments": {"model.attention.0": "standard", "model.attention.1": "l
         (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"data.batch_size": 16}}, 50, UNKNOWN),
         (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"data.num_workers": 3}}, 50, "600 steps"),
         # An argument that a resume changed, as the record or the checkpoint says.
-        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {LR: 0.1}, "changes": CHANGED}, 50, "600 steps"),
+        (
+            PLAN | RATE,
+            {"status": "finished", "steps": 600, "arguments": {LR: 0.1}, "changes": CHANGED},
+            50,
+            "600 steps",
+        ),
         (PLAN | RATE | {"changes": CHANGED}, {"status": "running", "steps": 50, "arguments": {LR: 0.1}}, 90, RUNNING),
         (PLAN | LAYERS, {"status": "finished", "steps": 600, "arguments": LAYERS["arguments"]}, 50, "600 steps"),
         # A run that was asked for more later.
