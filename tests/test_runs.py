@@ -526,10 +526,16 @@ def test_options_that_would_change_the_size_of_a_step_are_refused(folder):
         "--trainer.limit_train_batches=0": "limit_train_batches=0 trains nothing",
         "--trainer.callbacks+=GradientAccumulationScheduler": "GradientAccumulationScheduler changes the size",
         "--trainer.callbacks+=StochasticWeightAveraging": "StochasticWeightAveraging changes the weights after",
+        "--trainer.callbacks+=ModelPruning": "ModelPruning changes the weights after the last validation",
+        "--trainer.callbacks+=BackboneFinetuning": "BackboneFinetuning trains only some of the parameters",
         "--trainer.callbacks+=LearningRateFinder": "LearningRateFinder changes the learning rate: set learning_rate",
         "--trainer.callbacks+=BatchSizeFinder": "BatchSizeFinder changes the batch size: set batch_size",
     }.items():
-        needed = {"Gradient": ["scheduling={0: 1, 2: 4}"], "Stochastic": ["swa_lrs=0.1", "device=null"]}
+        needed = {
+            "Pruning": ["pruning_fn=l1_unstructured"],
+            "Gradient": ["scheduling={0: 1, 2: 4}"],
+            "Stochastic": ["swa_lrs=0.1", "device=null"],
+        }
         values = next((values for key, values in needed.items() if key in option), [])
         more = [f"--trainer.callbacks.{value}" for value in values]
         with pytest.raises(ValueError, match=f"^{words}"):

@@ -88,10 +88,10 @@ def certify(
     counts. Noise is left out if it makes outputs that are not finite. `random_tokens` and all checks after it have only
     the model's own weights.
 
-    T tokens are used, of which every second repeats the one before it, or one token less than there are positions, if that is fewer: T = 2 C + 3 for an Attention
-    or a language model, 256 for other modules. C is the largest `reach` or `period` of the attentions, 64 without any.
-    Tokens are cut at 0, 1, T - 1 and at E - 1, E and E + 1 for every reach or period E; where a foreign module has
-    none, for 32 and 64. Decoding is also cut at T / 2. All positions are 0-based:
+    T tokens are used, of which every second repeats the one before it, or one token less than there are positions, if
+    that is fewer: T = 2 C + 3 for an Attention or a language model, 256 for other modules. C is the largest `reach` or
+    `period` of the attentions, 64 without any. Tokens are cut at 0, 1, T - 1 and at E - 1, E and E + 1 for every reach
+    or period E; where a foreign module has none, for 32 and 64. Decoding is also cut at T / 2. Positions are 0-based:
 
         suffix_K          for every cut K: the largest change of outputs 0..K when all tokens after K change;
                           `suffix_T-1` compares with one more token at the end
@@ -133,7 +133,7 @@ def certify(
     """
     first = next(module.parameters(), torch.zeros(0))
     device = "cpu" if first.device.type == "mps" else first.device  # MPS has no float64
-    model = copy.deepcopy(module).to(device).double().eval()
+    model = copied(module).to(device).double().eval()
     run = probe(model, hidden_dim, vocab_size)
     if contexts is None:
         contexts = (CONTEXT,) if length is None else ()
@@ -205,6 +205,21 @@ def _check_size(run: Vectors, length: int) -> None:
     flops = _flops(run, length)
     if flops > MOST_FLOPS:
         raise ValueError(f"it needs {flops:.1e} FLOPs for {length:,} tokens, more than {MOST_FLOPS:.0e}")
+
+
+def copied(module: Module) -> Module:
+    """A copy of a module.
+
+    Raises:
+        ValueError: it keeps tensors of an earlier computation that need a gradient.
+    """
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        name = type(module).__name__
+        raise ValueError(
+            f"{name} keeps tensors of its last computation, so it cannot be copied: detach them"
+        ) from error
 
 
 def with_noise(model: Module, scale: float) -> Module:

@@ -15,8 +15,8 @@ import torch
 
 from bsbr_pl.data import DATA_SETS, TokenData
 from bsbr_pl.module import LanguageModule
-from bsbr_pl.run import differences, in_words, kind, model_arguments
 from bsbr_pl.results import check_about
+from bsbr_pl.run import differences, in_words, kind, model_arguments
 from bsbr_pl.schema import COUNT, check_form, check_plain
 from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.records import foreign_code

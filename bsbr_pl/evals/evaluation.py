@@ -1,6 +1,5 @@
 """Certifies models, measures accuracy and costs, draws attention maps, and saves each result as a row."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from bsbr_pl.utils.timing import timing_lock, timing_problem
 from bsbr_pl.values import digest, one_line
 
 from .accuracy import recall_accuracy, text_accuracy
-from .certificate import certify
+from .certificate import certify, copied
 from .costs import PASSES, measure_costs
 from .pictures import course, draw_map
 from .retrieval import retrieval
@@ -229,7 +228,8 @@ class Evaluation:
 
     def _model(self, subject: Subject) -> LanguageModel:
         """A copy of the model on this device in this precision, in evaluation mode."""
-        return copy.deepcopy(subject.model).to(self.device, getattr(torch, self.dtype)).eval()
+        model = copied(subject.model)
+        return model.to(self.device, getattr(torch, self.dtype)).eval()
 
     def _certificate(self, subject: Subject) -> dict[str, Any]:
         return certify(self._model(subject), contexts=_contexts(subject), quiet=True).as_dict()

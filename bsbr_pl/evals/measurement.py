@@ -85,6 +85,7 @@ class Measurement:
     def __init__(self, run: Vectors, cuts: list[int], length: int, seed: int) -> None:
         self.run, self.cuts, self.length = run, cuts, length
         self.random = Generator().manual_seed(seed)
+        self.unused = copy.deepcopy(run)  # what keeps its last computation can be copied only before
         self.x = run.text(self.random, 1, length)
         rounding = _Rounding()
         name, given = type(run.module).__name__, tuple(self.x.shape)
@@ -135,14 +136,14 @@ class Measurement:
 
     def training_suffix(self) -> Check:
         """The same for all cuts before the last token, of two texts at once, in training mode with gradients."""
-        run = copy.deepcopy(self.run)  # batch norm keeps statistics
+        run = copy.deepcopy(self.unused)  # batch norm keeps statistics
         run.module.train()
         return self._changes("training_suffix", run, self._two_texts(), self.cuts[:-1], self.limit, torch.enable_grad)
 
     def context(self, length: int) -> Check:
-        """The same in evaluation mode, up to MOST_TRAINED tokens in training mode too, of one text of another length."""
+        """The same of one text of another length, in evaluation and, up to MOST_TRAINED tokens, training mode."""
         name = f"context_{length}"
-        run, text = copy.deepcopy(self.run), self.run.text(self.random, 1, length)
+        run, text = copy.deepcopy(self.unused), self.run.text(self.random, 1, length)
 
         def measure(training: bool) -> Check:
             run.module.train(training)

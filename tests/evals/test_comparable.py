@@ -498,6 +498,7 @@ def finished(name: str, run: dict[str, Any], record: dict[str, Any] | None, step
 UNKNOWN = "at 50 of 600 steps, not known whether its run finished"
 RUNNING = "stopped at 90 of 600 steps, or still running"
 PLAN, MORE = {"planned_steps": 600}, {"planned_steps": 900}
+DONE = {"status": "finished", "steps": 600}
 LR = "model.learning_rate"
 RATE = {"arguments": {LR: 0.01, "data.batch_size": 8, "data.num_workers": 0}}
 CHANGED = [{"argument": LR, "step": 20, "before": 0.1, "after": 0.01}]
@@ -521,8 +522,8 @@ LAYERS = {"arguments": {"model.attention.0": "standard", "model.attention.1": "l
         (PLAN, {"status": "finished", "steps": 20}, 50, UNKNOWN),
         (PLAN, {"status": "finished", "steps": 600, "arguments": {"model.attention": None}}, 50, UNKNOWN),
         (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"model.learning_rate": 0.1}}, 50, UNKNOWN),
-        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"data.batch_size": 16}}, 50, UNKNOWN),
-        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"data.num_workers": 3}}, 50, "600 steps"),
+        (PLAN | RATE, DONE | {"arguments": {"data.batch_size": 16}}, 50, UNKNOWN),
+        (PLAN | RATE, DONE | {"arguments": {"data.num_workers": 3}}, 50, "600 steps"),
         # An argument that a resume changed, as the record or the checkpoint says.
         (
             PLAN | RATE,
