@@ -133,6 +133,11 @@ class CLI(KeepArguments, LightningCLI):
                 raise ValueError(f"{name}=0 trains nothing: at least 1")
         if self.wanted["trainer.max_time"] == 0:
             raise ValueError(f"max_time={options.trainer.max_time} trains nothing: give a longer time")
+        if 0 < options.trainer.max_steps < (options.trainer.min_steps or 0):
+            raise ValueError(
+                f"min_steps={options.trainer.min_steps} has no effect beside max_steps={options.trainer.max_steps}: "
+                "leave it out, or give more max_steps"
+            )
         if options.trainer.min_epochs and not self.wanted["trainer.has_epochs"]:
             raise ValueError(
                 f"min_epochs={options.trainer.min_epochs}, and this run has no epochs: use min_steps, or set max_epochs"

@@ -12,6 +12,7 @@ A line that does not pass `check` is left out with a warning, and stays in the f
 
 import errno
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from bsbr_pl.values import digest, finite, one_line
 
 SCHEMA = 3
 MAX_LINE = 16 << 20  # bytes
+CLOSE = 1e-6  # relative, of numbers that must agree
 Row = dict[str, Any]
 
 # Forms of `bsbr_pl.schema`.
@@ -184,6 +186,24 @@ def check(row: Any) -> None:
         raise ValueError(f"kind={kind!r} is unknown; there are {', '.join(KINDS)}")
     schema.check_form(row["identity"], OF_KIND.get(kind, {}), "row.identity")
     schema.check_form(row["values"], KINDS[kind], "values")
+    _check_agreement(kind, row["values"])
+
+
+def _check_agreement(kind: str, values: Mapping[str, Any]) -> None:
+    """Whether the values that decide a rank follow from the others.
+
+    Raises:
+        ValueError: naming the field that does not, and what follows.
+    """
+    if kind == "certificate" and values["passed"]:
+        for one in values["checks"]:
+            if not (one["passed"] and one["measured"] is not None and one["measured"] <= one["limit"]):
+                raise ValueError(f"values.passed=true, but {one['name']} is {one['measured']}, above {one['limit']}")
+    if kind == "text" and values["bits_per_byte"] is not None:
+        nats, count = (sum(one or 0 for one in values["blocks"][name]) for name in ("nats", "bytes"))
+        bits = nats / math.log(2) / count if count else math.nan
+        if not math.isclose(values["bits_per_byte"], bits, rel_tol=CLOSE):
+            raise ValueError(f"values.bits_per_byte={values['bits_per_byte']}, but {bits:.4f} follows from its blocks")
 
 
 def check_about(about: Any) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -24,6 +26,8 @@ from lightning.pytorch.callbacks import (
 REFUSED = {
     GradientAccumulationScheduler: "changes the size of a step: use accumulate_grad_batches",
     StochasticWeightAveraging: "changes the weights after the last validation and checkpoint: use EMAWeightAveraging",
+    ModelPruning: "changes the weights after the last validation and checkpoint: prune the weights of a finished run",
+    BaseFinetuning: "trains only some of the parameters: use initial_weights, with which all are trained",
     LearningRateFinder: "changes the learning rate: set learning_rate",
     BatchSizeFinder: "changes the batch size: set batch_size",
 }
@@ -168,7 +172,7 @@ def check(trainer: Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for refused, reason in REFUSED.items():
             if isinstance(callback, refused):
-                raise ValueError(f"{refused.__name__} {reason}")
+                raise ValueError(f"{type(callback).__name__} {reason}")
     for name in ("overfit_batches", "limit_train_batches"):
         limit = getattr(trainer, name)
         if isinstance(limit, int) and limit % accumulate and (trainer.max_epochs or -1) < 0:

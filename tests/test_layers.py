@@ -110,6 +110,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # Evaluation.
     "bsbr_pl.evals": {
+        "bsbr_pl.run",
         *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpora"),
         *("bsbr_pl.data.corpus", "bsbr_pl.data.files", "bsbr_pl.data.tokenizer"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),

@@ -519,16 +519,23 @@ def test_options_that_would_change_the_size_of_a_step_are_refused(folder):
         "--trainer.overfit_batches=3": "overfit_batches=3 must be a multiple of accumulate_grad_batches=2",
         "--trainer.val_check_interval=0.5": "val_check_interval=0.5 is a share of an epoch, but this run has no epochs",
         "--trainer.min_epochs=1": "min_epochs=1, and this run has no epochs",
+        "--trainer.min_steps=1000": "min_steps=1000 has no effect beside max_steps=",
         "--trainer.max_epochs=0": "max_epochs=0 trains nothing",
         "--trainer.max_time=00:00:00:00": "max_time=00:00:00:00 trains nothing",
         "--trainer.max_time=soon": "max_time='soon' must be DD:HH:MM:SS",
         "--trainer.limit_train_batches=0": "limit_train_batches=0 trains nothing",
         "--trainer.callbacks+=GradientAccumulationScheduler": "GradientAccumulationScheduler changes the size",
         "--trainer.callbacks+=StochasticWeightAveraging": "StochasticWeightAveraging changes the weights after",
+        "--trainer.callbacks+=ModelPruning": "ModelPruning changes the weights after the last validation",
+        "--trainer.callbacks+=BackboneFinetuning": "BackboneFinetuning trains only some of the parameters",
         "--trainer.callbacks+=LearningRateFinder": "LearningRateFinder changes the learning rate: set learning_rate",
         "--trainer.callbacks+=BatchSizeFinder": "BatchSizeFinder changes the batch size: set batch_size",
     }.items():
-        needed = {"Gradient": ["scheduling={0: 1, 2: 4}"], "Stochastic": ["swa_lrs=0.1", "device=null"]}
+        needed = {
+            "Pruning": ["pruning_fn=l1_unstructured"],
+            "Gradient": ["scheduling={0: 1, 2: 4}"],
+            "Stochastic": ["swa_lrs=0.1", "device=null"],
+        }
         values = next((values for key, values in needed.items() if key in option), [])
         more = [f"--trainer.callbacks.{value}" for value in values]
         with pytest.raises(ValueError, match=f"^{words}"):

@@ -20,8 +20,8 @@ class Windows:
         if self.length < 2:
             without = "; or train without validation, with --trainer.limit_val_batches=0" if split == "val" else ""
             raise ValueError(
-                f"the {split} split of source={corpus.meta['name']!r} is empty: set {split}_fraction above 0, or name "
-                f"its {split}_split{without}"
+                f"the {split} split of source={corpus.meta['name']!r} is empty: give a larger {split}_fraction or more "
+                f"documents, or name its {split}_split{without}"
             )
 
     def __getitem__(self, ids: np.ndarray) -> Batch:

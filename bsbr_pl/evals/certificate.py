@@ -7,7 +7,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.compiled import check_compiler
 
 from .analysis import aligned
-from .measurement import Check, Measurement, impossible, worst
+from .measurement import OTHER_PRECISION, Check, Measurement, impossible, worst
 from .probes import OwnModel, Vectors, probe
 
 LOW_PRECISION = 0.1  # difference of bf16, relative to the root mean square of the output
@@ -28,6 +28,9 @@ COMPILE_SECONDS = 60
 TOKENS = 256  # of a module that does not tell its windows and chunks
 MOST_TOKENS = 1 << 15
 MOST_FLOPS = 1e14  # of one forward pass
+CONTEXT = 1024  # tokens of another text, unless lengths are given
+MOST_CONTEXT = 4096  # tokens
+CONTEXT_FLOPS = 5e10  # of one forward pass over another text
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -70,6 +73,7 @@ def certify(
     *,
     vocab_size: int | None = None,
     length: int | None = None,
+    contexts: Sequence[int] | None = None,
     compile: bool = False,
     seed: int = 0,
     quiet: bool = False,
@@ -81,27 +85,30 @@ def certify(
 
     Each check is measured with the model's own weights, and with noise of standard deviation D^-1/2 added to and
     subtracted from every parameter: a gate initialised at zero could hide a causal leak. The largest of the three
-    counts. Noise is left out if it makes outputs that are not finite. `random_tokens`, `bf16` and `compile` have only
+    counts. Noise is left out if it makes outputs that are not finite. `random_tokens` and all checks after it have only
     the model's own weights.
 
-    T random tokens are used, or one token less than there are positions, if that is fewer: T = 2 C + 3 for an Attention
-    or a language model, 256 for other modules. C is the largest `reach` or `period` of the attentions, 64 without any.
-    Tokens are cut at 0, 1, T - 1 and at E - 1, E and E + 1 for every reach or period E; where a foreign module has
-    none, for 32 and 64. Decoding is also cut at T / 2. All positions are 0-based:
+    T tokens are used, of which every second repeats the one before it, or one token less than there are positions, if
+    that is fewer: T = 2 C + 3 for an Attention or a language model, 256 for other modules. C is the largest `reach` or
+    `period` of the attentions, 64 without any. Tokens are cut at 0, 1, T - 1 and at E - 1, E and E + 1 for every reach
+    or period E; where a foreign module has none, for 32 and 64. Decoding is also cut at T / 2. Positions are 0-based:
 
         suffix_K          for every cut K: the largest change of outputs 0..K when all tokens after K change;
                           `suffix_T-1` compares with one more token at the end
         future_gradient   the largest |d output_t / d input_s| over s > t, for t at every cut, relative to the largest
-        training_suffix   as suffix_K for all K < T - 1, in training mode with the same dropout (batch norm over time)
+        training_suffix   as suffix_K for all K < T - 1, of two texts at once, in training mode with gradients and the
+                          same dropout (batch norm over time)
         random_tokens     ln V minus the loss on uniformly random tokens, in standard errors: above 0 only by chance, or
                           by seeing the answer
         repeat            the largest change when the same is computed twice
-        batch             the largest change when two other texts are in the batch
+        batch             the largest change when other texts are in the batch, in each of four rows
         padding           the largest change when zeros (token 0) follow, up to a multiple of 128
         length_N          the largest change when only the first N tokens are read, for N = 1, 37, 101 and 197
         decode_step       the largest difference of outputs between all tokens at once and one token after another
         decode_prefill    the same, one token after another from a prefilled state, for every cut
         continue          the same, all other tokens at once from a prefilled state, for every cut
+        context_N         as suffix_K with N tokens, up to 1024 also in training mode, for K at half of them and N - 2
+        precision         as suffix_K and training_suffix, in the precision of the module, if it is not float64
         bf16              root mean square of the difference when weights, inputs and computation are in bf16
         compile           the same of torch.compile in fp32
 
@@ -115,6 +122,8 @@ def certify(
         hidden_dim: width D of a module of vectors; None for a language model.
         vocab_size: token ids V, where a language model does not tell (`config.vocab_size`, `vocab_size`).
         length: tokens T.
+        contexts: lengths N of other texts, such as those of the training; 1024 if neither this nor `length` is given.
+            At most 4096 tokens, and as many as 5e10 FLOPs allow.
         compile: also check torch.compile, for at most a minute; it needs a C++ compiler.
         seed: of the random inputs.
         quiet: print nothing.
@@ -124,8 +133,10 @@ def certify(
     """
     first = next(module.parameters(), torch.zeros(0))
     device = "cpu" if first.device.type == "mps" else first.device  # MPS has no float64
-    model = copy.deepcopy(module).to(device).double().eval()
+    model = copied(module).to(device).double().eval()
     run = probe(model, hidden_dim, vocab_size)
+    if contexts is None:
+        contexts = (CONTEXT,) if length is None else ()
     length = _length(run, length)
     _check_size(run, length)
     edges = {edge + i for edge in _edges(run) for i in (-1, 0, 1)}
@@ -139,6 +150,10 @@ def certify(
     checks = [worst([measured[name] for measured in found]) for name in found[0]]
     if run.vocab_size:
         checks.append(own.below_chance())
+    checks += [own.context(n) for n in _other_lengths(run, length, contexts)]
+    if first.dtype in OTHER_PRECISION:
+        given = probe(copy.deepcopy(module).to(device), hidden_dim, vocab_size)
+        checks.append(own.precision(given, first.dtype))
     if not isinstance(run, OwnModel):
         given = probe(copy.deepcopy(module).eval(), hidden_dim, vocab_size)
         checks.append(_useful("bf16", LOW_PRECISION, _bf16, own, given))
@@ -164,16 +179,47 @@ def _length(run: Vectors, length: int | None) -> int:
     return min(length, run.max_length - 1) if run.max_length else length
 
 
+def _other_lengths(run: Vectors, length: int, wanted: Iterable[int]) -> list[int]:
+    """The lengths that are wanted, where too long as long as possible; without that of the certificate."""
+    found = set()
+    for n in wanted:
+        n = min(n, MOST_CONTEXT, run.max_length or n)
+        while _flops(run, n) > CONTEXT_FLOPS:
+            n //= 2
+        found.add(n)
+    return sorted(n for n in found if n != length and n > 1)
+
+
+def _flops(run: Vectors, length: int) -> float:
+    """Of a forward pass; 0 where it is not known."""
+    try:
+        return run.module.flops(length) if isinstance(run, OwnModel) else 0
+    except (AttributeError, NotImplementedError):  # an attention of another package may have no closed form
+        return 0
+
+
 def _check_size(run: Vectors, length: int) -> None:
     """Reject models that take too long: their sizes may be those of a hostile checkpoint."""
     if length > MOST_TOKENS:
         raise ValueError(f"its windows and chunks need {length:,} tokens; certificates have at most {MOST_TOKENS:,}")
-    try:
-        flops = run.module.flops(length) if isinstance(run, OwnModel) else 0
-    except (AttributeError, NotImplementedError):  # an attention of another package may have no closed form
-        return
+    flops = _flops(run, length)
     if flops > MOST_FLOPS:
         raise ValueError(f"it needs {flops:.1e} FLOPs for {length:,} tokens, more than {MOST_FLOPS:.0e}")
+
+
+def copied(module: Module) -> Module:
+    """A copy of a module.
+
+    Raises:
+        ValueError: it keeps tensors of an earlier computation that need a gradient.
+    """
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        name = type(module).__name__
+        raise ValueError(
+            f"{name} keeps tensors of its last computation, so it cannot be copied: detach them"
+        ) from error
 
 
 def with_noise(model: Module, scale: float) -> Module:

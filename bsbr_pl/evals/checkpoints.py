@@ -16,6 +16,7 @@ import torch
 from bsbr_pl.data import DATA_SETS, TokenData
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
+from bsbr_pl.run import differences, in_words, kind, model_arguments
 from bsbr_pl.schema import COUNT, check_form, check_plain
 from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.records import foreign_code
@@ -213,10 +214,31 @@ def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Ch
             location=location,
             trusted=trusted,
         )
+        _check_agreement(checkpoint)
         check_about(checkpoint.about)
         return checkpoint
     except Exception as error:  # hostile files can fail anywhere
         return Unreadable(name, one_line(error) or type(error).__name__)
+
+
+def _check_agreement(one: Checkpoint) -> None:
+    """Refuse a checkpoint whose parts are of several runs: arguments of the model or the data, steps or tokens.
+
+    Raises:
+        ValueError: naming what is in contradiction.
+    """
+    run = one.record.get("run", {})
+    built = model_arguments(one.module.hparams) | {f"data.{name}": value for name, value in one.data_arguments.items()}
+    recorded, built = (json.loads(as_json(part)) for part in (run.get("arguments", {}), built))
+    if found := [one for one in differences(recorded, built) if kind(one[0]) != "free"]:
+        raise ValueError(f"it contradicts itself: it holds {in_words(found)} of its own run")
+    step, tokens = run.get("step", one.step), run.get("tokens")
+    if step != one.step:
+        raise ValueError(f"it contradicts itself: it is of step {one.step:,}, and its run of step {step:,}")
+    if tokens and one.data and (batch := one.run.batch):
+        most = step * batch * max(one.data.train_lengths)
+        if tokens > most:
+            raise ValueError(f"it contradicts itself: {step:,} steps read at most {most:,} tokens, not {tokens:,}")
 
 
 def _facts(saved: dict[str, Any]) -> dict[str, Any]:

@@ -239,7 +239,12 @@ def _certified(subjects: Mapping[str, Subject], evaluation: Evaluation, results:
             continue
         found = evaluation.results.get(evaluation.identity(subject, "certificate"))
         failed = [check["name"] for check in found["checks"] if not check["passed"]] if found else ["certificate"]
-        warnings.warn(f"{name} is excluded from the comparison: it fails {', '.join(failed)}", stacklevel=3)
+        words = f"it fails {', '.join(failed)}"
+        if not found:
+            words = f"it cannot be certified, because {_problem_of(subject, evaluation)}"
+        elif not all(bool(one.isfinite().all()) for one in subject.model.state_dict().values()):
+            words = f"its weights are not finite, so {words}"
+        warnings.warn(f"{name} is excluded from the comparison: {words}", stacklevel=3)
         results["disqualified"][name] = failed
         results["models"].remove(name)
         del results[name]
@@ -248,6 +253,11 @@ def _certified(subjects: Mapping[str, Subject], evaluation: Evaluation, results:
     certified = {name: subject for name, subject in subjects.items() if subject in passed}
     results["parameters"] = {name: subject.about["parameters"] for name, subject in certified.items()}
     return certified
+
+
+def _problem_of(subject: Subject, evaluation: Evaluation) -> str:
+    found = [row for row in evaluation.problems if row["identity"]["checkpoint"] == subject.digest]
+    return found[-1]["values"]["problem"]
 
 
 def _measure_costs(
@@ -260,7 +270,8 @@ def _measure_costs(
     keys, lengths = {cost.key for cost in wanted.values()}, results["seq_lengths"]
     passes, memory = [one for one in PASSES if one in keys], bool(keys & {"forward_bytes", "training_bytes"})
     evaluation.costs(list(subjects.values()), lengths, passes, memory)
-    for words in dict.fromkeys(row["values"]["problem"] for row in evaluation.problems):
+    of_costs = [row for row in evaluation.problems if row["identity"]["of"]["kind"] == "cost"]
+    for words in dict.fromkeys(row["values"]["problem"] for row in of_costs):
         warnings.warn(f"no {words}", stacklevel=3)
     for (name, subject), length in product(subjects.items(), lengths):
         row = evaluation.results.get(evaluation.identity(subject, "cost", length=length, rounds=evaluation.rounds))

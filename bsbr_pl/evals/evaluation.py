@@ -1,6 +1,5 @@
 """Certifies models, measures accuracy and costs, draws attention maps, and saves each result as a row."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from bsbr_pl.utils.timing import timing_lock, timing_problem
 from bsbr_pl.values import digest, one_line
 
 from .accuracy import recall_accuracy, text_accuracy
-from .certificate import certify
+from .certificate import certify, copied
 from .costs import PASSES, measure_costs
 from .pictures import course, draw_map
 from .retrieval import retrieval
@@ -27,7 +26,7 @@ from .saved_data import DataChangedError
 from .subject import Subject
 
 #: Of each kind of row; increase it when the measurement changes its meaning.
-VERSIONS: dict[str, int] = {"certificate": 5, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
+VERSIONS: dict[str, int] = {"certificate": 6, "text": 2, "recall": 2, "cost": 2, "map": 1, "training": 1}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
 ENVIRONMENT = ("cpu", "instructions", "threads", "device", "gpu", "cuda")  # what decides values, of `environment`
@@ -229,10 +228,11 @@ class Evaluation:
 
     def _model(self, subject: Subject) -> LanguageModel:
         """A copy of the model on this device in this precision, in evaluation mode."""
-        return copy.deepcopy(subject.model).to(self.device, getattr(torch, self.dtype)).eval()
+        model = copied(subject.model)
+        return model.to(self.device, getattr(torch, self.dtype)).eval()
 
     def _certificate(self, subject: Subject) -> dict[str, Any]:
-        return certify(self._model(subject), quiet=True).as_dict()
+        return certify(self._model(subject), contexts=_contexts(subject), quiet=True).as_dict()
 
     def _open_data(self, subject: Subject) -> TokenData:
         if subject.open_data is None:
@@ -307,6 +307,16 @@ class Evaluation:
 
     def _cost_identity(self, subject: Subject, length: int) -> dict[str, Any]:
         return self.identity(subject, "cost", length=length, rounds=self.rounds)
+
+
+def _contexts(subject: Subject) -> list[int] | None:
+    """Lengths to certify a model at besides its own: that of its training, and the longest that text is predicted at,
+    or the longest of a recall task; None where there is no data."""
+    data = subject.about.get("data")
+    if data is None:
+        return None
+    longest = max(MULTIPLES) * data["trained_length"] if data["kind"] == "text" else data["validation_length"]
+    return [data["trained_length"], longest]
 
 
 def _own_lengths(subject: Subject, multiples: Sequence[int]) -> list[int | None]:

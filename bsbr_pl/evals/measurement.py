@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,12 @@ GRADIENT_TOLERANCE = 1e-12  # of float64 gradients, relative to the largest grad
 ROUNDED = 1e-5  # of both, for a module that rounds to float32 inside
 STANDARD_ERRORS = 4.0  # how far below ln V chance may bring the loss on random tokens
 LENGTHS = (1, 37, 101, 197)  # not multiples of a chunk
+MOST_TRAINED = 1024  # tokens of another text that is computed in training mode too
+OTHER_PRECISION = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.1,
+}  # largest change of the outputs, relative
 PADDED = 128  # a padded length is a multiple of it
 
 
@@ -79,7 +85,8 @@ class Measurement:
     def __init__(self, run: Vectors, cuts: list[int], length: int, seed: int) -> None:
         self.run, self.cuts, self.length = run, cuts, length
         self.random = Generator().manual_seed(seed)
-        self.x = run.draw(self.random, 1, length)
+        self.unused = copy.deepcopy(run)  # what keeps its last computation can be copied only before
+        self.x = run.text(self.random, 1, length)
         rounding = _Rounding()
         name, given = type(run.module).__name__, tuple(self.x.shape)
         try:
@@ -125,23 +132,63 @@ class Measurement:
         else:
             other = self._other_after(cut)
         with torch.no_grad():
-            return self._leak(f"suffix_{cut}", self.run(other)[0, : cut + 1], self.output)
+            return self._leak(f"suffix_{cut}", self.run(other)[:, : cut + 1], self.output[None], self.limit)
 
     def training_suffix(self) -> Check:
-        """The same for all cuts before the last token, in training mode, with the same dropout each time."""
-        run = copy.deepcopy(self.run)  # batch norm keeps statistics
+        """The same for all cuts before the last token, of two texts at once, in training mode with gradients."""
+        run = copy.deepcopy(self.unused)  # batch norm keeps statistics
         run.module.train()
+        return self._changes("training_suffix", run, self._two_texts(), self.cuts[:-1], self.limit, torch.enable_grad)
+
+    def context(self, length: int) -> Check:
+        """The same of one text of another length, in evaluation and, up to MOST_TRAINED tokens, training mode."""
+        name = f"context_{length}"
+        run, text = copy.deepcopy(self.unused), self.run.text(self.random, 1, length)
+
+        def measure(training: bool) -> Check:
+            run.module.train(training)
+            return self._changes(name, run, text, sorted({(length - 1) // 2, length - 2}), self.limit)
+
+        return self._in_modes(name, measure, (False, True)[: 1 + (length <= MOST_TRAINED)])
+
+    def precision(self, run: Vectors, dtype: torch.dtype) -> Check:
+        """The same of two texts, in the precision of `run`, whose mode is changed."""
+        texts = self._two_texts()
+        texts = texts.to(dtype) if texts.is_floating_point() else texts
+
+        def measure(training: bool) -> Check:
+            run.module.train(training)
+            grad = torch.enable_grad if training else torch.no_grad
+            return self._changes("precision", run, texts, self.cuts[:-1], OTHER_PRECISION[dtype], grad)
+
+        return self._in_modes("precision", measure, (False, True))
+
+    def _in_modes(self, name: str, measure: Callable[[bool], Check], modes: Iterable[bool]) -> Check:
+        """The worst of all modes; one that a foreign module cannot compute hides no leak of another."""
+        found = [self._try(name, measure, training) for training in modes]
+        return worst([check for check in found if check.required] or found)
+
+    def _changes(
+        self,
+        name: str,
+        run: Vectors,
+        texts: Tensor,
+        cuts: Iterable[int],
+        limit: float,
+        grad: Callable[[], Any] = torch.no_grad,
+    ) -> Check:
+        """The largest change of outputs 0..cut of `texts` when all tokens after a cut change, with equal dropout."""
         devices = [self.x.device] if self.x.device.type == "cuda" else []
 
         def outputs(x: Tensor) -> Tensor:
-            with torch.no_grad(), torch.random.fork_rng(devices):
+            with grad(), torch.random.fork_rng(devices):
                 torch.manual_seed(0)
-                return run(x)[0]
+                return run(x).detach()
 
-        expected = outputs(self.x)
-        found = [Check("training_suffix", 0.0, self.limit)]
-        for cut in self.cuts[:-1]:
-            found.append(self._leak("training_suffix", outputs(self._other_after(cut))[: cut + 1], expected))
+        expected, found = outputs(texts), [Check(name, 0.0, limit)]
+        for cut in cuts:
+            changed = outputs(self._other_after(cut, texts))[:, : cut + 1]
+            found.append(self._leak(name, changed, expected, limit))
         return worst(found)
 
     def future_gradient(self) -> Check:
@@ -196,8 +243,10 @@ class Measurement:
         return self._change(self.run.resume(self.x[:, cut:], self._state(cut))[0], cut)
 
     def _batch(self) -> float:
-        others = self.run.draw(self.random, 2, self.length)
-        return self._change(self.run(torch.cat((others[:1], self.x, others[1:])))[1:2])
+        """Of every row of a batch: the text stands in two of four rows, then in the other two."""
+        batch = torch.cat((self.x, self.run.draw(self.random, 1, self.length))).repeat(2, *[1] * (self.x.dim() - 1))
+        outputs = self.run(batch)[::2], self.run(batch.roll(1, 0))[1::2]
+        return max(self._change(row[None]) for row in torch.cat(outputs))
 
     def _padded(self) -> Tensor | None:
         """The inputs with zeros after them; None if there are not as many positions."""
@@ -207,19 +256,24 @@ class Measurement:
         zeros = self.x.new_zeros(1, length - self.length, *self.x.shape[2:])
         return torch.cat((self.x, zeros), 1)
 
-    def _other_after(self, cut: int) -> Tensor:
-        return torch.cat((self.x[:, : cut + 1], self.run.change(self.random, self.x[:, cut + 1 :])), 1)
+    def _two_texts(self) -> Tensor:
+        return torch.cat((self.x, self.run.text(self.random, 1, self.length)))
+
+    def _other_after(self, cut: int, texts: Tensor | None = None) -> Tensor:
+        x = self.x if texts is None else texts
+        return torch.cat((x[:, : cut + 1], self.run.change(self.random, x[:, cut + 1 :]).to(x)), 1)
 
     def _change(self, output: Tensor, start: int = 0) -> float:
         """The largest difference of an output (1, t, F) of tokens `start`, ..., relative to the largest output."""
         tokens = min(output.shape[1], self.length - start)
         return float((output[0, :tokens] - self.output[start : start + tokens]).abs().max()) / self.size
 
-    def _leak(self, name: str, output: Tensor, expected: Tensor) -> Check:
-        """Outputs (t, F) that must be the first ones of `expected`."""
-        change = (output - expected[: len(output)]).abs().amax(-1) / self.size
-        leaked = (change > self.limit).nonzero()
-        return Check(name, float(change.max()), self.limit, token=int(leaked[0]) if len(leaked) else None)
+    def _leak(self, name: str, outputs: Tensor, expected: Tensor, limit: float) -> Check:
+        """Outputs (B, t, F) that must be the first ones of `expected`."""
+        size = float(expected.abs().max()) or 1.0
+        change = (outputs - expected[:, : outputs.shape[1]]).abs().amax((0, 2)) / size
+        leaked = (change > limit).nonzero()
+        return Check(name, float(change.max()), limit, token=int(leaked[0]) if len(leaked) else None)
 
     def _try(self, name: str, measure: Callable[..., float | Check], *of: Any) -> Check:
         """A check of a foreign module, which may not be able to compute it. A `LanguageModel` always is."""

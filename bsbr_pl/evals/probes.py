@@ -43,6 +43,10 @@ class Vectors:
         first = next(self.module.parameters(), torch.zeros(0, dtype=torch.float64))
         return torch.randn(batch, length, self.width, generator=random, dtype=torch.float64).to(first)
 
+    def text(self, random: Generator, batch: int, length: int) -> Tensor:
+        """Random inputs (B, T, ...), of which every second repeats the one before it."""
+        return self.draw(random, batch, -(-length // 2)).repeat_interleave(2, 1)[:, :length]
+
     def change(self, random: Generator, x: Tensor) -> Tensor:
         """Inputs of the same shape that differ from x at every token."""
         return self.draw(random, *x.shape[:2])
@@ -99,6 +103,13 @@ class Tokens(Vectors):
 
     def draw(self, random: Generator, batch: int, length: int) -> Tensor:
         ids = torch.randint(self.vocab_size or 1, (batch, length), generator=random)
+        return ids.to(self.embedding.weight.device)
+
+    def text(self, random: Generator, batch: int, length: int) -> Tensor:
+        """As of vectors; no other id comes again before all ids came."""
+        V, count = self.vocab_size or 1, -(-length // 2)
+        rows = [torch.cat([torch.randperm(V, generator=random) for _ in range(0, count, V)]) for _ in range(batch)]
+        ids = torch.stack(rows)[:, :count].repeat_interleave(2, 1)[:, :length]
         return ids.to(self.embedding.weight.device)
 
     def change(self, random: Generator, x: Tensor) -> Tensor:

@@ -10,14 +10,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from bsbr_pl.run import ATTENTION, differences, kind
 from bsbr_pl.schema import COUNT, NUMBER, check_form, check_plain, parse
 from bsbr_pl.values import as_json
 
 RECORD_BYTES = 64 << 20  # of the largest record.json that is read
 CHANGES = 5  # shown of those that resumes made
-#: Arguments that a checkpoint and the record.json beside it must agree on, to be of one run.
-SAME_RUN = ("seed", "data.fingerprint", "data.seed", "data.context_length", "model.attention", "model.vocab_size",
-            "model.hidden_dim", "model.num_layers", "model.num_heads", "model.ff_dim")  # fmt: skip
 RUN = {
     "arguments": {"*": object},
     "changes?": [{"argument": str, "step": COUNT, "*": object}],
@@ -137,7 +135,7 @@ def read_run(
     """
     mine, beside = own.get("run", {}), record.get("run", {})
     arguments = {**built, **mine.get("arguments", {})}
-    if not _same_run(arguments, beside.get("arguments", {})):
+    if not _same_run(arguments, beside.get("arguments", {}), [*mine.get("changes", []), *beside.get("changes", [])]):
         record, beside = {}, {}
     planned = beside.get("planned_steps") or mine.get("planned_steps") or None
     finished = _ending(record, beside.get("step"), step, planned)
@@ -187,10 +185,15 @@ def _batch(run: Mapping[str, Any]) -> int | None:
     return size * accumulated
 
 
-def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Whether two records can be of one run: values that cannot change within a run are equal where both have them."""
-    shared = [name for name in SAME_RUN if name in arguments and name in others]
-    return "model.attention" in shared and all(as_json(arguments[name]) == as_json(others[name]) for name in shared)
+def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether two records can be of one run: all arguments are equal that both have, but for those that may differ
+    within a run, and of these the ones that `changes` name."""
+    changed = {one["argument"] for one in changes}
+    mine, others = ({name: as_json(value) for name, value in one.items()} for one in (arguments, others))
+    unequal = [argument for argument, *_ in differences(mine, others)]
+    return any(name.startswith(ATTENTION) for name in mine.keys() & others.keys()) and all(
+        kind(argument) == "free" or (kind(argument) == "applied" and argument in changed) for argument in unequal
+    )
 
 
 def _changes(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

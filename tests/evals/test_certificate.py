@@ -208,6 +208,89 @@ def test_as_dict_is_plain():
     assert [check["passed"] for check in found["checks"]] == [True, False]
 
 
+def ahead(x: Tensor) -> Tensor:
+    """The next token of each token."""
+    return torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), 1)
+
+
+def leaking(where) -> type[StandardAttention]:
+    """Causal but for the tokens and texts that `where(module, x)` selects, which see the next token."""
+
+    class Leaking(StandardAttention):
+        has_decode = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = StandardAttention.prefill(self, x)[0]
+            return torch.where(torch.as_tensor(where(self, x)), y + ahead(x), y)
+
+    return Leaking
+
+
+def position(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[1])[:, None]
+
+
+HIDDEN_LEAKS = {  # where it leaks, and the checks that find it, with the length of the training
+    "from token 257 on": (lambda module, x: position(x) >= 257, {"context_1024"}, None),
+    "from token 1500 on": (lambda module, x: position(x) >= 1500, {"context_2048"}, (256, 2048)),
+    "of long texts": (lambda module, x: x.shape[1] >= 300, {"context_1024"}, None),
+    "at the length of training": (lambda module, x: x.shape[1] == 256, {"context_256"}, (256, 2048)),
+    "of long texts in training": (lambda module, x: module.training and x.shape[1] > 200, {"context_1024"}, None),
+    "of repeated tokens": (lambda module, x: (x - ahead(x)).abs().amax(-1, True) < 1e-9, {"suffix_0"}, None),
+    "in the first text of a batch": (lambda module, x: row(x, 0), {"batch", "training_suffix"}, None),
+    "in the third text of a batch": (lambda module, x: row(x, 2), {"batch"}, None),
+    "in batches, in training": (lambda module, x: module.training and len(x) > 1, {"training_suffix"}, None),
+    "with gradients, in training": (
+        lambda module, x: module.training and torch.is_grad_enabled(),
+        {"training_suffix"},
+        None,
+    ),
+    "in float32": (lambda module, x: x.dtype == torch.float32, {"precision"}, None),
+    "in float32, in training": (lambda module, x: module.training and x.dtype == torch.float32, {"precision"}, None),
+}
+
+
+def row(x: Tensor, number: int) -> Tensor:
+    return ((torch.arange(len(x)) == number) & (len(x) > 1))[:, None, None]
+
+
+@pytest.mark.parametrize("name", HIDDEN_LEAKS)
+def test_a_leak_that_shows_only_at_times_is_found(name):
+    where, expected, contexts = HIDDEN_LEAKS[name]
+    torch.manual_seed(0)
+    model = disturb(LanguageModel(leaking(where), 40, 16, num_layers=1, num_heads=2))
+    assert expected <= failing(certify(model, contexts=contexts, quiet=True))
+
+
+def test_a_leak_after_one_token_is_found():
+    class Marked(nn.Module):
+        """Sees one token ahead once id 7 was there."""
+
+        vocab_size = 300
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(300, 16), nn.Linear(16, 300)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embedding(ids)
+            return self.head(x + ahead(x) * (ids == 7).cumsum(1).clamp(max=1)[..., None])
+
+    assert "context_1024" in failing(certify(Marked(), quiet=True))
+
+
+def test_other_lengths_are_bounded():
+    def lengths(contexts, length=None, **sizes):
+        model = LanguageModel(OnlyForward, 50, 8, num_layers=1, num_heads=1, **sizes)
+        checks = certify(model, contexts=contexts, length=length, quiet=True).checks
+        return [check.name for check in checks if check.name.startswith("context")]
+
+    assert lengths(None) == ["context_1024"]
+    assert lengths(None, length=20) == []
+    assert lengths([20, 300, 1, 10**6], length=20, ff_dim=0) == ["context_300", "context_4096"]
+    assert lengths([10**6], length=20, positions=70) == ["context_70"]
+
+
 def hidden(leak: type[StandardAttention]) -> type[StandardAttention]:
     """An attention that adds a leak's output, behind a gate that is 0 at first and that only one sign opens."""
 
@@ -325,7 +408,8 @@ def test_limits_and_measured_values():
     checks = {check.name: check for check in certify(model).checks}
     limits = {"random_tokens": 4.0, "future_gradient": 1e-12}
     assert {name: check.limit for name, check in checks.items()} == {name: limits.get(name, 1e-8) for name in checks}
-    ids = torch.randint(50, (1, 131), generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    ids = torch.cat([torch.randperm(50, generator=random) for _ in range(2)])[None].repeat_interleave(2, 1)[:, :131]
     worst = {"decode_prefill": 0.0, "continue": 0.0}
     for measured in (model, with_noise(model, 16**-0.5), with_noise(model, -(16**-0.5))):
         with torch.no_grad():

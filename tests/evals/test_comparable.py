@@ -101,6 +101,8 @@ def with_run(folder: Path, status: str | None = None, ended_by: str | None = Non
         saved = torch.load(file, weights_only=True)
         done = saved["global_step"] / record["steps"]
         own = described | {"step": saved["global_step"], "tokens": int(done * described["tokens"])}
+        model = {name: arguments.get(f"model.{name}", value) for name, value in saved["hyper_parameters"].items()}
+        saved["hyper_parameters"] = model | {"attention": saved["hyper_parameters"]["attention"]}
         torch.save(saved | {"run": own}, file)
 
 
@@ -363,12 +365,38 @@ def test_two_runs_that_stopped_at_one_step_are_no_seeds_of_each_other(take, runs
     assert "stopped3" in unfinished
 
 
+def of_step(saved: dict[str, Any], step: int) -> dict[str, Any]:
+    """A checkpoint as if it were of an earlier step."""
+    return saved | {"global_step": step, "run": saved["run"] | {"step": step, "tokens": step * BATCH * CONTEXT}}
+
+
+CONTRADICTIONS = {
+    "another model": ({"hyper_parameters": {"ff_activation": "gelu"}}, "model.ff_activation='gelu' instead of 'relu2'"),
+    "another rate": ({"hyper_parameters": {"learning_rate": 1.0}}, "model.learning_rate=1.0 instead of "),
+    "another length": ({"datamodule_hyper_parameters": {"context_length": 64}}, "context_length=64 instead of 32 of"),
+    "another step": ({"global_step": 6}, "it is of step 6, and its run of step 8"),
+    "more tokens": ({"run": {"tokens": 10**6}}, "8 steps read at most 1,024 tokens, not 1,000,000"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_checkpoint_that_contradicts_itself_is_a_problem(take, runs, name):
+    take("seed0")
+    path = runs / "seed0" / "checkpoints" / "best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    changes, words = CONTRADICTIONS[name]
+    for part, values in changes.items():
+        saved[part] = saved[part] | values if isinstance(values, dict) else values
+    torch.save(saved, path)
+    assert words in read(path).problem
+
+
 def test_a_copy_without_its_record_is_not_known_to_be_finished(take, runs, results):
     take("seed0", "seed1")
     (runs / "seed1" / "record.json").unlink()
     best = runs / "seed1" / "checkpoints" / "best.ckpt"
     saved = torch.load(best, weights_only=True)
-    torch.save(saved | {"global_step": 6}, best)  # the best of an earlier step
+    torch.save(of_step(saved, 6), best)  # the best of an earlier step
     evaluation = evaluate(results, runs)
     said = {"/".join(Path(c.name).parts[-3:]): c.run.status for c in evaluation.checkpoints}
     assert said["seed1/checkpoints/best.ckpt"] == "at 6 of 8 steps, not known whether its run finished"
@@ -382,7 +410,7 @@ def test_the_best_and_the_last_of_one_run_have_one_budget_and_two_names(take, ru
     best, last = (runs / "linear" / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     saved = torch.load(best, weights_only=True)
     saved["state_dict"]["model.norm.bias"] += 0.01  # as if the best were another step's
-    torch.save(saved | {"global_step": 4}, best)
+    torch.save(of_step(saved, 4), best)
     (rows,) = tables(evaluate(results, runs))
     names = sorted(row["architecture"] for row in rows)
     assert names == ["linear(chunk_size=8) [checkpoint=best]", "linear(chunk_size=8) [checkpoint=last]"]
@@ -409,7 +437,10 @@ def test_a_run_that_was_changed_is_marked_and_is_no_seed(take, runs, results):
     evaluation = evaluate(results, runs)
     (rows,) = tables(evaluation)
     words = "learning_rate changed at step 5 (0.003 to 0.001)"
-    assert sorted(row["architecture"] for row in rows) == ["bsbr(chunk_size=8)", f"bsbr(chunk_size=8) [{words}]"]
+    assert sorted(row["architecture"] for row in rows) == [
+        f"bsbr(chunk_size=8) [learning_rate=0.001, {words}]",
+        "bsbr(chunk_size=8) [learning_rate=0.003]",
+    ]
     (changed,) = evaluation.warnings
     assert changed == f"Arguments were changed during these runs: seed1 ({words})."
     assert evaluation.marks == [("seed1", words)]
@@ -453,16 +484,25 @@ def test_weights_to_start_from_are_a_part_of_the_budget(take, runs, results):
 def finished(name: str, run: dict[str, Any], record: dict[str, Any] | None, step: int) -> Checkpoint:
     """A checkpoint that says this of its run, beside a record.json that says that."""
     module = LanguageModule(ARCHITECTURES[name], 257, hidden_dim=16, num_layers=1, num_heads=2)
-    arguments = {"seed": 0, "model.attention": name, "model.hidden_dim": 16}
+    arguments = {"seed": 0, "model.attention": name, "model.hidden_dim": 16} | run.get("arguments", {})
+    if "model.attention.0" in arguments:  # layers that differ have names of their own
+        del arguments["model.attention"]
     beside = {}
     if record is not None:
         of = {"arguments": arguments | record.get("arguments", {}), "step": record["steps"]}
-        beside = record | {"run": of | {"planned_steps": record.get("planned_steps")}}
-    return Checkpoint("a.ckpt", "0", module, step, {"run": {"arguments": arguments} | run}, run_record=beside)
+        of |= {"planned_steps": record.get("planned_steps"), "changes": record.get("changes", [])}
+        beside = record | {"run": of}
+    return Checkpoint("a.ckpt", "0", module, step, {"run": run | {"arguments": arguments}}, run_record=beside)
 
 
 UNKNOWN = "at 50 of 600 steps, not known whether its run finished"
+RUNNING = "stopped at 90 of 600 steps, or still running"
 PLAN, MORE = {"planned_steps": 600}, {"planned_steps": 900}
+DONE = {"status": "finished", "steps": 600}
+LR = "model.learning_rate"
+RATE = {"arguments": {LR: 0.01, "data.batch_size": 8, "data.num_workers": 0}}
+CHANGED = [{"argument": LR, "step": 20, "before": 0.1, "after": 0.01}]
+LAYERS = {"arguments": {"model.attention.0": "standard", "model.attention.1": "linear"}}
 
 
 @pytest.mark.parametrize(
@@ -481,6 +521,18 @@ PLAN, MORE = {"planned_steps": 600}, {"planned_steps": 900}
         (PLAN, {"status": "finished", "steps": 600, "arguments": {"seed": 1}}, 50, UNKNOWN),
         (PLAN, {"status": "finished", "steps": 20}, 50, UNKNOWN),
         (PLAN, {"status": "finished", "steps": 600, "arguments": {"model.attention": None}}, 50, UNKNOWN),
+        (PLAN | RATE, {"status": "finished", "steps": 600, "arguments": {"model.learning_rate": 0.1}}, 50, UNKNOWN),
+        (PLAN | RATE, DONE | {"arguments": {"data.batch_size": 16}}, 50, UNKNOWN),
+        (PLAN | RATE, DONE | {"arguments": {"data.num_workers": 3}}, 50, "600 steps"),
+        # An argument that a resume changed, as the record or the checkpoint says.
+        (
+            PLAN | RATE,
+            {"status": "finished", "steps": 600, "arguments": {LR: 0.1}, "changes": CHANGED},
+            50,
+            "600 steps",
+        ),
+        (PLAN | RATE | {"changes": CHANGED}, {"status": "running", "steps": 50, "arguments": {LR: 0.1}}, 90, RUNNING),
+        (PLAN | LAYERS, {"status": "finished", "steps": 600, "arguments": LAYERS["arguments"]}, 50, "600 steps"),
         # A run that was asked for more later.
         (PLAN, MORE | {"status": "stopped by Stopped", "steps": 700}, 320, "stopped at 700 of 900 steps"),
         (PLAN, MORE | {"status": "finished", "steps": 900}, 320, "900 steps"),
@@ -641,6 +693,7 @@ def elsewhere(path: Path, **arguments: Any) -> None:
     """Change the arguments of the data in a checkpoint."""
     saved = torch.load(path, weights_only=True)
     saved["datamodule_hyper_parameters"] |= arguments
+    saved["run"]["arguments"] |= {f"data.{name}": value for name, value in arguments.items()}
     torch.save(saved, path)
 
 

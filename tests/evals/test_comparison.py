@@ -221,6 +221,55 @@ def test_a_model_that_sees_the_future_is_left_out(monkeypatch):
         scaling_analysis((8,), ("leaky",), ("flops",), **SMALL)
 
 
+class Keeps(nn.Module):
+    """Adds a little of its last output, which it keeps with its gradient."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.map, self.last = nn.Linear(dim, dim), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before, self.last = self.last, self.map(x)
+        return self.last if before is None or before.shape != x.shape else self.last + 0.1 * before
+
+
+class Fails(nn.Module):
+    """Cannot be computed."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("it never works")
+
+
+class Grows(nn.Module):
+    """Its weights are not finite."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(dim, dim)
+        nn.init.constant_(self.map.weight, torch.inf)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.map(x)
+
+
+def test_why_a_model_is_left_out_is_said():
+    models = {"keeps": Keeps, "grows": Grows, "fails": Fails, "Standard": "standard"}
+    with pytest.warns(UserWarning, match="is excluded") as warned:
+        results = compare_models((8,), models, ("flops",), **SMALL)
+    said = [str(one.message) for one in warned]
+    left_out = "is excluded from the comparison: "
+    fails, grows, keeps = sorted(one for one in said if left_out in one)
+    assert fails.startswith(f"fails {left_out}it cannot be certified, because ")
+    assert fails.endswith("it never works")
+    assert grows.startswith(f"grows {left_out}its weights are not finite, so it fails suffix_0, ")
+    assert keeps.startswith(f"keeps {left_out}it fails ")
+    assert "repeat" in results["disqualified"]["keeps"]
+    assert not [one for one in said if one.startswith("no ")], "costs have no problem"
+
+
 def test_what_is_unknown_is_named_beside_what_is_known():
     with pytest.raises(ValueError, match="no model is called 'Mamba': did you mean mamba2\\?"):
         compare_models((8,), ("BSBR", "Mamba"), **SMALL)

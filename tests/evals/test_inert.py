@@ -68,6 +68,8 @@ def trained(text, tmp_path) -> Callable[..., Path]:
         trainer.save_checkpoint(path)
         saved = torch.load(path, weights_only=True)
         saved["datamodule_hyper_parameters"] |= changes
+        saved["run"]["arguments"] |= {f"data.{name}": value for name, value in changes.items()}
+        saved["run"]["tokens"] = 0  # which no batch contradicts
         torch.save(saved, path)
         return path
 

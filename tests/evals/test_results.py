@@ -1,5 +1,6 @@
 """results.jsonl: kept at once, read back, checked; and no line is ever lost."""
 
+import copy
 import json
 import math
 import multiprocessing
@@ -252,6 +253,46 @@ def test_what_is_wrong_is_named():
 
 def nested(levels: int) -> Any:
     return [nested(levels - 1)] if levels else 0
+
+
+CERTIFICATE = {
+    "passed": True,
+    "length": 19,
+    "checks": [{"name": "suffix_0", "measured": 0.0, "limit": 1e-8, "passed": True}],
+}
+TEXT = {
+    "loss": 1.0,
+    "perplexity": math.e,
+    "accuracy": 0.5,
+    "bits_per_byte": 0.5,
+    "tokens": 8,
+    "bytes": 16,
+    "documents": 2,
+    "interval": {"loss": [1.0, 1.0], "accuracy": [0.5, 0.5], "bits_per_byte": [0.5, 0.5]},
+    "blocks": {"nats": [2 * math.log(2), 6 * math.log(2)], "bytes": [6, 10]},
+    "by_position": [],
+    "recall": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "changes", "words"),
+    [
+        ("certificate", CERTIFICATE, {"measured": 0.5}, "values.passed=true, but suffix_0 is 0.5, above 1e-08"),
+        ("certificate", CERTIFICATE, {"measured": None}, "values.passed=true, but suffix_0 is None, above 1e-08"),
+        ("certificate", CERTIFICATE, {"passed": False}, "values.passed=true, but suffix_0 is 0.0, above 1e-08"),
+        ("text", TEXT, {"bits_per_byte": 0.4}, "values.bits_per_byte=0.4, but 0.5000 follows from its blocks"),
+        ("text", TEXT, {"blocks": {"nats": [1.0], "bytes": [0]}}, "values.bits_per_byte=0.5, but nan follows"),
+        ("text", TEXT, {"blocks": {"nats": [1e3], "bytes": [1]}}, "values.bits_per_byte=0.5, but 1442.6950 follows"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_no_row(kind, values, changes, words):
+    of = {"text": {"split": "val", "data": "f", "length": 8}}.get(kind, {})
+    one = row(identity=IDENTITY | {"kind": kind} | of, values=copy.deepcopy(values))
+    check(one)
+    (one["values"]["checks"][0] if kind == "certificate" else one["values"]).update(changes)
+    with pytest.raises(ValueError, match=words):
+        check(one)
 
 
 def test_a_row_has_at_most_eight_levels():
