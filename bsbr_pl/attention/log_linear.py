@@ -166,7 +166,7 @@ class LogLinearAttention(Attention[Levels]):
                 values = (normal_exp(to_chunk_h) * scale_h * q_h) @ read
                 mixed.index_add_(2, number_h.flatten(), values.flatten(2, 3).unflatten(2, (-1, C)))
             log_left, log_right = pairs(log_decay)
-            in_right = number >> h & 1
+            in_right = number // 2**h % 2
             to_chunk = to_chunk + in_right * log_left.repeat_interleave(2 << h, 2)[:, :, :N]
             tree.append(normal_exp(log_right) * left + right)
             log_decay = log_left + log_right

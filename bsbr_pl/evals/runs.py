@@ -10,7 +10,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from bsbr_pl.run import ATTENTION, differences, kind
 from bsbr_pl.schema import COUNT, NUMBER, check_form, check_plain, parse
 from bsbr_pl.values import as_json
 
@@ -188,6 +187,8 @@ def _batch(run: Mapping[str, Any]) -> int | None:
 def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether two records can be of one run: all arguments are equal that both have, but for those that may differ
     within a run, and of these the ones that `changes` name."""
+    from bsbr_pl.run import ATTENTION, differences, kind  # with torch, which a job of a study can do without
+
     changed = {one["argument"] for one in changes}
     mine, others = ({name: as_json(value) for name, value in one.items()} for one in (arguments, others))
     unequal = [argument for argument, *_ in differences(mine, others)]
