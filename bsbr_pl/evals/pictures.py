@@ -11,7 +11,7 @@ from PIL import Image
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.utils.visualization import attention_inputs, maps_image
+from bsbr_pl.utils.visualization import attention_inputs, check_finite, maps_image
 
 MAP_TOKENS, MAP_LAYERS, MAP_HEADS = (128, 64, 32), 4, 4
 MAP_BYTES = 60_000
@@ -24,7 +24,7 @@ def draw_map(model: LanguageModel, data: TokenData, name: str) -> dict[str, Any]
     """The map of at most four layers and heads on the start of the first validation sample; values of a `map` row.
 
     Raises:
-        ValueError: an attention has no map.
+        ValueError: an attention has no map, or one that is not finite.
     """
     ids = next(iter(data.loader("val")))["input_ids"][:1].to(model.embedding.weight.device)
     for tokens in MAP_TOKENS:
@@ -32,6 +32,7 @@ def draw_map(model: LanguageModel, data: TokenData, name: str) -> dict[str, Any]
         layers = list(enumerate(attention_inputs(model.eval(), shown)))
         kept = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, MAP_LAYERS)})]
         maps = {i: attention.attention_map(x)[0, :MAP_HEADS] for i, (attention, x) in kept}
+        check_finite(maps)
         png = _png(maps_image(maps))
         if len(png) <= MAP_BYTES:
             break

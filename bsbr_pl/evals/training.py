@@ -19,6 +19,8 @@ from bsbr_pl.data import InductionData, TokenData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.run import differences
+from bsbr_pl.run import model_arguments as arguments_of_run
 from bsbr_pl.spec import AttentionSpec
 from bsbr_pl.utils.records import source_code
 from bsbr_pl.values import digest
@@ -121,7 +123,7 @@ def train_all(
     """
     described = {name: {**plain(one), "learning_rate": learning_rate} for name, one in models.items()}
     files = {name: folder / f"{_key(one, task, steps, seed, device)}.ckpt" for name, one in described.items()}
-    missing = [name for name, path in files.items() if not _is_kept(path)]
+    missing = [name for name, path in files.items() if not _is_kept(path, described[name], steps)]
     if missing:
         tokens = max(task.train_lengths)
         times = step_times({name: dict(models[name]) for name in missing}, tokens, task.batch_size, 2, device)
@@ -143,10 +145,12 @@ def _key(arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, d
     return digest([VERSION, arguments, data, steps, seed, device.type, torch.__version__, code])
 
 
-def _is_kept(path: Path) -> bool:
+def _is_kept(path: Path, arguments: Mapping[str, Any], steps: int) -> bool:
+    """Whether the file is a checkpoint of this training, as its name says."""
     with suppress(ValueError):
-        open_checkpoint(path)
-        return True
+        one = open_checkpoint(path)
+        wanted, found = (arguments_of_run(of) for of in (arguments, one.module.hparams))
+        return one.step == steps and not any(differences(wanted, found))
     return False
 
 

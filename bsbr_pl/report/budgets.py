@@ -49,9 +49,9 @@ def named(names: Sequence[str], where: str = "") -> str:
 def sentence(study: Study) -> str:
     """The budget that all runs of a study share."""
     first = study.groups[0].checkpoint
-    batch, tokens, weights = first.get("run.batch"), first.get("run.tokens"), first.get("run.initial_weights")
+    windows, tokens, weights = first.windows, first.get("run.tokens"), first.get("run.initial_weights")
     steps = f"{first.steps:,} optimiser steps" if first.finished else first.length
-    words = [f"{steps} of {batch:,} windows" if batch else f"{steps}, batch not recorded"]
+    words = [f"{steps} of {windows}" if windows else f"{steps}, batch not recorded"]
     words.append("training tokens not recorded" if tokens is None else f"{tokens:,} training tokens")
     words.append(_flops(study.groups))
     words += [f"from the weights of {weights}"] if weights else []
@@ -94,14 +94,14 @@ def unequal(study: Study) -> str:
 
 def _given(c: Checkpoint) -> dict[str, Any]:
     given = {"batch": c.get("run.batch"), "tokens": c.get("run.tokens"), "weights": c.get("run.initial_weights")}
-    return {"steps": c.steps, "finished": c.finished, "budget": c.budget, **given}
+    return {"steps": c.steps, "finished": c.finished, "budget": c.budget, "windows": c.windows, **given}
 
 
 def _in_words(given: Mapping[str, Any], runs: pd.DataFrame) -> str:
     """The length of a run, and the other parts of its budget that are not equal in all runs."""
     words, differ = given["budget"], runs.nunique(dropna=False) > 1
     if differ["batch"]:
-        words += " of batches not recorded" if given["batch"] is None else f" of {given['batch']:,} windows"
+        words += f" of {given['windows']}" if given["windows"] else " of batches not recorded"
     elif differ["tokens"] and runs.duplicated(["steps", "finished"]).any():
         words += " of tokens not recorded" if given["tokens"] is None else f" of {given['tokens']:,} tokens"
     return words + (f" from {given['weights'] or 'its own start'}" if differ["weights"] else "")

@@ -40,6 +40,16 @@ class Checkpoint:
         #: All that was chosen for the run but its seed; runs that agree in it are seeds.
         self.config = {"checkpoint": stem} | added | (self.get("config") or {}) | {"length": self.length}
 
+    @property
+    def windows(self) -> str | None:
+        """`8 windows`, of a step; `at most 8 windows` where the steps at the ends of epochs took fewer."""
+        batch, tokens, length = self.get("run.batch"), self.get("run.tokens"), self.get("data.trained_length")
+        if not batch:
+            return None
+        one_length = length and len(self.get("data.train_lengths") or {}) == 1
+        short = bool(one_length and tokens and tokens < self.steps * batch * length)
+        return f"{'at most ' * short}{batch:,} windows"
+
     def get(self, path: str) -> Any:
         """A fact by its path in `about`, as `run.steps`; None if the rows do not say."""
         found: Any = self.about

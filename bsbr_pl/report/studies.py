@@ -286,7 +286,7 @@ class Findings(Rows):
         title = f"{data}, {place.split} split, on {environment} ({device}, {dtype})"
         if number:
             name += f"_B{number}"
-            title += f": {first.budget}" + (f" of {first.get('run.batch'):,} windows" if first.get("run.batch") else "")
+            title += f": {first.budget}" + (f" of {first.windows}" if first.windows else "")
         tokenizer = first.get("data.tokenizer")
         words = f"data {data}" + (f", tokenizer {tokenizer}" if tokenizer else "")
         return Study(name, title, place, groups, words, self.source(rows))

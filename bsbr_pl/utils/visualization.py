@@ -22,21 +22,30 @@ def visualize_attention(attention_weights: Tensor, tokens: Sequence[str] | None 
         tokens: labels of the T tokens, drawn if T is at most 32.
 
     Raises:
-        ValueError: if `attention_weights` does not have five axes, one of them is empty, or there are not T tokens.
+        ValueError: if `attention_weights` does not have five axes, the last two of one length, if one is empty, if a
+            weight is not finite, or there are not T tokens.
     """
-    if attention_weights.dim() != 5:
+    if attention_weights.ndim != 5 or attention_weights.shape[-1] != attention_weights.shape[-2]:
         shape = tuple(attention_weights.shape)
         raise ValueError(f"attention_weights must be (layers, batch, heads, T, T), got shape {shape}")
-    if not attention_weights.numel():
+    if 0 in attention_weights.shape:
         raise ValueError(f"attention_weights is empty, its shape is {tuple(attention_weights.shape)}")
     rows = attention_weights.shape[-1]
     if tokens is not None and len(tokens) != rows:
         raise ValueError(f"tokens must hold {rows}, one for each row of a map, got {len(tokens)}")
+    maps = dict(enumerate(torch.as_tensor(attention_weights)[:, 0]))
+    check_finite(maps)
     import matplotlib.pyplot as plt
 
     axes = plt.gca()
-    draw_maps(axes, dict(enumerate(attention_weights[:, 0])), tokens)
+    draw_maps(axes, maps, tokens)
     return axes
+
+
+def check_finite(maps: Mapping[int, Tensor]) -> None:
+    """Raise a ValueError that names the first layer with a weight that is not finite: it would look like 0."""
+    if (layer := next((i for i, one in maps.items() if not one.isfinite().all()), None)) is not None:
+        raise ValueError(f"the attention weights of layer {layer} are not finite, so there is no map")
 
 
 def draw_maps(

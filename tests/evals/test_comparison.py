@@ -362,6 +362,16 @@ def test_a_damaged_cache_is_trained_again(tmp_path, trainings):
     assert len(trainings) == 2
 
 
+def test_a_file_of_another_training_in_the_cache_is_not_used(tmp_path, trainings):
+    first = compare_accuracy(tmp_path, ("BSBR",))
+    (own,) = (tmp_path / "comparison").iterdir()
+    compare_accuracy(tmp_path, ("Standard",))
+    (other,) = set((tmp_path / "comparison").iterdir()) - {own}
+    own.write_bytes(other.read_bytes())
+    assert compare_accuracy(tmp_path, ("BSBR",))["BSBR"] == first["BSBR"]
+    assert len(trainings) == 3
+
+
 def test_a_training_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def broken(self, path):
         with open(path, "wb") as file:

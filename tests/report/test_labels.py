@@ -9,6 +9,7 @@ from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.report import verdict, warnings
 from bsbr_pl.report.budgets import sentence
 from bsbr_pl.report.labels import kind, look, styles
+from bsbr_pl.report.rows import Checkpoint
 from bsbr_pl.report.sources import marks
 from bsbr_pl.report.studies import Findings
 
@@ -162,3 +163,17 @@ def test_costs_alone_make_a_report_without_a_verdict():
     bench.add(about("linear"), "cost", cost(256), length=256, rounds=5)
     assert Findings(bench.rows).studies == []
     assert warnings(bench.rows) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "8 windows"),  # 200 steps of 8 windows of 256 tokens
+        ({"run__tokens": 409599}, "at most 8 windows"),  # an epoch ended with a short step
+        ({"run__tokens": 1000, "data__train_lengths": {"128": 1, "256": 1}}, "8 windows"),  # of several lengths
+        ({"run__tokens": None}, "8 windows"),
+        ({"run__batch": None}, None),
+    ],
+)
+def test_windows_of_a_step_are_those_that_were_taken(changes, words):
+    assert Checkpoint("0", about(**changes)).windows == words

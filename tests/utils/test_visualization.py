@@ -126,11 +126,20 @@ def test_labels_are_written_for_short_sequences_whatever_they_hold():
         ((1, 1, 2, 3, 3), ["a", "b"], "tokens must hold 3, one for each row of a map, got 2"),
         ((1, 0, 2, 3, 3), None, r"attention_weights is empty, its shape is \(1, 0, 2, 3, 3\)"),
         ((1, 1, 2, 0, 0), [], "attention_weights is empty"),
+        ((1, 1, 2, 3, 5), None, r"must be \(layers, batch, heads, T, T\), got shape \(1, 1, 2, 3, 5\)"),
     ],
 )
 def test_maps_and_tokens_fit(shape, tokens, words):
     with pytest.raises(ValueError, match=words):
         visualize_attention(torch.zeros(shape), tokens)
+
+
+def test_a_map_that_is_not_finite_is_refused_and_any_array_is_drawn():
+    weights = torch.zeros(2, 1, 2, 3, 3)
+    assert visualize_attention(weights.numpy()) is not None
+    weights[1, 0, 1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match="the attention weights of layer 1 are not finite, so there is no map"):
+        visualize_attention(weights)
 
 
 def test_pictures_touch_no_random_state_and_no_figure():
