@@ -161,7 +161,8 @@ def test_the_commands_and_the_certificate_run(tmp_path, monkeypatch, one_thread,
     _, *lines, _, verdict = capfd.readouterr().out.splitlines()
     assert all(line.endswith("passed") for line in (*lines, verdict))
     named = re.findall(r"^\| `(\w+)` \|", PAGES["howto/certificate.md"], re.M)
-    found = {re.sub("_[0-9]+$", "_N" if line.startswith("length") else "_K", line.split()[0]) for line in lines}
+    lengths = ("length", "context")
+    found = {re.sub("_[0-9]+$", "_N" if line.startswith(lengths) else "_K", line.split()[0]) for line in lines}
     assert found | {"bf16", "compile"} == set(named)
 
 
