@@ -1,5 +1,6 @@
 """Shared by the scripts of this folder: the options, the table on the screen, the JSON file, ratios of times."""
 
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -23,6 +24,16 @@ def parser(doc: str | None, rounds: int | None = None) -> ArgumentParser:
         "--out", type=Path, default=default, help="JSON file, default benchmarks/results/<script>.json"
     )
     return options
+
+
+def set_constants(source: Path, constants: dict[str, Any], write: bool) -> None:
+    """Print lines `NAME = value` of a module, and with `write` put them in the place of its own."""
+    text = source.read_text()
+    for name, value in constants.items():
+        text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+        print(f"{name} = {value}")
+    if write:
+        source.write_text(text)
 
 
 def ratio(numerator: Timing, denominator: Timing) -> Timing:

@@ -6,13 +6,13 @@ Each kernel is timed at 16 heads of width 64 and 16,384 tokens, with one query o
 CUDA events.
 """
 
-import re
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import set_constants
 
 from bsbr_pl.attention import triton_chunks as kernels
 
@@ -50,18 +50,14 @@ def times(queries: int) -> dict[tuple[str, int], float]:
 
 def main() -> None:
     by_queries = {queries: times(queries) for queries in (1, 2)}
-    source = Path(kernels.__file__)
-    text = source.read_text()
+    best = {}
     for name in ("SCORES", "SCORES_GRADIENT"):
         total = {warps: sum(found[name, warps] for found in by_queries.values()) for warps in WARPS}
-        best = min(WARPS, key=total.__getitem__)
+        best[name] = min(WARPS, key=total.__getitem__)
         for queries, found in by_queries.items():
             each = " | ".join(f"{found[name, warps]:.3f}" for warps in WARPS)
             print(f"{name}, queries {queries}, ms with {' | '.join(map(str, WARPS))} warps: {each}")
-        text = re.sub(rf"^{name} = \d+", f"{name} = {best}", text, flags=re.MULTILINE)
-        print(f"{name} = {best}")
-    if "--write" in sys.argv:
-        source.write_text(text)
+    set_constants(Path(kernels.__file__), best, "--write" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 Every kernel is timed with 4 and 8 warps at 16 heads and 16,384 tokens, alone, by CUDA events.
 """
 
-import re
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import set_constants
 
 from bsbr_pl.attention import triton_delta_rule as kernels
 
@@ -61,13 +61,8 @@ def main() -> None:
         print(f"width {width}, decays {decays}, ms with 4 | 8 warps:")
         for key in sorted(times[4], key=times[4].get, reverse=True)[:8]:
             print(f"    {key[:60]:60} {times[4][key]:.3f} | {times[8].get(key, float('nan')):.3f}")
-    source = Path(kernels.__file__)
-    text = source.read_text()
-    for name, warps in best.items():
-        text = re.sub(rf"^{name} = .*$", f"{name} = {tuple(warps)}", text, flags=re.MULTILINE)
-        print(f"{name} = {tuple(warps)}")
-    if "--write" in sys.argv:
-        source.write_text(text)
+    warps_of = {name: tuple(warps) for name, warps in best.items()}
+    set_constants(Path(kernels.__file__), warps_of, "--write" in sys.argv)
 
 
 if __name__ == "__main__":

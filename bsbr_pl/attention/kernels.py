@@ -97,26 +97,31 @@ def exact_product(a: Tensor, b: Tensor) -> Tensor:
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: softmax.Sinks | None = None) -> Tensor:
     """`softmax.window_attention`, by FlashAttention where possible."""
-    B, _, T, K = q.shape
+    T, K = q.shape[2:]
     fits = window < T and k.shape[2] == T and has_window(K) and sinks is None
     low = low_precision(q)  # with QK-norm, autocast on CUDA gives q and k in fp32
     if low is None or not fits:
         return softmax.window_attention(q, k, v, window, sinks)
-    ends = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
-    q, k, v = (part.to(low).transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
-    mixed: Any = varlen_attn(q, k, v, ends, ends, T, T, window_size=(window - 1, 0))
-    return mixed.unflatten(0, (B, T)).transpose(1, 2)
+    return packed_attention(q.to(low), k.to(low), v.to(low), window - 1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """`softmax.causal_attention`. After earlier keys, FlashAttention aligned to the last key replaces its mask."""
-    B, _, T, K = q.shape
+    T, K = q.shape[2:]
     past, low = k.shape[2] - T, low_precision(q)
     if low is None or not past or T == 1 or not has_window(K) or k.shape[1] != q.shape[1]:
         return softmax.causal_attention(q, k, v, scale=scale)
-    ends_q, ends_k = (torch.arange(B + 1, dtype=torch.int32, device=q.device) * tokens for tokens in (T, past + T))
-    q, k, v = (part.to(low).transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
-    mixed: Any = varlen_attn(q, k, v, ends_q, ends_k, T, past + T, scale=scale, window_size=(-1, 0))
+    return packed_attention(q.to(low), k.to(low), v.to(low), -1, scale)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, back: int, scale: float | None = None) -> Tensor:
+    """FlashAttention of queries (B, H, T, K) that are the last of the keys, to their own token and as many as `back`
+    before it, all if -1: (B, H, T, K). A scale of None is 1 / sqrt(K)."""
+    B, _, T, _ = q.shape
+    S = k.shape[2]
+    ends_q, ends_k = (torch.arange(B + 1, dtype=torch.int32, device=q.device) * tokens for tokens in (T, S))
+    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B T, H, K)
+    mixed: Any = varlen_attn(q, k, v, ends_q, ends_k, T, S, scale=scale, window_size=(back, 0))
     return mixed.unflatten(0, (B, T)).transpose(1, 2)
 
 

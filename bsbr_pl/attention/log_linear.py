@@ -146,7 +146,8 @@ class LogLinearAttention(Attention[Levels]):
         """Add to `mixed` what each chunk reads of the chunks before it.
 
         Args:
-            q: decayed from the start of its chunk, (B, H, N, C, K), as scale and mixed.
+            q: (B, H, N, C, K), multiplied by the decay from the start of its chunk.
+            scale, mixed: (B, H, N, C, .).
             log_decay: of each whole chunk (B, H, N, 1, 1).
             S: of each chunk (B, H, N, K, V).
 
@@ -154,20 +155,21 @@ class LogLinearAttention(Attention[Levels]):
             S of blocks of chunks, as `mix` does.
         """
         N, C = int(q.shape[2]), int(q.shape[3])
-        tree, scales, to_chunk = [S], scale.unbind(-1), torch.zeros_like(log_decay)  # from the start of its block
+        tree, scales = [S], scale.unbind(-1)
+        from_block_start = torch.zeros_like(log_decay)  # of each chunk: the log decays of its block before it
         number = torch.arange(N, device=q.device)[None, None, :, None, None]
         while tree[-1].shape[2] > 1:
             h = len(tree) - 1
             left, right = pairs(tree[-1])
             by_level = scales[min(C.bit_length() + h, self.num_levels - 1)][..., None]
-            halves = right_halves(h, q, by_level, to_chunk.expand(-1, -1, -1, C, -1), number)
+            halves = right_halves(h, q, by_level, from_block_start.expand(-1, -1, -1, C, -1), number)
             reads = left.split(max(1, N >> (h + 1)), 2)  # an unfinished last pair may have no second block
-            for (q_h, scale_h, to_chunk_h, number_h), read in zip(halves, reads, strict=False):
-                values = (normal_exp(to_chunk_h) * scale_h * q_h) @ read
+            for (q_h, scale_h, from_start_h, number_h), read in zip(halves, reads, strict=False):
+                values = (normal_exp(from_start_h) * scale_h * q_h) @ read
                 mixed.index_add_(2, number_h.flatten(), values.flatten(2, 3).unflatten(2, (-1, C)))
             log_left, log_right = pairs(log_decay)
             in_right = number // 2**h % 2
-            to_chunk = to_chunk + in_right * log_left.repeat_interleave(2 << h, 2)[:, :, :N]
+            from_block_start = from_block_start + in_right * log_left.repeat_interleave(2 << h, 2)[:, :, :N]
             tree.append(normal_exp(log_right) * left + right)
             log_decay = log_left + log_right
         return tree

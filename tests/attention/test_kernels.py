@@ -274,26 +274,35 @@ def test_shifted_products_are_the_convolution():
 
 def packed_attention(q, k, v, ends_q, ends_k, max_q, max_k, *, scale, window_size):
     """What FlashAttention computes of packed sequences whose queries are their last tokens: (rows, H, K)."""
-    assert window_size == (-1, 0)
+    back, forward = window_size
+    assert forward == 0
     mixed = []
     for i in range(len(ends_q) - 1):
         own = slice(*ends_q[i : i + 2].tolist())
         seen = slice(*ends_k[i : i + 2].tolist())
         assert own.stop - own.start <= max_q
         assert seen.stop - seen.start <= max_k
-        parts = (part.transpose(0, 1) for part in (q[own], k[seen], v[seen]))
-        mixed.append(softmax.causal_attention(*(part[None] for part in parts), scale=scale)[0].transpose(0, 1))
+        parts = [part.transpose(0, 1)[None] for part in (q[own], k[seen], v[seen])]
+        if back < 0:
+            of_one = softmax.causal_attention(*parts, scale=scale)
+        else:
+            assert scale is None
+            of_one = softmax.window_attention(*parts, back + 1)
+        mixed.append(of_one[0].transpose(0, 1))
     return torch.cat(mixed)
 
 
-def test_queries_after_earlier_keys_need_no_mask(monkeypatch):
-    """The arguments that FlashAttention would be given, on a CPU."""
+def test_what_flash_attention_is_given(monkeypatch):
+    """Queries after earlier keys, and windows, on a CPU."""
     monkeypatch.setattr(kernels, "low_precision", lambda x: torch.float32)
     monkeypatch.setattr(kernels, "HAS_WINDOW", True)
     monkeypatch.setattr(kernels, "varlen_attn", packed_attention)
     q, k, v = numbers(2, 3, 5, 8), numbers(2, 3, 12, 8, seed=1), numbers(2, 3, 12, 8, seed=2)
     found = kernels.causal_attention(q, k, v, scale=0.5)
     torch.testing.assert_close(found, softmax.causal_attention(q, k, v, scale=0.5))
+    q = numbers(2, 3, 12, 8, seed=3)
+    found = kernels.window_attention(q, k, v, 4)
+    torch.testing.assert_close(found, softmax.window_attention(q, k, v, 4))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
