@@ -37,6 +37,14 @@ FILES = {
     "data.yaml": "data: {init_args: {sourc: x}}",
     "logger.yaml": "trainer: {logger: {init_args: {save_dirr: x}}}",
     "a_list.yaml": "model: {hidden_dim: [1, 2]}",
+    "class_number.yaml": "model: {attention: {class_path: 3}}",
+    "class_list.yaml": "model: {attention: [{class_path: [bsbr]}]}",
+    "number.yaml": "model: {attention: 3}",
+    "init_args.yaml": "model: {attention: {class_path: bsbr, init_args: 3}}",
+    "data_number.yaml": "data: {class_path: 3}",
+    "data_list.yaml": "data: [1]",
+    "callbacks.yaml": "trainer: {callbacks: [3]}",
+    "logger_list.yaml": "trainer: {logger: [3]}",
     "null_steps.yaml": "trainer: {max_steps: ~}",
     "null_batches.yaml": "trainer: {overfit_batches: null}",
     "null_anomaly.yaml": "trainer: {detect_anomaly: null}",
@@ -51,6 +59,7 @@ FILES = {
     "bsbr.yaml": "model: {attention: bsbr}\n",
 }
 YAML, NO = "(indent with spaces, alike within a section)", "there is no option"
+SPEC = "a class is given as {class_path: NAME, init_args: {option: value}}"
 IN_MODEL, TOO_FEW = "did you mean --model.hidden_dim?", "fewer than one batch of"
 
 #: What is typed after `train.py fit --config=configs/bsbr.yaml` and options of a tiny run, and words of the answer.
@@ -124,6 +133,15 @@ MISTAKES = {
     "--config=data.yaml": f"data.yaml: {NO} data.sourc: did you mean --data.source?",
     "--config=logger.yaml": f"logger.yaml: {NO} trainer.logger.save_dirr: did you mean --trainer.logger.save_dir?",
     "--config=a_list.yaml": "a_list.yaml: model.hidden_dim=[1, 2]: must be a whole number",
+    "--config=class_number.yaml": f"model.attention: {SPEC}",
+    "--config=class_list.yaml": f"model.attention: {SPEC}",
+    "--config=number.yaml": f"model.attention: {SPEC}",
+    "--config=init_args.yaml": f"model.attention: {SPEC}",
+    "--config=data_number.yaml": f"data: {SPEC}",
+    "--config=data_list.yaml": f"data: {SPEC}",
+    "--config=callbacks.yaml": f"trainer.callbacks: {SPEC}",
+    "--config=logger_list.yaml": f"trainer.logger: {SPEC}",
+    "--model.attention.chunk_size+=64": f"{NO} model.attention.chunk_size+: did you mean --model.attention.chunk_size?",
     "--config=null_steps.yaml": "max_steps=null: Trainer needs a value, or leave the option out for its default",
     "--config=null_batches.yaml": "overfit_batches=null: Trainer needs a value",
     "--config=null_anomaly.yaml": "detect_anomaly=null: Trainer needs a value",
