@@ -257,6 +257,25 @@ def test_the_operator_of_exact_products():
     torch.testing.assert_close([found, *own], [expected, *truth])
 
 
+def test_unit_vectors_keep_only_their_result_in_low_precision(monkeypatch):
+    x, weights = numbers(3, 5, 64).requires_grad_(), numbers(3, 5, 64, seed=1)
+    expected = torch.nn.functional.normalize(x, dim=-1)
+    (truth,) = torch.autograd.grad((expected * weights).sum(), x, retain_graph=True)
+    exact = ops.UnitVectors.apply(x, x.dtype)
+    torch.testing.assert_close([exact, *torch.autograd.grad((exact * weights).sum(), x)], [expected, truth])
+
+    monkeypatch.setattr(kernels, "low_precision", lambda x: torch.bfloat16)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
+        found = kernels.unit_vectors(x)
+    assert [(part.dtype, part.shape) for part in kept] == [(torch.bfloat16, x.shape), (x.dtype, (3, 5, 1))]
+    torch.testing.assert_close(found, expected)
+    (own,) = torch.autograd.grad((found * weights).sum(), x)
+    torch.testing.assert_close(own, truth, rtol=0, atol=2**-8 * truth.abs().max().item())
+    zeros = torch.zeros(2, 4, requires_grad=True)
+    assert torch.equal(kernels.unit_vectors(zeros), zeros)
+
+
 def test_shifted_products_are_the_convolution():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 12, 6, generator=generator).requires_grad_()
