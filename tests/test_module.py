@@ -203,6 +203,24 @@ def test_only_matrices_decay_and_every_parameter_is_trained():
     }  # fmt: skip
 
 
+def test_only_the_first_step_after_a_resume_must_find_its_moments():
+    module = module_of()
+    names = dict(module.named_parameters())
+    first = next(iter(names))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module.restoring = True
+    module.check_restored(optimizer)  # of a checkpoint before the first step
+    optimizer.step()
+    module.check_restored(optimizer)
+    del optimizer.state[names[first]]
+    with pytest.raises(ValueError, match=f"lacks {first}$"):
+        module.check_restored(optimizer)
+    module.restoring = False
+    module.check_restored(optimizer)
+
+
 def test_learning_rate_rises_then_falls_along_a_cosine():
     module = module_of(learning_rate=1.0, warmup_steps=4, min_learning_rate=0.1)
     module.trainer = Trainer(max_steps=14, logger=False, enable_checkpointing=False, accelerator="cpu")
