@@ -245,6 +245,18 @@ def test_options_of_rotary_positions():
         torch.testing.assert_close(ended[:, :, t : t + 1], rotary(x[:, :, t : t + 1], 3))
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_gated_delta_product_is_the_gated_delta_rule_over_its_rows(num_steps, monkeypatch):
+    """Without Triton: the plain form of the gated delta rule takes the place of its kernel."""
+    rule = build("gated_delta_net", {}, torch.float64).mix
+    monkeypatch.setattr(chunk_kernels, "gated_delta_rule_kernel", lambda low, *given: rule(*given))
+    attention = build("gated_delta_product", {"num_steps": num_steps}, torch.float64)
+    S = attention.prefill(sequence(20, torch.float64))[1].S
+    parts = parts_of(attention, sequence(33, torch.float64))
+    found = chunk_kernels.gated_delta_product_kernel(torch.float64, *parts, S)
+    torch.testing.assert_close(found, attention.mix(*parts, S))
+
+
 def test_the_operator_of_exact_products():
     """Also under autocast, and with batches that broadcast."""
     a, b = (x.requires_grad_() for x in (numbers(2, 1, 3, 4), numbers(5, 4, 6, seed=1)))
