@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_chunk_ops import INTERPRETED, numbers
 from test_law import assert_near_truth
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, kernels, ops, softmax
 from bsbr_pl.attention.mamba2 import Mamba2Attention
@@ -243,6 +244,19 @@ def test_options_of_rotary_positions():
     torch.testing.assert_close(ended[:, :, :2], rotary(x, 2)[:, :, :2])
     for t in range(2, 7):
         torch.testing.assert_close(ended[:, :, t : t + 1], rotary(x[:, :, t : t + 1], 3))
+
+
+def test_shapes_of_the_delta_rule_are_known_without_a_gpu():
+    """What torch.compile plans with: results, then gradients."""
+    B, T, H, K, V = 2, 130, 3, 16, 32
+    with FakeTensorMode():
+        q, k, v, beta = (torch.empty(B, T, *shape) for shape in ((H, K), (H, K), (H, V), (H,)))
+        mixed, last, inverses, states = found = ops.delta_rule(q.bfloat16(), k.bfloat16(), v.bfloat16(), beta, beta)
+        gradients = ops.delta_rule_backward(mixed, last, inverses, states, q, k, v, beta, beta)
+    assert [tuple(one.shape) for one in found] == [(B, T, H, V), (B, H, V, K), (B * H, 3, 64, 64), (B * H, 3, V, K)]
+    assert [one.dtype for one in found] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    shapes = [(B, H, V, K), *(tuple(one.shape) for one in (q, k, v, beta, beta))]
+    assert [tuple(one.shape) for one in gradients] == shapes
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
