@@ -16,7 +16,7 @@ from .tables import SCALES, Column, Table, table
 
 TABLE_ALONE = ("forward_bytes", "forward_flops")  # costs without a plot
 SUBQUADRATIC = 1.1  # the largest exponent that is called so
-CROSSED = ("forward", "training", "decode", "training_bytes")
+CROSSED = ("forward", "training", "decode", "training_bytes")  # costs whose crossovers are shown
 TIME = "Median of the rounds, with its 95 % bootstrap interval. "
 PEAK = "Peak beyond the model and its input. "
 
@@ -44,8 +44,8 @@ def source(findings: Findings, costs: pd.DataFrame) -> str:
     """Environments and commands of costs; and whether all of a length were timed in the same rounds."""
     rows = list(costs["row"])
     rounds = {(row["identity"]["length"], str(row["about"].get("timed_with"))) for row in rows}
-    apart = len(rounds) > costs["length"].nunique()
-    return "Not all of a length were timed in the same rounds. " * apart + findings.source(rows)
+    words = "Not all of a length were timed in the same rounds. " if len(rounds) > costs["length"].nunique() else ""
+    return words + findings.source(rows)
 
 
 def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | Picture | None]:
@@ -79,10 +79,11 @@ def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | No
     shortest, found = fitted_from(costs["length"]), []
     for body, of in costs.groupby("body"):
         powers = {name: power(of, cost, shortest) for cost, name, *_ in COSTS}
-        training, words = powers["training pass"], None
-        if training:
-            below = "sub-quadratic: " * (training.value <= SUBQUADRATIC)
-            words = f"{below}grows as T^{training.value:.2f}"
+        words = None
+        if training := powers["training pass"]:
+            words = f"grows as T^{training.value:.2f}"
+            if training.value <= SUBQUADRATIC:
+                words = f"sub-quadratic: {words}"
         found.append({"body": body, "words": words, **powers})
     fitted = f"from {LONG:,} tokens on" if shortest else f"over all lengths, as fewer than two reach {LONG:,} tokens"
     columns = [Column(name, best="low", decimals=2) for _, name, *_ in COSTS]
@@ -92,19 +93,24 @@ def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | No
 
 
 def crossovers(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | str | None]:
-    """The length above which one costs less than `standard`; of every pair if there is no `standard`."""
+    """The length above which a body costs less than `standard`; for every pair of bodies if there is no `standard`."""
     by_body = dict(iter(costs.groupby("body")))
     standard = [name for name in by_body if kind(name) == "standard"]
-    pairs = [(a, b) for b in standard or by_body for a in by_body if a not in standard and a != b]
+    pairs = []
+    for other in standard or by_body:
+        pairs += [(name, other) for name in by_body if name not in standard and name != other]
     found, words = [], []
     for cost, name, *_ in COSTS:
-        for a, b in pairs if cost in CROSSED else []:
+        if cost not in CROSSED:
+            continue
+        for a, b in pairs:
             ours, theirs = samples(by_body[a], cost), samples(by_body[b], cost)
             if common := ours.keys() & theirs.keys():
                 crossed = crossover(ours, theirs)
-                said = passes(a, b, name, crossed, min(common))
-                words += [said] if cost == "training" else []
-                found.append((a, b, name, crossed["length"], *crossed["interval"], said))
+                in_words = passes(a, b, name, crossed, min(common))
+                found.append((a, b, name, crossed["length"], *crossed["interval"], in_words))
+                if cost == "training":
+                    words.append(in_words)
     frame = pd.DataFrame(found, columns=["body", "against", "cost", "from", "low", "high", "in words"], dtype=object)
     shown = table("crossovers", place, frame, place=place, source=source(findings, costs))
     return [". ".join(words) + "." if words else None, shown]

@@ -49,8 +49,9 @@ class Member:
 
     @property
     def rows(self) -> list[tuple[int, Row]]:
-        """Accuracies by length, and that at its own length as OWN."""
-        return list((self.accuracies | ({OWN: self.own} if self.own else {})).items())
+        """Accuracies by length; the row at its own length also as OWN."""
+        own = {OWN: self.own} if self.own else {}
+        return list({**self.accuracies, **own}.items())
 
 
 @dataclass(eq=False)
@@ -89,11 +90,13 @@ class Group:
     def facts(self) -> dict[str, Any]:
         """Its other facts, by the keys of words.toml."""
         seeds, runs = {member.checkpoint.seed for member in self.members}, len(self.members)
-        counted = Measured(len(seeds), note=f"{runs} runs" if len(seeds) < runs else "")
+        words = "1 run" if runs == 1 else f"{runs} runs"
+        shared = words if len(seeds) < runs else ""
         return {
             **{path: self.checkpoint.get(path) for path in GIVEN},
-            **{"architecture": self.label, "certificate": self.outcome, "runs": runs},
-            "seeds": f"unknown, {runs} run{'s' * (runs > 1)}" if None in seeds else counted,
+            "architecture": self.label,
+            "certificate": self.outcome,
+            "seeds": f"unknown, {words}" if None in seeds else Measured(len(seeds), note=shared),
         }
 
     @property
@@ -149,12 +152,15 @@ class Study:
     def __post_init__(self) -> None:
         self.recall = self.place.recall
         self.quality, self.worse = QUALITY[self.recall]
-        found = []
-        for i, group in enumerate(self.groups):
-            quality = group.quality(self.quality) if group.status == "passed" else None
-            found += [(self.worse * quality.value, group.label, i)] if quality else []
-        self.ranked = [self.groups[i] for *_, i in sorted(found)]
-        rest = [group for group in self.groups if group not in self.ranked]
+        known: list[tuple[float, str, Group]] = []
+        rest = []
+        for group in self.groups:
+            quality = group.quality(self.quality)
+            if group.status == "passed" and quality:
+                known.append((self.worse * quality.value, group.label, group))
+            else:
+                rest.append(group)
+        self.ranked = [group for *_, group in sorted(known, key=lambda one: one[:2])]
         self.groups = self.ranked + sorted(rest, key=lambda group: (group.status == "disqualified", group.label))
         self.members = [(group, member) for group in self.groups for member in group.members]
         #: Context lengths that text was predicted at; the longest that costs were measured at, or 0.
@@ -166,7 +172,8 @@ class Study:
         """Bits per byte of the same text by compressor, the best first; none if no row says."""
         found: dict[str, float] = {}
         for _, member in self.members:
-            found |= (member.own or {"values": {}})["values"].get("compressed") or {}
+            if member.own:
+                found |= member.own["values"].get("compressed") or {}
         return dict(sorted(found.items(), key=lambda one: one[1]))
 
     @property
@@ -197,17 +204,20 @@ class Study:
     @cached_property
     def overview(self) -> pd.DataFrame:
         """Everything about each group, in the columns of the verdict."""
-        shortest, length = fitted_from(self.costs["length"]), self.lengths[-1:] if len(self.lengths) > 1 else []
-        rows = [{**group.facts, "exponent": power(group.costs, "training", shortest)} for group in self.groups]
+        shortest = fitted_from(self.costs["length"])
+        facts = [{**group.facts, "exponent": power(group.costs, "training", shortest)} for group in self.groups]
+        costs = wide(self.costs, "group", "cost", length=self.longest).reindex(range(len(self.groups)))
         frames = [
+            pd.DataFrame(facts, dtype=object),
             self.wide("name", length=OWN, part=""),
             self.wide("which", length=OWN, part="slices", name="accuracy").add_prefix("accuracy, "),
             self.wide("which", length=OWN, part="recall", name="loss"),
-            self.wide("length", part="", name="bits_per_byte").reindex(columns=length).rename(columns=lambda _: "far"),
-            wide(self.costs, "group", "cost", length=self.longest).add_prefix("cost ").reindex(range(len(self.groups))),
+            costs.add_prefix("cost "),
         ]
-        own = pd.DataFrame(rows, dtype=object)
-        frame = pd.concat([own, *(of.reset_index(drop=True) for of in frames)], axis=1)
+        frame = pd.concat([part.reset_index(drop=True) for part in frames], axis=1)
+        if len(self.lengths) > 1:
+            bits = self.wide("length", part="", name="bits_per_byte").reindex(columns=self.lengths)
+            frame["far"] = bits[self.lengths[-1]].array
         return frame.assign(above=pd.Series(self._above(), dtype=object), front=pd.Series(self._front(), dtype=object))
 
     def _above(self) -> list[Measured | None]:
@@ -224,7 +234,8 @@ class Study:
             quality, seconds = group.quality(self.quality), group.cost(group.training_length, "training")
             if quality and seconds:
                 points[group.label] = (seconds.value, self.worse * quality.value)
-        return ["front" * (group.label in front(points)) for group in self.ranked]
+        best = front(points)
+        return ["front" if group.label in best else "" for group in self.ranked]
 
 
 class Findings(Rows):
@@ -246,10 +257,10 @@ class Findings(Rows):
         found = []
         for row in sorted(self.by_kind["cost"], key=lambda row: -row["identity"].get("rounds", 0)):
             checkpoint, length = self.checkpoints[row["about"]["checkpoint"]["digest"]], row["identity"].get("length")
-            for cost, value in row["values"].items() if length else ():
-                if cost == "uncounted":  # no cost, but what one of them lacks
-                    continue
-                found.append((self.place(row), self.bodies[checkpoint.body], length, cost, *cost_figure(value), row))
+            body = self.bodies[checkpoint.body]
+            for cost, value in row["values"].items():
+                if length and cost != "uncounted":  # which names operators without a count
+                    found.append((self.place(row), body, length, cost, *cost_figure(value), row))
         frame = pd.DataFrame(found, columns=COST, dtype=object).dropna(subset="figure")
         return frame.drop_duplicates(COST[:4]).sort_values(["body", "length"], kind="stable")
 
@@ -264,31 +275,35 @@ class Findings(Rows):
                     budgets[as_json(member.checkpoint.get("run.budget"))].append(member)
                 beside: list[Study] = []
                 for number, of in enumerate(budgets.values(), 1):
-                    beside.append(self._study(environment, place, of, number * (len(budgets) > 1)))
-                    beside[-1].beside = beside
+                    study = self._study(environment, place, of, number if len(budgets) > 1 else None)
+                    study.beside = beside
+                    beside.append(study)
                 found += beside
         return found
 
-    def _study(self, environment: str, place: Place, members: Sequence[Member], number: int) -> Study:
+    def _study(self, environment: str, place: Place, members: Sequence[Member], number: int | None) -> Study:
         """The study of members with one budget, the `number`-th of several."""
         by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
         rows: list[Row] = []
         for member in members:
-            unknown = "" if member.checkpoint.fingerprint else " [not known what it was trained on]"
-            by_label[self.labels[member.checkpoint.digest] + unknown, member.status].append(member)
-            rows += filter(None, (member.certificate, *member.accuracies.values()))
+            label = self.labels[member.checkpoint.digest]
+            if not member.checkpoint.fingerprint:
+                label += " [not known what it was trained on]"
+            by_label[label, member.status].append(member)
+            rows += [member.certificate] if member.certificate else []
+            rows += member.accuracies.values()
         groups, costs = [], self.costs[self.costs["place"] == environment]
         for (label, _), of in by_label.items():
             groups.append(Group(label, of, costs[costs["body"] == self.bodies[of[0].checkpoint.body]]))
         first, data = members[0].checkpoint, self.data_name(place.data)
         name = f"{environment}_{self.data[place.data]}_{re.sub(r'[^A-Za-z0-9]+', '-', place.split)[:40]}"
-        device, dtype = (self.environments[environment].get(fact, f"{fact} unknown") for fact in ("device", "dtype"))
-        title = f"{data}, {place.split} split, on {environment} ({device}, {dtype})"
+        facts = {"device": "device unknown", "dtype": "dtype unknown"} | self.environments[environment]
+        title = f"{data}, {place.split} split, on {environment} ({facts['device']}, {facts['dtype']})"
         if number:
             name += f"_B{number}"
             title += f": {first.budget}" + (f" of {first.windows}" if first.windows else "")
         tokenizer = first.get("data.tokenizer")
-        words = f"data {data}" + (f", tokenizer {tokenizer}" if tokenizer else "")
+        words = f"data {data}, tokenizer {tokenizer}" if tokenizer else f"data {data}"
         return Study(name, title, place, groups, words, self.source(rows))
 
     def _members(self, environment: str) -> dict[Place, list[Member]]:
@@ -306,9 +321,11 @@ class Findings(Rows):
             for place, accuracies in own[digest].items():
                 found[place].append(Member(checkpoint, certificates.get(digest), accuracies))
             if not own[digest] and digest in certificates:
-                # One without accuracies, as the disqualified are, stands beside those that saw the same data.
-                split = places[0].split if places else "val"
-                alone = Place(checkpoint.get("data.kind") == "recall", checkpoint.fingerprint, split)
-                for place in [place for place in places if place.data == checkpoint.fingerprint] or [alone]:
+                # A checkpoint without accuracies, such as a disqualified one, is listed with those on the same data.
+                same_data = [place for place in places if place.data == checkpoint.fingerprint]
+                if not same_data:
+                    split = places[0].split if places else "val"
+                    same_data = [Place(checkpoint.get("data.kind") == "recall", checkpoint.fingerprint, split)]
+                for place in same_data:
                     found.setdefault(place, []).append(Member(checkpoint, certificates[digest], {}))
         return found
