@@ -53,7 +53,7 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """ln p of each text, which may be longer than `max_length`."""
-        texts = [text for (text,) in (request.args for request in requests)]
+        texts = [request.args[0] for request in requests]
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for number, text in enumerate(texts):
@@ -159,10 +159,10 @@ class HarnessModel(TemplateLM):
         return [text for text, _ in cut(generated)]
 
     def _cut(self, ids: list[int], stops: list[str]) -> tuple[str, bool]:
-        """The text before the end of text and before every stop string, and whether it has one of these."""
+        """The text before the end of text and before every stop string, and whether it contains one of them."""
         ended = self.eot_token_id in ids
         text = self.text_tokenizer.decode(ids[: ids.index(self.eot_token_id)] if ended else ids)
-        places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+        places = [text.find(stop) for stop in stops if stop and stop in text]
         return text[: min(places, default=len(text))], ended or bool(places)
 
 

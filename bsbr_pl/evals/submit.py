@@ -66,7 +66,8 @@ def submit(paths: Sequence[str], board: str = "results/board.jsonl", data: DataL
     passed: set[str] = set()
     for entry in found:
         reasons = list(refusals(entry, data))
-        passed |= set() if reasons else entry.checkpoints.keys()
+        if not reasons:
+            passed |= entry.checkpoints.keys()
         for reason in reasons:
             print(f"refused: {entry.name}: {reason}", file=sys.stderr)
     wanted = [row for row in rows if row["identity"]["kind"] in KINDS and _checkpoint(row).digest in passed]
@@ -99,7 +100,9 @@ def refusals(entry: Entry, data: DataLocation) -> Iterator[str]:
         reasons = [*_of_certificate(entry.certificates.get(digest)), *_of_budget(of)]
         yield from (f"seed {of.seed}: {reason}" for reason in reasons)
     for row in entry.accuracies:
-        reasons = [*_of_commit(row), *(_of_bytes(row, data) if row["identity"]["kind"] == "text" else ())]
+        reasons = list(_of_commit(row))
+        if row["identity"]["kind"] == "text":
+            reasons += _of_bytes(row, data)
         yield from (f"seed {_checkpoint(row).seed}: {reason}" for reason in reasons)
 
 
