@@ -78,6 +78,7 @@ def write_latex(rows: Iterable[Row], folder: Path) -> Path:
 
 def contents(findings: Findings) -> dict[str, list[Part]]:
     """The parts of the report by section; a section without content is left out."""
+    shared = [f"{verb} with {part}" for verb, part in zip(("begin", "end"), findings.shared, strict=True) if part]
     found: dict[str, list[Any]] = {
         BOARD: leaderboard.tables(findings),
         FIRST: [] if findings.studies else [WORDS["nothing"]],
@@ -92,13 +93,11 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
         "Decode state": [],
         "Attention maps": sources.maps(findings),
         "Study": study.tables(findings.of("training").values()),
-        "Environments": [
-            _shared(*findings.shared),
-            sources.environments(findings),
-            sources.data_sets(findings),
-            sources.commands(findings),
-        ],
+        "Environments": [sources.environments(findings), sources.data_sets(findings), sources.commands(findings)],
     }
+    if shared:
+        words = f"All paths of checkpoints {' and '.join(shared)}, which is left out above."
+        found["Environments"].insert(0, words)
     for one in findings.studies:
         found[FIRST] += [Words("heading", one.title), Words("verdict", verdict.summary(one)), verdict.picture(one)]
         found[FIRST].append(verdict.first(one))
@@ -112,9 +111,9 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
         else:
             found["Length and position"] += quality.by_length(one)
             found["Recall hits in text"] += quality.by_distance(one)
-    for place in findings.environments:
-        found["Certificates"].append(sources.certificates(findings, place))
-        found["Costs"] += costs.of_place(findings, place)
+    for environment in findings.environments:
+        found["Certificates"].append(sources.certificates(findings, environment))
+        found["Costs"] += costs.of_environment(findings, environment)
     sections: dict[str, list[Part]] = {}
     for title, parts in found.items():
         for part in parts:
@@ -122,14 +121,6 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
                 shown = Words("paragraph", part) if isinstance(part, str) else part
                 sections.setdefault(title, []).append(shown)
     return sections
-
-
-def _shared(start: str, end: str) -> str:
-    """A sentence about the start and the end that all paths share; empty if they share neither."""
-    words = [f"begin with {start}"] if start else []
-    if end:
-        words.append(f"end with {end}")
-    return f"All paths of checkpoints {' and '.join(words)}, which is left out above." if words else ""
 
 
 def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:

@@ -7,8 +7,9 @@ import pandas as pd
 
 from bsbr_pl.results import Row
 
+from .groups import Group, counted
 from .rows import Checkpoint
-from .studies import Findings, Group, Study, counted
+from .studies import Findings, Study
 
 NAMED = 5  # names in a sentence
 PLANNED = (None, "", "max_steps", "max_epochs")  # planned ends of a run

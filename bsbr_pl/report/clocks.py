@@ -32,8 +32,8 @@ def plots(findings: Findings) -> list[Picture | str]:
         for clock in CLOCKS:
             missing[clock] += [checkpoint.name] if times[clock] is None else []
         values = pd.Series(course["value"], dtype=float)
-        place = {"data": findings.data_name(checkpoint.fingerprint), "where": machine(row)}
-        found.append({**place, "label": findings.labels[digest], **times, "value": values})
+        of_curve = {"data": findings.data_name(checkpoint.fingerprint), "where": machine(row)}
+        found.append({**of_curve, "label": findings.labels[digest], **times, "value": values})
     drawn: list[Picture | str] = []
     frame = pd.DataFrame(found, columns=["data", "where", "label", *CLOCKS, "value"], dtype=object)
     for number, ((data, where), runs) in enumerate(frame.groupby(["data", "where"]), 1):

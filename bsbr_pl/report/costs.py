@@ -32,12 +32,16 @@ COSTS = (
 )
 
 
-def of_place(findings: Findings, place: str) -> list[Table | Picture | str | None]:
+def of_environment(findings: Findings, environment: str) -> list[Table | Picture | str | None]:
     """Everything about the costs in one environment."""
-    costs = findings.costs[findings.costs["place"] == place]
+    costs = findings.costs[findings.costs["environment"] == environment]
     if costs.empty:
         return []
-    return [exponents(findings, costs, place), *crossovers(findings, costs, place), *by_length(findings, costs, place)]
+    return [
+        exponents(findings, costs, environment),
+        *crossovers(findings, costs, environment),
+        *by_length(findings, costs, environment),
+    ]
 
 
 def source(findings: Findings, costs: pd.DataFrame) -> str:
@@ -48,19 +52,21 @@ def source(findings: Findings, costs: pd.DataFrame) -> str:
     return words + findings.source(rows)
 
 
-def by_length(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | Picture | None]:
+def by_length(findings: Findings, costs: pd.DataFrame, environment: str) -> list[Table | Picture | None]:
     """A table and a plot of each cost: a row or a line for each body."""
     made: list[Table | Picture | None] = []
     for cost, name, unit, how in COSTS:
-        of = costs[costs["cost"] == cost]
-        frame = of.pivot(index="body", columns="length", values="figure")
+        rows = costs[costs["cost"] == cost]
+        frame = rows.pivot(index="body", columns="length", values="figure")
         columns = [Column(f"{length:,} tokens", unit, "low", key=length) for length in frame]
-        facts: dict[str, Any] = {"cost": name[0].upper() + name[1:], "name": name, "place": place, "unit": unit}
-        facts |= {"how": how + (counted(of) if cost == "forward_flops" else ""), "source": source(findings, of)}
+        if cost == "forward_flops":
+            how += counted(rows)
+        facts: dict[str, Any] = {"cost": name[0].upper() + name[1:], "name": name, "unit": unit, "how": how}
+        facts |= {"environment": environment, "source": source(findings, rows)}
         above = frame.map(lambda figure: figure if getattr(figure, "value", 0) > 0 else None)
-        made.append(table("cost", f"{cost}_{place}", frame.reset_index(), columns, **facts))
+        made.append(table("cost", f"{cost}_{environment}", frame.reset_index(), columns, **facts))
         if cost not in TABLE_ALONE:
-            made.append(curves("cost", f"{cost}_{place}", above, SCALES[unit], log_y=True, **facts))
+            made.append(curves("cost", f"{cost}_{environment}", above, SCALES[unit], log_y=True, **facts))
     return made
 
 
@@ -74,11 +80,11 @@ def counted(costs: pd.DataFrame) -> str:
     return "".join(sentence.format(body, listed(names) or "no operator") for body, names in uncounted.items())
 
 
-def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | None:
+def exponents(findings: Findings, costs: pd.DataFrame, environment: str) -> Table | None:
     """The exponent with which every cost grows with the length."""
     shortest, found = fitted_from(costs["length"]), []
-    for body, of in costs.groupby("body"):
-        powers = {name: power(of, cost, shortest) for cost, name, *_ in COSTS}
+    for body, of_body in costs.groupby("body"):
+        powers = {name: power(of_body, cost, shortest) for cost, name, *_ in COSTS}
         words = None
         if training := powers["training pass"]:
             words = f"grows as T^{training.value:.2f}"
@@ -87,12 +93,12 @@ def exponents(findings: Findings, costs: pd.DataFrame, place: str) -> Table | No
         found.append({"body": body, "words": words, **powers})
     fitted = f"from {LONG:,} tokens on" if shortest else f"over all lengths, as fewer than two reach {LONG:,} tokens"
     columns = [Column(name, best="low", decimals=2) for _, name, *_ in COSTS]
-    facts: dict[str, Any] = {"place": place, "fitted": fitted, "subquadratic": SUBQUADRATIC}
+    facts: dict[str, Any] = {"environment": environment, "fitted": fitted, "subquadratic": SUBQUADRATIC}
     facts["source"] = source(findings, costs)
-    return table("exponents", place, pd.DataFrame(found, dtype=object), columns, **facts)
+    return table("exponents", environment, pd.DataFrame(found, dtype=object), columns, **facts)
 
 
-def crossovers(findings: Findings, costs: pd.DataFrame, place: str) -> list[Table | str | None]:
+def crossovers(findings: Findings, costs: pd.DataFrame, environment: str) -> list[Table | str | None]:
     """The length above which a body costs less than `standard`; for every pair of bodies if there is no `standard`."""
     by_body = dict(iter(costs.groupby("body")))
     standard = [name for name in by_body if kind(name) == "standard"]
@@ -112,7 +118,7 @@ def crossovers(findings: Findings, costs: pd.DataFrame, place: str) -> list[Tabl
                 if cost == "training":
                     words.append(in_words)
     frame = pd.DataFrame(found, columns=["body", "against", "cost", "from", "low", "high", "in words"], dtype=object)
-    shown = table("crossovers", place, frame, place=place, source=source(findings, costs))
+    shown = table("crossovers", environment, frame, environment=environment, source=source(findings, costs))
     return [". ".join(words) + "." if words else None, shown]
 
 
@@ -123,5 +129,5 @@ def passes(ours: str, theirs: str, what: str, found: Mapping[str, Any], shortest
         return f"{ours} does not pass {theirs} in its {what}: not reached by {longest:,}"
     if length <= shortest:
         return f"{ours} is below {theirs} in its {what} from the shortest length ({shortest:,}) on"
-    low, high = (f"beyond {longest:,}" if bound is None else f"{bound:,}" for bound in found["interval"])
-    return f"{ours} passes {theirs} in its {what} at T = {length:,} [{low}, {high}]"
+    bounds = [f"beyond {longest:,}" if bound is None else f"{bound:,}" for bound in found["interval"]]
+    return f"{ours} passes {theirs} in its {what} at T = {length:,} [{', '.join(bounds)}]"

@@ -34,8 +34,8 @@ def tables(findings: Findings) -> list[Table | None]:
         return []
     found = _best_rates(found)
     columns = []
-    for name, of in found.groupby("column"):
-        unit: dict[str, Any] = {"unit": "bits per byte", "best": "low"} if of["text"].all() else ACCURACY
+    for name, in_column in found.groupby("column"):
+        unit: dict[str, Any] = {"unit": "bits per byte", "best": "low"} if in_column["text"].all() else ACCURACY
         columns.append(Column(str(name), ties=True, **unit))
     seeds = found.groupby(["model", "column"])
     ranks = seeds["worse"].mean().unstack().rank(pct=True).fillna(MIDDLE)
@@ -57,8 +57,8 @@ def needle_maps(findings: Findings) -> list[Picture]:
         for one in row["values"].get("slices") or []:
             if match := DEPTH.fullmatch(one["slice"]):
                 needles, depth = match.groups()
-                place = {"needles": int(needles), "depth": float(depth), "length": one["length"]}
-                found.append({**run, **place, "accuracy": one["accuracy"]})
+                where = {"needles": int(needles), "depth": float(depth), "length": one["length"]}
+                found.append({**run, **where, "accuracy": one["accuracy"]})
     frame = pd.DataFrame(found, columns=[*COLUMNS, "needles", "depth", "length", "accuracy"])
     frame["column"] = _names(frame)
     pictures = []
@@ -98,7 +98,7 @@ def _evaluated(findings: Findings) -> Iterator[tuple[dict[str, Any], Row]]:
                 rate = c.get("config").get("model.learning_rate")
                 run = {"task": c.get("study.task") or f"{c.get('data.class') or 'data'} {source}".strip()}
                 run |= {"model": c.get("study.model") or group.label, "checkpoint": c.name, "seed": c.seed}
-                run |= {"rate": rate if isinstance(rate, int | float) else None, "split": study.place.split}
+                run |= {"rate": rate if isinstance(rate, int | float) else None, "split": study.data_split.split}
                 run |= {"text": not study.recall, "quality": own["values"][study.quality]}
                 yield _entry(c, run), own
 
@@ -130,17 +130,17 @@ def _best_rates(found: pd.DataFrame) -> pd.DataFrame:
     return best.drop_duplicates(["column", "model", "seed"])  # the smallest of rates that are tied
 
 
-def _cell(of: pd.DataFrame) -> Measured:
+def _cell(runs: pd.DataFrame) -> Measured:
     """The mean over seeds, with the least and the largest."""
-    quality, late = of["quality"], int((of["learned"] == False).sum())  # noqa: E712 - None is not known
+    quality, late = runs["quality"], int((runs["learned"] == False).sum())  # noqa: E712 - None is not known
     words = []
     if late:
-        words.append(NOT_LEARNED if late == len(of) else f"{late} of {len(of)} {NOT_LEARNED}")
-    if len(of) == 1:
+        words.append(NOT_LEARNED if late == len(runs) else f"{late} of {len(runs)} {NOT_LEARNED}")
+    if len(runs) == 1:
         words.append("1 seed")
-    number = (Column("") if of["text"].all() else Column("", **ACCURACY)).number
+    number = (Column("") if runs["text"].all() else Column("", **ACCURACY)).number
     lines = []
-    for run in of.sort_values("seed").to_dict("records"):
+    for run in runs.sort_values("seed").to_dict("records"):
         rate = "" if pd.isna(run["rate"]) else f", rate {run['rate']:g}"
         lines.append(f"seed {run['seed']}: {number(run['quality'])}{rate}, {run['budget']}")
     return Measured(fmean(quality), quality.min(), quality.max(), "; ".join(words), tuple(lines))

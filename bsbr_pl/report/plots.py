@@ -64,13 +64,13 @@ class Plot:
 
     Args:
         key: of the plot in words.toml.
-        place: the end of the file's name.
+        suffix: the end of the file's name.
         facts: the values of {names} in its title, caption and axes.
     """
 
-    def __init__(self, key: str, place: str, /, **facts: Any) -> None:
+    def __init__(self, key: str, suffix: str, /, **facts: Any) -> None:
         self.words = {name: text.format(**facts) for name, text in WORDS["plots"][key].items()}
-        self.name = f"{key}_{place}"
+        self.name = f"{key}_{suffix}"
         self.hover: dict[str, list[str]] = {}
         self.figure = Figure(figsize=(5.6, 3.3), layout="constrained")
         self.axes: Axes = self.figure.add_subplot()
@@ -87,17 +87,12 @@ class Plot:
         found = Picture(self.name, title, caption, "svg", self._svg(self.name), self.figure)
         if switched:
             axis = self.axes.xaxis
-            was_linear, ticks = axis.get_scale() == "linear", axis.get_major_locator()
-            if was_linear:
-                _logarithmic(axis)
-            else:
-                _linear(axis)
-            found.switch = f"{axis.get_scale()} scale"
+            scale, ticks = axis.get_scale(), axis.get_major_locator()
+            other = "log" if scale == "linear" else "linear"
+            _set_scale(axis, other)
+            found.switch = f"{other} scale"
             found.other = self._svg(f"{self.name}-switched").decode()
-            if was_linear:
-                _linear(axis)
-            else:
-                _logarithmic(axis, ticks)
+            _set_scale(axis, scale, ticks)
         return found
 
     def _svg(self, name: str) -> bytes:
@@ -153,17 +148,11 @@ def _short(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
-def _logarithmic(axis: Axis, ticks: Any = None) -> None:
-    """With plain numbers at `ticks`, or at 1, 3, 10, 30, ..."""
-    axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": "log"})
+def _set_scale(axis: Axis, scale: str, ticks: Any = None) -> None:
+    """Make an axis `log` or `linear`, with plain numbers at `ticks`; by default at 1, 3, 10, 30, ... if it is `log`."""
+    axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": scale})
     axis.set_minor_locator(NullLocator())
-    axis.set_major_locator(ticks or LogLocator(10, subs=(1.0, 3.0)))
-    axis.set_major_formatter(_plain)
-
-
-def _linear(axis: Axis) -> None:
-    axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": "linear"})
-    axis.set_major_locator(AutoLocator())
+    axis.set_major_locator(ticks or (LogLocator(10, subs=(1.0, 3.0)) if scale == "log" else AutoLocator()))
     axis.set_major_formatter(_plain)
 
 
@@ -175,7 +164,7 @@ def _words(x: Any, figure: Measured) -> str:
 
 
 def curves(
-    key: str, place: str, lines: pd.DataFrame, /, scale: float = 1, log_y: bool = False, **facts: Any
+    key: str, suffix: str, lines: pd.DataFrame, /, scale: float = 1, log_y: bool = False, **facts: Any
 ) -> Picture | None:
     """A line with its interval for each row of a frame of figures, by label; None unless one has two points.
 
@@ -189,7 +178,7 @@ def curves(
         return None
     words = any(isinstance(x, str) for x in at)
     with rc_context(SETTINGS):
-        plot = Plot(key, place, **facts)
+        plot = Plot(key, suffix, **facts)
         looks = styles(lines.index)
         for label, points in lines.iterrows():
             points = points.dropna().map(lambda point: point.times(scale))
@@ -204,21 +193,21 @@ def curves(
             plot.axes.set_xticks(range(len(at)), map(_ascii, at), rotation=20, ha="right")
         else:
             ticks = sorted(at) if len(at) <= MOST_TICKS else [2**i for i in range(0, 24, 2)]
-            _logarithmic(plot.axes.xaxis, FixedLocator(ticks))
+            _set_scale(plot.axes.xaxis, "log", FixedLocator(ticks))
             plot.axes.set_xlim(min(at) / 1.15, max(at) * 1.15)
         if log_y:
-            _logarithmic(plot.axes.yaxis)
+            _set_scale(plot.axes.yaxis, "log")
         return plot.picture()
 
 
-def courses(key: str, place: str, lines: pd.DataFrame, x: str, /, **facts: Any) -> Picture:
+def courses(key: str, suffix: str, lines: pd.DataFrame, x: str, /, **facts: Any) -> Picture:
     """A line for each run, both axes linear; runs of one label are drawn alike.
 
     Args:
         lines: a row for each run: `label`, and the lists `x` and `value`.
     """
     with rc_context(SETTINGS):
-        plot = Plot(key, place, **facts)
+        plot = Plot(key, suffix, **facts)
         looks = styles(lines["label"])
         for label, xs, ys in zip(lines["label"], lines[x], lines["value"], strict=True):
             points = pd.Series(list(ys), list(xs), dtype=float).dropna()
@@ -230,7 +219,7 @@ def courses(key: str, place: str, lines: pd.DataFrame, x: str, /, **facts: Any) 
 
 
 def pareto(
-    key: str, place: str, points: Mapping[str, tuple[float, Measured]], worse: int, /, **facts: Any
+    key: str, suffix: str, points: Mapping[str, tuple[float, Measured]], worse: int, /, **facts: Any
 ) -> Picture | None:
     """One point for each label; a line joins those that no other beats on both axes. Less of x is better.
 
@@ -242,7 +231,7 @@ def pareto(
         return None
     best = front({label: (x, worse * figure.value) for label, (x, figure) in points.items()})
     with rc_context(SETTINGS):
-        plot = Plot(key, place, best=", ".join(best), **facts)
+        plot = Plot(key, suffix, best=", ".join(best), **facts)
         looks = styles(points)
         line = [points[name] for name in best]
         plot.axes.plot([x for x, _ in line], [figure.value for _, figure in line], color="0.6", zorder=1, ls="--")
@@ -252,14 +241,11 @@ def pareto(
             plot.series(label, [x], [figure.value], [_words(x, figure)], **look)
         plot.axes.margins(0.12)
         xs = [x for x, _ in points.values()]
-        if max(xs) > 4 * min(xs) > 0:
-            _logarithmic(plot.axes.xaxis)
-        else:
-            _linear(plot.axes.xaxis)
+        _set_scale(plot.axes.xaxis, "log" if max(xs) > 4 * min(xs) > 0 else "linear")
         return plot.picture(switched=0 < min(xs) < max(xs))
 
 
-def heat_maps(key: str, place: str, maps: Mapping[str, pd.DataFrame], /, **facts: Any) -> Picture:
+def heat_maps(key: str, suffix: str, maps: Mapping[str, pd.DataFrame], /, **facts: Any) -> Picture:
     """A small map for each name: the rows of its frame of shares from the top, its columns from the left, in %."""
     words = {name: text.format(**facts) for name, text in WORDS["plots"][key].items()}
     rows = math.ceil(len(maps) / MAPS_IN_ROW)
@@ -280,4 +266,4 @@ def heat_maps(key: str, place: str, maps: Mapping[str, pd.DataFrame], /, **facts
         figure.supylabel(words["y"], fontsize=9.5)
         png = drawn(figure, "png")
     inline = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return Picture(f"{key}_{place}", words["title"], words["caption"], "png", png, figure, inline)
+    return Picture(f"{key}_{suffix}", words["title"], words["caption"], "png", png, figure, inline)

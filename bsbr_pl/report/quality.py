@@ -9,9 +9,10 @@ import pandas as pd
 from bsbr_pl.results import Row
 
 from .figures import OWN, pooled
+from .groups import Group, Member
 from .plots import Picture, curves
 from .rows import Checkpoint
-from .studies import Findings, Group, Member, Study
+from .studies import Findings, Study
 from .tables import Column, Measured, Table, table
 
 Parts = list[Table | Picture | None]
@@ -21,7 +22,7 @@ AGREES = 1e-6  # nats a token by which an evaluation may differ from the run's o
 
 def by_checkpoint(study: Study, findings: Findings) -> Table | None:
     """Every checkpoint, with the loss that its own run measured."""
-    training = findings.of("training") if study.place.split == "val" else {}  # it validated on no other split
+    training = findings.of("training") if study.data_split.split == "val" else {}  # it validated on no other split
     found = []
     for group, member in study.members:
         if member.own:

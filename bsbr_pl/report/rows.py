@@ -59,10 +59,10 @@ class Checkpoint:
 
 
 def shared_ends(paths: Iterable[str]) -> tuple[str, str]:
-    """What all paths start with and end with, as `runs/` and `/last.ckpt`; at least one part of each path is left."""
-    parts = [path.split("/") for path in paths]
-    start = _common([of[:-1] for of in parts])
-    end = _common([of[len(start) + 1 :][::-1] for of in parts])[::-1]
+    """The start and the end that all paths share, `runs/` and `/last.ckpt`; at least one part of each is left."""
+    every = [path.split("/") for path in paths]
+    start = _common([parts[:-1] for parts in every])
+    end = _common([parts[len(start) + 1 :][::-1] for parts in every])[::-1]
     return "".join(f"{part}/" for part in start), "".join(f"/{part}" for part in end)
 
 
@@ -90,46 +90,44 @@ class Rows:
                 abouts[digest] = row["about"]
         self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
         paths = [checkpoint.name for checkpoint in self.checkpoints.values()]
-        paths += [path for path, _ in self._problems(of_maps=False)]
-        self.shared = shared_ends(paths)
+        self.shared = "", ""  # not known yet: `problems` gives whole paths
+        self.shared = shared_ends([*paths, *(path for path, _ in self.problems(of_maps=False))])
         for checkpoint in self.checkpoints.values():
             checkpoint.name = self.short(checkpoint.name)
         self.measured: list[Row] = []
         for kind in MEASURED:
             self.by_kind[kind] = [row for row in self.by_kind.get(kind, []) if self._is_on_own_data(row)]
             self.measured += self.by_kind[kind]
-        self._places = numbered("E", map(environment, self.measured))
-        self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._places.items()}
+        self._names = numbered("E", map(environment, self.measured))  # environment as text -> E1
+        self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._names.items()}
         self.commands = numbered("C", map(command, self.measured))
         measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
         self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
 
-    def of(self, kind: str, place: str = "") -> dict[str, Row]:
-        """The row of a kind for each checkpoint that has one; of those measured in a place (E1), if one is given."""
+    def of(self, kind: str, environment: str = "") -> dict[str, Row]:
+        """The row of a kind for each checkpoint that has one; with `environment` (E1), only if measured there."""
         rows = self.by_kind.get(kind, [])
-        return {row["identity"]["checkpoint"]: row for row in rows if not place or self.place(row) == place}
+        if environment:
+            rows = [row for row in rows if self.environment_name(row) == environment]
+        return {row["identity"]["checkpoint"]: row for row in rows}
 
     def short(self, path: str) -> str:
         """A path without the start and the end that all paths share."""
         return path.removeprefix(self.shared[0]).removesuffix(self.shared[1])
 
-    def place(self, row: Row) -> str:
+    def environment_name(self, row: Row) -> str:
         """E1, E2, ... that a row was measured in."""
-        return self._places[environment(row)]
+        return self._names[environment(row)]
 
     def problems(self, of_maps: bool) -> list[tuple[str, str]]:
         """Short path of a checkpoint and the problem with it: either missing maps, or all other problems."""
-        return sorted((self.short(path), problem) for path, problem in self._problems(of_maps))
-
-    def _problems(self, of_maps: bool) -> list[tuple[str, str]]:
-        """The same with whole paths."""
         found = []
         for row in self.by_kind.get("problem", []):
             is_map = (row["identity"].get("of") or {}).get("kind") == "map"
             if row["values"]["problem"] and is_map == of_maps:
                 path = Checkpoint(row["identity"]["checkpoint"], row["about"]).name
-                found.append((path, row["values"]["problem"]))
-        return found
+                found.append((self.short(path), row["values"]["problem"]))
+        return sorted(found)
 
     def _is_on_own_data(self, row: Row) -> bool:
         """Whether the row is of a known checkpoint, and not of other data than that of its training."""
@@ -141,9 +139,9 @@ class Rows:
         rows = list(rows)
         if not rows:
             return ""
-        places = listed(self.place(row) for row in rows)
+        environments = listed(self.environment_name(row) for row in rows)
         commands = listed(self.commands[command(row)] for row in rows)
-        return f"Environment {places}; {'commands' if ',' in commands else 'command'} {commands}."
+        return f"Environment {environments}; {'commands' if ',' in commands else 'command'} {commands}."
 
     def data_name(self, fingerprint: str) -> str:
         """For a heading: class, source, D1."""

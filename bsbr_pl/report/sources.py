@@ -32,9 +32,9 @@ def marks(findings: Findings) -> list[tuple[str, str]]:
     return [(c.name, "; ".join(c.marks)) for c in findings.checkpoints.values() if c.marks]
 
 
-def certificates(findings: Findings, place: str) -> Table | None:
+def certificates(findings: Findings, environment: str) -> Table | None:
     """The checks of each checkpoint in one environment; of the suffix checks, the largest."""
-    certified = findings.of("certificate", place)
+    certified = findings.of("certificate", environment)
     found: list[dict[str, Any]] = []
     limits: dict[str, float] = {}
     for digest, checkpoint in findings.checkpoints.items():
@@ -47,7 +47,8 @@ def certificates(findings: Findings, place: str) -> Table | None:
             found.append({**facts, **by_kind["measured"].apply(_worst).to_dict()})
     columns = [Column(f"{kind} (at most {limits[kind]:g})", key=kind) for kind in CHECKS if kind in limits]
     frame = pd.DataFrame(found, dtype=object)
-    return table("certificates", place, frame, columns, place=place, source=findings.source(certified.values()))
+    source = findings.source(certified.values())
+    return table("certificates", environment, frame, columns, environment=environment, source=source)
 
 
 def _kind(check: str) -> str:
@@ -64,7 +65,7 @@ def _worst(measured: pd.Series) -> Cell:
 
 def environments(findings: Findings) -> Table | None:
     """The environments E1, E2, ..."""
-    found = [{"id": place, **facts} for place, facts in findings.environments.items()]
+    found = [{"id": name, **facts} for name, facts in findings.environments.items()]
     frame = pd.DataFrame(found, dtype=object).map(_plain)
     return table("environments", "", frame, map(Column, frame))
 
@@ -90,7 +91,7 @@ def data_sets(findings: Findings) -> Table | None:
 
 def commands(findings: Findings) -> Table | None:
     """The commands C1, C2, ..., and how many rows each measured."""
-    measured = [(command(row), findings.place(row)) for row in findings.measured]
+    measured = [(command(row), findings.environment_name(row)) for row in findings.measured]
     rows = pd.DataFrame(measured, columns=["command", "environment"])
     found = rows.groupby("command")["environment"].agg(environment=listed, rows="size").reset_index()
     return table("commands", "", found.assign(id=found["command"].map(findings.commands)))

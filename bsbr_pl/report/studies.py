@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -17,112 +16,18 @@ import pandas as pd
 from bsbr_pl.results import Row
 from bsbr_pl.values import as_json
 
-from .figures import OWN, cost_figure, difference, failed, fitted_from, front, nearest, only, pooled, power, wide
+from .figures import OWN, cost_figure, difference, fitted_from, front, power, wide
+from .groups import Group, Member
 from .labels import body_names, labels
-from .rows import Checkpoint, Rows
+from .rows import Rows
 from .tables import Measured
 
-COST = ["place", "body", "length", "cost", "figure", "samples", "row"]
-GIVEN = ("parameters", "data.trained_length", "run.status", "run.steps", "run.batch", "run.tokens", "run.flops")
+COST = ["environment", "body", "length", "cost", "figure", "samples", "row"]
 QUALITY = {False: ("bits_per_byte", 1), True: ("accuracy", -1)}  # of text, of recall: the figure, the sign of worse
 
 
-@dataclass(eq=False)
-class Member:
-    """One checkpoint's rows in one environment on one split of its data."""
-
-    checkpoint: Checkpoint
-    certificate: Row | None
-    accuracies: dict[int, Row]  # by length; OWN, of a recall task at its own lengths
-
-    @property
-    def status(self) -> str:
-        if self.certificate is None:
-            return "not measured"
-        return "passed" if self.certificate["values"]["passed"] else "disqualified"
-
-    @property
-    def own(self) -> Row | None:
-        """The row at the length of the training's validation, or at the shortest; of a recall task, the only row."""
-        found, length = self.accuracies, self.checkpoint.get("data.validation_length")
-        return found.get(OWN) or found.get(length) or found.get(min(found, default=0))
-
-    @property
-    def rows(self) -> list[tuple[int, Row]]:
-        """Accuracies by length; the row at its own length also as OWN."""
-        own = {OWN: self.own} if self.own else {}
-        return list({**self.accuracies, **own}.items())
-
-
-@dataclass(eq=False)
-class Group:
-    """Finished runs that differ only in their seed, with one outcome of the certificate; or one unfinished run."""
-
-    label: str
-    members: list[Member]
-    costs: pd.DataFrame  # of its body in its environment
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Of the first seed; the others have the same budget."""
-        return self.members[0].checkpoint
-
-    @property
-    def status(self) -> str:
-        return self.members[0].status
-
-    @property
-    def own(self) -> list[Row]:
-        """The seeds' rows at their own length; none unless every seed has one."""
-        found = [member.own for member in self.members if member.own]
-        return found if len(found) == len(self.members) else []
-
-    @cached_property
-    def figures(self) -> pd.DataFrame:
-        """Means over its seeds."""
-        return pooled(chain.from_iterable(member.rows for member in self.members), len(self.members))
-
-    def quality(self, name: str) -> Measured | None:
-        """A figure at the own length."""
-        return only(self.figures, length=OWN, part="", name=name)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Its other facts, by the keys of words.toml."""
-        seeds, runs = {member.checkpoint.seed for member in self.members}, len(self.members)
-        words = "1 run" if runs == 1 else f"{runs} runs"
-        shared = words if len(seeds) < runs else ""
-        return {
-            **{path: self.checkpoint.get(path) for path in GIVEN},
-            "architecture": self.label,
-            "certificate": self.outcome,
-            "seeds": f"unknown, {words}" if None in seeds else Measured(len(seeds), note=shared),
-        }
-
-    @property
-    def outcome(self) -> str:
-        """Of the certificate; why it is disqualified."""
-        if self.status != "disqualified":
-            return self.status
-        why = dict.fromkeys(failed(member.certificate) for member in self.members if member.certificate)
-        return f"disqualified: {' / '.join(why)}"
-
-    def cost(self, length: int | None, cost: str) -> Measured | None:
-        return only(self.costs, length=length, cost=cost)
-
-    @property
-    def training_length(self) -> int | None:
-        """The length of those measured that is nearest to that of training."""
-        return nearest(set(self.costs["length"]), self.checkpoint.get("data.trained_length"))
-
-
-def counted(groups: Iterable[Group], path: str) -> pd.Series:
-    """A number in the facts of groups, such as `run.flops`, by label, without those that do not say."""
-    return pd.Series({group.label: group.checkpoint.get(path) for group in groups}, dtype=float).dropna()
-
-
-class Place(NamedTuple):
-    """Accuracies of one place are comparable."""
+class DataSplit(NamedTuple):
+    """The split of a data set. Accuracies on one split are comparable."""
 
     recall: bool
     data: str  # fingerprint
@@ -143,14 +48,14 @@ class Study:
 
     name: str
     title: str
-    place: Place
+    data_split: DataSplit
     groups: list[Group]
     data: str
     source: str
     beside: "list[Study]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.recall = self.place.recall
+        self.recall = self.data_split.recall
         self.quality, self.worse = QUALITY[self.recall]
         known: list[tuple[float, str, Group]] = []
         rest = []
@@ -184,12 +89,12 @@ class Study:
 
     @cached_property
     def figures(self) -> pd.DataFrame:
-        """Of all groups, by their place: `group`."""
+        """The figures of all groups; the column `group` is their index in `groups`."""
         return pd.concat([group.figures.assign(group=i) for i, group in enumerate(self.groups)])
 
     @cached_property
     def costs(self) -> pd.DataFrame:
-        """Of all groups, by their place: `group`."""
+        """The costs of all groups; the column `group` is their index in `groups`."""
         return pd.concat([group.costs.assign(group=i) for i, group in enumerate(self.groups)])
 
     def wide(self, columns: str, **where: Any) -> pd.DataFrame:
@@ -252,15 +157,16 @@ class Findings(Rows):
     def costs(self) -> pd.DataFrame:
         """Costs of bodies; of several of one length, that of most rounds. Sorted by body and length.
 
-        Columns: place (E1), body (its name), length, cost, figure (Measured), samples (every time, or the number), row.
+        Columns: environment (E1), body (its name), length, cost, figure (Measured), samples (every time, or the
+        number), row.
         """
         found = []
         for row in sorted(self.by_kind["cost"], key=lambda row: -row["identity"].get("rounds", 0)):
-            checkpoint, length = self.checkpoints[row["about"]["checkpoint"]["digest"]], row["identity"].get("length")
-            body = self.bodies[checkpoint.body]
+            body = self.bodies[self.checkpoints[row["about"]["checkpoint"]["digest"]].body]
+            length = row["identity"].get("length")
             for cost, value in row["values"].items():
                 if length and cost != "uncounted":  # which names operators without a count
-                    found.append((self.place(row), body, length, cost, *cost_figure(value), row))
+                    found.append((self.environment_name(row), body, length, cost, *cost_figure(value), row))
         frame = pd.DataFrame(found, columns=COST, dtype=object).dropna(subset="figure")
         return frame.drop_duplicates(COST[:4]).sort_values(["body", "length"], kind="stable")
 
@@ -269,19 +175,19 @@ class Findings(Rows):
         """Every environment, data set, split and budget by itself."""
         found: list[Study] = []
         for environment in self.environments:
-            for place, members in self._members(environment).items():
+            for data_split, members in self._members(environment).items():
                 budgets: dict[str, list[Member]] = defaultdict(list)
                 for member in sorted(members, key=lambda member: -member.checkpoint.steps):
                     budgets[as_json(member.checkpoint.get("run.budget"))].append(member)
                 beside: list[Study] = []
-                for number, of in enumerate(budgets.values(), 1):
-                    study = self._study(environment, place, of, number if len(budgets) > 1 else None)
+                for number, of_budget in enumerate(budgets.values(), 1):
+                    study = self._study(environment, data_split, of_budget, number if len(budgets) > 1 else None)
                     study.beside = beside
                     beside.append(study)
                 found += beside
         return found
 
-    def _study(self, environment: str, place: Place, members: Sequence[Member], number: int | None) -> Study:
+    def _study(self, environment: str, data_split: DataSplit, members: Sequence[Member], number: int | None) -> Study:
         """The study of members with one budget, the `number`-th of several."""
         by_label: dict[tuple[str, str], list[Member]] = defaultdict(list)
         rows: list[Row] = []
@@ -292,40 +198,40 @@ class Findings(Rows):
             by_label[label, member.status].append(member)
             rows += [member.certificate] if member.certificate else []
             rows += member.accuracies.values()
-        groups, costs = [], self.costs[self.costs["place"] == environment]
-        for (label, _), of in by_label.items():
-            groups.append(Group(label, of, costs[costs["body"] == self.bodies[of[0].checkpoint.body]]))
-        first, data = members[0].checkpoint, self.data_name(place.data)
-        name = f"{environment}_{self.data[place.data]}_{re.sub(r'[^A-Za-z0-9]+', '-', place.split)[:40]}"
+        groups, costs = [], self.costs[self.costs["environment"] == environment]
+        for (label, _), seeds in by_label.items():
+            groups.append(Group(label, seeds, costs[costs["body"] == self.bodies[seeds[0].checkpoint.body]]))
+        first, data = members[0].checkpoint, self.data_name(data_split.data)
+        name = f"{environment}_{self.data[data_split.data]}_{re.sub(r'[^A-Za-z0-9]+', '-', data_split.split)[:40]}"
         facts = {"device": "device unknown", "dtype": "dtype unknown"} | self.environments[environment]
-        title = f"{data}, {place.split} split, on {environment} ({facts['device']}, {facts['dtype']})"
+        title = f"{data}, {data_split.split} split, on {environment} ({facts['device']}, {facts['dtype']})"
         if number:
             name += f"_B{number}"
             title += f": {first.budget}" + (f" of {first.windows}" if first.windows else "")
         tokenizer = first.get("data.tokenizer")
         words = f"data {data}, tokenizer {tokenizer}" if tokenizer else f"data {data}"
-        return Study(name, title, place, groups, words, self.source(rows))
+        return Study(name, title, data_split, groups, words, self.source(rows))
 
-    def _members(self, environment: str) -> dict[Place, list[Member]]:
+    def _members(self, environment: str) -> dict[DataSplit, list[Member]]:
         """The measured checkpoints of one environment, by data and split."""
         certificates = self.of("certificate", environment)
-        own: dict[str, dict[Place, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+        own: dict[str, dict[DataSplit, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
         for row in self.by_kind["text"] + self.by_kind["recall"]:
             identity = row["identity"]
-            if self.place(row) == environment:
-                place = Place(identity["kind"] == "recall", identity.get("data") or "", identity["split"])
-                own[identity["checkpoint"]][place][identity.get("length") or OWN] = row
-        places = sorted(set().union(*own.values()))
-        found: dict[Place, list[Member]] = {place: [] for place in places}
+            if self.environment_name(row) == environment:
+                data_split = DataSplit(identity["kind"] == "recall", identity.get("data") or "", identity["split"])
+                own[identity["checkpoint"]][data_split][identity.get("length") or OWN] = row
+        data_splits = sorted(set().union(*own.values()))
+        found: dict[DataSplit, list[Member]] = {data_split: [] for data_split in data_splits}
         for digest, checkpoint in self.checkpoints.items():
-            for place, accuracies in own[digest].items():
-                found[place].append(Member(checkpoint, certificates.get(digest), accuracies))
+            for data_split, accuracies in own[digest].items():
+                found[data_split].append(Member(checkpoint, certificates.get(digest), accuracies))
             if not own[digest] and digest in certificates:
                 # A checkpoint without accuracies, such as a disqualified one, is listed with those on the same data.
-                same_data = [place for place in places if place.data == checkpoint.fingerprint]
+                same_data = [data_split for data_split in data_splits if data_split.data == checkpoint.fingerprint]
                 if not same_data:
-                    split = places[0].split if places else "val"
-                    same_data = [Place(checkpoint.get("data.kind") == "recall", checkpoint.fingerprint, split)]
-                for place in same_data:
-                    found.setdefault(place, []).append(Member(checkpoint, certificates[digest], {}))
+                    split = data_splits[0].split if data_splits else "val"
+                    same_data = [DataSplit(checkpoint.get("data.kind") == "recall", checkpoint.fingerprint, split)]
+                for data_split in same_data:
+                    found.setdefault(data_split, []).append(Member(checkpoint, certificates[digest], {}))
         return found

@@ -76,17 +76,17 @@ def frame(found: pd.DataFrame) -> pd.DataFrame:
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
     tested, swept = bool(found["test"].notna().any()), bool(found["decay"].notna().any())
     every = []
-    for (_, model, rate, decay, steps), of in found.groupby(POINT, sort=False, dropna=False):
-        mean, least, largest = fmean(of["quality"]), of["quality"].min(), of["quality"].max()
+    for (_, model, rate, decay, steps), seeds in found.groupby(POINT, sort=False, dropna=False):
+        mean, least, largest = fmean(seeds["quality"]), seeds["quality"].min(), seeds["quality"].max()
         row = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}"}
         if swept:
             row["weight decay"] = f"{decay:g}" if pd.notna(decay) else "-"
-        row["seeds"] = str(of["seed"].nunique())
+        row["seeds"] = str(seeds["seed"].nunique())
         row[name] = f"{mean:.{digits}f}"
         row["least to largest"] = f"{least:.{digits}f} to {largest:.{digits}f}"
         if tested:
-            row |= _more(of, digits)
-        segments = pd.DataFrame(list(of["segments"])).agg(fmean)
+            row |= _more(seeds, digits)
+        segments = pd.DataFrame(list(seeds["segments"])).agg(fmean)
         if 1 < len(segments) <= MOST_SEGMENTS:
             row |= segments.map("{:.2f}".format).to_dict()
         every.append(row)
@@ -96,19 +96,19 @@ def frame(found: pd.DataFrame) -> pd.DataFrame:
     return shown.set_axis(shown.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1).fillna("-")
 
 
-def _more(of: pd.DataFrame, digits: int) -> dict[str, str]:
+def _more(seeds: pd.DataFrame, digits: int) -> dict[str, str]:
     """The columns of runs with a `result`: validation, costs, and what to know before comparing."""
-    first, notes = of.iloc[0], []
-    if of["test"].isna().any():
+    first, notes = seeds.iloc[0], []
+    if seeds["test"].isna().any():
         notes.append("validation split: no test result")
-    if late := int((of["learned"] == False).sum()):  # noqa: E712 - None is not known
-        notes.append("not learned yet" if late == len(of) else f"not learned yet: {late} of {len(of)} seeds")
+    if late := int((seeds["learned"] == False).sum()):  # noqa: E712 - None is not known
+        notes.append("not learned yet" if late == len(seeds) else f"not learned yet: {late} of {len(seeds)} seeds")
     if first["rates"] and not min(first["rates"]) < first["rate"] < max(first["rates"]):
         notes.append("rate at the edge of its sweep")
     costs = {"parameters": first["parameters"], "FLOPs/token": first["flops_per_token"]}
-    costs |= {"state bytes": first["state_bytes"], "tokens/s": of["tokens_per_second"].median()}
+    costs |= {"state bytes": first["state_bytes"], "tokens/s": seeds["tokens_per_second"].median()}
     return {
-        "validation": f"{of['val'].mean():.{digits}f}",
+        "validation": f"{seeds['val'].mean():.{digits}f}",
         **{name: "-" if pd.isna(value) else f"{value:,.0f}" for name, value in costs.items()},
         "note": "; ".join(notes),
     }
@@ -167,8 +167,8 @@ def summary(rows: Sequence[Row]) -> str:
 def tables(rows: Iterable[Row]) -> list[Table | None]:
     """A table for each task."""
     made = []
-    for task, of in runs(rows).groupby("task"):
-        shown = frame(of)
+    for task, of_task in runs(rows).groupby("task"):
+        shown = frame(of_task)
         made.append(table("study", str(task), shown, map(Column, shown.columns), task=task))
     return made
 
@@ -184,8 +184,8 @@ def figure(panels: Mapping[str, Iterable[Row]]) -> bytes:
     with rc_context(SETTINGS):
         picture = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
         every = picture.subplots(1, len(found), sharey=True, squeeze=False)[0]
-        for axes, label, of in zip(every, panels, found, strict=True):
-            shown = of[of["model"].isin(models)]
+        for axes, label, of_panel in zip(every, panels, found, strict=True):
+            shown = of_panel[of_panel["model"].isin(models)]
             for run in shown.to_dict("records"):
                 color, marker = look(run["architecture"] or run["model"])
                 y = models.index(run["model"])

@@ -27,7 +27,8 @@ class Measured:
     runs: tuple[str, ...] = ()
 
     def times(self, scale: float) -> "Measured":
-        low, high = (end if end is None else scale * end for end in (self.low, self.high))
+        low = None if self.low is None else scale * self.low
+        high = None if self.high is None else scale * self.high
         return Measured(scale * self.value, low, high, self.note)
 
     @property
@@ -199,13 +200,13 @@ def _column(words: Mapping[str, Any], facts: Mapping[str, Any]) -> Column:
 
 
 def table(
-    key: str, place: str, frame: pd.DataFrame, /, more: Iterable[Column] = (), ranked: int | None = None, **facts: Any
+    key: str, suffix: str, frame: pd.DataFrame, /, more: Iterable[Column] = (), ranked: int | None = None, **facts: Any
 ) -> Table | None:
     """A table of words.toml, without empty columns, and without rows that hold nothing but their name.
 
     Args:
         key: of the table in words.toml.
-        place: the end of the file's name: which environment, data, split.
+        suffix: the end of the file's name: which environment, data, split.
         frame: cells; its columns have the keys or names of the table's columns.
         more: the columns that "*" stands for.
         ranked: rows, from the first, that are ranked; all if None.
@@ -227,7 +228,7 @@ def table(
         return None
     kept = shown[full].replace("", None).notna().any()
     return Table(
-        name=f"{key}_{place}" if place else key,
+        name=f"{key}_{suffix}" if suffix else key,
         title=words["title"].format(**facts),
         caption=words["caption"].format(**facts),
         columns=[column for column in columns if kept.get(column.header)],

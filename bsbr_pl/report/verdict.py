@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 
 from .budgets import named, sentence, unequal
+from .groups import Group, counted
 from .plots import Picture, pareto
-from .studies import Group, Study, counted
+from .studies import Study
 from .tables import SCALES, WORDS, Column, Measured, Table, table
 
 #: Costs in the verdict: the key in the values, the words for the least, the unit.
@@ -116,7 +117,7 @@ def summary(study: Study) -> str:
         words = [_best(study), _parameters(study.ranked), _convolutions(study.ranked), _compressors(study)]
     if disqualified := sorted({group.label for group in study.groups if group.status == "disqualified"}):
         words.append(f"Disqualified: {named(disqualified)}.")
-    return " ".join(sentence for sentence in words if sentence)
+    return " ".join(filter(None, words))
 
 
 def background(study: Study) -> str:
@@ -153,7 +154,7 @@ def _best(study: Study) -> str:
 
 
 def _ties(study: Study) -> str:
-    """Which are tied with the best, and what one seed cannot tell."""
+    """The models that are tied with the best, and those for which one seed cannot tell."""
     against = against_best(study)
     tied = [name for name in against if against[name] == TIED]
     unsure = [name for name in against if against[name] == UNSURE]
@@ -166,7 +167,7 @@ def _ties(study: Study) -> str:
 
 
 def _parameters(groups: Sequence[Group]) -> str:
-    """That parameters are unequal, if they are by more than 1 %."""
+    """A sentence about the parameters, if they differ by more than 1 %."""
     found = counted(groups, "parameters")
     if found.empty or found.max() <= EQUAL * found.min():
         return ""
@@ -175,7 +176,7 @@ def _parameters(groups: Sequence[Group]) -> str:
 
 
 def _convolutions(groups: Sequence[Group]) -> str:
-    """That some have a short convolution before their attention and others have none, as far as rows say."""
+    """A sentence about short convolutions before the attention, if only some models are known to have one."""
     taps = {group.label: max(group.checkpoint.get("conv_size") or [0]) for group in groups}  # 0: not known
     having = [label for label in taps if taps[label] > 1]
     lacking = [label for label in taps if taps[label] == 1]
@@ -185,7 +186,7 @@ def _convolutions(groups: Sequence[Group]) -> str:
 
 
 def _compressors(study: Study) -> str:
-    """Which models are worse than a compressor of the same text."""
+    """Sentences about the models that are worse than a compressor of the same text."""
     if study.recall or not study.compressors:
         return ""
     words, shown = [], []
