@@ -117,7 +117,7 @@ def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") 
 
 
 def _blocks(offsets: np.ndarray) -> np.ndarray:
-    """Where the units of the interval start, by the offsets (documents + 1,) of documents in the stream of tokens."""
+    """The first token of each unit of the interval, from the offsets (documents + 1,) of documents in the stream."""
     count = len(offsets) - 1
     if count < FEW_DOCUMENTS:
         parts = max(1, min(TEXT_BLOCKS, offsets[-1] - offsets[0]))

@@ -123,7 +123,7 @@ def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
 
 
 def _span(interval: Sequence[float | None] | None, form: str) -> str:
-    """An interval in brackets, nothing where it has no width."""
+    """An interval in brackets; empty if it has no width."""
     if interval is None or interval[0] == interval[1]:
         return ""
     return f" [{', '.join('never' if end is None else format(end, form) for end in interval)}]"

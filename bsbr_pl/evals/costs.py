@@ -76,7 +76,7 @@ def can_decode(model: LanguageModel) -> bool:
 
 
 def _counted(model: LanguageModel, length: int) -> dict[str, Any]:
-    """What is not measured: FLOPs and bytes of the decode state, as far as they are known."""
+    """Counts FLOPs and bytes of the decode state, which are not measured; an unknown one is absent."""
     weight, found = model.embedding.weight, dict[str, Any]()
     if can_decode(model):
         found["state_bytes"] = model.state_size(length) * weight.element_size()

@@ -90,15 +90,11 @@ class Evaluation:
         """Certify each subject; return those that passed."""
         jobs = [self._job(subject, "certificate", self._certificate) for subject in subjects]
         self._run_all("certificates", jobs)
-        passed = []
-        for subject, job in zip(subjects, jobs, strict=True):
-            values = self.results.get(job.identity)
-            if values and values["passed"]:
-                passed.append(subject)
-        return passed
+        found = [self.results.get(job.identity) for job in jobs]
+        return [subject for subject, values in zip(subjects, found, strict=True) if values and values["passed"]]
 
     def accuracy(self, wanted: Iterable[tuple[Subject, Sequence[int | None]]], split: str) -> None:
-        """How well each subject predicts the data of its training.
+        """Measure how well each subject predicts the data of its training.
 
         Args:
             wanted: subjects, with the lengths (tokens) of the samples; None for the length of its validation.
@@ -281,11 +277,11 @@ class Evaluation:
 
     def _compress(self, data: TokenData, split: str) -> dict[str, float]:
         """Bits per byte to which compressors reduce a split's text; each text is compressed once."""
-        of = data.fingerprint, split
-        if of not in self._compressed:
+        key = data.fingerprint, split
+        if key not in self._compressed:
             assert data.text_data is not None
-            self._compressed[of] = compressed_bits_per_byte(data.text_data.text(split))
-        return self._compressed[of]
+            self._compressed[key] = compressed_bits_per_byte(data.text_data.text(split))
+        return self._compressed[key]
 
     def _map(self, subject: Subject) -> dict[str, Any]:
         assert subject.open_data is not None
@@ -329,7 +325,7 @@ def _contexts(subject: Subject) -> list[int] | None:
 
 
 def _own_lengths(subject: Subject, multiples: Sequence[int]) -> list[int | None]:
-    """Of the samples to predict: text at multiples of the length of training, a recall task at its own."""
+    """The lengths of samples to predict: multiples of the training length for text, None for a recall task."""
     data = subject.about["data"]
     if data is None or data["kind"] != "text":
         return [None]

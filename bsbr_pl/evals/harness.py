@@ -95,7 +95,8 @@ class HarnessModel(TemplateLM):
         for row, (text, (_, continuation)) in enumerate(zip(texts, pairs, strict=True)):
             end, count = len(text) - 1, len(continuation)
             if count > self.max_length:
-                raise ValueError(f"a continuation has {count} tokens, more than max_length={self.max_length}: raise it")
+                limit = f"max_length={self.max_length}"
+                raise ValueError(f"a continuation has {count} tokens, more than {limit}: set a larger max_length")
             inputs[row, :end] = torch.tensor(text[:-1])
             targets[row, end - count : end] = torch.tensor(continuation)
         inputs, targets = inputs.to(self.device), targets.to(self.device)
@@ -121,7 +122,7 @@ class HarnessModel(TemplateLM):
             if room < 1:
                 raise ValueError(
                     f"max_length={self.max_length} leaves no room for a prompt before {one['max_gen_toks']} new tokens "
-                    "(max_gen_toks of the task): raise it"
+                    "(max_gen_toks of the task): set a larger max_length"
                 )
             prompts[number] = prompts[number][-room:]
 
@@ -167,7 +168,7 @@ class HarnessModel(TemplateLM):
 
 
 def _options(asked: dict[str, Any]) -> dict[str, Any]:
-    """What a task asks of a generation, as arguments of `_continue`."""
+    """A task's options of generation, as arguments of `_continue`."""
     options = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
     wanted = {name: options[name] for name in ("until", "max_gen_toks")}
     if not options.pop("do_sample"):

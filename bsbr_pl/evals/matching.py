@@ -102,19 +102,17 @@ def match(
     check_positive(tokens=num_tokens, batch_size=batch_size, rounds=rounds)
     given = {name: DEFAULTS | one | {"attention": specs_of(one["attention"])} for name, one in models.items()}
 
-    def values(of: Mapping[str, Arguments]) -> dict[str, float]:
+    def values(others: Mapping[str, Arguments]) -> dict[str, float]:
         """The quantity of the reference and of others; times are of the same rounds."""
-        of = {**of, reference: given[reference]}
+        every = {**others, reference: given[reference]}
         if quantity == "step_time":
             with timing_lock():
-                return step_times(of, num_tokens, batch_size, rounds, device)
-        found = {name: budgets(arguments, num_tokens) for name, arguments in of.items()}
+                return step_times(every, num_tokens, batch_size, rounds, device)
+        found = {name: budgets(arguments, num_tokens) for name, arguments in every.items()}
         for name, known in found.items():
             if quantity not in known:
-                attention = of[name]["attention"]
-                raise ValueError(
-                    f"match={quantity}: {attention} does not say its {quantity}: match params or step_time"
-                )
+                spec = every[name]["attention"]
+                raise ValueError(f"match={quantity}: {spec} does not say its {quantity}: match params or step_time")
         return {name: known[quantity] for name, known in found.items()}
 
     def share(arguments: Arguments) -> float:

@@ -135,13 +135,13 @@ class Measurement:
             return self._leak(f"suffix_{cut}", self.run(other)[:, : cut + 1], self.output[None], self.limit)
 
     def training_suffix(self) -> Check:
-        """The same for all cuts before the last token, of two texts at once, in training mode with gradients."""
+        """Like `suffix`, for all cuts before the last token, on two texts at once, in training mode with gradients."""
         run = copy.deepcopy(self.unused)  # batch norm keeps statistics
         run.module.train()
         return self._changes("training_suffix", run, self._two_texts(), self.cuts[:-1], self.limit, torch.enable_grad)
 
     def context(self, length: int) -> Check:
-        """The same of one text of another length, in evaluation and, up to MOST_TRAINED tokens, training mode."""
+        """Like `suffix`, on a text of another length, in evaluation and, up to MOST_TRAINED tokens, training mode."""
         name = f"context_{length}"
         run, text = copy.deepcopy(self.unused), self.run.text(self.random, 1, length)
 
@@ -152,7 +152,7 @@ class Measurement:
         return self._in_modes(name, measure, (False, True) if length <= MOST_TRAINED else (False,))
 
     def precision(self, run: Vectors, dtype: torch.dtype) -> Check:
-        """The same of two texts, in the precision of `run`, whose mode is changed."""
+        """Like `suffix`, on two texts in the precision of `run`, whose mode is changed."""
         texts = self._two_texts()
         texts = texts.to(dtype) if texts.is_floating_point() else texts
 

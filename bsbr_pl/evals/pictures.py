@@ -47,7 +47,7 @@ def draw_map(model: LanguageModel, data: TokenData, name: str) -> dict[str, Any]
 
 
 def _png(image: np.ndarray) -> bytes:
-    """With few colours, so that it stays small."""
+    """A PNG with few colours, so that it stays small."""
     stream = io.BytesIO()
     few = Image.fromarray(image).quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(stream, "png", optimize=True)

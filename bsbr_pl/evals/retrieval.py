@@ -64,14 +64,14 @@ def ask(model: LanguageModel, input_ids: Tensor, targets: Tensor) -> tuple[Colum
 
 
 def _route(attention: Attention, x: Tensor, found: Columns) -> Columns:
-    asking, holding = (found[name] // attention.period for name in ("asked", "answered"))
+    asking, holding = found["asked"] // attention.period, found["answered"] // attention.period  # chunks
     question = ((holding >= 0) & ~_near(attention, found["asked"], found["answered"])).nonzero()[:, 0]
     asking, holding = asking[question], holding[question]
     row, asked = found["row"][question], found["asked"][question]
     weights = attention.chunk_map(x)[row, :, asked]  # (questions, H, N), 0 from the own chunk on
     own = weights.gather(-1, holding[:, None, None].expand(-1, weights.shape[1], 1))
     earlier = (torch.arange(weights.shape[-1], device=x.device) < asking[:, None])[:, None]
-    larger, equal = ((ahead & earlier).sum(-1) for ahead in (weights > own, weights == own))
+    larger, equal = ((weights > own) & earlier).sum(-1), ((weights == own) & earlier).sum(-1)
     return {
         "question": question,
         "chunks": asking,

@@ -124,7 +124,7 @@ def check_record(record: Mapping[str, Any]) -> None:
 def read_run(
     own: Mapping[str, Any], record: Mapping[str, Any], step: int, built: Mapping[str, Any], length: int | None
 ) -> Run:
-    """What is known of a checkpoint's run.
+    """The run of a checkpoint, as far as it is known.
 
     Args:
         own: what the checkpoint holds.
@@ -218,5 +218,5 @@ def _changes(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    """On one line, not too long."""
+    """A value as text on one line, cut to 60 characters."""
     return "none" if value is None else " ".join(str(value).split())[:60]

@@ -27,7 +27,7 @@ class DataChangedError(ValueError):
 
 @dataclass(frozen=True)
 class DataLocation:
-    """Where the text that checkpoints were trained on is now.
+    """The present location of the text that checkpoints were trained on.
 
     Args:
         source: file or folder of the text; its fingerprint must be that of the training
@@ -49,12 +49,12 @@ def open_saved(
     changes: Mapping[str, Any],
     trusted: bool,
 ) -> TokenData:
-    """The data of a training, by the arguments of the training but for `changes`, prepared.
+    """Open and prepare the data of a training, with its arguments except `changes`.
 
     Args:
         data_class: a key of `DATA_SETS`.
         arguments: of the training.
-        fingerprint: of the training; None where it is not known, and then nothing is compared.
+        fingerprint: of the training; if None, nothing is compared.
         location: where source and prepared text are now.
         changes: arguments for this evaluation, such as `eval_batch_size`.
         trusted: read the paths and Hub names in `arguments` too, with their number of workers and sizes of any kind.
