@@ -206,12 +206,9 @@ def _changes(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The first changes of arguments in words, and how many more there are."""
     words = []
     for one in found[:CHANGES]:
-        name, before, after = (
-            _text(one["argument"]).rpartition(".")[2],
-            _text(one.get("before")),
-            _text(one.get("after")),
-        )
-        words.append(f"{name} changed at step {one['step']:,} ({before} to {after})")
+        name = _text(one["argument"]).rpartition(".")[2]
+        values = f"{_text(one.get('before'))} to {_text(one.get('after'))}"
+        words.append(f"{name} changed at step {one['step']:,} ({values})")
     if len(found) > CHANGES:
         words.append(f"{len(found) - CHANGES} more changes")
     return tuple(words)
