@@ -221,6 +221,15 @@ def test_only_the_first_step_after_a_resume_must_find_its_moments():
     module.check_restored(optimizer)
 
 
+def test_a_checkpoint_is_restored_once_a_batch_was_computed(tmp_path):
+    """Errors until then are the checkpoint's."""
+    module = module_of()
+    for run in (trainer(tmp_path).validate, trainer(tmp_path, max_steps=1, limit_val_batches=0).fit):
+        module.restoring = True
+        run(module, loader())
+        assert not module.restoring
+
+
 def test_learning_rate_rises_then_falls_along_a_cosine():
     module = module_of(learning_rate=1.0, warmup_steps=4, min_learning_rate=0.1)
     module.trainer = Trainer(max_steps=14, logger=False, enable_checkpointing=False, accelerator="cpu")
