@@ -12,7 +12,7 @@ from trainings import diverged, finished_record, last_checkpoint, validation_los
 from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.evals.evaluation import VERSIONS, Evaluation
 from bsbr_pl.evals.pictures import course
-from bsbr_pl.report.study import quality
+from bsbr_pl.report.study_runs import quality
 from bsbr_pl.results import Results, Row
 from bsbr_pl.values import digest
 
