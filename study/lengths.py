@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rows import Run, results, runs_in
-from trainings import last_checkpoint
+from rows import is_known, line_of, subject_of, tested_runs
 
 from bsbr_pl.evals.accuracy import text_accuracy
-from bsbr_pl.evals.checkpoints import open_checkpoint
+from bsbr_pl.evals.subject import Subject
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.report.tables import pipes
 from bsbr_pl.utils.files import write_whole
 
 TASK = "text"
+POINT = ("model", "rate", "steps", "decay", "length")
 WAYS = ("truncated", "as it is", "stretched")
 
 
@@ -42,17 +42,16 @@ def stretch(model: LanguageModel, times: float) -> bool:
 
 def lines(output: Path, length: int, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The lines of runs and ways that are not known."""
-    for run in runs_in(results(output, TASK).rows):
+    for run, row in tested_runs(output, TASK).items():
         for way in WAYS:
-            line = {"model": run.model, "rate": run.rate, "seed": run.seed, "length": length, "way": way}
-            if run.phase == "final" and not any(line.items() <= one.items() for one in known):
-                bits = read(run, output, length, way)
+            line = line_of(run, row) | {"length": length, "way": way}
+            if not is_known(line, known):
+                bits = read(subject_of(run, row, output), length, way)
                 yield line | {"bits_per_byte": None if bits is None else round(bits, 6)}
 
 
-def read(run: Run, output: Path, length: int, way: str) -> float | None:
+def read(subject: Subject, length: int, way: str) -> float | None:
     """Bits per byte of one run read in one way; None if nothing can be stretched."""
-    subject = open_checkpoint(last_checkpoint(run.folder(output)), trusted=True).subject()
     assert subject.open_data is not None
     data, model = subject.open_data(), subject.model.eval()
     trained = data.validation_length
@@ -64,10 +63,13 @@ def read(run: Run, output: Path, length: int, way: str) -> float | None:
 
 
 def table(known: list[dict[str, Any]]) -> str:
-    frame = pd.DataFrame(known).dropna()
-    means = frame.pivot_table(index="model", columns="way", values="bits_per_byte", sort=False).reindex(columns=WAYS)
+    """Means over seeds; models with several rates, steps or weight decays have a row for each."""
+    frame = pd.DataFrame(known, columns=[*POINT, "seed", "way", "bits_per_byte"])
+    frame = frame.dropna(subset="bits_per_byte").fillna("-")
+    index = [name for name in POINT if name == "model" or frame.groupby("model")[name].nunique().max() > 1]
+    means = frame.pivot_table(index=index, columns="way", values="bits_per_byte", sort=False).reindex(columns=WAYS)
     shown = means.map("{:.4f}".format).replace("nan", "-")
-    seeds = frame.groupby("model")["seed"].nunique()
+    seeds = frame.groupby(index)["seed"].nunique()
     return pipes(shown.assign(seeds=seeds)[["seeds", *WAYS]].reset_index().astype(str))
 
 

@@ -23,13 +23,12 @@ import pandas as pd
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from rows import results, runs_in
+from rows import is_known, line_of, subject_of, tested_runs
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
-from trainings import last_checkpoint
 
 from bsbr_pl.data.base import IGNORED
-from bsbr_pl.evals.checkpoints import open_checkpoint
+from bsbr_pl.evals.subject import Subject
 from bsbr_pl.report.plots import SETTINGS, drawn
 from bsbr_pl.utils.files import write_whole
 
@@ -41,9 +40,8 @@ SAMPLES = 256 * 16  # keys of the training set, drawn with repetition
 
 
 @torch.no_grad()
-def scores(checkpoint: Path) -> dict[str, Any]:
+def scores(subject: Subject) -> dict[str, Any]:
     """Both accuracies of a run on its test split, and what the run was."""
-    subject = open_checkpoint(checkpoint, trusted=True).subject()
     assert subject.open_data is not None
     data, model = subject.open_data(), subject.model.eval()
     data.setup("test")
@@ -65,10 +63,10 @@ def scores(checkpoint: Path) -> dict[str, Any]:
 
 def lines(folder: Path, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The lines of a study's runs, but for those that are known."""
-    for run in runs_in(results(folder, TASK).rows):
-        which = {"study": folder.name, "model": run.model, "rate": run.rate, "seed": run.seed}
-        if run.phase == "final" and not any(which.items() <= line.items() for line in known):
-            yield which | scores(last_checkpoint(run.folder(folder)))
+    for run, row in tested_runs(folder, TASK).items():
+        which = {"study": folder.name} | line_of(run, row)
+        if not is_known(which, known):
+            yield which | scores(subject_of(run, row, folder))
 
 
 def table(kept: list[dict[str, Any]], value: str) -> str:
@@ -114,12 +112,10 @@ def main() -> None:
     chosen = parser.parse_args()
     kept = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with chosen.out.open("a") as stream:
-        for folder in chosen.folders:
-            for line in lines(folder, kept):
-                stream.write(json.dumps(line) + "\n")
-                stream.flush()
-                kept.append(line)
+    for folder in chosen.folders:
+        for line in lines(folder, kept):
+            kept.append(line)
+            write_whole(chosen.out, "".join(json.dumps(one) + "\n" for one in kept).encode())
     for value in ("accuracy", "class_accuracy"):
         print(f"{value}\n{table(kept, value)}\n")
     if chosen.figure:

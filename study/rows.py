@@ -12,6 +12,7 @@ from trainings import diverged, finished_record, last_checkpoint, validation_los
 from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.evals.evaluation import VERSIONS, Evaluation
 from bsbr_pl.evals.pictures import course
+from bsbr_pl.evals.subject import Subject
 from bsbr_pl.report.study_runs import quality
 from bsbr_pl.results import Results, Row
 from bsbr_pl.values import digest
@@ -155,6 +156,38 @@ def runs_in(rows: Iterable[Row]) -> dict[Run, Row]:
                 both = " and ".join(one["identity"]["checkpoint"] for one in (other, row))
                 raise ValueError(f"two rows are of the run '{run}', with checkpoints {both}: remove one of them")
     return found
+
+
+def tested_runs(output: Path, task: str) -> dict[Run, Row]:
+    """The runs that count of a folder, with a test result: neither diverged nor left out because of a certificate."""
+    found = runs_in(results(output, task).rows)
+    return {
+        run: row for run, row in found.items() if run.phase == "final" and "test" in row["values"].get("result", {})
+    }
+
+
+def subject_of(run: Run, row: Row, output: Path) -> Subject:
+    """The model of a run, from its folder.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or not the one of the row.
+    """
+    path = last_checkpoint(run.folder(output))
+    subject = open_checkpoint(path, trusted=True).subject()
+    if subject.digest != row["identity"]["checkpoint"]:
+        raise ValueError(f"{path} has other weights than the row of '{run}': it was trained again")
+    return subject
+
+
+def line_of(run: Run, row: Row) -> dict[str, Any]:
+    """What tells the line of a run from those of others, in a file of lines."""
+    facts = {"model": run.model, "rate": run.rate, "seed": run.seed, "steps": run.steps, "decay": run.decay}
+    return facts | {"checkpoint": row["identity"]["checkpoint"]}
+
+
+def is_known(line: Mapping[str, Any], known: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a line is there; lines of earlier versions have no steps, decay and checkpoint."""
+    return any(all(one.get(name, value) == value for name, value in line.items()) for one in known)
 
 
 def loss(row: Mapping[str, Any]) -> float:

@@ -393,6 +393,41 @@ def test_only_layers_that_see_the_whole_context_are_stretched():
     assert not stretch(LanguageModel(BSBRAttention, 5, 24, num_layers=1, num_heads=2), 8)
 
 
+@pytest.mark.usefixtures("_at_home")
+def test_a_longer_context_is_read_for_each_run_that_counts(tmp_path, monkeypatch):
+    """Runs of other steps have lines of their own; one that diverged has none; lines of earlier versions stay."""
+    import lengths
+    import rows
+
+    kept = rows.results(tmp_path, "text")
+    for steps, seed, result in ((8, 1, {"test": 2.0}), (4, 1, {"test": 3.0}), (8, 2, {})):
+        study = {"task": "text", "model": "m", "phase": "final", "rate": 0.1}
+        about = {"study": study, "seed": seed, "run": {"planned_steps": steps}}
+        values = {"metrics": {}, "result": {"val": 1.0} | result}
+        kept.add({"kind": "training", "checkpoint": f"{steps}, {seed}"}, values, about)
+    monkeypatch.setattr(lengths, "subject_of", lambda run, row, output: run)
+    monkeypatch.setattr(lengths, "read", lambda run, length, way: run.steps / 2)
+    old = {"model": "m", "rate": 0.1, "seed": 1, "length": 64, "way": "truncated", "bits_per_byte": 9.0}
+    found = list(lengths.lines(tmp_path, 64, []))
+    assert [(one["checkpoint"], one["bits_per_byte"]) for one in found] == [("8, 1", 4.0)] * 3 + [("4, 1", 2.0)] * 3
+    assert list(lengths.lines(tmp_path, 64, found)) == []
+    assert {one["way"] for one in lengths.lines(tmp_path, 64, [old])} == {"as it is", "stretched"}
+    _, _, *lines = lengths.table(found).splitlines()
+    assert lines == ["| m | 8 | 1 | 4.0000 | 4.0000 | 4.0000 |", "| m | 4 | 1 | 2.0000 | 2.0000 | 2.0000 |"]
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_a_folder_that_was_trained_again_is_not_read(tmp_path, monkeypatch):
+    import rows
+
+    opened = SimpleNamespace(subject=lambda: SimpleNamespace(digest="new"))
+    monkeypatch.setattr(rows, "open_checkpoint", lambda path, trusted: opened)
+    run = rows.Run(**RUN)
+    assert rows.subject_of(run, {"identity": {"checkpoint": "new"}}, tmp_path).digest == "new"
+    with pytest.raises(ValueError, match="has other weights than the row of 'final toy m rate"):
+        rows.subject_of(run, {"identity": {"checkpoint": "old"}}, tmp_path)
+
+
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
