@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.compiled import check_compiler
+from bsbr_pl.foreign import shared_state_kept
 
 from .analysis import aligned
 from .checks import Check, impossible, worst
@@ -132,8 +133,25 @@ def certify(
         quiet: print nothing.
 
     Raises:
-        ValueError: the module cannot be called, or a window or chunk, or its FLOPs, are too large.
+        ValueError: the module cannot be called, or a window or chunk, or its FLOPs, are too large; or it changes what
+            all models of the process share, such as the number of threads.
     """
+    with shared_state_kept(type(module).__name__):
+        certificate = _certificate(module, hidden_dim, vocab_size, length, contexts, compile, seed)
+    if not quiet:
+        print(certificate)
+    return certificate
+
+
+def _certificate(
+    module: nn.Module,
+    hidden_dim: int | None,
+    vocab_size: int | None,
+    length: int | None,
+    contexts: Sequence[int] | None,
+    compile: bool,
+    seed: int,
+) -> Certificate:
     first = next(module.parameters(), torch.zeros(0))
     device = "cpu" if first.device.type == "mps" else first.device  # MPS has no float64
     model = copied(module).to(device).double().eval()
@@ -165,10 +183,7 @@ def certify(
         if compile:
             given = probe(copy.deepcopy(module).eval().float(), hidden_dim, vocab_size)
             checks.append(_useful("compile", COMPILED, _compiled, own, given))
-    certificate = Certificate(length, checks, noise if len(found) > 1 else 0.0, type(module).__name__)
-    if not quiet:
-        print(certificate)
-    return certificate
+    return Certificate(length, checks, noise if len(found) > 1 else 0.0, type(module).__name__)
 
 
 def _is_own(run: Vectors) -> bool:

@@ -15,6 +15,7 @@ from bsbr_pl.evals import certificate as certificates
 from bsbr_pl.evals.certificate import certify
 from bsbr_pl.evals.measurement import Measurement
 from bsbr_pl.evals.probes import probe
+from bsbr_pl.foreign import SHARED
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.spec import AttentionSpec
 
@@ -183,6 +184,43 @@ def test_later_tokens_are_cut_where_the_seed_says():
     assert len(set(found)) > 1
     module.start = 139
     assert Measurement(probe(module, 2), [0], 141, 0).every_suffix().token == 139
+
+
+CHANGES = {
+    "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "the default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "the default device": lambda: torch.set_default_device("meta"),
+    "whether gradients are computed": lambda: torch.set_grad_enabled(False),
+    "the precision of products": lambda: torch.set_float32_matmul_precision("medium"),
+    "whether algorithms are deterministic": lambda: torch.use_deterministic_algorithms(True),
+}
+
+
+class Changes(nn.Module):
+    """Changes what all models of a process share: the others would be timed and trained in another way."""
+
+    def __init__(self, dim: int, what: str, when_built: bool) -> None:
+        super().__init__()
+        self.weight, self.what = nn.Parameter(torch.ones(dim)), "" if when_built else what
+        if when_built:
+            CHANGES[what]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what:
+            CHANGES[self.what]()
+        return x * self.weight
+
+
+@pytest.mark.parametrize(
+    ("what", "when_built"),
+    [*((what, True) for what in CHANGES), *((what, False) for what in CHANGES if "gradients" not in what)],
+)
+def test_what_changes_the_process_is_refused_and_put_back(what, when_built):
+    before = {name: get() for name, (_, get) in SHARED.items()}
+    with pytest.raises(ValueError, match=f"Changes changes {what} of the whole process, which was "):  # noqa: PT012
+        built = AttentionSpec(Changes, {"what": what, "when_built": when_built})(4, 1)
+        certify(built.module, 4, length=9, quiet=True)
+    assert {name: get() for name, (_, get) in SHARED.items()} == before
 
 
 def test_what_tells_its_edges_is_not_cut_everywhere():
