@@ -196,6 +196,15 @@ def test_options_that_the_study_sets_are_refused(tmp_path, capsys, options, name
 
 
 @pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize("option", ["--seed_everything=1", "--data.seed=1"])
+def test_seeds_are_no_option_of_train_all(tmp_path, capsys, option):
+    """All runs would have the same."""
+    assert in_this_process("study/train_all.py", ["runs", "--architectures", "linear", "--", option]) == 2
+    assert "it would be that of all runs: use --seeds" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("_at_home")
 @pytest.mark.parametrize(("theirs", "ours"), [([], ["--data.power=1"]), (["--data.power=1"], ["--data.power=2"])])
 def test_runs_with_other_options_need_another_folder(tmp_path, capsys, theirs, ours):
     """Rows without options are of runs without options."""
