@@ -34,6 +34,7 @@ from bsbr_pl.utils.files import write_json  # noqa: E402
 SECONDS_BETWEEN_LOOKS = 0.2
 QUEUED = "queued as job "  # how the reason starts why a run is missing, while it waits or runs on a cluster
 DIVERGED = re.compile(r"error: (the loss is (?:nan|-?inf) .*|\S+ is not finite after .*)")  # what FiniteLoss says
+ERROR = re.compile(r"\S+\.py: error: ")  # of train.py, or of the script that takes its place
 
 
 class Training(NamedTuple):
@@ -170,7 +171,7 @@ def _last_words(code: int, output: str) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("train.py: error: ")]
+    errors = [line for line in lines if ERROR.match(line)]
     return (errors or lines or [f"train.py ended with {code} and printed nothing"])[-1]
 
 

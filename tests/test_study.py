@@ -373,6 +373,15 @@ def test_what_is_matched_is_what_is_trained(tmp_path):
     assert Study(tmp_path, ["--model.ff_dim=0"], tmp_path).matched_arguments("toy", ["linear"]) == {"linear": {}}
 
 
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize("script", ["train.py", "my_train.py"])
+def test_the_reason_of_a_failure_is_its_error(script):
+    from trainings import _last_words
+
+    output = f"warning\n{script}: error: no such model\n`{script} fit --help` shows every option\n"
+    assert _last_words(2, output) == f"{script}: error: no such model"
+
+
 DAMAGED = ['{"status": "fin', "[]", "null", '{"status": "finished"}', '{"status": "finished", "metrics": []}',
            '{"status": "finished", "metrics": {"val/loss": {"value": []}}}']  # fmt: skip
 
