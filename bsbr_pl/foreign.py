@@ -7,8 +7,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,19 @@ from .attention.base import Attention
 #: What constructors call the width D, and the number of heads.
 WIDTH = ("hidden_dim", "dim", "d_model", "embed_dim", "hidden_size", "n_embd", "width", "channels")
 HEADS = ("num_heads", "heads", "n_heads", "n_head", "nheads", "nhead", "num_attention_heads")
+
+#: What all models of a process share -> how to set it, and its value.
+SHARED: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
+    "the number of threads": (torch.set_num_threads, torch.get_num_threads),
+    "the default dtype": (torch.set_default_dtype, torch.get_default_dtype),
+    "the default device": (torch.set_default_device, torch.get_default_device),
+    "whether gradients are computed": (torch.set_grad_enabled, torch.is_grad_enabled),
+    "the precision of products": (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision),
+    "whether algorithms are deterministic": (
+        torch.use_deterministic_algorithms,
+        torch.are_deterministic_algorithms_enabled,
+    ),
+}
 
 _trusted: set[str] = set()  # packages
 _given: dict[str, type[nn.Module]] = {}  # import path -> class, of those that Python code used
@@ -57,6 +70,25 @@ def find(path: str) -> type[nn.Module] | None:
         with suppress(ImportError):
             found = getattr(importlib.import_module(module), name, None)
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+@contextmanager
+def shared_state_kept(name: str) -> Iterator[None]:
+    """Put back what a module has changed of `SHARED`: other models would be computed in another way.
+
+    Raises:
+        ValueError: it has changed something; says what.
+    """
+    before = {what: get() for what, (_, get) in SHARED.items()}
+    try:
+        yield
+    finally:
+        changed = [what for what, (_, get) in SHARED.items() if get() != before[what]]
+        for what in changed:
+            SHARED[what][0](before[what])
+        if changed:  # an error may be due to it
+            words = f"{name} changes {changed[0]} of the whole process, which was {before[changed[0]]}: remove this"
+            raise ValueError(words)
 
 
 def build(make: Any, hidden_dim: int | None, num_heads: int | None, options: Mapping[str, Any]) -> Any:

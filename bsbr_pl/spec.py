@@ -65,9 +65,15 @@ class AttentionSpec:
         raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {value!r}")
 
     def __call__(self, hidden_dim: int, num_heads: int) -> Attention:
-        if issubclass(self.cls, Attention):
-            return self.cls(hidden_dim, num_heads, **self.options)
-        return foreign.ForeignAttention(hidden_dim, num_heads, self.cls, dict(self.options))
+        """Build it.
+
+        Raises:
+            ValueError: an option is out of range, or building it changes what all models of the process share.
+        """
+        with foreign.shared_state_kept(self.cls.__name__):
+            if issubclass(self.cls, Attention):
+                return self.cls(hidden_dim, num_heads, **self.options)
+            return foreign.ForeignAttention(hidden_dim, num_heads, self.cls, dict(self.options))
 
     def __str__(self) -> str:
         """The key with the options that differ from their defaults: `bsbr(chunk_size=64)`."""

@@ -1,10 +1,13 @@
 """The command line of study/run.py. It is checked before a run is trained."""
 
 import argparse
+import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 from rows import results
+from settings import given
 from trainings import ROOT, parse_with_rest
 
 from bsbr_pl.attention import ARCHITECTURES
@@ -17,6 +20,14 @@ SET_BY_STUDY = {
     "--model.learning_rate": "--rates",
     "--seed_everything": "--seeds",
 }
+#: The same of all options that are refused after `--`.
+REFUSED = SET_BY_STUDY | {
+    "--data.seed": "--seeds",
+    "--data.init_args.seed": "--seeds",
+    "--model.attention": "--models",
+    "--ckpt_path": "the same command again, which resumes its runs",
+}
+DIGITS = 6  # of a rate in the name of a folder
 
 
 def names(folder: Path) -> list[str]:
@@ -64,6 +75,9 @@ def choose(description: str) -> tuple[argparse.Namespace, list[str]]:
     for name in ("steps", "workers", "max_rates"):
         if (value := getattr(chosen, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
+    for name in ("tasks", "models", "seeds", "rates", "decays"):
+        if mistake := _mistake_in(name, getattr(chosen, name) or []):
+            parser.error(mistake)
     if chosen.launcher == "local" and (chosen.sbatch or chosen.no_wait):
         parser.error("--sbatch and --no_wait need --launcher=slurm")
     if mistake := _mistake(chosen, options):
@@ -71,15 +85,23 @@ def choose(description: str) -> tuple[argparse.Namespace, list[str]]:
     return chosen, options
 
 
+def _mistake_in(name: str, values: list[Any]) -> str | None:
+    """What is wrong with a list: a value that is there twice, or a number out of range."""
+    for value in values if name in ("rates", "decays") else ():
+        if not 0 <= value < math.inf or (name == "rates" and not value):
+            return f"--{name} must be finite and {'above 0' if name == 'rates' else 'at least 0'}, got {value:g}"
+    shown = [f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value) for value in values]
+    twice = [one for i, one in enumerate(shown) if one in shown[:i]]
+    words = f" ({DIGITS} digits tell numbers apart)" if name in ("rates", "decays") else ""
+    return f"--{name}: {twice[0]} is there twice{words}" if twice else None
+
+
 def _mistake(chosen: argparse.Namespace, options: list[str]) -> str | None:
     """The mistake in the options for train.py: the study sets one, or the folder has runs with other options."""
-    set_by_study = dict(SET_BY_STUDY)
-    if chosen.decays:
-        set_by_study["--model.weight_decay"] = "--decays"
-    for option in options:
-        name = option.partition("=")[0]
-        if name in set_by_study:
-            return f"{name} after --: the study sets it: use {set_by_study[name]}"
+    refused = REFUSED | ({"--model.weight_decay": "--decays"} if chosen.decays else {})
+    for name, _ in given(options):
+        if name in refused:
+            return f"{name} after --: the study sets it: use {refused[name]}"
     for task in chosen.tasks:
         studies = [row["about"]["study"] for row in results(chosen.output, task).rows if "study" in row["about"]]
         for study in studies:

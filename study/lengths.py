@@ -19,15 +19,15 @@ from typing import Any
 
 import pandas as pd
 from lines import Line, add_missing
-from rows import Run, results, runs_in
-from trainings import last_checkpoint
+from rows import Run, line_of, subject_of, tested_runs
 
 from bsbr_pl.evals.accuracy import text_accuracy
-from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.report.tables import pipes
+from bsbr_pl.results import Row
 
 TASK = "text"
+POINT = ("model", "rate", "steps", "decay", "length")
 WAYS = ("truncated", "as it is", "stretched")
 
 
@@ -42,16 +42,15 @@ def stretch(model: LanguageModel, times: float) -> bool:
 
 def wanted(output: Path, length: int) -> Iterator[tuple[Line, Callable[[], Line]]]:
     """Every run that counts, in each way: what identifies its line, and a function for the rest of the line."""
-    for run in runs_in(results(output, TASK).rows):
-        if run.phase == "final":
-            for way in WAYS:
-                line = {"model": run.model, "rate": run.rate, "seed": run.seed, "length": length, "way": way}
-                yield line, partial(read, run, output, length, way)
+    for run, row in tested_runs(output, TASK).items():
+        for way in WAYS:
+            line = line_of(run, row) | {"length": length, "way": way}
+            yield line, partial(read, run, row, output, length, way)
 
 
-def read(run: Run, output: Path, length: int, way: str) -> Line:
+def read(run: Run, row: Row, output: Path, length: int, way: str) -> Line:
     """Bits per byte of one run read in one way; None if nothing can be stretched."""
-    subject = open_checkpoint(last_checkpoint(run.folder(output)), trusted=True).subject()
+    subject = subject_of(run, row, output)
     assert subject.open_data is not None
     data, model = subject.open_data(), subject.model.eval()
     trained = data.validation_length
@@ -63,11 +62,13 @@ def read(run: Run, output: Path, length: int, way: str) -> Line:
 
 
 def table(lines: list[Line]) -> str:
-    """Means over seeds: a row for each model, a column for each way."""
-    frame = pd.DataFrame(lines).dropna()
-    means = frame.pivot_table(index="model", columns="way", values="bits_per_byte", sort=False).reindex(columns=WAYS)
+    """Means over seeds. Models with several rates, steps or weight decays have a row for each."""
+    frame = pd.DataFrame(lines, columns=[*POINT, "seed", "way", "bits_per_byte"])
+    frame = frame.dropna(subset="bits_per_byte").fillna("-")
+    index = [name for name in POINT if name == "model" or frame.groupby("model")[name].nunique().max() > 1]
+    means = frame.pivot_table(index=index, columns="way", values="bits_per_byte", sort=False).reindex(columns=WAYS)
     shown = means.map("{:.4f}".format).replace("nan", "-")
-    seeds = frame.groupby("model")["seed"].nunique()
+    seeds = frame.groupby(index)["seed"].nunique()
     return pipes(shown.assign(seeds=seeds)[["seeds", *WAYS]].reset_index().astype(str))
 
 

@@ -22,8 +22,13 @@ def add_missing(path: Path, wanted: Iterable[tuple[Line, Callable[[], Line]]]) -
     """
     kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for identity, measure in wanted:
-        if not any(identity.items() <= line.items() for line in kept):
+        if not any(_is_of(line, identity) for line in kept):
             kept.append(identity | measure())
             print(kept[-1], flush=True)
             write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return kept
+
+
+def _is_of(line: Line, identity: Line) -> bool:
+    """Whether a line is what `identity` names; lines of earlier versions lack some of its fields."""
+    return all(line.get(name, value) == value for name, value in identity.items())

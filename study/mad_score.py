@@ -23,14 +23,13 @@ import torch
 from lines import Line, add_missing
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from rows import results, runs_in
+from rows import Run, line_of, subject_of, tested_runs
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
-from trainings import last_checkpoint
 
 from bsbr_pl.data.base import IGNORED
-from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.report.plots import SETTINGS, drawn
+from bsbr_pl.results import Row
 from bsbr_pl.utils.files import write_whole
 
 TASK = "memorization"
@@ -41,9 +40,9 @@ SAMPLES = 256 * 16  # keys of the training set, drawn with repetition
 
 
 @torch.no_grad()
-def scores(checkpoint: Path) -> Line:
+def scores(run: Run, row: Row, folder: Path) -> Line:
     """Both accuracies of a run on its test split, and what the run was."""
-    subject = open_checkpoint(checkpoint, trusted=True).subject()
+    subject = subject_of(run, row, folder)
     assert subject.open_data is not None
     data, model = subject.open_data(), subject.model.eval()
     data.setup("test")
@@ -66,10 +65,9 @@ def scores(checkpoint: Path) -> Line:
 def wanted(folders: Iterable[Path]) -> Iterator[tuple[Line, Callable[[], Line]]]:
     """Every run that counts: what identifies its line, and a function for the rest of the line."""
     for folder in folders:
-        for run in runs_in(results(folder, TASK).rows):
-            if run.phase == "final":
-                line = {"study": folder.name, "model": run.model, "rate": run.rate, "seed": run.seed}
-                yield line, partial(scores, last_checkpoint(run.folder(folder)))
+        for run, row in tested_runs(folder, TASK).items():
+            line = {"study": folder.name} | line_of(run, row)
+            yield line, partial(scores, run, row, folder)
 
 
 def table(lines: list[Line], value: str) -> str:

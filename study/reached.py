@@ -9,7 +9,7 @@ from typing import Any
 from bsbr_pl.data import TokenData
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.subject import Subject
-from bsbr_pl.report.study import quality
+from bsbr_pl.report.study_runs import quality
 
 ERRORS = 3  # an accuracy this many standard errors above the plateau is not chance
 _plateaus: dict[str, float | None] = {}  # by fingerprint: the runs of a task share their data

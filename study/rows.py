@@ -12,7 +12,8 @@ from trainings import diverged, finished_record, last_checkpoint, validation_los
 from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.evals.evaluation import VERSIONS, Evaluation
 from bsbr_pl.evals.pictures import course
-from bsbr_pl.report.study import quality
+from bsbr_pl.evals.subject import Subject
+from bsbr_pl.report.study_runs import quality
 from bsbr_pl.results import Results, Row
 from bsbr_pl.values import digest
 
@@ -54,7 +55,7 @@ def keep(
     kept: Results,
     command: str,
     options: list[str],
-    configurations: Mapping[str, str],
+    configurations: Mapping[str, Mapping[str, str]],
     tried: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, str]:
     """Write the rows of each run that has finished or diverged, unless they are there.
@@ -67,7 +68,7 @@ def keep(
         kept: where rows are written.
         command: of the study.
         options: of train.py, the same in all runs.
-        configurations: model -> `Study.configuration`.
+        configurations: model -> `Study.configuration`, which its rows hold.
         tried: model -> the rates of its sweep.
 
     Returns:
@@ -82,12 +83,15 @@ def keep(
         study |= {} if run.decay is None else {"weight_decay": run.decay}
         study |= {"rates": sorted(tried[run.model])} if tried and run.phase == "final" else {}
         study |= {"options": options} if options else {}
-        study["configuration"] = configurations[run.model]
+        study |= configurations[run.model]
         if finished_record(folder):
             try:
                 subject = open_checkpoint(last_checkpoint(folder), trusted=True).subject(command)
             except ValueError as error:
                 missing[str(run)] = str(error)
+                continue
+            if other := trained_otherwise(run, subject.about):
+                missing[str(run)] = other
                 continue
             subject = replace(subject, about=subject.about | {"study": study})
             values = course(subject.record)
@@ -105,6 +109,23 @@ def keep(
     return missing
 
 
+def trained_otherwise(run: Run, about: Mapping[str, Any]) -> str | None:
+    """The first fact of a checkpoint that is not that of the run; None if all agree.
+
+    Options after `--` have many spellings, and files of configurations may set anything.
+    """
+    of_run, data = about["run"], (about.get("data") or {}).get("arguments") or {}
+    facts = {"seed": (about["seed"], run.seed), "data.seed": (data.get("seed"), run.seed)}
+    facts["learning rate"] = about["config"].get("model.learning_rate"), run.rate
+    facts |= {name: (of_run[name], run.steps) for name in ("planned_steps", "steps")}
+    if run.decay is not None:
+        facts["weight decay"] = about["config"].get("model.weight_decay"), run.decay
+    for name, (theirs, ours) in facts.items():
+        if theirs != ours:
+            return f"trained with {name} {theirs} instead of {ours}: change the options after --, or the folder"
+    return None
+
+
 def _add(kept: Results, identity: dict[str, Any], values: dict[str, Any], about: dict[str, Any]) -> None:
     """Write a row, unless another process has written it meanwhile."""
     with kept.claim(identity, wait=True):
@@ -119,15 +140,49 @@ def is_complete(row: Row) -> bool:
 
 
 def runs_in(rows: Iterable[Row]) -> dict[Run, Row]:
-    """Run -> its row, of the rows that a study wrote."""
-    found = {}
+    """Run -> its row, of the rows that a study wrote.
+
+    Raises:
+        ValueError: two rows are of one run, as after two files were joined; names the run and both checkpoints.
+    """
+    found: dict[Run, Row] = {}
     for row in rows:
         about = row["about"]
         if row["identity"]["kind"] == "training" and "study" in about:
             facts = {name: about["study"][name] for name in ("task", "model", "phase", "rate")}
             facts |= {"decay": about["study"].get("weight_decay"), "seed": about.get("seed")}
-            found[Run(**facts, steps=(about.get("run") or {}).get("planned_steps"))] = row
+            run = Run(**facts, steps=(about.get("run") or {}).get("planned_steps"))
+            if (other := found.setdefault(run, row)) is not row:
+                both = " and ".join(one["identity"]["checkpoint"] for one in (other, row))
+                raise ValueError(f"two rows are of the run '{run}', with checkpoints {both}: remove one of them")
     return found
+
+
+def tested_runs(output: Path, task: str) -> dict[Run, Row]:
+    """The runs that count of a folder, with a test result: neither diverged nor left out because of a certificate."""
+    found = runs_in(results(output, task).rows)
+    return {
+        run: row for run, row in found.items() if run.phase == "final" and "test" in row["values"].get("result", {})
+    }
+
+
+def subject_of(run: Run, row: Row, output: Path) -> Subject:
+    """The model of a run, from its folder.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or not the one of the row.
+    """
+    path = last_checkpoint(run.folder(output))
+    subject = open_checkpoint(path, trusted=True).subject()
+    if subject.digest != row["identity"]["checkpoint"]:
+        raise ValueError(f"{path} has other weights than the row of '{run}': it was trained again")
+    return subject
+
+
+def line_of(run: Run, row: Row) -> dict[str, Any]:
+    """What tells the line of a run from those of others, in a file of lines."""
+    facts = {"model": run.model, "rate": run.rate, "seed": run.seed, "steps": run.steps, "decay": run.decay}
+    return facts | {"checkpoint": row["identity"]["checkpoint"]}
 
 
 def loss(row: Mapping[str, Any]) -> float:

@@ -28,7 +28,8 @@ OUTPUT/TASK/results.jsonl holds the rows, each written when its run ends; `bsbr 
 or diverged is not repeated, and an interrupted run is resumed. A run that failed for another reason is tried again by
 the next call. The last lines say which runs are missing and why, and the exit code is then 1. All trainings stop when
 this process stops. Arguments after `--` go to train.py. Studies may share one output folder if these arguments are the
-same; a study with other arguments, or with files of a model or task that were edited since, is refused.
+same; a study with other arguments, or whose base.yaml or files of a model or task were edited since, is refused. A run
+whose checkpoint has another rate, seed or number of steps than it should have gets no row.
 
     python study/run.py runs/study --launcher=slurm --sbatch partition=gpu gpus=1 time=12:00:00
 
@@ -50,9 +51,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from command_line import CONFIGS, SET_BY_STUDY, TRAIN, choose
 from rows import Run, best_runs, keep, loss, next_rate, results, runs_in
+from settings import BASE, fingerprint, merged, read, vocabulary
 from trainings import QUEUED, ROOT, Training, diverged, train_all
 
 from bsbr_pl.data import DATA_SETS
@@ -105,47 +106,40 @@ class Study(NamedTuple):
         return [self.described(model), self.configs / f"{task}.yaml", *changes[:1]]
 
     def settings(self, task: str) -> dict[str, Any]:
-        return yaml.safe_load((self.configs / f"{task}.yaml").read_text())
+        return read(self.configs / f"{task}.yaml")
 
-    def configuration(self, task: str, model: str) -> str:
-        """A digest of what the files say of a model on a task, without what the study sets."""
-        found = [yaml.safe_load(path.read_text()) or {} for path in self.files(task, model)]
-        for option in SET_BY_STUDY:
-            section, _, name = option.removeprefix("--").partition(".")
-            for one in found:
-                (one.get(section) or {}).pop(name, None)
-        return digest(found)
+    def configuration(self, task: str, model: str) -> dict[str, str]:
+        """Digests of what the files say of a model on a task, and of base.yaml, without what the study sets."""
+        files = {"configuration": self.files(task, model), "base": [BASE]}
+        return {name: fingerprint(paths, SET_BY_STUDY) for name, paths in files.items()}
 
     def check_configurations(self, task: str, models: list[str]) -> None:
         """Refuse a folder that has runs of an edited configuration. Rows of earlier versions do not say theirs.
 
         Raises:
-            ValueError: naming the task and the model.
+            ValueError: naming the task and the model; or two rows of one run.
         """
         ours = {model: self.configuration(task, model) for model in models}
         for run, row in runs_in(results(self.output, task).rows).items():
-            theirs = row["about"]["study"].get("configuration")
-            if theirs and run.model in ours and theirs != ours[run.model]:
-                raise ValueError(
-                    f"{self.output / task} has runs of {run.model} on {task} with another configuration: its files "
-                    "were changed since, so choose another folder"
-                )
+            for name, own in ours.get(run.model, {}).items():
+                if row["about"]["study"].get(name, own) != own:
+                    files = "base.yaml was" if name == "base" else "its files were"
+                    raise ValueError(
+                        f"{self.output / task} has runs of {run.model} on {task} with another configuration: {files} "
+                        "changed since, so choose another folder"
+                    )
 
     def matched_arguments(self, task: str, models: list[str]) -> dict[str, dict[str, Any]]:
         """Model -> the arguments that give it as many parameters as `standard`; none if the task fixes `ff_dim`."""
-        settings = self.settings(task)
-        if "ff_dim" in settings["model"]:
+        model, data_class, arguments = merged([BASE, self.configs / f"{task}.yaml"], self.options)
+        if "ff_dim" in model:
             return {name: {} for name in models}
-        arguments = settings["data"]["init_args"]
-        data = DATA_SETS[settings["data"]["class_path"].rpartition(".")[2]](**arguments)
-        vocab_size = arguments.get("bpe_vocab_size") or data.vocab_size
+        data = DATA_SETS[data_class](**arguments)
         given = {}
         for name in dict.fromkeys(["standard", *models]):
-            model = {}
-            for path in self.files(task, name):
-                model |= yaml.safe_load(path.read_text()).get("model", {})
+            model, *_ = merged([BASE, *self.files(task, name)], self.options)
             sizes = {size.name: model[size.name] for size in SIZES if size.name in model}
-            given[name] = {"attention": specs_of(model["attention"]), **sizes, "vocab_size": vocab_size}
+            given[name] = {"attention": specs_of(model["attention"]), **sizes, "vocab_size": vocabulary(data)}
         length = max(data.train_lengths)
         found = match("params", given, length, "standard")
         print(table("params", length, found, "standard") + "\n", flush=True)
@@ -168,7 +162,9 @@ class Study(NamedTuple):
                 *(f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps}", *self.options),
             ]
             files = self.files(run.task, run.model)
-            trainings.append(Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script))
+            configuration = digest(self.configuration(run.task, run.model))
+            one = Training(str(run), run.folder(self.output), run.seed, files, chosen, self.script, configuration)
+            trainings.append(one)
         return self.launch(trainings, lambda name: ended(runs[name]))
 
     def sweep(

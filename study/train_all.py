@@ -13,9 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from settings import BASE, fingerprint, given
 from trainings import ROOT, Training, parse_with_rest, train_all
 
 from bsbr_pl.attention import ARCHITECTURES
+
+SEEDS = ("--seed_everything", "--data.seed", "--data.init_args.seed")
+SET_HERE = {"--trainer.max_steps": 160, "--trainer.val_check_interval": 40}
 
 
 def main() -> int:
@@ -24,12 +28,16 @@ def main() -> int:
     parser.add_argument("--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     chosen, options = parse_with_rest(parser)
-    steps = ["--trainer.max_steps=160", "--trainer.val_check_interval=40"]
+    for name, _ in given(options):
+        if name in SEEDS:
+            parser.error(f"{name} after --: it would be that of all runs: use --seeds")
+    steps = [f"{name}={value}" for name, value in SET_HERE.items()]
     trainings = []
     for seed in chosen.seeds:
         for name in chosen.architectures:
             folder, config = chosen.output / name / f"seed{seed}", ROOT / "configs" / f"{name}.yaml"
-            trainings.append(Training(f"{name}, seed {seed}", folder, seed, [config], [*steps, *options]))
+            one = Training(f"{name}, seed {seed}", folder, seed, [config], [*steps, *options])
+            trainings.append(one._replace(configuration=fingerprint([BASE, config], SET_HERE)))
     missing = train_all(trainings)
     for name, reason in missing.items():
         print(f"missing: {name}: {reason}", file=sys.stderr)

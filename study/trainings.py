@@ -4,8 +4,8 @@ Several scripts may train in the same folders at once: a script waits for a run 
 diverged if its loss was not finite; failed.txt in its folder records this, and the run is not repeated. After any
 other failure (a full disk, a kill, no memory, a refused argument) the next call tries the run again.
 
-A run is reused or resumed only by a call with the same arguments; arguments.json in its folder records them. Paths of
-configurations are not compared.
+A run is reused or resumed only by a call with the same arguments and configuration. arguments.json in its folder
+records the arguments, and a digest of what the configurations say. Their paths are not compared.
 """
 
 import json
@@ -34,6 +34,7 @@ from bsbr_pl.utils.files import write_json  # noqa: E402
 SECONDS_BETWEEN_LOOKS = 0.2
 QUEUED = "queued as job "  # how the reason starts why a run is missing, while it waits or runs on a cluster
 DIVERGED = re.compile(r"error: (the loss is (?:nan|-?inf) .*|\S+ is not finite after .*)")  # what FiniteLoss says
+ERROR = re.compile(r"\S+\.py: error: ")  # of train.py, or of the script that takes its place
 
 
 class Training(NamedTuple):
@@ -45,6 +46,7 @@ class Training(NamedTuple):
     configs: list[Path]
     arguments: list[str]
     script: Path = ROOT / "train.py"
+    configuration: str = ""  # a digest of what the configurations say; not compared where it is empty
 
     def command(self) -> list[str]:
         resumed = ["--ckpt_path=last"] if last_checkpoint(self.folder).exists() else []
@@ -169,7 +171,7 @@ def _last_words(code: int, output: str) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("train.py: error: ")]
+    errors = [line for line in lines if ERROR.match(line)]
     return (errors or lines or [f"train.py ended with {code} and printed nothing"])[-1]
 
 
@@ -186,13 +188,14 @@ def arguments_file(folder: Path) -> Path:
 def keep_arguments(training: Training) -> None:
     """Write the file of a training that starts; one that was begun before there was such a file has none."""
     if not last_checkpoint(training.folder).exists():
-        write_json(arguments_file(training.folder), training.arguments)
+        facts = {"arguments": training.arguments, "configuration": training.configuration}
+        write_json(arguments_file(training.folder), facts)
 
 
 def other_arguments(training: Training) -> str | None:
     """Why the run in the folder is another one: the first argument that differs. None if it is the same.
 
-    Folders without the file, of earlier versions, are accepted.
+    Folders without the file, of earlier versions, are accepted; some have the arguments alone.
     """
     file = arguments_file(training.folder)
     if not file.exists():
@@ -201,11 +204,15 @@ def other_arguments(training: Training) -> str | None:
         before = json.loads(file.read_text())
     except ValueError:
         before = None
-    if not isinstance(before, list):
+    before = {"arguments": before} if isinstance(before, list) else before
+    if not isinstance(before, dict) or not isinstance(before.get("arguments"), list):
         return f"{file.name} is damaged: choose another folder"
-    for theirs, ours in zip_longest(before, training.arguments, fillvalue="nothing"):
+    for theirs, ours in zip_longest(before["arguments"], training.arguments, fillvalue="nothing"):
         if theirs != ours:
             return f"trained with other arguments ({theirs} instead of {ours}): choose another folder"
+    kept = before.get("configuration")
+    if kept and training.configuration and kept != training.configuration:
+        return "trained with another configuration: its files or base.yaml were changed since, so choose another folder"
     return None
 
 

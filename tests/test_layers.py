@@ -114,6 +114,7 @@ ALLOWED: dict[str, set[str]] = {
         *("bsbr_pl.attention", "bsbr_pl.attention.parts", "bsbr_pl.data", "bsbr_pl.data.corpora"),
         *("bsbr_pl.data.corpus", "bsbr_pl.data.files", "bsbr_pl.data.tokenizer"),
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
+        "bsbr_pl.utils.code",
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
         *("bsbr_pl.report", "bsbr_pl.report.rows", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
         "bsbr_pl.feed_forward",

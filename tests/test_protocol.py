@@ -216,6 +216,101 @@ def test_only_runs_of_equal_steps_are_compared():
     assert differences([best, short]).empty
 
 
+def counted(model: str, seed: int, on_test: float | None, val: float = 0.5, rate: float = 0.1, **about) -> dict:
+    """A run of a recall task with a result; no test result where it is None."""
+    result = {"val": val} | ({} if on_test is None else {"test": on_test})
+    made = row(model, seed, rate, val, 1.0, result=result, study=about.pop("study", {}))
+    made["about"] |= about
+    return made
+
+
+def certificate(of: dict, passed: bool, version: int) -> dict:
+    identity = {"kind": "certificate", "checkpoint": of["identity"]["checkpoint"], "version": version}
+    return {"schema": 3, "identity": identity, "about": of["about"], "values": {"passed": passed}}
+
+
+def test_a_model_that_is_not_causal_is_not_ranked():
+    """Whatever it reached; only the newest version of a certificate decides."""
+    good, leaking = counted("good", 1, 0.6), counted("leaking", 1, None, val=1.0)
+    again = [certificate(leaking, False, 5), certificate(good, True, 5), certificate(good, False, 4)]
+    for rows in ([good, leaking, *again], [*again[::-1], leaking, good]):
+        first, second = frame(runs(rows)).to_dict("records")
+        assert (first["model"], first["accuracy"], first["note"]) == ("good", "0.600", "")
+        assert (second["model"], second["accuracy"]) == ("leaking", "-")
+        assert second["note"] == "certificate failed: 1 of 1 seeds"
+        assert differences(rows).empty
+    old = [row("old", 1, 0.1, 0.9, 1.0), row("leaking", 1, 0.1, 1.0, 1.0)]
+    shown = frame(runs([*old, certificate(old[1], False, 5)])).set_index("model")["accuracy"]
+    assert shown.to_dict() == {"old": "0.900", "leaking": "-"}, "rows without results have certificates, too"
+
+
+def test_results_on_the_two_splits_are_not_averaged():
+    """A run without a test result, and a row of an earlier version."""
+    rows = [counted("m", 1, 0.5, val=0.9), counted("m", 2, None, val=0.9), row("m", 3, 0.1, 0.9, 1.0)]
+    (shown,) = frame(runs(rows)).to_dict("records")
+    assert (shown["accuracy"], shown["least to largest"], shown["seeds"]) == ("0.500", "0.500 to 0.500", "1")
+    assert shown["note"] == "no test result: 2 of 3 seeds"
+    (pair,) = differences([*rows, counted("n", 1, 0.4), counted("n", 2, 0.4)]).to_dict("records")
+    assert (pair["pairs"], pair["difference to m"]) == ("1", "-0.1000")
+
+
+def test_seeds_that_diverged_are_named():
+    rows = [counted("m", 1, 0.5), counted("m", 2, 0.5, rate=0.2)]
+    for one in (counted("m", 2, None), counted("n", 1, None)):
+        one["values"] = {"metrics": {}}
+        one["about"]["run"] |= {"status": "diverged: the loss is nan at step 1"}
+        rows.append(one)
+    shown = {(one["model"], one["learning rate"]): one for one in frame(runs(rows)).to_dict("records")}
+    assert shown["m", "0.1"]["note"] == "diverged: 1 of 2 seeds"
+    assert (shown["m", "0.1"]["seeds"], shown["m", "0.2"]["note"]) == ("1", "validation chooses rate 0.1")
+    assert (shown["n", "0.1"]["accuracy"], shown["n", "0.1"]["note"]) == ("-", "diverged: 1 of 1 seeds")
+
+
+def test_two_runs_of_a_seed_are_one_seed():
+    """They count as their mean, in the table and in the differences, and are named."""
+    rows = [counted("m", 1, 0.8), counted("m", 1, 0.6), counted("m", 2, 0.4), counted("n", 1, 0.1)]
+    rows[1]["identity"]["checkpoint"] = "again"
+    shown = frame(runs(rows)).set_index("model").loc["m"]
+    assert (shown["accuracy"], shown["seeds"], shown["note"]) == ("0.550", "2", "seed 1 has 2 runs")
+    (pair,) = differences(rows).to_dict("records")
+    assert pair["difference to m"] == "-0.6000"
+
+
+def test_only_runs_of_one_setting_are_seeds():
+    """A changed base.yaml, default or text; an argument that older rows do not have is None."""
+    config = {"model.dropout": 0.0, "data.batch_size": 4, "trainer.weight_averaging": None}
+    older = {name: value for name, value in config.items() if name != "trainer.weight_averaging"}
+    rows = [counted("m", 1, 0.5, config=config), counted("m", 2, 0.6, config=older)]
+    assert frame(runs(rows)).to_dict("list")["seeds"] == ["2"]
+    for name, value in (("model.dropout", 0.1), ("data.batch_size", 8)):
+        other = counted("m", 3, 0.9, config=config | {name: value})
+        best, mean = frame(runs([*rows, other])).to_dict("records")
+        assert (best["accuracy"], best["note"]) == ("0.900", f"{name}={value}")
+        assert (mean["accuracy"], mean["note"]) == ("0.550", f"{name}={config[name]}")
+        compared = differences([*rows, other, counted("n", 1, 0.1, config=config)])
+        assert compared.empty == (name == "data.batch_size"), "models may differ in their own arguments alone"
+    bits = {"val/bits_per_byte": {"step": [8], "value": [1.0]}}
+    for number, one in enumerate(rows):
+        one["values"]["metrics"] = bits
+        one["about"]["data"] = {"class": "TextData", "fingerprint": f"text {number}"}
+    assert frame(runs(rows)).to_dict("list")["note"] == ["text=text 0", "text=text 1"]
+
+
+def test_the_validation_split_chooses_among_rates():
+    """Of runs at an earlier best rate, or at single rates, and never the test split."""
+    rows = [counted("m", 1, 0.7, val=0.6, rate=0.1), counted("m", 1, 0.9, val=0.5, rate=0.2), counted("n", 1, 0.4)]
+    shown = frame(runs(rows)).set_index(["model", "learning rate"])["note"].to_dict()
+    assert shown == {("m", "0.1"): "", ("m", "0.2"): "validation chooses rate 0.1", ("n", "0.1"): ""}
+    (pair,) = differences(rows).to_dict("records")
+    assert pair["difference to m"] == "-0.3000"
+
+
+def test_a_seed_that_chose_the_rate_is_named():
+    rates = {"study": {"rates": [0.05, 0.1, 0.2]}}
+    rows = [counted("m", 0, 0.5, **rates), counted("m", 1, 0.5, **rates), counted("n", 0, 0.4)]
+    assert frame(runs(rows)).to_dict("list")["note"] == ["seed 0 has chosen the rate", ""]
+
+
 @pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2]])
 def test_a_folder_with_another_run_gives_no_row(study, tmp_path, monkeypatch, rates):
     """Whatever the folder holds: a run that the launcher reports as missing is not written."""

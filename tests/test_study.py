@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from PIL import Image
 from test_readme import run as in_this_process
 
 from bsbr_pl.__main__ import main
-from bsbr_pl.attention import BSBRAttention, SlidingWindowAttention, StandardAttention
+from bsbr_pl.attention import BSBRAttention, LinearAttention, SlidingWindowAttention, StandardAttention
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.results import Results
 
@@ -79,8 +81,10 @@ def test_study(tmp_path, capsys):
     rows = [row for row in every if row["identity"]["kind"] == "training"]
     rows.sort(key=lambda row: (row["about"]["study"]["phase"] == "final", row["about"]["study"]["rate"]))
     assert len(every) == len(rows) + 2
-    (configuration,) = {row["about"]["study"]["configuration"] for row in rows}
-    facts = {"task": "text", "model": "linear", "options": command[-6:], "configuration": configuration}
+    (digests,) = {tuple(row["about"]["study"][name] for name in ("configuration", "base")) for row in rows}
+    facts = {"task": "text", "model": "linear", "options": command[-6:]} | dict(
+        zip(("configuration", "base"), digests, strict=True)
+    )
     assert [(row["about"]["study"], row["about"]["seed"], row["about"]["run"]["planned_steps"]) for row in rows] == [
         (
             {**facts, "phase": phase, "rate": rate, **more},
@@ -159,6 +163,13 @@ def test_a_mistake_is_a_sentence(tmp_path, capsys):
         (["--tasks", "texts"], "--tasks: texts not in "),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--sweep_share", "1.5"], "--sweep_share must be above 0 and at most 1, got 1.5"),
+        (["--seeds", "1", "2", "1"], "--seeds: 1 is there twice"),
+        (["--models", "linear", "linear"], "--models: linear is there twice"),
+        (["--rates", "5e-3", "0.005"], "--rates: 0.005 is there twice (6 digits tell numbers apart)"),
+        (["--rates", "0.00123456781", "0.00123456782"], "--rates: 0.00123457 is there twice (6 digits"),
+        (["--rates", "nan"], "--rates must be finite and above 0, got nan"),
+        (["--rates", "0"], "--rates must be finite and above 0, got 0"),
+        (["--decays", "-0.1"], "--decays must be finite and at least 0, got -0.1"),
     ):
         assert in_this_process("study/run.py", [str(tmp_path / "runs"), *options]) == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
@@ -173,6 +184,8 @@ def test_a_mistake_is_a_sentence(tmp_path, capsys):
         (["--", "--trainer.val_check_interval=4"], "--trainer.val_check_interval", "--steps"),
         (["--", "--model.learning_rate", "0.1"], "--model.learning_rate", "--rates"),
         (["--", "--seed_everything=4"], "--seed_everything", "--seeds"),
+        (["--", "--data.seed", "4"], "--data.seed", "--seeds"),
+        (["--", "--model.attention=gla"], "--model.attention", "--models"),
         (["--decays", "0", "--", "--model.weight_decay=0.1"], "--model.weight_decay", "--decays"),
     ],
 )
@@ -180,6 +193,15 @@ def test_options_that_the_study_sets_are_refused(tmp_path, capsys, options, name
     assert in_this_process("study/run.py", ["runs", *ONE_STEP, *options]) == 2
     words = f"error: {name} after --: the study sets it: use {instead}"
     assert capsys.readouterr().err.splitlines()[-1].endswith(words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize("option", ["--seed_everything=1", "--data.seed=1"])
+def test_seeds_are_no_option_of_train_all(tmp_path, capsys, option):
+    """All runs would have the same."""
+    assert in_this_process("study/train_all.py", ["runs", "--architectures", "linear", "--", option]) == 2
+    assert "it would be that of all runs: use --seeds" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -198,21 +220,22 @@ def test_runs_with_other_options_need_another_folder(tmp_path, capsys, theirs, o
 
 
 @pytest.mark.usefixtures("_at_home")
-def test_runs_of_an_edited_configuration_need_another_folder(tmp_path):
-    """What the study sets may change; rows of earlier versions have no digest."""
+def test_runs_of_an_edited_configuration_need_another_folder(tmp_path, monkeypatch):
+    """What the study sets may change, as loggers and callbacks; rows of earlier versions have no digest."""
     from run import Study
 
     own, results = Study(tmp_path / "runs", [], tmp_path), Results(tmp_path / "runs/mqar/results.jsonl")
 
-    def digest(weight_decay: float, steps: int) -> str:
+    def digest(weight_decay: float, steps: int) -> dict[str, str]:
         section = f"model: {{weight_decay: {weight_decay}}}\ntrainer: {{max_steps: {steps}}}"
         (tmp_path / "mqar.yaml").write_text(section)
         return own.configuration("mqar", "linear")
 
     kept = digest(0.1, 5)
     study = {"task": "mqar", "model": "linear", "phase": "final", "rate": 0.1}
-    for seed, more in enumerate(({}, {"configuration": kept})):
-        results.add({"kind": "training", "checkpoint": str(seed)}, {"metrics": {}}, {"study": study | more})
+    for seed, more in enumerate(({}, kept)):
+        about = {"study": study | more, "seed": seed}
+        results.add({"kind": "training", "checkpoint": str(seed)}, {"metrics": {}}, about)
         own.check_configurations("mqar", ["linear"])
     assert digest(0.1, 6) == kept != digest(0.2, 5)
     with pytest.raises(ValueError, match="has runs of linear on mqar with another configuration: its files were"):
@@ -220,12 +243,23 @@ def test_runs_of_an_edited_configuration_need_another_folder(tmp_path):
     own.check_configurations("mqar", ["standard"])
     told = in_this_process("study/run.py", ["runs", *ONE_STEP])
     assert told.startswith("study/run.py: error: runs/mqar has runs of linear on mqar with another configuration")
+    digest(0.1, 5)
+    text = (ROOT / "configs/base.yaml").read_text()
+    for change, refused in (("beta2: 0.99", True), ("save_dir: runs", False), ("every_n_steps: 320", False)):
+        assert change in text
+        (tmp_path / "base.yaml").write_text(text.replace(change, f"{change}9"))
+        monkeypatch.setattr("run.BASE", tmp_path / "base.yaml")
+        if refused:
+            with pytest.raises(ValueError, match=r"another configuration: base\.yaml was changed since"):
+                own.check_configurations("mqar", ["linear"])
+        else:
+            own.check_configurations("mqar", ["linear"])
 
 
 @pytest.mark.usefixtures("_at_home")
 def test_a_run_with_other_arguments_is_missing(tmp_path):
     """Whether it has finished or can be resumed; a run of the same arguments, or without a file of them, is reused."""
-    from trainings import Training, train_all
+    from trainings import Training, other_arguments, train_all
 
     script, folder = tmp_path / "train.py", tmp_path / "run"
     script.write_text(
@@ -244,11 +278,109 @@ def test_a_run_with_other_arguments_is_missing(tmp_path):
     (folder / "record.json").unlink()
     assert train_all([longer]) == {"run": f"{words}: choose another folder"}
     assert train_all([first]) == {}
-    for damaged in ('["--trainer', "null"):
+    edited = first._replace(configuration="another")
+    for file, expected in (
+        ({"arguments": first.arguments, "configuration": "one"}, "trained with another configuration: its files or "),
+        (first.arguments, ""),  # of an earlier version
+    ):
+        (folder / "arguments.json").write_text(json.dumps(file))
+        assert (other_arguments(edited) or "").startswith(expected)
+        assert other_arguments(first) is None, "one that says no configuration"
+    for damaged in ('["--trainer', "null", '{"arguments": 1}'):
         (folder / "arguments.json").write_text(damaged)
         assert train_all([longer]) == {"run": "arguments.json is damaged: choose another folder"}
     (folder / "arguments.json").unlink()
     assert train_all([longer]) == {}, "a folder of an earlier version"
+
+
+def trained(**changes: Any) -> dict[str, Any]:
+    """What a checkpoint says of the run `RUN`."""
+    facts = {"seed": 1, "data.seed": 1, "rate": 0.1, "decay": 0.0, "steps": 8, "planned_steps": 8} | changes
+    return {
+        "seed": facts["seed"],
+        "data": {"arguments": {"seed": facts["data.seed"]}},
+        "run": {name: facts[name] for name in ("steps", "planned_steps")},
+        "config": {"model.learning_rate": facts["rate"], "model.weight_decay": facts["decay"]},
+    }
+
+
+RUN = {"task": "toy", "model": "m", "rate": 0.1, "seed": 1, "steps": 8, "phase": "final"}
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rate": 0.5}, "learning rate 0.5 instead of 0.1"),
+        ({"seed": 2}, "seed 2 instead of 1"),
+        ({"data.seed": 0}, "data.seed 0 instead of 1"),
+        ({"planned_steps": 6, "steps": 6}, "planned_steps 6 instead of 8"),
+        ({"steps": 6}, "steps 6 instead of 8"),  # it ended early
+        ({"decay": 0.1}, "weight decay 0.1 instead of 0.0"),
+    ],
+)
+def test_a_run_that_was_trained_otherwise_has_no_row(tmp_path, monkeypatch, changes, words):
+    """As with `-- --config=FILE`, which may set the rate, or `--trainer.max_time`."""
+    import rows
+
+    class Opened:
+        def subject(self, command: str) -> SimpleNamespace:
+            return SimpleNamespace(about=trained(**changes))
+
+    run, kept = rows.Run(**RUN, decay=0.0), rows.results(tmp_path, "toy")
+    assert rows.trained_otherwise(run, trained()) is None
+    assert rows.trained_otherwise(rows.Run(**RUN), trained(decay=0.5)) is None, "that of the configuration"
+    monkeypatch.setattr(rows, "finished_record", lambda folder: {"metrics": {}})
+    monkeypatch.setattr(rows, "open_checkpoint", lambda path, trusted: Opened())
+    missing = rows.keep([run], tmp_path, kept, "", [], {"m": {}})
+    expected = f"trained with {words}: change the options after --, or the folder"
+    assert (missing, kept.rows) == ({str(run): expected}, [])
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_two_rows_of_one_run_are_refused(tmp_path):
+    """As after two files were joined: which one counts, nobody knows."""
+    study = {"task": "mqar", "model": "linear", "phase": "sweep", "rate": 0.1}
+    for digest in ("one", "other"):
+        about = {"study": study, "seed": 0, "run": {"planned_steps": 1}}
+        Results(tmp_path / "runs/mqar/results.jsonl").add(
+            {"kind": "training", "checkpoint": digest}, {"metrics": {}}, about
+        )
+    told = in_this_process("study/run.py", ["runs", *ONE_STEP])
+    words = "two rows are of the run 'sweep mqar linear rate 0.1 seed 0', with checkpoints one and other: remove one"
+    assert told.startswith(f"study/run.py: error: {words}")
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_what_is_matched_is_what_is_trained(tmp_path):
+    """With options after `--`, and with sizes that base.yaml alone has."""
+    from run import Study
+
+    (tmp_path / "text.py").write_text(TEXT)
+    (tmp_path / "toy.yaml").write_text(
+        f"data: {{class_path: TextData, init_args: {{source: {tmp_path / 'text.py'}, cache_dir: {tmp_path}}}}}"
+    )
+    for options, sizes in (
+        ([], {"vocab_size": 8192, "hidden_dim": 128}),
+        (["--model.hidden_dim", "32", "--data.tokenizer=bytes"], {"vocab_size": 257, "hidden_dim": 32}),
+    ):
+        found = Study(tmp_path / "runs", options, tmp_path).matched_arguments("toy", ["linear"])
+        sizes |= {"num_layers": 2, "num_heads": 4}  # of base.yaml
+        counts = [
+            sum(parameter.numel() for parameter in LanguageModel(attention, **sizes, **more).parameters())
+            for attention, more in ((StandardAttention, {}), (LinearAttention, found["linear"]))
+        ]
+        assert counts[1] == pytest.approx(counts[0], rel=1e-3)
+    assert Study(tmp_path, ["--model.ff_dim=0"], tmp_path).matched_arguments("toy", ["linear"]) == {"linear": {}}
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize("script", ["train.py", "my_train.py"])
+def test_the_reason_of_a_failure_is_its_error(script):
+    from trainings import _last_words
+
+    output = f"warning\n{script}: error: no such model\n`{script} fit --help` shows every option\n"
+    assert _last_words(2, output) == f"{script}: error: no such model"
 
 
 DAMAGED = ['{"status": "fin', "[]", "null", '{"status": "finished"}', '{"status": "finished", "metrics": []}',
@@ -278,6 +410,51 @@ def test_only_layers_that_see_the_whole_context_are_stretched():
     assert whole.rope_base == pytest.approx(10_000 * 8 ** (12 / 10))
     assert window.rope_base == 10_000
     assert not stretch(LanguageModel(BSBRAttention, 5, 24, num_layers=1, num_heads=2), 8)
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_a_longer_context_is_read_for_each_run_that_counts(tmp_path, monkeypatch):
+    """Runs of other steps have lines of their own; one that diverged has none; lines of earlier versions stay."""
+    import lengths
+    import rows
+    from lines import add_missing
+
+    kept = rows.results(tmp_path, "text")
+    for steps, seed, result in ((8, 1, {"test": 2.0}), (4, 1, {"test": 3.0}), (8, 2, {})):
+        study = {"task": "text", "model": "m", "phase": "final", "rate": 0.1}
+        about = {"study": study, "seed": seed, "run": {"planned_steps": steps}}
+        values = {"metrics": {}, "result": {"val": 1.0} | result}
+        kept.add({"kind": "training", "checkpoint": f"{steps}, {seed}"}, values, about)
+    measured = []
+
+    def read(run, row, output, length, way):
+        measured.append(way)
+        return {"bits_per_byte": run.steps / 2}
+
+    monkeypatch.setattr(lengths, "read", read)
+    wanted = partial(lengths.wanted, tmp_path, 64)
+    found = add_missing(tmp_path / "new.jsonl", wanted())
+    assert [(one["checkpoint"], one["bits_per_byte"]) for one in found] == [("8, 1", 4.0)] * 3 + [("4, 1", 2.0)] * 3
+    assert add_missing(tmp_path / "new.jsonl", wanted()) == found
+    assert len(measured) == 6
+    old = {"model": "m", "rate": 0.1, "seed": 1, "length": 64, "way": "truncated", "bits_per_byte": 9.0}
+    (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n")
+    assert len(add_missing(tmp_path / "old.jsonl", wanted())) == 5
+    assert set(measured[6:]) == {"as it is", "stretched"}
+    _, _, *lines = lengths.table(found).splitlines()
+    assert lines == ["| m | 8 | 1 | 4.0000 | 4.0000 | 4.0000 |", "| m | 4 | 1 | 2.0000 | 2.0000 | 2.0000 |"]
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_a_folder_that_was_trained_again_is_not_read(tmp_path, monkeypatch):
+    import rows
+
+    opened = SimpleNamespace(subject=lambda: SimpleNamespace(digest="new"))
+    monkeypatch.setattr(rows, "open_checkpoint", lambda path, trusted: opened)
+    run = rows.Run(**RUN)
+    assert rows.subject_of(run, {"identity": {"checkpoint": "new"}}, tmp_path).digest == "new"
+    with pytest.raises(ValueError, match="has other weights than the row of 'final toy m rate"):
+        rows.subject_of(run, {"identity": {"checkpoint": "old"}}, tmp_path)
 
 
 def read(path: Path) -> list[dict]:

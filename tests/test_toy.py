@@ -472,6 +472,7 @@ def test_a_study_of_two_steps(tmp_path, monkeypatch, capsys, one_thread):
     assert (certificate["values"]["passed"], recall["identity"]["split"]) == (True, "test")
     about = row["about"]["study"]
     assert about.pop("configuration")
+    assert about.pop("base")
     assert about == {"task": "echo", "model": "average", "phase": "final", "rate": 0.01}
     record = json.loads((tmp_path / "runs/echo/final/average/rate0.01_steps2_seed0/record.json").read_text())
     assert row["values"]["metrics"]["val/accuracy_T16"]["value"] == record["metrics"]["val/accuracy_T16"]["value"]

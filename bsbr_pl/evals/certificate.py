@@ -17,9 +17,11 @@ from torch import Generator, Tensor, nn
 
 from bsbr_pl.attention.parts import check_positive
 from bsbr_pl.compiled import check_compiler
+from bsbr_pl.foreign import shared_state_kept
 
 from .analysis import aligned
-from .measurement import OTHER_PRECISION, Check, Measurement, impossible, worst
+from .checks import Check, impossible, worst
+from .measurement import OTHER_PRECISION, Measurement
 from .probes import OwnModel, Vectors, probe
 
 LOW_PRECISION = 0.1  # difference of bf16, relative to the root mean square of the output
@@ -85,8 +87,8 @@ def certify(
 
     Each check is measured with the model's own weights, and with noise of standard deviation D^-1/2 added to and
     subtracted from every parameter: a gate initialised at zero could hide a causal leak. The largest of the three
-    counts. Noise is left out if it makes outputs that are not finite. `random_tokens` and all checks after it have only
-    the model's own weights.
+    counts. Noise is left out if it makes outputs that are not finite. `every_suffix` is measured without and with added
+    noise; `random_tokens` and all checks after it have only the model's own weights.
 
     T tokens are used, of which every second repeats the one before it, or one token less than there are positions, if
     that is fewer: T = 2 C + 3 for an Attention or a language model, 256 for other modules. C is the largest `reach` or
@@ -98,6 +100,8 @@ def certify(
         future_gradient   the largest |d output_t / d input_s| over s > t, for t at every cut, relative to the largest
         training_suffix   as suffix_K for all K < T - 1, of two texts at once, in training mode with gradients and the
                           same dropout (batch norm over time)
+        every_suffix      of foreign modules, which do not tell where their chunks end: as suffix_K for each of the
+                          first 130 tokens K, and for 16 later ones that the seed draws
         random_tokens     ln V minus the loss on uniformly random tokens, in standard errors: above 0 only by chance, or
                           by seeing the answer
         repeat            the largest change when the same is computed twice
@@ -129,8 +133,25 @@ def certify(
         quiet: print nothing.
 
     Raises:
-        ValueError: the module cannot be called, or a window or chunk, or its FLOPs, are too large.
+        ValueError: the module cannot be called, or a window or chunk, or its FLOPs, are too large; or it changes what
+            all models of the process share, such as the number of threads.
     """
+    with shared_state_kept(type(module).__name__):
+        certificate = _certificate(module, hidden_dim, vocab_size, length, contexts, compile, seed)
+    if not quiet:
+        print(certificate)
+    return certificate
+
+
+def _certificate(
+    module: nn.Module,
+    hidden_dim: int | None,
+    vocab_size: int | None,
+    length: int | None,
+    contexts: Sequence[int] | None,
+    compile: bool,
+    seed: int,
+) -> Certificate:
     first = next(module.parameters(), torch.zeros(0))
     device = "cpu" if first.device.type == "mps" else first.device  # MPS has no float64
     model = copied(module).to(device).double().eval()
@@ -148,6 +169,8 @@ def certify(
     ]
     found = [one.all() for one in (own, *noisy) if one.is_finite or not own.is_finite]
     checks = [worst([measured[name] for measured in found]) for name in found[0]]
+    if not _is_own(run):
+        checks.append(worst([one.every_suffix() for one in (own, noisy[0]) if one.is_finite or one is own]))
     if run.vocab_size:
         checks.append(own.below_chance())
     checks += [own.context(n) for n in _other_lengths(run, length, contexts)]
@@ -160,10 +183,12 @@ def certify(
         if compile:
             given = probe(copy.deepcopy(module).eval().float(), hidden_dim, vocab_size)
             checks.append(_useful("compile", COMPILED, _compiled, own, given))
-    certificate = Certificate(length, checks, noise if len(found) > 1 else 0.0, type(module).__name__)
-    if not quiet:
-        print(certificate)
-    return certificate
+    return Certificate(length, checks, noise if len(found) > 1 else 0.0, type(module).__name__)
+
+
+def _is_own(run: Vectors) -> bool:
+    """Whether all attentions are of this library, which tell where their windows and chunks end."""
+    return bool(run.attentions) and all(type(one).__module__.startswith("bsbr_pl.attention.") for one in run.attentions)
 
 
 def _edges(run: Vectors) -> set[int]:

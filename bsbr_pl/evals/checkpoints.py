@@ -18,8 +18,8 @@ from bsbr_pl.module import LanguageModule
 from bsbr_pl.results import check_about
 from bsbr_pl.run import differences, in_words, kind, model_arguments
 from bsbr_pl.schema import COUNT, check_form, check_plain
+from bsbr_pl.utils.code import foreign_code
 from bsbr_pl.utils.flops import forward_flops
-from bsbr_pl.utils.records import foreign_code
 from bsbr_pl.values import as_json, finite, one_line
 
 from .runs import RUN, Run, check_record, read_record, read_run

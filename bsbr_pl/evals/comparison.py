@@ -104,7 +104,8 @@ def compare_models(
         train_steps: optimiser steps of that training; 0 for random weights.
         learning_rate: the highest of that training.
         cache_dir: folder of the trained weights; $XDG_CACHE_HOME/bsbr_pl or ~/.cache/bsbr_pl where None. They are used
-            again until an argument or the code of the class changes; what the class reads from elsewhere is not seen.
+            again until an argument or the code changes: that of the model's classes, and the own code and values that
+            it names.
         device: where to compute; CUDA where there is one, else the CPU.
         rounds: samples of each time.
         seed: of the weights, of the task and of the tokens that are timed.

@@ -3,8 +3,7 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from bsbr_pl.metrics import token_nats
 from bsbr_pl.patches import TorchDispatchMode
 from bsbr_pl.values import one_line
 
+from .checks import Check, impossible, worst
 from .probes import OwnModel, Vectors
 
 TOLERANCE = 1e-8  # of float64 outputs, relative to the largest output
@@ -27,46 +27,10 @@ OTHER_PRECISION = {
     torch.bfloat16: 0.1,
     torch.float16: 0.1,
 }  # largest change of the outputs, relative
+EVERY = 131  # first tokens that are all cut
+MORE_CUTS = 16  # behind them, drawn at random
+ROWS = 32  # texts that are cut at once
 PADDED = 128  # a padded length is a multiple of it
-
-
-@dataclass(frozen=True)
-class Check:
-    """One property: the measured value and its limit.
-
-    A check that is not `required` disqualifies no model: the property is only useful, or could not be measured, as
-    `note` says. `token` is the first token whose output changed with later tokens.
-    """
-
-    name: str
-    measured: float
-    limit: float
-    required: bool = True
-    token: int | None = None
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.measured <= self.limit  # False for NaN
-
-    def __str__(self) -> str:
-        if self.passed:
-            return "passed"
-        words = self.note or ("" if self.token is None else f"the output of token {self.token} saw the future")
-        return ": ".join(filter(None, ["FAILED" if self.required else "no", words]))
-
-
-def impossible(name: str, limit: float, error: Exception) -> Check:
-    """A check that a module cannot compute. It disqualifies no module."""
-    return Check(name, math.nan, limit, False, note=f"{type(error).__name__}: {one_line(error, 120)}")
-
-
-def worst(checks: list[Check]) -> Check:
-    """The largest measured value of one check (NaN is larger than all), and the first token."""
-    measured = torch.tensor([check.measured for check in checks], dtype=torch.float64)
-    token = min((check.token for check in checks if check.token is not None), default=None)
-    first = next((check for check in checks if check.note), checks[0])
-    return replace(first, measured=float(measured.max()), token=token)
 
 
 class Measurement:
@@ -150,6 +114,32 @@ class Measurement:
             return self._changes(name, run, text, sorted({(length - 1) // 2, length - 2}), self.limit)
 
         return self._in_modes(name, measure, (False, True) if length <= MOST_TRAINED else (False,))
+
+    def every_suffix(self) -> Check:
+        """As `suffix` for each of the first tokens, and for some of the others, which the seed draws."""
+        last = self.length - 1
+        others = torch.randperm(max(0, last - EVERY), generator=self.random)[:MORE_CUTS] + EVERY
+        found = []
+        with torch.no_grad():
+            rows = ROWS if self._try("batch", self._batch).passed else 1  # texts of a batch may see each other
+        for length, cuts in ((EVERY, range(min(EVERY, self.length) - 1)), (self.length, sorted(others.tolist()))):
+            for n, at_once in ((length, rows), (self.length, rows), (self.length, 1)):  # it may refuse some sizes
+                check = self._try("every_suffix", self._each, self.x[:, :n], cuts, at_once)
+                if check.required:
+                    break
+            found.append(check)
+        return worst(found)
+
+    @torch.no_grad()
+    def _each(self, x: Tensor, cuts: Sequence[int], rows: int) -> Check:
+        """The largest change of the outputs before each cut, of as many texts at once as there are rows."""
+        expected, found = self.run(x), [Check("every_suffix", 0.0, self.limit)]
+        for start in range(0, len(cuts), rows):
+            some = cuts[start : start + rows]
+            outputs = self.run(torch.cat([self._other_after(cut, x) for cut in some]))
+            for cut, output in zip(some, outputs, strict=True):
+                found.append(self._leak("every_suffix", output[None, : cut + 1], expected, self.limit))
+        return worst(found)
 
     def precision(self, run: Vectors, dtype: torch.dtype) -> Check:
         """Like `suffix`, on two texts in the precision of `run`, whose mode is changed."""

@@ -12,7 +12,7 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
 from bsbr_pl.spec import layers_of, plain_specs
-from bsbr_pl.utils.records import foreign_code
+from bsbr_pl.utils.code import foreign_code
 from bsbr_pl.values import digest
 
 SIZE_NAMES = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "ff_dim")

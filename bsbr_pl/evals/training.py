@@ -22,7 +22,7 @@ from bsbr_pl.module import LanguageModule
 from bsbr_pl.run import differences
 from bsbr_pl.run import model_arguments as arguments_of_run
 from bsbr_pl.spec import AttentionSpec
-from bsbr_pl.utils.records import source_code
+from bsbr_pl.utils.code import source_code
 from bsbr_pl.values import digest
 
 from .checkpoints import open_checkpoint
@@ -140,7 +140,11 @@ def train_all(
 
 def _key(arguments: Mapping[str, Any], task: TokenData, steps: int, seed: int, device: torch.device) -> str:
     """Digest of everything that decides the weights, the code of the architecture and of the model included."""
-    code = [source_code(part) for part in (AttentionSpec.of(arguments["attention"]).cls, LanguageModel, LanguageModule)]
+    with torch.random.fork_rng([]):
+        parts = LanguageModule(**arguments).modules()
+    code = [
+        source_code(part) for part in dict.fromkeys(map(type, parts)) if part.__module__.partition(".")[0] != "torch"
+    ]
     data = (str(task), task.fingerprint)
     return digest([VERSION, arguments, data, steps, seed, device.type, torch.__version__, code])
 

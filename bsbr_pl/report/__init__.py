@@ -92,7 +92,7 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
         "Four clocks": clocks.plots(findings),
         "Decode state": [],
         "Attention maps": sources.maps(findings),
-        "Study": study.tables(findings.of("training").values()),
+        "Study": study.tables([*findings.of("training").values(), *findings.of("certificate").values()]),
         "Environments": [sources.environments(findings), sources.data_sets(findings), sources.commands(findings)],
     }
     if shared:

@@ -14,11 +14,11 @@ from .plots import Picture, heat_maps
 from .rows import Checkpoint
 from .sources import HIDDEN
 from .studies import Findings
-from .study import runs
+from .study_runs import runs
 from .tables import Column, Measured, Table, table
 
 TASK = ("task", "split", "budget", "data")  # runs that agree in these are compared
-COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "learned", "digest", "checkpoint"]
+COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "chosen", "learned", "digest", "checkpoint"]
 DEPTH = re.compile(r"T\d+_N(\d+)_d([\d.]+)")  # names of slices: T256_N4_d0.25
 NOT_LEARNED = "not learned yet"
 ACCURACY: dict[str, Any] = {"unit": "%", "best": "high", "decimals": 1}  # of its columns
@@ -74,13 +74,16 @@ def entries(findings: Findings) -> pd.DataFrame:
     """Every finished run: those that count in a study, and all others that were evaluated.
 
     Columns: those of TASK (in words, but for `data`), model (of the study, or the label), rate, seed, text (whether its
-    quality is bits per byte, otherwise an accuracy), quality, worse (quality, less is better), learned (False if the
-    row says so), digest and path of its checkpoint.
+    quality is bits per byte, otherwise an accuracy), quality, worse (quality, less is better), chosen (what chooses a
+    rate, less is better: the quality on the validation split, if the row has it), learned (False if the row says so),
+    digest and path of its checkpoint.
     """
     found = [run for run, row in _evaluated(findings) if "study" not in row["about"]]
     for row in findings.of("training").values():
         c, result = Checkpoint(row["identity"]["checkpoint"], row["about"]), row["values"].get("result") or {}
-        for run in runs([row]).to_dict("records"):
+        certificate = findings.of("certificate").get(c.digest)
+        counted = runs([row, certificate] if certificate else [row]).query("why == ''")
+        for run in counted.to_dict("records"):
             run |= {"split": "val", "learned": result.get("learned"), "checkpoint": findings.short(c.name)}
             if result.get("test") is not None:
                 run |= {"split": "test", "quality": result["test"]}
@@ -108,8 +111,10 @@ def _entry(c: Checkpoint, run: dict[str, Any]) -> dict[str, Any]:
     given = (c.get("data.arguments") or {}).items()
     chosen = {name: value for name, value in given if name not in FREE}
     data = c.fingerprint if run["text"] else as_json([c.get("data.class"), chosen])
-    worse = run["quality"] if run["text"] else -run["quality"]
-    return run | {"digest": c.digest, "worse": worse, "budget": c.budget, "data": as_json([data, c.get("run.budget")])}
+    sign, quality = (1 if run["text"] else -1), run["quality"]
+    val = quality if pd.isna(run.get("val")) else run["val"]
+    worse = {"worse": sign * quality, "chosen": sign * val}
+    return run | worse | {"digest": c.digest, "budget": c.budget, "data": as_json([data, c.get("run.budget")])}
 
 
 def _names(found: pd.DataFrame) -> pd.Series:
@@ -123,8 +128,8 @@ def _names(found: pd.DataFrame) -> pd.Series:
 
 
 def _best_rates(found: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each model and task at the learning rate that is best on average."""
-    of_rate = found.groupby(["column", "model", "rate"], dropna=False)["worse"].transform("mean")
+    """The runs of each model and task at the learning rate whose mean of `chosen` is best."""
+    of_rate = found.groupby(["column", "model", "rate"], dropna=False)["chosen"].transform("mean")
     of_best_rate = of_rate.groupby([found["column"], found["model"]]).transform("min")
     best = found[of_rate == of_best_rate].sort_values("rate", kind="stable")
     return best.drop_duplicates(["column", "model", "seed"])  # the smallest of rates that are tied

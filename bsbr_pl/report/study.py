@@ -1,5 +1,6 @@
 """The study, from its rows of kind `training`: a table of each task, and a figure with a dot for each run."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -13,105 +14,89 @@ from bsbr_pl.values import number, paired_difference
 
 from .labels import look
 from .plots import SETTINGS, drawn
-from .rows import Checkpoint
+from .study_runs import RUNS, SEEDS, best_points, runs, seed_means
 from .tables import Column, Table, pipes, table
 
-BITS, SEGMENT = "val/bits_per_byte", "val/accuracy_"  # of a text; of each segment of a recall task
-RUNS = ["task", "model", "rate", "steps", "seed", "decay", "architecture", "quality", "text", "segments"]
-POINT = ["task", "model", "rate", "decay", "steps"]  # runs that agree in it differ in their seeds
-RESULT = ["val", "test", "learned", "flops_per_token", "state_bytes", "tokens_per_second"]
 MOST_SEGMENTS = 8  # with more, a table would be too wide
-
-
-def quality(metrics: Mapping[str, Any]) -> tuple[float | None, bool]:
-    """The last bits per byte, or mean accuracy over the segments of a recall task; and whether it is bits per byte."""
-    bits = metrics[BITS]["value"][-1] if BITS in metrics else None
-    if bits is not None:
-        return bits, True
-    accuracies = list(segments_of(metrics).values())
-    known = [value for value in accuracies if value is not None]
-    return (fmean(known) if known and len(known) == len(accuracies) else None), False
-
-
-def segments_of(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Segment of a recall task -> its last accuracy."""
-    found = {}
-    for name, course in metrics.items():
-        if name.startswith(SEGMENT):
-            found[name.removeprefix(SEGMENT)] = course["value"][-1]
-    return found
-
-
-def runs(rows: Iterable[Row]) -> pd.DataFrame:
-    """The runs of the phase `final` that were validated; each once.
-
-    Columns: task, model, rate, steps, seed, decay (None if it was not swept), architecture, quality (bits per byte, or
-    the mean accuracy over the segments of a recall task, of the test split if the row has it), text (whether it is bits
-    per byte), segments (name -> accuracy), parameters, rates (of the sweep) and `RESULT`.
-    """
-    found = {}
-    for row in rows:
-        run, metrics = Checkpoint("", row["about"]), row["values"].get("metrics") or {}
-        value, text = quality(metrics)
-        if run.get("study.phase") == "final" and value is not None:
-            result = row["values"].get("result") or {}
-            found[row["identity"]["checkpoint"]] = {
-                **{name: run.get(f"study.{name}") for name in ("task", "model", "rate", "rates")},
-                "steps": run.get("run.planned_steps") or run.steps,
-                "seed": run.seed,
-                "decay": run.get("study.weight_decay"),
-                "architecture": run.get("architecture"),
-                "parameters": run.get("parameters"),
-                "quality": result.get("test", value),
-                "text": text,
-                "segments": segments_of(metrics),
-                **{name: result.get(name) for name in RESULT},
-            }
-    return pd.DataFrame(list(found.values()), columns=[*RUNS, "parameters", "rates", *RESULT])
+SWEEP_SEED = 0  # of study/run.py: the choice of a rate has seen it
 
 
 def frame(found: pd.DataFrame) -> pd.DataFrame:
-    """The `runs` of one task as a table of text: a row for each `POINT`, the best first."""
+    """The `runs` of one task as a table of text: a row for each of `SEEDS`, the best first."""
     text = bool(found["text"].any())
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
     tested, swept = bool(found["test"].notna().any()), bool(found["decay"].notna().any())
-    every = []
-    for (_, model, rate, decay, steps), seeds in found.groupby(POINT, sort=False, dropna=False):
-        mean, least, largest = fmean(seeds["quality"]), seeds["quality"].min(), seeds["quality"].max()
-        row = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}"}
-        if swept:
-            row["weight decay"] = f"{decay:g}" if pd.notna(decay) else "-"
-        row["seeds"] = str(seeds["seed"].nunique())
-        row[name] = f"{mean:.{digits}f}"
-        row["least to largest"] = f"{least:.{digits}f} to {largest:.{digits}f}"
-        if tested:
-            row |= _more(seeds, digits)
-        segments = pd.DataFrame(list(seeds["segments"])).agg(fmean)
-        if 1 < len(segments) <= MOST_SEGMENTS:
-            row |= segments.map("{:.2f}".format).to_dict()
-        every.append(row)
+    best, every = best_points(found), []
+    for (point, setting), of in found.groupby(SEEDS, sort=False):
+        counted, first = of[of["why"] == ""], of.iloc[0]
+        mean = pd.Series(seed_means(counted)).mean()
+        least, largest = counted["quality"].min(), counted["quality"].max()
+        segments = pd.DataFrame(list(counted["segments"])).mean().map("{:.2f}".format)
+        facts = {"quality": mean, "model": first["model"], "steps": f"{first['steps']:,}"}
+        facts["learning rate"] = f"{first['rate']:g}"
+        facts |= {"weight decay": f"{first['decay']:g}" if pd.notna(first["decay"]) else "-"} if swept else {}
+        facts["seeds"] = str(counted["seed"].nunique())
+        figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
+        shown = figures if len(counted) else dict.fromkeys(figures, "-")
+        notes = [*_of_sweep(of, tested), *_left_out(of), *_of_rate(first, best)]
+        notes.append(_other_setting(setting, found.loc[found["point"] == point, "setting"]))
+        more = _more(of, digits) if tested else {}
+        every.append({**facts, **shown, **more, "note": "; ".join(filter(None, notes)),
+                      **(segments if 1 < len(segments) <= MOST_SEGMENTS else {})})  # fmt: skip
     if not every:
         return pd.DataFrame()
-    shown = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
-    return shown.set_axis(shown.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1).fillna("-")
+    table = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
+    if not tested and not table["note"].any():
+        table = table.drop(columns="note")
+    return table.set_axis(table.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1).fillna("-")
 
 
-def _more(seeds: pd.DataFrame, digits: int) -> dict[str, str]:
-    """The columns of runs with a `result`: validation, costs, and what to know before comparing."""
-    first, notes = seeds.iloc[0], []
-    if seeds["test"].isna().any():
-        notes.append("validation split: no test result")
-    if late := int((seeds["learned"] == False).sum()):  # noqa: E712 - None is not known
-        notes.append("not learned yet" if late == len(seeds) else f"not learned yet: {late} of {len(seeds)} seeds")
-    if first["rates"] and not min(first["rates"]) < first["rate"] < max(first["rates"]):
+def _of_sweep(of: pd.DataFrame, tested: bool) -> list[str]:
+    """What is known of runs with test results: whether they learned, and how their rate was chosen."""
+    notes: list[str] = []
+    if waiting := int((of["learned"] == False).sum()):  # noqa: E712 - it may be None
+        notes.append("not learned yet" if waiting == len(of) else f"not learned yet: {waiting} of {len(of)} seeds")
+    rates = {rate for tried in of["rates"] if tested and tried for rate in tried}
+    if rates and not min(rates) < of["rate"].iloc[0] < max(rates):
         notes.append("rate at the edge of its sweep")
+    if rates and SWEEP_SEED in set(of["seed"]):
+        notes.append(f"seed {SWEEP_SEED} has chosen the rate")
+    return notes
+
+
+def _left_out(of: pd.DataFrame) -> list[str]:
+    """The runs of one row that do not count, and those that count less."""
+    notes = []
+    for why, some in of[of["why"] != ""].groupby("why"):
+        notes.append(f"{why}: {some['seed'].nunique()} of {of['seed'].nunique()} seeds")
+    again = of.loc[of["why"] == "", "seed"].value_counts()
+    notes += [f"seed {seed:g} has {count} runs" for seed, count in sorted(again[again > 1].items())]
+    return notes
+
+
+def _of_rate(run: Mapping[str, Any], best: Mapping[tuple[str, str], tuple[str, str]]) -> list[str]:
+    """Another rate or weight decay of the model that the validation split chooses."""
+    point, _ = best.get((run["model"], run["budget"]), (run["point"], ""))
+    _, _, rate, decay, _ = json.loads(point)
+    if point == run["point"]:
+        return []
+    return [f"validation chooses rate {rate:g}" + ("" if decay is None else f", weight decay {decay:g}")]
+
+
+def _other_setting(setting: str, settings: Iterable[str]) -> str:
+    """The arguments of a row that another one of its point does not have, such as `data.batch_size=8`."""
+    every = [json.loads(one) for one in {*settings} if one]
+    own = json.loads(setting or "{}")
+    return ", ".join(f"{name}={own[name]}" for name in own if any(one.get(name) != own[name] for one in every))
+
+
+def _more(of: pd.DataFrame, digits: int) -> dict[str, str]:
+    """The columns of runs with a `result`: validation and costs."""
+    first = of.iloc[0]
     costs = {"parameters": first["parameters"], "FLOPs/token": first["flops_per_token"]}
-    costs |= {"state bytes": first["state_bytes"], "tokens/s": seeds["tokens_per_second"].median()}
-    return {
-        "validation": f"{seeds['val'].mean():.{digits}f}",
-        **{name: "-" if pd.isna(value) else f"{value:,.0f}" for name, value in costs.items()},
-        "note": "; ".join(notes),
-    }
+    costs |= {"state bytes": first["state_bytes"], "tokens/s": of["tokens_per_second"].median()}
+    shown = {name: "-" if pd.isna(value) else f"{value:,.0f}" for name, value in costs.items()}
+    return {"validation": f"{of['val'].mean():.{digits}f}".replace("nan", "-"), **shown}
 
 
 def differences(rows: Iterable[Row], against: str | None = None) -> pd.DataFrame:
@@ -122,30 +107,26 @@ def differences(rows: Iterable[Row], against: str | None = None) -> pd.DataFrame
 
     Returns:
         model, pairs, difference, interval (95 %), p: two-sided, of Student's paired t-test, not corrected for the
-        number of models. Of a model with several rates or weight decays, only the best counts. Models without a seed in
-        common with the other, or without runs of as many steps, are left out.
+        number of models. Of a model with several rates or weight decays, those count that are best on the validation
+        split. Models without a seed in common with the other, or without runs of as many steps, with equal arguments of
+        training and data, are left out.
     """
     found = runs(rows)
     worse = 1 if found["text"].any() else -1
-    points = [point for _, point in found.groupby(POINT, sort=False, dropna=False)]
-    points.sort(key=lambda point: worse * point["quality"].mean())
-    firsts = [point.iloc[0] for point in points]
-    others = [first for first in firsts if against in (None, first["model"])]
-    if not others:
+    groups = dict(iter(found[found["why"] == ""].groupby(SEEDS, sort=False)))
+    chosen = [(*of, groups[point]) for of, point in best_points(found).items()]
+    chosen.sort(key=lambda one: worse * fmean(seed_means(one[2]).values()))
+    compared = [one for one in chosen if against in (None, one[0])]
+    if not compared:
         return pd.DataFrame()
-    other, steps = others[0]["model"], others[0]["steps"]
-    by_seed: dict[str, dict[int, float]] = {}  # of the best point of each model
-    for first, point in zip(firsts, points, strict=True):
-        if first["steps"] == steps:
-            by_seed.setdefault(first["model"], dict(zip(point["seed"], point["quality"], strict=True)))
+    other, budget, theirs = compared[0]
     every = []
-    for model, values in by_seed.items():
-        test = paired_difference(values, by_seed[other])
-        if model != other and test["pairs"]:
-            row = {"model": model, "pairs": str(test["pairs"]), f"difference to {other}": f"{test['mean']:+.4f}"}
-            row["95 % interval"] = "-" if test["interval"] is None else "{:+.4f} to {:+.4f}".format(*test["interval"])
-            row["p"] = number(test["p"])
-            every.append(row)
+    for model, of_model, ours in chosen:
+        test = paired_difference(seed_means(ours), seed_means(theirs))
+        if model != other and of_model == budget and test["pairs"]:
+            interval = "-" if test["interval"] is None else "{:+.4f} to {:+.4f}".format(*test["interval"])
+            shown = {"model": model, "pairs": str(test["pairs"]), f"difference to {other}": f"{test['mean']:+.4f}"}
+            every.append({**shown, "95 % interval": interval, "p": number(test["p"])})
     return pd.DataFrame(every)
 
 
@@ -179,8 +160,9 @@ def figure(panels: Mapping[str, Iterable[Row]]) -> bytes:
     Args:
         panels: what is measured -> the rows of its task; on all but the first, shares from 0 to 1.
     """
-    found = [runs(rows).sort_values(RUNS[:5]) for rows in panels.values()]
-    models = list(found[0].groupby("model")["quality"].agg(fmean).sort_values(ascending=False).index)
+    every_run = (runs(rows).sort_values(RUNS[:5]) for rows in panels.values())
+    first, *_ = found = [of[of["why"] == ""] for of in every_run]
+    models = list(first.groupby("model")["quality"].mean().sort_values(ascending=False).index)
     with rc_context(SETTINGS):
         picture = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
         every = picture.subplots(1, len(found), sharey=True, squeeze=False)[0]

@@ -1,45 +1,19 @@
 """The environment of a measurement: versions, machine, commit."""
 
-import inspect
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-#: Packages whose versions tell their code.
-KNOWN = {*sys.stdlib_module_names, "torch", "lightning", "bsbr_pl"}
 PACKAGE = Path(__file__).resolve().parents[1] / "__init__.py"
 
 
 def default_device(device: str | torch.device | None) -> torch.device:
     """The device itself; if None, CUDA if there is one, else the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def source_code(cls: type) -> str:
-    """The code of a class and of its bases that are not of `KNOWN`; the name of a class that is in no file."""
-    bases = [base for base in cls.__mro__[1:] if not _is_known(base)]
-    return "\n".join(map(_code, [cls, *bases]))
-
-
-def foreign_code(module: torch.nn.Module) -> list[str]:
-    """The code of every class of a module's parts that is of no package of `KNOWN`."""
-    return [source_code(cls) for cls in dict.fromkeys(map(type, module.modules())) if not _is_known(cls)]
-
-
-def _is_known(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in KNOWN
-
-
-def _code(cls: type) -> str:
-    try:
-        return inspect.getsource(cls)
-    except (OSError, TypeError):
-        return cls.__qualname__
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import copy
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 from weakref import ref
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -20,8 +22,12 @@ from bsbr_pl.models import model_class
 from bsbr_pl.results import Job, NotKeptError, Results
 from bsbr_pl.values import digest, finite
 
-from .records import default_device, environment, source_code
+from .code import named_by, source_code
+from .records import default_device, environment
 from .timing import Timing, measure, timing_lock
+
+#: Attributes of a runner that decide no cell: where it writes, what its other cells are, and what `environment` says.
+NOT_DECISIVE = ("path", "models", "seq_lengths", "device")
 
 
 class ExperimentRunner:
@@ -29,11 +35,12 @@ class ExperimentRunner:
 
     A subclass sets `models`, `seq_lengths` and `metrics` in `setup` and defines `run_experiment`. Each cell (a model at
     a length) is a row of `output_dir/results.jsonl` as soon as it is measured. It is reused until something that it
-    depends on changes: the config, the model's structure, attributes or weights, the code of this class and of the
-    model's, the machine. A function counts by its code, its defaults and what it closes over; what cannot be told, as
-    an open file, is another one in each run. Several processes with the same folder divide the cells. A cell that fails
-    has a record with its error; the others continue, and the next `run` tries it again. Each cell has its own copy of
-    the model and starts from the same random state.
+    depends on changes: the config, other attributes of the runner, the model's structure, attributes or weights, the
+    code of this class and of the model's, the machine. Code counts with its defaults, with what it closes over, and
+    with the functions, classes and plain values that it names, but for those of installed packages; what cannot be
+    told, as an open file, is another one in each run. Several processes with the same folder divide the cells. A cell
+    that fails has a record with its error; the others continue, and the next `run` tries it again. Each cell has its
+    own copy of the model and starts from the same random state, of torch, numpy and `random`.
 
     Args:
         output_dir: folder of the results; runs/<name of the class> if None.
@@ -51,6 +58,8 @@ class ExperimentRunner:
     seq_lengths: Sequence[int]
     #: what `run_experiment` must return, at least.
     metrics: Sequence[str] = ()
+    #: attributes of this object and its class that decide no cell, such as a list of messages.
+    ignored: Sequence[str] = ()
 
     def __init__(
         self,
@@ -96,8 +105,8 @@ class ExperimentRunner:
         Raises:
             ValueError: an unknown model name (lists the known ones).
         """
-        with torch.random.fork_rng(self._forked):
-            torch.manual_seed(self.seed)
+        with _own_random_state(self._forked):
+            _seed(self.seed)
             self.setup()
             if isinstance(self.models, Mapping):
                 models = dict(self.models)
@@ -141,10 +150,10 @@ class ExperimentRunner:
 
         def once() -> None:
             nonlocal values
-            torch.manual_seed(self.seed)
+            _seed(self.seed)
             values = self.run_experiment(model, length)
 
-        with torch.random.fork_rng(self._forked):
+        with _own_random_state(self._forked):
             if isinstance(model, nn.Module):
                 model = copy.deepcopy(model).to(self.device).eval()
             if self.rounds:
@@ -166,12 +175,31 @@ class ExperimentRunner:
 
     def _digest(self, name: str, model: Any) -> str:
         """Digest of everything that the model's cells depend on, except their length."""
-        facts = [type(self), self.config, name, model, list(self.metrics), self.rounds, self.seed]
+        own = {name: value for name, value in vars(self).items() if name not in {*NOT_DECISIVE, *self.ignored}}
+        facts = [source_code(type(self), self.ignored), own, list(self.metrics), name, model]
         try:
             content = [_facts(facts, {}), environment(self.device)]
         except RecursionError:
             content = [uuid4().hex]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@contextmanager
+def _own_random_state(devices: list[torch.device]) -> Iterator[None]:
+    """Put the random states of torch, numpy and `random` back at the end."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _facts(value: Any, seen: dict[int, Any]) -> Any:
@@ -205,7 +233,7 @@ def _parts(value: Any) -> Mapping | Sequence:
     if isinstance(value, CodeType):
         return value.co_code.hex(), value.co_names, value.co_consts
     if isinstance(value, FunctionType):
-        return value.__code__, _closed_over(value), value.__defaults__, value.__kwdefaults__
+        return value.__code__, named_by(value), value.__defaults__, value.__kwdefaults__
     if isinstance(value, MethodType):
         return value.__func__, value.__self__
     if isinstance(value, nn.Module):
@@ -225,15 +253,6 @@ def _shown(value: Any) -> str:
     """The text of a value; another one at each call if it is no more than an address."""
     text = repr(value)
     return uuid4().hex if " at 0x" in text else text
-
-
-def _closed_over(function: FunctionType) -> list[Any]:
-    """The values that a function has from where it was defined."""
-    found = []
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # it has no value yet
-            found.append(cell.cell_contents)
-    return found
 
 
 def _plain(value: Any) -> Any:

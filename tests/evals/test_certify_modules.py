@@ -13,6 +13,11 @@ from bsbr_pl import __main__ as command_line
 from bsbr_pl.attention import BSBRAttention, StandardAttention
 from bsbr_pl.evals import certificate as certificates
 from bsbr_pl.evals.certificate import certify
+from bsbr_pl.evals.measurement import Measurement
+from bsbr_pl.evals.probes import probe
+from bsbr_pl.foreign import SHARED
+from bsbr_pl.model import LanguageModel
+from bsbr_pl.spec import AttentionSpec
 
 CUTS = {f"suffix_{cut}" for cut in (0, 1, 31, 32, 33, 63, 64, 65, 255)}
 
@@ -135,6 +140,97 @@ CAUSAL = {
 }
 
 
+class SeesOneToken(nn.Module):
+    """One token sees the next one, at a position that is no edge of a usual chunk; with gate=0 only after training."""
+
+    def __init__(self, at: int, gate: float = 1.0, period: int = 1 << 20, rows: int = 1 << 20) -> None:
+        super().__init__()
+        self.at, self.period, self.rows, self.gate = at, period, rows, nn.Parameter(torch.tensor(gate))
+        self.start = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > self.rows:
+            raise ValueError("too many texts")
+        later = torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), 1)
+        place = torch.arange(x.shape[1])
+        leaks = (place % self.period == self.at) & (place >= self.start)
+        return x + self.gate * leaks[:, None] * later
+
+
+@pytest.mark.parametrize(
+    ("module", "token"),
+    [
+        (SeesOneToken(17), 17),
+        (SeesOneToken(129), 129),
+        (SeesOneToken(47, period=48), 47),  # the last token of a chunk of 48
+        (SeesOneToken(17, gate=0.0), 17),
+        (SeesOneToken(40, rows=4), 40),  # computes few texts at once
+        (nn.Sequential(nn.Linear(16, 16), SeesOneToken(99)), 99),
+    ],
+)
+def test_a_leak_at_any_of_the_first_tokens_is_found(module, token):
+    """Where no other check looks."""
+    certificate = certify(module, hidden_dim=16, quiet=True)
+    assert failing(certificate) == {"every_suffix"}
+    assert certificate.first_leak == token
+
+
+def test_later_tokens_are_cut_where_the_seed_says():
+    """Each fourth of them leaks, and 16 of 124 are cut; of a shorter text, all are."""
+    module = SeesOneToken(3, period=4).double()
+    module.start = 131
+    found = [Measurement(probe(module, 2), [0], 256, seed).every_suffix().token for seed in range(8)]
+    assert all(token % 4 == 3 and 131 <= token < 255 for token in found)
+    assert len(set(found)) > 1
+    module.start = 139
+    assert Measurement(probe(module, 2), [0], 141, 0).every_suffix().token == 139
+
+
+CHANGES = {
+    "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "the default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "the default device": lambda: torch.set_default_device("meta"),
+    "whether gradients are computed": lambda: torch.set_grad_enabled(False),
+    "the precision of products": lambda: torch.set_float32_matmul_precision("medium"),
+    "whether algorithms are deterministic": lambda: torch.use_deterministic_algorithms(True),
+}
+
+
+class Changes(nn.Module):
+    """Changes what all models of a process share: the others would be timed and trained in another way."""
+
+    def __init__(self, dim: int, what: str, when_built: bool) -> None:
+        super().__init__()
+        self.weight, self.what = nn.Parameter(torch.ones(dim)), "" if when_built else what
+        if when_built:
+            CHANGES[what]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what:
+            CHANGES[self.what]()
+        return x * self.weight
+
+
+@pytest.mark.parametrize(
+    ("what", "when_built"),
+    [*((what, True) for what in CHANGES), *((what, False) for what in CHANGES if "gradients" not in what)],
+)
+def test_what_changes_the_process_is_refused_and_put_back(what, when_built):
+    before = {name: get() for name, (_, get) in SHARED.items()}
+    with pytest.raises(ValueError, match=f"Changes changes {what} of the whole process, which was "):  # noqa: PT012
+        built = AttentionSpec(Changes, {"what": what, "when_built": when_built})(4, 1)
+        certify(built.module, 4, length=9, quiet=True)
+    assert {name: get() for name, (_, get) in SHARED.items()} == before
+
+
+def test_what_tells_its_edges_is_not_cut_everywhere():
+    own = certify(BSBRAttention(16, 2, chunk_size=8), hidden_dim=16, quiet=True)
+    assert "every_suffix" not in {check.name for check in own.checks}
+    layers = [StandardAttention, AttentionSpec.of(MaskedAttention)]
+    model = LanguageModel(layers, 11, 16, num_layers=2, num_heads=2, ff_dim=0)
+    assert "every_suffix" in {check.name for check in certify(model, length=9, quiet=True).checks}
+
+
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_causal_module_passes(name, capsys):
     certificate = bsbr_pl.certify(CAUSAL[name](), hidden_dim=16, length=70 if name == "scan" else None)
@@ -184,7 +280,7 @@ class From100(nn.Module):
 
 def test_the_first_token_is_counted_from_what_changed():
     certificate = certify(From100(), 16, length=181, quiet=True)
-    assert certificate.first_leak == 180, "no cut before it"
+    assert certificate.first_leak == 100
     assert failing(certificate) >= {"suffix_180", "length_101"}
 
 

@@ -12,11 +12,12 @@ from torch import nn
 
 from bsbr_pl.attention import ARCHITECTURES, StandardAttention
 from bsbr_pl.data import InductionData, MQARData
-from bsbr_pl.evals import analyze_results, compare_models, comparison, evaluation, scaling_analysis
+from bsbr_pl.evals import analyze_results, compare_models, comparison, evaluation, scaling_analysis, training
 from bsbr_pl.evals.accuracy import recall_accuracy, text_accuracy
 from bsbr_pl.evals.training import default_task
 from bsbr_pl.models import model_class
 from bsbr_pl.module import LanguageModule
+from bsbr_pl.spec import AttentionSpec
 
 SMALL = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "device": "cpu", "rounds": 2}
 OPTIONS = {"BSBR": {"chunk_size": 4}, "Linear": {"chunk_size": 4}}
@@ -64,6 +65,41 @@ def made_up(**cost):
             "intervals": {"inference_time": [[s[0], s[-1]] for s in samples]},
         }
     return results
+
+
+class Scales(nn.Module):
+    by = 1.0
+
+    def forward(self, x):
+        return x * self.by
+
+
+def scaled(times: float) -> type[nn.Module]:
+    """Classes of one source, whose closure decides what they compute."""
+
+    class Scaled(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.weight, self.scales = nn.Parameter(torch.ones(dim)), Scales()
+
+        def forward(self, x):
+            return self.scales(x * self.weight * times)
+
+    return Scaled
+
+
+def test_weights_are_kept_for_one_behaviour(monkeypatch):
+    """Also of a class that has no code and no argument of its own that differ: its closure, and parts of its parts."""
+
+    def key(times: float) -> str:
+        arguments = {"attention": AttentionSpec.of(scaled(times)).plain(), "vocab_size": 8, "hidden_dim": 4}
+        arguments |= {"num_layers": 1, "num_heads": 1, "learning_rate": 0.1}
+        return training._key(arguments, default_task(), 3, 0, torch.device("cpu"))
+
+    first = key(1.0)
+    assert key(1.0) == first != key(2.0)
+    monkeypatch.setattr(Scales, "by", 2.0)
+    assert key(1.0) != first
 
 
 # -- analysis

@@ -508,7 +508,7 @@ def test_other_code_of_a_foreign_class_is_another_model(make_module, monkeypatch
     foreign, own = LanguageModule(UpperTriangle, 50, hidden_dim=16, num_layers=1, num_heads=2), make_module("linear")
     found = []
     for code in ("causal", "not causal", "causal"):
-        monkeypatch.setattr("bsbr_pl.utils.records.inspect.getsource", lambda cls, code=code: code)
+        monkeypatch.setattr("bsbr_pl.utils.code.inspect.getsource", lambda cls, code=code: code)
         for module in (foreign, own):
             body = describe_model("a", "0", module.hparams, module.model)["checkpoint"]["body"]
             found.append((weights_digest(module), body))

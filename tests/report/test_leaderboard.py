@@ -69,6 +69,19 @@ def test_one_task_has_no_leaderboard():
     assert "Leaderboard" not in contents(Findings(published("induction")))
 
 
+def test_rates_are_chosen_on_validation_and_leaking_models_left_out():
+    """Never on the test split, which the cells show."""
+    bench = Bench()
+    for rate, val, test in ((0.01, 0.6, 0.7), (0.02, 0.5, 0.9)):
+        for task in ("copy", "other"):
+            study_run(bench, task, "bsbr", 1, val, rate=rate, result={"val": val, "test": test})
+    for name, result in (("gau", {"val": 0.4, "test": 0.4}), ("linear", {"val": 1.0})):
+        study_run(bench, "copy", name, 1, result["val"], result=result)
+        bench.add(bench.rows[-1]["about"], "certificate", certificate(name == "gau"))
+    cells = board(bench.rows)
+    assert {name: cell.value for name, cell in cells["copy (%)"].items()} == {"bsbr": 0.7, "gau": 0.4}
+
+
 def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
     bench = Bench()
     for seed, (low, high) in enumerate([(0.5, 0.9), (0.7, 0.3)]):

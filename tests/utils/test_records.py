@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bsbr_pl.attention import LinearAttention
+from bsbr_pl.utils.code import foreign_code
 from bsbr_pl.utils.files import write_json
-from bsbr_pl.utils.records import environment, foreign_code, git_commit
+from bsbr_pl.utils.records import environment, git_commit
 
 
 def test_environment_is_plain_and_says_what_times_depend_on():

@@ -24,6 +24,7 @@ class Experiment(ExperimentRunner):
     """Counts its calls; may be told to fail at a cell."""
 
     calls: list
+    ignored = ("calls", "fails", "error", "setup")
     fails: tuple = ()
     error: type[BaseException] = RuntimeError
 
@@ -341,7 +342,7 @@ def test_whatever_decides_a_model_is_part_of_it(tmp_path, kind):
     """The same model, built again, is measured once; another one is measured."""
 
     class Counting(ExperimentRunner):
-        called = 0
+        called, ignored = 0, ("called",)
 
         def setup(self):
             self.models, self.seq_lengths = {"model": type(self).model}, [3]
@@ -354,6 +355,92 @@ def test_whatever_decides_a_model_is_part_of_it(tmp_path, kind):
     for Counting.model, called in ((before, 1), (again, 1), (after, 2), (before, 2)):
         Counting(tmp_path, rounds=0).run()
         assert Counting.called == called
+
+
+SCALE, TABLE = 2.0, torch.arange(3.0)
+
+
+def helper(x):
+    return x * SCALE + TABLE.sum()
+
+
+class Piece:
+    offset = 1
+
+    @property
+    def doubled(self):
+        return self.offset * 2
+
+
+class Named(nn.Module):
+    """Its output depends on a function, a class and constants of this file, which are in no attribute."""
+
+    factor = 1
+
+    def forward(self, x):
+        return helper(x) * self.factor + next(Piece().doubled for _ in range(1))
+
+
+def test_whatever_code_names_is_part_of_it(tmp_path, monkeypatch):
+    """Constants, helper functions, other classes, attributes of the classes and of the runner."""
+
+    class Sums(ExperimentRunner):
+        shift = 0
+
+        def __init__(self, folder, power):
+            super().__init__(folder, rounds=0)
+            self.power = power
+
+        def setup(self):
+            self.models, self.seq_lengths = {"own": Named()}, [4]
+
+        def run_experiment(self, model, seq_length):
+            return {"sum": float(model(torch.ones(seq_length)).sum()) ** self.power + self.shift}
+
+    def measured(power: int = 1) -> float:
+        (record,) = Sums(tmp_path, power).run()
+        return record["sum"]
+
+    assert measured() == 4 * (2 + 3 + 2)
+    names = globals()
+    for owner, name, value, expected in (
+        (names, "SCALE", 3.0, 4 * (3 + 3 + 2)),
+        (names, "TABLE", torch.ones(3), 4 * (3 + 3 + 2)),
+        (names, "helper", lambda x: x * 5, 4 * (5 + 2)),
+        (Piece, "offset", 2, 4 * (5 + 4)),
+        (Named, "factor", 2, 4 * (10 + 4)),
+        (Sums, "shift", 7, 4 * (10 + 4) + 7),
+    ):
+        if isinstance(owner, dict):
+            monkeypatch.setitem(owner, name, value)
+        else:
+            monkeypatch.setattr(owner, name, value)
+        assert measured() == expected
+    assert measured(2) == (4 * (10 + 4)) ** 2 + 7
+    rows = (tmp_path / "results.jsonl").read_text().splitlines()
+    measured(2)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(rows) == 8
+
+
+def test_every_random_state_is_that_of_the_seed(tmp_path):
+    class Draws(ExperimentRunner):
+        def setup(self):
+            self.models, self.seq_lengths = {"a": random.random(), "b": np.random.rand()}, [1]
+
+        def run_experiment(self, model, seq_length):
+            return {"model's": model, "random": random.random(), "numpy": np.random.rand(), "torch": torch.rand(())}
+
+    random.seed(1)
+    np.random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    first = Draws(tmp_path / "1", rounds=0).run()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    random.random()
+    np.random.rand()
+    assert Draws(tmp_path / "2", rounds=0).run() == first
+    assert first[0]["random"] == first[1]["random"] == random.Random(0).random()
+    assert first[0]["numpy"] == np.random.RandomState(0).rand()
+    assert Draws(tmp_path / "3", rounds=0, seed=1).run() != first
 
 
 def test_what_cannot_be_told_is_measured_again(tmp_path):
