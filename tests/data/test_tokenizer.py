@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsbr_pl.data import tokenizer as module
+from bsbr_pl.data.bpe_file import write_bpe
 from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 
 # Text to learn merges from: code, prose, several scripts and the name of a special token.
@@ -217,3 +218,15 @@ def test_a_mutated_file_is_used_or_refused(seed: int) -> None:
     """The first mutation of each process of `tests/faults/fuzz_tokenizer.py`."""
     spec, names = fuzz_tokenizer.mutated(bpe_spec(), seed)
     assert fuzz_tokenizer.outcome(spec) in ("kept", "refused"), names
+
+
+def test_special_tokens_are_written_in_the_order_of_their_ids() -> None:
+    """Without an order, the library would number those beyond the vocabulary as it reads them."""
+    clean = {"model": {"vocab": {"a": 0, "c": 2}}}
+    written = json.loads(write_bpe(clean, {"<late>": 4, "<inside>": 1, "<early>": 3}))
+    assert [(token["id"], token["content"]) for token in written["added_tokens"]] == [
+        (1, "<inside>"),
+        (3, "<early>"),
+        (4, "<late>"),
+    ]
+    assert written["model"]["vocab"] == {"a": 0, "c": 2, "<inside>": 1}

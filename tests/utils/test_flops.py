@@ -1,6 +1,7 @@
 """Two counters and a closed form agree, and the known faults of the counters are mended."""
 
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
@@ -176,6 +177,7 @@ ALL_OPTIONS = [
     ("gau", {"published": True, "chunk_size": 16}),
     ("delta_net", {"head_dim": 24, "expand_v": 0.5, "output_gate": True}),
     ("gated_delta_net", {"head_dim": 24, "expand_v": 2.0, "chunk_size": 16}),
+    *((name, {"conv_size": 3}) for name, kind in ARCHITECTURES.items() if "conv_size" in signature(kind).parameters),
 ]
 
 
