@@ -22,3 +22,17 @@ def test_rwkv7_starts_as_published():
     log_w = rwkv7.project(torch.zeros(1, 1, 4))[1][0, 0, 0].detach()
     b = torch.tensor([5 * c**0.85 - 6.5 for c in share])
     torch.testing.assert_close(log_w, -(b.sigmoid() * 0.6065306597))
+
+
+def test_mamba2_starts_as_published():
+    """A from U(1, 16); dt, the softplus of its bias, log-uniform from 0.001 to 0.1."""
+    torch.manual_seed(0)
+    mamba2 = ARCHITECTURES["mamba2"](2048, 512)
+    rate = mamba2.log_rate.detach().exp()
+    assert 1 <= rate.min() < 1.3
+    assert 15.7 < rate.max() <= 16
+    assert rate.mean() == pytest.approx(8.5, abs=0.6)  # three standard deviations of the mean
+    dt = torch.nn.functional.softplus(mamba2.dt.bias.detach())
+    assert 0.001 <= dt.min() * 1.001
+    assert dt.max() <= 0.1001
+    assert dt.log().mean() == pytest.approx(torch.tensor(0.01).log().item(), abs=0.18)
