@@ -96,6 +96,7 @@ class Rows:
             self.measured += self.by_kind[kind]
         self._places = numbered("E", map(environment, self.measured))
         self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._places.items()}
+        self.commits = {(self.place(row), as_json(_commit(row))): _commit(row) for row in self.measured}
         self.commands = numbered("C", map(command, self.measured))
         measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
         self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
@@ -127,7 +128,7 @@ class Rows:
         """The environments and commands of rows, for a caption."""
         rows = list(rows)
         places, commands = listed(map(self.place, rows)), listed(map(self.commands.__getitem__, map(command, rows)))
-        return f"Environment {places}; command{'s' * (',' in commands)} {commands}." if rows else ""
+        return f"Environment {places}; command{'s' * (' ' in commands)} {commands}." if rows else ""
 
     def data_name(self, fingerprint: str) -> str:
         """For a heading: class, source, D1."""
@@ -140,9 +141,15 @@ class Rows:
 
 
 def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of the newest version of each kind, each identity once, in the order of their identities."""
+    """The rows of the newest version of each kind, each identity once, in the order of their identities.
+
+    Of rows that differ in the commit alone, one counts: the first in this order.
+    """
     found: dict[str, list[Row]] = {}
-    for _, row in sorted({as_json(row["identity"]): row for row in rows}.items()):
+    every, kept = sorted({as_json(row["identity"]): row for row in rows}.items()), dict[str, Row]()
+    for _, row in every:
+        kept.setdefault(as_json({**row["identity"], "environment": environment(row)}), row)
+    for row in kept.values():
         of = found.setdefault(row["identity"]["kind"], [])
         if of and _version(of[0]) < _version(row):
             of.clear()
@@ -169,8 +176,13 @@ def _told(row: Row) -> tuple[int, bool, str]:
 
 
 def environment(row: Row) -> str:
-    """The environment of a row, as text."""
-    return as_json(row["identity"].get("environment") or {})
+    """The environment of a row, as text. The commit is no part of it: versions say when a measurement has changed."""
+    facts = row["identity"].get("environment") or {}
+    return as_json({name: value for name, value in facts.items() if name != "commit"})
+
+
+def _commit(row: Row) -> Any:
+    return (row["identity"].get("environment") or {}).get("commit")
 
 
 def command(row: Row) -> str:
@@ -184,5 +196,16 @@ def numbered(letter: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Different names, E2 before E10."""
-    return ", ".join(sorted(set(names), key=lambda name: (len(name), name)))
+    """Different names, E2 before E10; three or more that follow each other as `E2 to E10`."""
+    found: list[list[str]] = []
+    for name in sorted(set(names), key=lambda name: (len(name), name)):
+        if found and name == _next(found[-1][-1]):
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(run) for run in found)
+
+
+def _next(name: str) -> str:
+    """E3 for E2; empty for a name that is no letter and a number."""
+    return f"{name[0]}{int(name[1:]) + 1}" if name[1:].isdecimal() else ""

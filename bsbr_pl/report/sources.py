@@ -60,8 +60,11 @@ def _worst(measured: pd.Series) -> Cell:
 
 
 def environments(findings: Findings) -> Table | None:
-    """The environments E1, E2, ..."""
-    found = [{"id": place, **facts} for place, facts in findings.environments.items()]
+    """The environments E1, E2, ..., and the commits that measured there."""
+    found = []
+    for place, facts in findings.environments.items():
+        commits = [_plain(commit) for (of, _), commit in findings.commits.items() if of == place and commit]
+        found.append({"id": place, **facts, "commits": ", ".join(sorted(map(str, commits))) or None})
     frame = pd.DataFrame(found, dtype=object).map(_plain)
     return table("environments", "", frame, map(Column, frame))
 

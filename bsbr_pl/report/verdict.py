@@ -16,6 +16,7 @@ CHEAPEST = (
     ("training", "Quickest training pass", "s"),
     ("state_bytes", "Smallest decode state", "MB"),
 )
+MOST_OTHERS = 2  # that are named; more are counted
 EQUAL = 1.01  # parameters that differ by a factor of at most this are called equal
 TIED, APART, UNSURE, UNKNOWN = "tied", "apart", "one seed cannot tell", "not compared"
 
@@ -161,7 +162,11 @@ def _convolutions(groups: Sequence[Group]) -> str:
     having, lacking = ([name for name in known if (known[name] > 1) == which] for which in (True, False))
     if not having or not lacking:
         return ""
-    return f"Unequal convolutions: {named(having)} with a short convolution, {named(lacking)} without."
+    few, rest, how, rest_how = lacking, having, "without", "with one"
+    if len(having) < len(lacking):
+        few, rest, how, rest_how = having, lacking, "with", "without"
+    others = named(rest) if len(rest) <= MOST_OTHERS else f"{len(rest)} others"
+    return f"Unequal convolutions: {named(few)} {how} a short convolution, {others} {rest_how}."
 
 
 def _compressors(study: Study) -> str:

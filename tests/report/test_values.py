@@ -131,9 +131,18 @@ def test_unequal_parameters_and_convolutions_are_said():
     ones = [about("standard", parameters=1000, conv_size=[1, 1]), about("linear", parameters=1011, conv_size=[4, 4])]
     words = verdict.summary(study(of((ones[0], 1.5), (ones[1], 1.6))))
     assert "Unequal parameters: from 1,000 (standard) to 1,011 (linear(chunk_size=8))." in words
-    assert "Unequal convolutions: linear(chunk_size=8) with a short convolution, standard without." in words
+    assert "Unequal convolutions: standard without a short convolution, linear(chunk_size=8) with one." in words
     alike = [about("standard", parameters=1000), about("linear", parameters=1010, conv_size=[4, 4])]
     assert "Unequal" not in verdict.summary(study(of((alike[0], 1.5), (alike[1], 1.6))))
+
+
+def test_unequal_convolutions_of_many_models_are_said_in_a_line():
+    having = [about(name, conv_size=[4]) for name in ("bsbr", "gau", "linear", "mamba2")]
+    lacking = [about(name, conv_size=[1]) for name in ("standard", "fox")]
+    words = verdict.summary(study(of(*((one, 1.5) for one in having + lacking))))
+    assert "Unequal convolutions: fox, standard without a short convolution, 4 others with one." in words
+    words = verdict.summary(study(of((having[3], 1.5), *((one | {"conv_size": [1]}, 1.6) for one in having[:3]))))
+    assert "Unequal convolutions: mamba2 with a short convolution, 3 others without." in words
 
 
 def test_a_column_has_one_kind_of_interval(tmp_path):
