@@ -23,6 +23,7 @@ from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import Clock
 
 FEWEST_DOCUMENTS = 5  # of a split; intervals over fewer documents say nothing
+DASHBOARD = "http://localhost:6006/#custom_scalars"  # callbacks.Dashboard, in the TensorBoard that the command starts
 WIDTH = 79  # characters of a line of generated text
 
 
@@ -75,18 +76,20 @@ class RunSummary(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         run = pl_module.run
-        print(f"\nAfter {run['step']:,} steps and {run['tokens']:,} tokens{self._speed(run['tokens'])}:")
+        validated = bool(trainer.num_val_batches and trainer.num_val_batches[0])
+        speed = self._speed(run["tokens"], ", with validation" * validated)
+        print(f"\nAfter {run['step']:,} steps and {run['tokens']:,} tokens{speed}:")
         _print(_validation(trainer, data), 15)
         if data.kind == "text" and self.num_tokens:
             self._print_sample(model, data, pl_module.device)
         _print_next(trainer, folder)
 
-    def _speed(self, tokens: int) -> str:
+    def _speed(self, tokens: int, included: str) -> str:
         if self._seconds is None:
             return ""
         trained = tokens - self._seen
         part = f", {trained:,} of them" if self._seen else ""
-        return f"{part} in {tqdm.format_interval(self._seconds)} ({trained / self._seconds:,.0f} tokens/s)"
+        return f"{part} in {tqdm.format_interval(self._seconds)} ({trained / self._seconds:,.0f} tokens/s{included})"
 
     def _print_sample(self, model: Any, data: Any, device: torch.device) -> None:
         tokenizer, prompt, whence = data.tokenizer, self.prompt, "Prompt"
@@ -173,7 +176,7 @@ def _print_next(trainer: Trainer, folder: Path) -> None:
     where = shlex.quote(_here(folder))
     commands = []
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        commands.append(("curves", f"{here}tensorboard --logdir {where}    (tab CUSTOM SCALARS)"))
+        commands.append(("curves", f"{here}tensorboard --logdir {where}\nand open {DASHBOARD}"))
     if next(folder.glob("checkpoints/*.ckpt"), None):
         script = shlex.quote(_here(Path(__file__).parents[1] / "evaluate.py"))
         commands.append(("evaluation", f"{here}python {script} {where}"))
