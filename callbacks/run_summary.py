@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.data.base import SPLITS
+from bsbr_pl.data.corpora import RELEASED
 from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run_folder import run_folder
@@ -119,11 +120,15 @@ def _model(module: LanguageModule, length: int) -> str:
 
 
 def _data(data: TokenData) -> list[tuple[str, str]]:
-    """The name of the text, and tokens and documents of each split; for a recall task its arguments."""
+    """The name of the text, its checksum where it is known, and tokens and documents of each split.
+
+    Of a recall task its arguments.
+    """
     text = data.text_data
     if data.kind != "text" or text is None:
         return [("data", textwrap.fill(str(data), WIDTH - 12))]
-    rows, few = [f"{data.hparams['source']}, {data.vocab_size:,} token ids"], []
+    source, checksum = data.hparams["source"], str(text.corpus.meta["source_sha256"])
+    rows, few = [f"{source}, {data.vocab_size:,} token ids{f', sha256 {checksum[:12]}' * (source in RELEASED)}"], []
     for split in SPLITS:
         tokens, documents = len(text.corpus.tokens(split)), len(text.documents(split)) - 1
         rows.append(f"{split:<5} {tokens:>13,} tokens in {documents:,} documents")

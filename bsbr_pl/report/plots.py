@@ -214,27 +214,31 @@ def courses(key: str, place: str, lines: pd.DataFrame, x: str, /, **facts: Any) 
 
 
 def pareto(
-    key: str, place: str, points: Mapping[str, tuple[float, Measured]], worse: int, /, **facts: Any
+    key: str, place: str, points: Mapping[str, tuple[Measured, Measured]], worse: int, /, **facts: Any
 ) -> Picture | None:
-    """One point for each label; a line joins those that no other beats on both axes. Less of x is better.
+    """One point with its intervals for each label; a line joins those that no other beats on both axes.
 
     Args:
-        points: label -> x, and the figure y.
+        points: label -> the figures x, of which less is better, and y.
         worse: the sign of worse y.
     """
     if len(points) < 2:
         return None
-    best = front({label: (x, worse * figure.value) for label, (x, figure) in points.items()})
+    best = front({label: (x.value, worse * y.value) for label, (x, y) in points.items()})
     with rc_context(SETTINGS):
-        plot = Plot(key, place, best=", ".join(best), **facts)
+        plot = Plot(key, place, **facts)
         looks = styles(points)
-        plot.axes.plot([points[n][0] for n in best], [points[n][1].value for n in best], color="0.6", zorder=1, ls="--")
-        for label, (x, figure) in points.items():
+        line = [points[label] for label in best]
+        plot.axes.plot([x.value for x, _ in line], [y.value for _, y in line], color="0.6", zorder=1, ls="--")
+        for label, (x, y) in points.items():
             look = looks[label] | {"linestyle": "none", "markersize": 8}
-            plot.axes.plot([x, x], figure.bounds, color=looks[label]["color"], linewidth=1, gid=label)
-            plot.series(label, [x], [figure.value], [_words(x, figure)], **look)
+            bar: dict[str, Any] = {"color": looks[label]["color"], "linewidth": 1, "gid": label}
+            plot.axes.plot([x.value, x.value], y.bounds, **bar)
+            if x.low is not None:
+                plot.axes.plot(x.bounds, [y.value, y.value], **bar)
+            plot.series(label, [x.value], [y.value], [_words(x.value, y)], **look)
         plot.axes.margins(0.12)
-        xs = [x for x, _ in points.values()]
+        xs = [x.value for x, _ in points.values()]
         _logarithmic(plot.axes.xaxis) if max(xs) > 4 * min(xs) > 0 else _linear(plot.axes.xaxis)
         return plot.picture(switched=0 < min(xs) < max(xs))
 

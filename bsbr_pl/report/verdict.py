@@ -187,8 +187,8 @@ def picture(study: Study) -> Picture | None:
     """Quality against the first cost that is known: time of a training pass, training FLOPs, parameters."""
     return (
         _front(study, "pareto_training", _costs(study, "training"), "ms")
-        or _front(study, "pareto_flops", counted(study.ranked, "run.flops"), "GFLOP")
-        or _front(study, "pareto_parameters", counted(study.ranked, "parameters"), "")
+        or _front(study, "pareto_flops", counted(study.ranked, "run.flops").map(Measured).to_dict(), "GFLOP")
+        or _front(study, "pareto_parameters", counted(study.ranked, "parameters").map(Measured).to_dict(), "")
     )
 
 
@@ -197,23 +197,23 @@ def state_picture(study: Study) -> Picture | None:
     return _front(study, "pareto_state", _costs(study, "state_bytes", study.longest), "MB")
 
 
-def _costs(study: Study, cost: str, length: int | None = None) -> dict[str, float]:
+def _costs(study: Study, cost: str, length: int | None = None) -> dict[str, Measured]:
     """A cost of the ranked groups by label, at a length or at that of their training."""
     found = {}
     for group in study.ranked:
         if figure := group.cost(group.training_length if length is None else length, cost):
-            found[group.label] = figure.value
+            found[group.label] = figure
     return found
 
 
-def _front(study: Study, key: str, costs: Mapping[Any, float], unit: str) -> Picture | None:
+def _front(study: Study, key: str, costs: Mapping[str, Measured], unit: str) -> Picture | None:
     """Quality against costs by label, in a unit; None unless two groups have both."""
     y, scale = ("accuracy (%)", 100) if study.recall else ("bits per byte", 1)
     quality, better = ("Accuracy", "upper") if study.recall else ("Bits per byte", "lower")
-    points: dict[str, tuple[float, Measured]] = {}
+    points: dict[str, tuple[Measured, Measured]] = {}
     for group in study.ranked:
         if group.label in costs and (figure := _quality(study, group)):
-            points[group.label] = SCALES.get(unit, 1) * costs[group.label], figure.times(scale)
+            points[group.label] = costs[group.label].times(SCALES.get(unit, 1)), figure.times(scale)
     at = " or ".join(f"{n:,}" for n in sorted({group.training_length or 0 for group in study.ranked}))
     facts = _facts(study) | {"y": y, "quality": quality, "better": better, "at": at}
     return pareto(key, study.name, points, study.worse, **facts)

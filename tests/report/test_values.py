@@ -81,16 +81,20 @@ def test_the_front_prefers_high_accuracy_and_low_bits(is_recall, front):
         one, values = asked(name, quality) if is_recall else (about(name), text(quality))
         bench.add(one, "certificate", certificate())
         bench.add(one, *(("recall", values) if is_recall else ("text", values)), **{} if is_recall else {"length": 256})
-        times = cost(256) | {"training": {"seconds": seconds, "interval": [seconds] * 2, "samples": [seconds]}}
+        training = {"seconds": seconds, "interval": [0.9 * seconds, seconds], "samples": [seconds]}
+        times = cost(256) | {"training": training}
         bench.add(one, "cost", times, length=256, rounds=5)
     found = study(bench)
     assert sorted(verdict._on_front(found)) == front
     drawn = verdict.picture(found)
     assert drawn is not None
     assert drawn.title == f"{'Accuracy' if is_recall else 'Bits per byte'} and training time"
-    names = re.search(r"the dashed front: (.*?)\. Environment", drawn.caption)
-    assert names
-    assert sorted(names[1].split(", ")) == front
+    dashed, upright, level, *_ = drawn.figure.axes[0].lines
+    milliseconds = {"a": 2000.0, "b": 1000.0, "c": 3000.0}
+    assert sorted(dashed.get_xdata()) == sorted(milliseconds[name] for name in front)
+    best = milliseconds["a" if is_recall else "c"]  # drawn first, with the intervals of its quality and its time
+    assert list(upright.get_xdata()) == [best, best]
+    assert list(level.get_xdata()) == pytest.approx([0.9 * best, best])
     words = verdict.background(found)
     assert "Quickest training pass at 256 tokens: b, 1.000\u00a0s." in words
 
