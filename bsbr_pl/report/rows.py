@@ -58,6 +58,18 @@ class Checkpoint:
         return found
 
 
+def _tasks(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
+    """Fingerprint -> the least of those of the same recall task with other seeds, if each seed has one fingerprint."""
+    found: dict[str, dict[Any, set[str]]] = {}
+    for c in checkpoints:
+        given = dict(c.get("data.arguments") or {})
+        if c.get("data.kind") == "recall" and c.fingerprint and "seed" in given:
+            seed, task = as_json(given.pop("seed")), as_json([c.get("data.class"), given])
+            found.setdefault(task, {}).setdefault(seed, set()).add(c.fingerprint)
+    several = [set().union(*seeds.values()) for seeds in found.values() if all(len(of) == 1 for of in seeds.values())]
+    return {fingerprint: min(of) for of in several for fingerprint in of}
+
+
 def shared_ends(paths: Iterable[str]) -> tuple[str, str]:
     """What all paths start with and end with, as `runs/` and `/last.ckpt`; at least one part of each path is left."""
     parts = [path.split("/") for path in paths]
@@ -85,6 +97,9 @@ class Rows:
             if digest := _digest(row):
                 abouts[digest] = row["about"]
         self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
+        self.seeds = _tasks(self.checkpoints.values())
+        for checkpoint in self.checkpoints.values():
+            checkpoint.fingerprint = self.data_of(checkpoint.fingerprint)
         paths = [c.name for c in self.checkpoints.values()] + [name for name, _ in self.problems(of_maps=False)]
         self.shared = shared_ends(paths)
         for checkpoint in self.checkpoints.values():
@@ -98,7 +113,7 @@ class Rows:
         self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._places.items()}
         self.commits = {(self.place(row), as_json(_commit(row))): _commit(row) for row in self.measured}
         self.commands = numbered("C", map(command, self.measured))
-        measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
+        measured_on = (self.data_of(row["identity"]["data"]) for row in self.measured if "data" in row["identity"])
         self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
 
     def of(self, kind: str, place: str = "") -> dict[str, Row]:
@@ -113,6 +128,10 @@ class Rows:
     def place(self, row: Row) -> str:
         """E1, E2, ... that a row was measured in."""
         return self._places[environment(row)]
+
+    def data_of(self, fingerprint: str | None) -> str:
+        """The fingerprint of data; one for all seeds of a recall task, whose samples depend on the seed."""
+        return self.seeds.get(fingerprint or "", fingerprint or "")
 
     def problems(self, of_maps: bool) -> list[tuple[str, str]]:
         """Path of a checkpoint and the problem with it: of missing maps alone, or all others."""

@@ -83,7 +83,9 @@ def data_sets(findings: Findings) -> Table | None:
         checkpoint = seen.get(fingerprint, Checkpoint("", {}))
         given = (checkpoint.get("data.arguments") or {}).items()
         chosen = ", ".join(f"{name}={value}" for name, value in given if name not in HIDDEN and value is not None)
-        found.append((number, checkpoint.get("data.class"), chosen, fingerprint or "unknown"))
+        seeds = sum(of == fingerprint for of in findings.seeds.values())
+        shown = f"{fingerprint or 'unknown'}{f' and of {seeds - 1} other seeds' * (seeds > 1)}"
+        found.append((number, checkpoint.get("data.class"), chosen, shown))
     return table("data", "", pd.DataFrame(found, columns=["id", "class", "arguments", "fingerprint"]))
 
 

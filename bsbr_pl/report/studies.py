@@ -298,7 +298,7 @@ class Findings(Rows):
         for row in self.by_kind["text"] + self.by_kind["recall"]:
             identity = row["identity"]
             if self.place(row) == environment:
-                place = Place(identity["kind"] == "recall", identity.get("data") or "", identity["split"])
+                place = Place(identity["kind"] == "recall", self.data_of(identity.get("data")), identity["split"])
                 own[identity["checkpoint"]][place][identity.get("length") or OWN] = row
         places = sorted(set().union(*own.values()))
         found: dict[Place, list[Member]] = {place: [] for place in places}

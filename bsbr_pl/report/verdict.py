@@ -127,24 +127,34 @@ def background(study: Study) -> str:
 
 def _best(study: Study) -> str:
     """The best and those tied with it; before it, that other budgets have tables of their own."""
-    best, unit = study.ranked[0], "% right" if study.recall else "bits per byte"
-    quality = best.quality(study.quality)
+    unit, best = "% right" if study.recall else "bits per byte", _equal(study)
+    quality = study.ranked[0].quality(study.quality)
     assert quality is not None
-    words = f"{best.label}, {Column('', '%' if study.recall else '').number(quality.value)} {unit}{_ties(study)}"
+    number = Column("", "%" if study.recall else "").number(quality.value)
+    words = f"{named(best)}, {'each ' * (len(best) > 1)}{number} {unit}{_ties(study)}"
     title, others = "Best" if len(study.ranked) > 1 else "The only one", unequal(study)
     return f"{others}. {title} with this budget: {words}." if others else f"{title}: {words}."
 
 
+def _equal(study: Study) -> list[str]:
+    """The best, and those with exactly its quality."""
+    quality = [group.quality(study.quality) for group in study.ranked]
+    values = [None if figure is None else figure.value for figure in quality]
+    return [group.label for group, value in zip(study.ranked, values, strict=True) if value == values[0]]
+
+
 def _ties(study: Study) -> str:
-    """Which are tied with the best, and what one seed cannot tell."""
-    stands = against_best(study)
+    """Which others are tied with the best, and what one seed cannot tell."""
+    equal = _equal(study)
+    whom = "them" if len(equal) > 1 else "it"
+    stands = {name: which for name, which in against_best(study).items() if name not in equal}
     tied, unsure = (named([name for name in stands if stands[name] == which]) for which in (TIED, UNSURE))
     words = f"; tied with: {tied}" if tied else ""
     if len(study.ranked[0].members) == 1 and stands:
-        return f"{words}; one seed cannot tell whether {'others are' if tied else 'another is'} tied with it"
+        return f"{words}; one seed cannot tell whether {'others are' if tied else 'another is'} tied with {whom}"
     if unsure:
-        return f"{words}; one seed cannot tell whether these are tied with it: {unsure}"
-    return words or "; none is tied with it" * bool(stands and set(stands.values()) == {APART})
+        return f"{words}; one seed cannot tell whether these are tied with {whom}: {unsure}"
+    return words or f"; none is tied with {whom}" * bool(stands and set(stands.values()) == {APART})
 
 
 def _parameters(groups: Sequence[Group]) -> str:

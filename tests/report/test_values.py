@@ -12,7 +12,7 @@ import pytest
 from written_rows import CPU, Bench, about, certificate, cost, picture, recall, text, training
 
 from bsbr_pl.__main__ import main
-from bsbr_pl.report import clocks, latex, verdict, write_latex, write_report
+from bsbr_pl.report import clocks, latex, sources, verdict, write_latex, write_report
 from bsbr_pl.report.rows import shared_ends
 from bsbr_pl.report.studies import Findings, Study
 from bsbr_pl.report.tables import Measured
@@ -97,6 +97,37 @@ def test_the_front_prefers_high_accuracy_and_low_bits(is_recall, front):
     assert list(level.get_xdata()) == pytest.approx([0.9 * best, best])
     words = verdict.background(found)
     assert "Quickest training pass at 256 tokens: b, 1.000\u00a0s." in words
+
+
+def test_all_that_are_equally_good_are_called_best():
+    bench = Bench()
+    for name, right in (("a", 1.0), ("b", 1.0), ("c", 0.5)):
+        one, values = asked(name, right)
+        bench.add(one, "certificate", certificate())
+        bench.add(one, "recall", values)
+    words = verdict.summary(study(bench))
+    assert words.startswith("Best: a, b, each 100.0 % right; one seed cannot tell whether another is tied with them.")
+
+
+def test_the_seeds_of_a_recall_task_are_averaged_though_their_samples_differ():
+    """Not if the same seed gave two sets of samples: then the task itself has changed."""
+    bench = Bench()
+    for name, base in (("a", 0.9), ("b", 0.5)):
+        for seed in range(3):
+            samples = {"data__fingerprint": f"{seed}" * 32, "data__arguments": {"num_pairs": 8, "seed": seed}}
+            one, values = asked(name, base + 0.01 * seed, seed, **samples)
+            bench.add(one, "certificate", certificate())
+            bench.add(one, "recall", values)
+    findings = Findings(bench.rows)
+    (one,) = findings.studies
+    assert [(group.label, len(group.members)) for group in one.ranked] == [("a", 3), ("b", 3)]
+    assert verdict.summary(one).startswith("Best: a, 91.00 % right; none is tied with it.")
+    (shown,) = sources.data_sets(findings).frame["fingerprint"]
+    assert shown == f"{'0' * 32} and of 2 other seeds"
+    other = {"data__fingerprint": "e" * 32, "data__arguments": {"num_pairs": 8, "seed": 0}}
+    one, values = asked("a", 0.7, 7, **other)
+    bench.add(one, "recall", values)
+    assert len(Findings(bench.rows).studies) == 4
 
 
 def test_a_circle_is_where_its_number_belongs():
