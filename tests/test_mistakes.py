@@ -274,7 +274,9 @@ COMMANDS = {
 #: Those of evaluate.py.
 EVALUATIONS = {
     "": "paths must be given",
-    "runz": "runz has no checkpoint (*.ckpt): give a folder, file or pattern with checkpoints",
+    "runz": "runz is not there: give a folder, file or pattern with checkpoints",
+    "confgs": "confgs is not there: did you mean configs?",
+    "nothing/*.ckpt": "nothing/*.ckpt is not there: give a folder, file or pattern",
     ".": ". has no checkpoint (*.ckpt)",
     "trained --lenghts=[16]": f"{NO} --lenghts: did you mean --lengths?",
     "trained --lengths=16": "lengths=16: must be a list like [1,2]",
