@@ -20,6 +20,7 @@ from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData
 from bsbr_pl.evals import compare_models
 from bsbr_pl.limits import count_parameters, memory, most_processes
+from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import open_streams, out_of_memory
@@ -492,6 +493,10 @@ IN_PYTHON = {
     "a whole model": (
         lambda: compare_models((8,), {"mine": BSBRModel}),
         "attention: BSBRModel is a whole model: give its BSBRAttention",
+    ),
+    "a module of another library": (
+        lambda: LanguageModel(lambda hidden_dim, num_heads: torch.nn.Linear(hidden_dim, hidden_dim), 10),
+        r"attention must build an Attention, not a Linear: AttentionSpec\(Linear\) makes it one",
     ),
     "a device": (lambda: compare_models((8,), device="gpu"), "device='gpu' cannot be used here: give cpu, cuda"),
     "no rounds": (lambda: compare_models((8,), rounds=0), "rounds must be at least 1, got 0"),

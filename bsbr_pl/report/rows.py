@@ -66,8 +66,12 @@ def _tasks(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
         if c.get("data.kind") == "recall" and c.fingerprint and "seed" in given:
             seed, task = as_json(given.pop("seed")), as_json([c.get("data.class"), given])
             found.setdefault(task, {}).setdefault(seed, set()).add(c.fingerprint)
-    several = [set().union(*seeds.values()) for seeds in found.values() if all(len(of) == 1 for of in seeds.values())]
-    return {fingerprint: min(of) for of in several for fingerprint in of}
+    same: dict[str, str] = {}
+    for seeds in found.values():
+        prints = set().union(*seeds.values())
+        if len(prints) == len(seeds):
+            same |= dict.fromkeys(prints, min(prints))
+    return same
 
 
 def shared_ends(paths: Iterable[str]) -> tuple[str, str]:
@@ -196,8 +200,9 @@ def _told(row: Row) -> tuple[int, bool, str]:
 
 def environment(row: Row) -> str:
     """The environment of a row, as text. The commit is no part of it: versions say when a measurement has changed."""
-    facts = row["identity"].get("environment") or {}
-    return as_json({name: value for name, value in facts.items() if name != "commit"})
+    facts = dict(row["identity"].get("environment") or {})
+    facts.pop("commit", None)
+    return as_json(facts)
 
 
 def _commit(row: Row) -> Any:

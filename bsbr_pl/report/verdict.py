@@ -138,9 +138,12 @@ def _best(study: Study) -> str:
 
 def _equal(study: Study) -> list[str]:
     """The best, and those with exactly its quality."""
-    quality = [group.quality(study.quality) for group in study.ranked]
-    values = [None if figure is None else figure.value for figure in quality]
-    return [group.label for group, value in zip(study.ranked, values, strict=True) if value == values[0]]
+    found: dict[float, list[str]] = {}  # the best first
+    for group in study.ranked:
+        figure = group.quality(study.quality)
+        assert figure is not None
+        found.setdefault(figure.value, []).append(group.label)
+    return next(iter(found.values()))
 
 
 def _ties(study: Study) -> str:
