@@ -469,6 +469,14 @@ def test_the_help_begins_with_what_is_ours(capsys):
     assert places == sorted(places)
 
 
+def test_the_help_of_the_script_begins_with_a_command_that_trains(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert "Train, validate or test any attention as a language model: python train.py fit --config" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 IN_PYTHON = {
     "an option": (lambda: BSBRModel(10, chunk=3), "BSBRModel has no argument 'chunk'; it has vocab_size, hidden_dim"),
     "a width": (lambda: BSBRModel(10, hidden_dim=17), "hidden_dim must be a multiple of num_heads, got 17 and 4"),
