@@ -15,8 +15,10 @@ Speed-up: their time over ours, round by round. They are not dependencies; what 
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from common import parser, publish, ratio
 from operation import NUM_HEADS, both_passes, call, operation
 from torch import nn
@@ -65,6 +67,12 @@ def fast_transformers(length: int) -> Callable[[], object]:
     return both_passes(lambda q, k, v: attention(q, k, v, mask, lengths, lengths), inputs)
 
 
+def our_linear(length: int) -> Callable[[], object]:
+    """With a feature map, which theirs includes."""
+    mix, inputs = operation("linear", length)
+    return both_passes(lambda q, k, v: mix(F.elu(q) + 1, F.elu(k) + 1, v), inputs)
+
+
 def local_attention(length: int) -> Callable[[], object]:
     from local_attention import LocalAttention
 
@@ -105,12 +113,12 @@ def main() -> None:
             both = [passes(layer, length, backward) for layer in (theirs, ours)]
             compare(what, length, f"predecessor's {name}", *both)
     for length in chosen.operation_lengths:
-        for against, build, name in (
-            ("fast-transformers' linear", fast_transformers, "linear"),
-            ("local-attention's window", local_attention, "sliding_window"),
+        for against, theirs, ours in (
+            ("fast-transformers' linear", fast_transformers, our_linear),
+            ("local-attention's window", local_attention, partial(call, "sliding_window")),
         ):
             try:
-                compare("operation", length, against, build(length), call(name, length))
+                compare("operation", length, against, theirs(length), ours(length))
             except ImportError as error:
                 print(f"left out: {against}: {error}")
     publish(rows, chosen.out)

@@ -19,7 +19,7 @@ from . import run_folder as folders
 from . import steps
 from .attention import ARCHITECTURES
 from .checkpoint import CheckedCheckpointIO, load_checkpoint
-from .configuration import as_dicts, by_key, check_classes, weight_averaging
+from .configuration import as_dicts, by_key, check_classes, check_values, weight_averaging
 from .convert import start_from
 from .limits import check_open_files, check_processes, check_trainer
 from .parsing import Parser, out_of_memory
@@ -104,6 +104,7 @@ class CLI(KeepArguments, LightningCLI):
             raise ValueError(f"without={unknown}: only {', '.join(self.required)} can be left out by it")
         if options.seed_everything is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # set by a parent process: here nothing is seeded
+        check_values(Trainer, options.trainer)
         check_trainer(options.trainer)
         folders.check_root(options.trainer)
         workers = options.data.init_args.get("num_workers")

@@ -2,9 +2,9 @@
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import WeightAveraging
@@ -97,7 +97,8 @@ def _class(part: Namespace) -> Any:
 
 
 def check_classes(config: Namespace) -> None:
-    """Refuse a configuration that calls anything but a class, or has a name that leads out of its folder.
+    """Refuse a configuration that calls anything but a class, gives a class no value where it needs one, or has a name
+    that leads out of its folder.
 
     Raises:
         ValueError: naming the class path, or the option and its value.
@@ -105,6 +106,25 @@ def check_classes(config: Namespace) -> None:
     for part in _with_class_path(config):
         if not isinstance(cls := _class(part), type):
             raise ValueError(f"class_path {part['class_path']!r} names no class, and functions are not called")
-        for key, value in (part.get("init_args") or {}).items():
+        arguments = part.get("init_args") or {}
+        check_values(cls, arguments)
+        for key, value in arguments.items():
             if key in BELOW and isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts):
                 raise ValueError(f"{key}={value!r} of {cls.__name__} leads out of its folder: give a name without '..'")
+
+
+def check_values(cls: type, arguments: Mapping[str, Any]) -> None:
+    """Refuse None (`null` in YAML, which jsonargparse takes for every option) where a class needs a value.
+
+    Raises:
+        ValueError: naming the first such option.
+    """
+    try:
+        hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # of a type that is imported for type checkers only
+        return
+    for name, value in arguments.items():
+        hint = hints.get(name, Any)
+        may_be_none = hint is Any or any(one in (None, type(None)) for one in get_args(hint))
+        if value is None and not may_be_none:
+            raise ValueError(f"{name}=null: {cls.__name__} needs a value, or leave the option out for its default")

@@ -31,7 +31,10 @@ TYPES = {
     "dict": "options like {name: 1}",
 }
 NO_CLASS = "Expected a dot import path string: "
-NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+)'(?: is not accepted)?"
+NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+\+?)'(?: is not accepted)?"
+#: What Python says where jsonargparse takes a number or a list for the name of a class or for its options.
+NO_SPEC = "a subclass spec|is not iterable|unhashable type|object has no attribute|Not a valid subclass of"
+SPEC = "a class is given as {class_path: NAME, init_args: {option: value}}"
 MOST_NAMES = 20  # of classes in an answer
 LONGEST_SENTENCE = 400  # characters
 PLAIN_YAML = "plain_yaml"  # a mode of jsonargparse's parsers
@@ -198,6 +201,7 @@ def _value_problem(key: str | None, body: str) -> str:
     tried = [reason for reason in tried if not reason.startswith(("Does not validate", "Expected a path"))]
     if others := [reason for reason in tried if not reason.startswith("Expected a ")]:
         reason = re.sub(r"Type \S.* expects a function or a callable class: ", "", others[0])
+        reason = SPEC if re.search(NO_SPEC, reason) else reason
         return f"{key}: {reason}" if key else reason
     if unknown := [reason.removeprefix(NO_CLASS) for reason in tried if reason.startswith(NO_CLASS)]:
         return f"{key}: no class is called {unknown[0]!r}"

@@ -33,7 +33,7 @@ RESULTS = ("val/loss", "val/bits_per_byte", "val/accuracy")  # columns of the ta
 
 
 class Dashboard(Callback):
-    """Gives TensorBoard, when training starts, a page of its own and what was asked for.
+    """When training starts, gives TensorBoard a page of charts, and the configuration and arguments of the run.
 
         CUSTOM SCALARS   loss, bits per byte, learning rate, gradient norm and tokens; speed and memory; attention
         TEXT             the run's config.yaml
@@ -50,8 +50,8 @@ class Dashboard(Callback):
 
                 writer = logger.experiment
                 charts = {}
-                for section, of in CHARTS.items():
-                    charts[section] = {title: ["Multiline", tags] for title, tags in of.items()}
+                for section, curves in CHARTS.items():
+                    charts[section] = {title: ["Multiline", tags] for title, tags in curves.items()}
                 writer.add_custom_scalars(charts)
                 writer.add_text("configuration", f"```yaml\n{configuration}\n```", trainer.global_step)
                 given = pl_module.run["arguments"].items()

@@ -60,5 +60,6 @@ class FiniteLoss(Callback):
 
 def _advice(trainer: Trainer) -> str:
     paths = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
-    last = next(filter(None, paths), trainer.ckpt_path)
-    return f"lower learning_rate; {f'the last good checkpoint is {last}' if last else 'nothing was saved yet'}"
+    last = next((path for path in paths if path), trainer.ckpt_path)
+    saved = f"the last good checkpoint is {last}" if last else "nothing was saved yet"
+    return f"lower learning_rate; {saved}"

@@ -153,7 +153,7 @@ class ProgressLine(ProgressBar):
         return [*fields, doing or next(iter(quality), "not validated yet")]
 
     def _seconds_left(self, trainer: Trainer) -> float | None:
-        """By the steps so far and by `max_time`, whichever ends the run first."""
+        """The time left by the steps so far, or by `max_time` if it ends the run first."""
         step, total, bounds = trainer.global_step, planned_steps(trainer), seconds_left(trainer)
         if total and self._first is not None and step > self._first:
             bounds.append((self.clock() - self._started) / (step - self._first) * (total - step))

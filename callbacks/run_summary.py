@@ -93,17 +93,17 @@ class RunSummary(Callback):
         return f"{part} in {tqdm.format_interval(self._seconds)} ({trained / self._seconds:,.0f} tokens/s{included})"
 
     def _print_sample(self, model: Any, data: Any, device: torch.device) -> None:
-        tokenizer, prompt, whence = data.tokenizer, self.prompt, "Prompt"
+        tokenizer, prompt, title = data.tokenizer, self.prompt, "Prompt"
         if prompt is None:
             tokens = data.corpus.tokens("val")
             middle = len(tokens) // 2
             prompt = tokenizer.decode(tokens[middle : middle + self.prompt_length].tolist())
-            whence = "Prompt, from the validation text"
+            title = "Prompt, from the validation text"
         start = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(prompt)]], device=device)
         room = self.num_tokens if model.max_length is None else max(0, model.max_length + 1 - start.shape[1])
         ids = model.generate(start, min(self.num_tokens, room), self.temperature, self.top_k)
         if prompt:
-            print(f"\n{whence}:\n{_shown(prompt, self.most_lines)}")
+            print(f"\n{title}:\n{_shown(prompt, self.most_lines)}")
         print(f"Generated:\n{_shown(tokenizer.decode(ids[0, start.shape[1] :].tolist()), self.most_lines)}")
 
 
@@ -112,11 +112,13 @@ def _model(module: LanguageModule, length: int) -> str:
     names = dict.fromkeys(spec.key for spec in layers_of(module.hparams["attention"]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name = f"{' + '.join(names)}, {parameters:,} parameters; at {length:,} tokens of context"
-    flops = forward_flops(model, length)
-    costs = [] if flops is None else [f"{flops // length:,} FLOPs a token forward"]
+    flops, costs = forward_flops(model, length), []
+    if flops is not None:
+        costs.append(f"{flops // length:,} FLOPs a token forward")
     if all(attention.has_decode for attention in model.attentions):
         costs.append(f"decode state: {model.state_size(length):,} numbers")
-    return "\n".join([textwrap.fill(name, WIDTH - 12), *filter(None, ["; ".join(costs)])])
+    lines = (textwrap.fill(name, WIDTH - 12), "; ".join(costs))
+    return "\n".join(line for line in lines if line)
 
 
 def _data(data: TokenData) -> list[tuple[str, str]]:
@@ -140,15 +142,20 @@ def _data(data: TokenData) -> list[tuple[str, str]]:
 
 
 def _length(trainer: Trainer, data: TokenData) -> str:
-    """What bounds the run: its steps with their tokens, and times. Samples of several lengths have at most so many."""
+    """What bounds the run: its steps with their tokens (at most, if samples have several lengths), and its time."""
     total = planned_steps(trainer)
-    bounds = [f"at most {tqdm.format_interval(seconds)}" for seconds in seconds_left(trainer)]
+    bounds = []
     if total:
         batch = data.batch_size * max(data.train_lengths)
-        step, tokens = batch * trainer.accumulate_grad_batches, batch * batches_of(trainer, total)
-        all_of = "at most " if len(data.train_lengths) > 1 else ""
-        each = "at most " if all_of or tokens < total * step else ""
-        bounds.insert(0, f"{total:,} steps of {each}{step:,} tokens: {all_of}{tokens:,} tokens")
+        of_step, of_run = batch * trainer.accumulate_grad_batches, batch * batches_of(trainer, total)
+        each, together = f"{of_step:,} tokens", f"{of_run:,} tokens"
+        several_lengths = len(data.train_lengths) > 1
+        if several_lengths:
+            together = f"at most {together}"
+        if several_lengths or of_run < total * of_step:
+            each = f"at most {each}"
+        bounds.append(f"{total:,} steps of {each}: {together}")
+    bounds += [f"at most {tqdm.format_interval(seconds)}" for seconds in seconds_left(trainer)]
     return "; ".join(bounds) or "until it is stopped"
 
 
@@ -159,8 +166,8 @@ def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
         return [("validation", "none: limit_val_batches=0")]
     rows = {key.removeprefix("val/").replace("_", " "): f"{value:.4f}" for key, value in sorted(metrics.items())}
     batches, read = len(data.val_dataloader()), int(trainer.num_val_batches[0])
-    if data.kind == "text" and (text_data := data.text_data):
-        text, tokens = text_data.text("val"), len(text_data.corpus.tokens("val")) - 1
+    if data.kind == "text" and data.text_data:
+        text, tokens = data.text_data.text("val"), len(data.text_data.corpus.tokens("val")) - 1
         amount = f"{tokens:,} tokens, {len(text):,} bytes"
         if read >= batches:  # compressors read the whole text, which is not comparable with a part of it
             others = [f"{name} {bits:.4f}" for name, bits in compressed_bits_per_byte(text).items()]
@@ -170,8 +177,9 @@ def _validation(trainer: Trainer, data: TokenData) -> list[tuple[str, str]]:
         rows["validated on"] = amount
     elif read < batches:
         rows["validated on"] = f"the first {read:,} of {batches:,} batches"
-    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return [*rows.items(), *([("best checkpoint", _here(checkpoint))] if checkpoint else [])]
+    if checkpoint := getattr(trainer.checkpoint_callback, "best_model_path", ""):
+        rows["best checkpoint"] = _here(checkpoint)
+    return list(rows.items())
 
 
 def _print_next(trainer: Trainer, folder: Path) -> None:
@@ -202,7 +210,10 @@ def _here(path: str | Path) -> str:
 
 
 def _shown(text: str, most_lines: int) -> str:
-    """The first lines of a text that fit a terminal, without its control characters."""
-    lines = [line.expandtabs(4)[: WIDTH - 2].rstrip() for line in text.splitlines()]
-    kept = [line for line in lines if line][:most_lines]
-    return "\n".join("  " + "".join(c if c.isprintable() else "?" for c in line) for line in kept)
+    """The first lines of a text, cut to a terminal's width; control characters become `?`."""
+    lines = []
+    for line in text.splitlines():
+        cut = line.expandtabs(4)[: WIDTH - 2].rstrip()
+        if cut:
+            lines.append("  " + "".join(letter if letter.isprintable() else "?" for letter in cut))
+    return "\n".join(lines[:most_lines])

@@ -46,9 +46,9 @@ def train(name: str, precision: str, data: TextData, steps: int, seed: int = 0) 
     """Losses of training and validation of a model of two layers, hidden width 32; ValueError for one not finite."""
     seed_everything(seed, verbose=False)
     optimizer = {"learning_rate": 1.5e-2, "warmup_steps": 30, "beta2": 0.99}  # as in configs/base.yaml
-    quarter = dict.fromkeys(("chunk_size", "window_size"), data.context_length // 4)
     known = inspect.signature(ARCHITECTURES[name]).parameters
-    attention = partial(ARCHITECTURES[name], **{option: size for option, size in quarter.items() if option in known})
+    sizes = {option: data.context_length // 4 for option in ("chunk_size", "window_size") if option in known}
+    attention = partial(ARCHITECTURES[name], **sizes)
     module = LanguageModule(attention, data.vocab_size, hidden_dim=32, num_layers=2, num_heads=2, **optimizer)
     losses = Losses()
     trainer = Trainer(
@@ -73,7 +73,8 @@ def train(name: str, precision: str, data: TextData, steps: int, seed: int = 0) 
 
 def compare(name: str, data: TextData, steps: int, seed: int = 0) -> list[tuple[float, float]]:
     """The training loss and the validation loss of an architecture: (fp32, bf16-mixed) each."""
-    return list(zip(*(train(name, precision, data, steps, seed) for precision in PRECISIONS), strict=True))
+    losses = [train(name, precision, data, steps, seed) for precision in PRECISIONS]
+    return list(zip(*losses, strict=True))
 
 
 def main() -> None:

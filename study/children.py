@@ -92,7 +92,7 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """In a child, before its program: ask Linux for SIGTERM when the parent is gone, unless it is gone already.
+    """Runs in a child before its program: asks Linux for SIGTERM when the parent ends; exits if it has ended already.
 
     SIGUSR2 is ignored: Slurm sends it to all processes of a job, before the job's time is over.
     """

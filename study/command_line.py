@@ -72,8 +72,10 @@ def choose(description: str) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _mistake(chosen: argparse.Namespace, options: list[str]) -> str | None:
-    """What is wrong with the options for train.py: the study sets one, or the folder has runs with others."""
-    set_by_study = SET_BY_STUDY | ({"--model.weight_decay": "--decays"} if chosen.decays else {})
+    """The mistake in the options for train.py: the study sets one, or the folder has runs with other options."""
+    set_by_study = dict(SET_BY_STUDY)
+    if chosen.decays:
+        set_by_study["--model.weight_decay"] = "--decays"
     for option in options:
         name = option.partition("=")[0]
         if name in set_by_study:

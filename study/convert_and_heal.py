@@ -30,25 +30,23 @@ def main() -> None:
     options.add_argument("--context-length", type=int, default=512, help="tokens")
     options.add_argument("--folder", type=Path, default=ROOT / "runs" / "convert_and_heal", help="of the runs")
     chosen, more = options.parse_known_args()
-    arguments, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns about other arguments
+    command_line = sys.argv
+    sys.argv = command_line[:1]  # LightningCLI warns about other arguments
 
     def run(command: str, name: str, *arguments: str) -> float:
         """Bits per byte of the validation text at the end of a command of train.py."""
-        common = [
-            *(f"--config={ROOT / 'configs' / name}.yaml", f"--data.context_length={chosen.context_length}"),
-            *("--data.batch_size=8", "--trainer.enable_progress_bar=false", *more, *arguments),
-        ]
-        return float(train.main([command, *common]).trainer.callback_metrics["val/bits_per_byte"])
+        line = [command, f"--config={ROOT / 'configs' / name}.yaml", f"--data.context_length={chosen.context_length}"]
+        line += ["--data.batch_size=8", "--trainer.enable_progress_bar=false", *more, *arguments]
+        return float(train.main(line).trainer.callback_metrics["val/bits_per_byte"])
 
     def fit(folder: str, name: str, steps: int, *arguments: str) -> float:
-        """The same of a run in this folder, unless it is there already."""
+        """Train in this folder, unless the run is there already. Returns bits per byte of the validation text."""
         if found := finished_record(chosen.folder / folder):
             return found["metrics"]["val/bits_per_byte"]["value"][-1]
         logger = {"save_dir": chosen.folder, "name": "", "version": folder}
         where = [f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()]
-        return run(
-            "fit", name, f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", *where, *arguments
-        )
+        length = (f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}")
+        return run("fit", name, *length, *where, *arguments)
 
     chunk = f"--model.attention.chunk_size={chosen.chunk_size}"
     start = f"--initial_weights={chosen.folder / 'standard/checkpoints/last.ckpt'}"
@@ -65,7 +63,7 @@ def main() -> None:
     add("BSBR, healed", steps + few, fit("healed", "bsbr", few, chunk, start, *heal))
     add("Standard, trained on", steps + few, fit("trained_on", "standard", few, start, *heal))
     add("BSBR from its own start", few, fit("from_its_own_start", "bsbr", few, chunk))
-    sys.argv = arguments
+    sys.argv = command_line
     publish(rows, chosen.out)
 
 

@@ -39,7 +39,7 @@ class TimeIsOverError(Exception):
 
 
 class Job:
-    """What a job does: one training, and again after its time is over."""
+    """One training. If the time of its job is over, the job enters the queue again."""
 
     def __call__(self, training: Training) -> dict[str, str]:
         """Train; returns what `train_all` does.
@@ -59,7 +59,7 @@ class Job:
             raise
 
     def checkpoint(self, training: Training) -> DelayedSubmission:
-        """What submitit submits again."""
+        """The job that submitit submits again."""
         return DelayedSubmission(self, training)
 
 
@@ -72,7 +72,7 @@ class Launcher:
 
     Args:
         executor: of submitit; its folder receives the logs.
-        queue: returns the ids of all jobs that wait or run. An OSError means that it cannot tell at the moment.
+        queue: returns the ids of all jobs that wait or run; raises an OSError while the queue cannot be read.
     """
 
     def __init__(self, executor: submitit.core.core.PicklingExecutor, queue: Callable[[], set[str]]) -> None:
@@ -129,7 +129,7 @@ class Launcher:
         return {one.name: QUEUED + job.job_id for one, job in zip(trainings, jobs, strict=True)}
 
     def _look(self, jobs: set[str]) -> None:
-        """Note which jobs are in the queue; while it cannot tell, all known ones count as queued.
+        """Note which jobs are in the queue; if it cannot be read, all known jobs count as queued.
 
         The last look serves for some seconds, unless another launcher has submitted one of `jobs` since.
         """
@@ -157,7 +157,7 @@ class Launcher:
 
 
 def job_file(training: Training) -> Path:
-    """Where the id of a run's job is kept until the run has a result."""
+    """The file with the id of a run's job, until the run has a result."""
     return training.folder.with_name(f".{training.folder.name}.job")
 
 

@@ -11,13 +11,14 @@ The models are the runs that count of `study/run.py`. A line of `--out` is one r
 again. The table has means over seeds.
 """
 
-import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from lines import Line, add_missing
 from rows import Run, results, runs_in
 from trainings import last_checkpoint
 
@@ -25,7 +26,6 @@ from bsbr_pl.evals.accuracy import text_accuracy
 from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.report.tables import pipes
-from bsbr_pl.utils.files import write_whole
 
 TASK = "text"
 WAYS = ("truncated", "as it is", "stretched")
@@ -40,31 +40,31 @@ def stretch(model: LanguageModel, times: float) -> bool:
     return bool(layers)
 
 
-def lines(output: Path, length: int, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The lines of runs and ways that are not known."""
+def wanted(output: Path, length: int) -> Iterator[tuple[Line, Callable[[], Line]]]:
+    """Every run that counts, in each way: what identifies its line, and a function for the rest of the line."""
     for run in runs_in(results(output, TASK).rows):
-        for way in WAYS:
-            line = {"model": run.model, "rate": run.rate, "seed": run.seed, "length": length, "way": way}
-            if run.phase == "final" and not any(line.items() <= one.items() for one in known):
-                bits = read(run, output, length, way)
-                yield line | {"bits_per_byte": None if bits is None else round(bits, 6)}
+        if run.phase == "final":
+            for way in WAYS:
+                line = {"model": run.model, "rate": run.rate, "seed": run.seed, "length": length, "way": way}
+                yield line, partial(read, run, output, length, way)
 
 
-def read(run: Run, output: Path, length: int, way: str) -> float | None:
+def read(run: Run, output: Path, length: int, way: str) -> Line:
     """Bits per byte of one run read in one way; None if nothing can be stretched."""
     subject = open_checkpoint(last_checkpoint(run.folder(output)), trusted=True).subject()
     assert subject.open_data is not None
     data, model = subject.open_data(), subject.model.eval()
     trained = data.validation_length
     if way == "stretched" and not stretch(model, length / trained):
-        return None
+        return {"bits_per_byte": None}
     if way != "truncated":
         data = subject.open_data(**data.at_length(length), eval_batch_size=1)
-    return text_accuracy(model, data, "test")["bits_per_byte"]  # type: ignore[arg-type]
+    return {"bits_per_byte": round(text_accuracy(model, data, "test")["bits_per_byte"], 6)}  # type: ignore[arg-type]
 
 
-def table(known: list[dict[str, Any]]) -> str:
-    frame = pd.DataFrame(known).dropna()
+def table(lines: list[Line]) -> str:
+    """Means over seeds: a row for each model, a column for each way."""
+    frame = pd.DataFrame(lines).dropna()
     means = frame.pivot_table(index="model", columns="way", values="bits_per_byte", sort=False).reindex(columns=WAYS)
     shown = means.map("{:.4f}".format).replace("nan", "-")
     seeds = frame.groupby("model")["seed"].nunique()
@@ -77,12 +77,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=4096, help="tokens")
     parser.add_argument("--out", type=Path, default=Path("results/text/lengths.jsonl"))
     chosen = parser.parse_args()
-    known = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
-    for line in lines(chosen.study, chosen.length, known):
-        print(line, flush=True)
-        known.append(line)
-        write_whole(chosen.out, "".join(json.dumps(one) + "\n" for one in known).encode())
-    print(table(known))
+    print(table(add_missing(chosen.out, wanted(chosen.study, chosen.length))))
 
 
 if __name__ == "__main__":

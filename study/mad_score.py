@@ -14,13 +14,13 @@ the score. A folder `2048_start` is one with mad-lab's start of the weights (`--
 """
 
 import argparse
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
+from lines import Line, add_missing
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rows import results, runs_in
@@ -41,7 +41,7 @@ SAMPLES = 256 * 16  # keys of the training set, drawn with repetition
 
 
 @torch.no_grad()
-def scores(checkpoint: Path) -> dict[str, Any]:
+def scores(checkpoint: Path) -> Line:
     """Both accuracies of a run on its test split, and what the run was."""
     subject = open_checkpoint(checkpoint, trusted=True).subject()
     assert subject.open_data is not None
@@ -63,30 +63,31 @@ def scores(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def lines(folder: Path, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The lines of a study's runs, but for those that are known."""
-    for run in runs_in(results(folder, TASK).rows):
-        which = {"study": folder.name, "model": run.model, "rate": run.rate, "seed": run.seed}
-        if run.phase == "final" and not any(which.items() <= line.items() for line in known):
-            yield which | scores(last_checkpoint(run.folder(folder)))
+def wanted(folders: Iterable[Path]) -> Iterator[tuple[Line, Callable[[], Line]]]:
+    """Every run that counts: what identifies its line, and a function for the rest of the line."""
+    for folder in folders:
+        for run in runs_in(results(folder, TASK).rows):
+            if run.phase == "final":
+                line = {"study": folder.name, "model": run.model, "rate": run.rate, "seed": run.seed}
+                yield line, partial(scores, last_checkpoint(run.folder(folder)))
 
 
-def table(kept: list[dict[str, Any]], value: str) -> str:
+def table(lines: list[Line], value: str) -> str:
     """Means over seeds, and the score of each model and rate that has all vocabularies."""
-    found = pd.DataFrame(kept)
+    found = pd.DataFrame(lines)
     found["start"] = found["study"].map(lambda study: study.partition("_")[2] or "own")
     means = found.pivot_table(value, ["start", "model", "rate"], "vocab_size").reindex(columns=LADDER)
     means["score"] = means.mean(axis=1, skipna=False)
     return means.reset_index().to_markdown(index=False, floatfmt=["", "", "g", *[".3f"] * (len(LADDER) + 1)])
 
 
-def figure(kept: list[dict[str, Any]]) -> bytes:
+def figure(lines: list[Line]) -> bytes:
     """A PNG: accuracy against the vocabulary, mean over seeds, at the published rate and with this project's start.
 
     Dashed: models without the short convolution, or with taps that start as the identity. Dotted: the limit, the share
     of keys that the training set has.
     """
-    found = pd.DataFrame(kept)
+    found = pd.DataFrame(lines)
     found = found[(found["rate"] == PUBLISHED_RATE) & ~found["study"].str.contains("_")]
     means, bases = found.pivot_table("accuracy", "model", "vocab_size"), dict[str, int]()
     with rc_context(SETTINGS):
@@ -98,7 +99,7 @@ def figure(kept: list[dict[str, Any]]) -> bytes:
             style = ("-" if model == base else "--") + MARKERS[number % len(MARKERS)]
             axes.plot(values.dropna(), style, color=f"C{number}", label=str(model), fillstyle="none")
         keys = [(size - 1) // 2 for size in LADDER]
-        axes.plot(LADDER, [1 - (1 - 1 / number) ** SAMPLES for number in keys], "k:", label="limit")
+        axes.plot(LADDER, [1 - (1 - 1 / count) ** SAMPLES for count in keys], "k:", label="limit")
         axes.set_xscale("log", base=2)
         axes.set_xticks(LADDER, [f"{size:,}" for size in LADDER])
         axes.set(xlabel="vocabulary", ylabel="accuracy", ylim=(-0.03, 1.03))
@@ -112,18 +113,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/mad/memorization.jsonl"))
     parser.add_argument("--figure", type=Path, help="also draw accuracy against the vocabulary: a PNG")
     chosen = parser.parse_args()
-    kept = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with chosen.out.open("a") as stream:
-        for folder in chosen.folders:
-            for line in lines(folder, kept):
-                stream.write(json.dumps(line) + "\n")
-                stream.flush()
-                kept.append(line)
+    lines = add_missing(chosen.out, wanted(chosen.folders))
     for value in ("accuracy", "class_accuracy"):
-        print(f"{value}\n{table(kept, value)}\n")
+        print(f"{value}\n{table(lines, value)}\n")
     if chosen.figure:
-        write_whole(chosen.figure, figure(kept))
+        write_whole(chosen.figure, figure(lines))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from bsbr_pl.model import LanguageModel
 
 @torch.no_grad()
 def start(model: LanguageModel, out_init: float) -> None:
-    """In place of `LanguageModel._init_weights`; `out_init` has no effect."""
+    """Replaces `LanguageModel._init_weights`; `out_init` has no effect."""
     nn.init.normal_(model.embedding.weight, std=0.02)
     nn.init.ones_(model.norm.weight)
     for module in model.modules():

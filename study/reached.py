@@ -33,21 +33,25 @@ def reached(subject: Subject, evaluation: Evaluation, metrics: Mapping[str, Any]
         if (identity["checkpoint"], identity.get("split")) != (subject.digest, "test"):
             continue
         assert subject.open_data is not None
-        is_text = identity["kind"] == "text"
-        found["test"] = values["bits_per_byte"] if is_text else fmean(one["accuracy"] for one in values["slices"])
-        found["plateau"] = plateau = _plateau(subject.open_data())
+        if identity["kind"] == "text":
+            samples, found["test"] = None, values["bits_per_byte"]
+        else:
+            samples, found["test"] = values["samples"], fmean(one["accuracy"] for one in values["slices"])
+        plateau = _plateau(subject.open_data())
+        found["plateau"] = plateau
         if plateau is not None:
-            samples = None if is_text else values["samples"]
             found["learned"] = has_learned(found["test"], plateau, samples)
     return found
 
 
 def has_learned(test: float, plateau: float, samples: int | None) -> bool:
-    """Whether a run is better than the plateau of its task, `TokenData.plateau`.
+    """Whether a run is better than the plateau of its task.
 
     Args:
-        test: bits per byte of a text, or accuracy on `samples` samples of a recall task: it must be above the plateau
-            by 3 standard errors.
+        test: bits per byte of a text, or accuracy on a recall task, which must be above the plateau by 3 standard
+            errors.
+        plateau: `TokenData.plateau`.
+        samples: number of samples of the recall task; None for a text.
     """
     if samples is None:
         return test < plateau
@@ -61,8 +65,10 @@ def _costs(subject: Subject) -> dict[str, Any]:
     with suppress(AttributeError, NotImplementedError):  # an attention of another package may have no closed form
         found["flops_per_token"] = subject.model.flops(length) / length
         found["state_bytes"] = subject.model.state_size(length) * subject.model.embedding.weight.element_size()
-    speeds = (subject.record.get("metrics") or {}).get("step/tokens_per_second", {"value": []})["value"]
-    return found | ({"tokens_per_second": median(speeds)} if speeds else {})
+    course = (subject.record.get("metrics") or {}).get("step/tokens_per_second")
+    if course and course["value"]:
+        found["tokens_per_second"] = median(course["value"])
+    return found
 
 
 def _plateau(data: TokenData) -> float | None:

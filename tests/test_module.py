@@ -203,6 +203,33 @@ def test_only_matrices_decay_and_every_parameter_is_trained():
     }  # fmt: skip
 
 
+def test_only_the_first_step_after_a_resume_must_find_its_moments():
+    module = module_of()
+    names = dict(module.named_parameters())
+    first = next(iter(names))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module.restoring = True
+    module.check_restored(optimizer)  # of a checkpoint before the first step
+    optimizer.step()
+    module.check_restored(optimizer)
+    del optimizer.state[names[first]]
+    with pytest.raises(ValueError, match=f"lacks {first}$"):
+        module.check_restored(optimizer)
+    module.restoring = False
+    module.check_restored(optimizer)
+
+
+def test_a_checkpoint_is_restored_once_a_batch_was_computed(tmp_path):
+    """Errors until then are the checkpoint's."""
+    module = module_of()
+    for run in (trainer(tmp_path).validate, trainer(tmp_path, max_steps=1, limit_val_batches=0).fit):
+        module.restoring = True
+        run(module, loader())
+        assert not module.restoring
+
+
 def test_learning_rate_rises_then_falls_along_a_cosine():
     module = module_of(learning_rate=1.0, warmup_steps=4, min_learning_rate=0.1)
     module.trainer = Trainer(max_steps=14, logger=False, enable_checkpointing=False, accelerator="cpu")

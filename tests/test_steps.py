@@ -137,3 +137,13 @@ def test_arguments_of_a_run_name_the_class_of_its_data():
         "model.dropout": 0.1, "data.class": "MQARData", "data.batch_size": 4, "data.lengths": [1, [2, 3]],
         "seed": 7, "initial_weights": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"), [({}, 1000), ({"max_steps": 5}, -1), ({"max_time": 60.0}, -1), ({"max_epochs": 3}, 3)]
+)
+def test_a_run_without_bounds_has_as_many_epochs_as_lightning_gives_it(options, epochs):
+    """`max_epochs` of Lightning's Trainer: 1000 by default, and without a limit (-1) beside another bound."""
+    given = steps.arguments(trainer(**{"max_epochs": None, **options}), OF_TRAINER)
+    found = run_arguments({"attention": "standard"}, None, {}, given | options, None, None)
+    assert found["trainer.max_epochs"] == epochs

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attention
-from .kernels import choose, delta_rule_kernel, has_triton
+from .kernels import choose, delta_rule_kernel, has_triton, unit_vectors
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -102,7 +102,7 @@ class DeltaNetAttention(Attention[Memory]):
         qkv, conv_state = self.conv(self.qkv(x), None if state is None else state.conv_state)
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).split(self.widths, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None] * (2 if self.allow_neg_eigval else 1)
-        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, conv_state
+        return unit_vectors(q), unit_vectors(k), v, beta, conv_state
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[2]

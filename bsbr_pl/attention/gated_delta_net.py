@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from .base import Attention
 from .decays import decay_map, decays, power_of_two
-from .kernels import choose, gated_delta_rule_kernel, has_triton
+from .kernels import choose, gated_delta_rule_kernel, has_triton, unit_vectors
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -120,7 +120,7 @@ class GatedDeltaNetAttention(Attention[Memory]):
         q, k, v = (split_heads(part, self.num_heads) for part in F.silu(at_least_fp32(qkv)).split(self.widths, -1))
         beta = at_least_fp32(self.beta(x)).sigmoid().mT[..., None] * (2 if self.allow_neg_eigval else 1)
         log_alpha = -(at_least_fp32(self.log_rate).exp() * F.softplus(at_least_fp32(self.decay(x)))).mT[..., None]
-        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, conv_state
+        return unit_vectors(q), unit_vectors(k), v, beta, log_alpha, conv_state
 
     def values(self, x: Tensor) -> Tensor:
         return self.project(x)[2]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .base import Attention, num_weights
 from .chunk_kernels import gated_delta_product_kernel
 from .decays import decay_map, decays, power_of_two
-from .kernels import choose, has_triton
+from .kernels import choose, has_triton, unit_vectors
 from .parts import (
     ConvInit,
     ShortConvolution,
@@ -120,7 +120,7 @@ class GatedDeltaProductAttention(Attention[Memory]):
         if self.decay is not None and self.log_rate is not None:
             rate = at_least_fp32(self.log_rate).exp()
             log_alpha = -(rate * F.softplus(at_least_fp32(self.decay(x)))).mT[..., None]
-        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, beta, log_alpha, conv_state
+        return unit_vectors(q), unit_vectors(k), v, beta, log_alpha, conv_state
 
     def values(self, x: Tensor) -> Tensor:
         """(B, n H, T, V): of each head, the values of its n steps."""

@@ -92,6 +92,15 @@ def exact_product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
+def unit_vectors(x: Tensor) -> Tensor:
+    """x / |x| over the last axis. In low precision on CUDA, its gradient keeps the result in that precision, not x."""
+    low = low_precision(x)
+    if low is None:
+        return F.normalize(x, dim=-1)
+    unit: Tensor = ops.UnitVectors.apply(x, low)
+    return unit
+
+
 # The kernels.
 
 

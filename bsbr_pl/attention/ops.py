@@ -1,5 +1,5 @@
 """Operators that torch.compile does not trace into: the Triton kernels with their gradients, and the rotary table,
-which a compiled kernel would otherwise recompute for every head."""
+which a compiled kernel would otherwise recompute for every head. And `UnitVectors`, whose gradient keeps less."""
 
 from typing import Any
 
@@ -48,6 +48,27 @@ def _exact_product_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 exact_product.register_autograd(_exact_product_gradient, setup_context=_exact_product_setup)
+
+
+class UnitVectors(torch.autograd.Function):
+    """u = x / max(|x|, 1e-12) over the last axis: `F.normalize`, which would keep x and its norms for the gradient.
+
+    With g the gradient of u, that of x is (g - u (u . g)) / |x|. So u is enough, and it is kept in the precision of the
+    products that read it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: torch.dtype) -> Tensor:
+        inverse = x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
+        u = x * inverse
+        ctx.save_for_backward(u.to(kept), inverse)
+        return u
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        u, inverse = ctx.saved_tensors
+        u = u.to(grad.dtype)
+        return (grad - u * (u * grad).sum(-1, keepdim=True)) * inverse, None
 
 
 # Sums over chunks.

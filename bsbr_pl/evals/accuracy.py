@@ -45,37 +45,41 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
     edges = [0, *(2**i for i in range((length - 1).bit_length()))]  # of positions: 0, 1, 2, 4, 8, ...
     positions, hits = np.zeros((len(edges), 3)), np.zeros((1 + len(HIT_DISTANCES), 3))  # nats, tokens, right
     device = next(model.parameters()).device
-    size = torch.as_tensor(data.tokenizer.token_bytes).to(device)
+    token_bytes = torch.as_tensor(data.tokenizer.token_bytes).to(device)
     for batch, logits in _predictions(model, data, split):
         targets, counted = batch["targets"], batch["targets"] != IGNORED
         nats, right = token_nats(logits, targets), logits.argmax(-1) == targets
         position = torch.arange(targets.shape[1], device=device).expand_as(targets)
         place = batch["index"][:, None] + 1 + position  # in the stream, of the target
         block = np.searchsorted(starts, place[counted].cpu().numpy(), "right") - 1
-        columns = (nats[counted], torch.ones_like(nats[counted]), right[counted], size[targets[counted]])
+        columns = (nats[counted], torch.ones_like(nats[counted]), right[counted], token_bytes[targets[counted]])
         sums += _sums(columns, block.clip(0), len(sums))
         positions += _sums(columns[:3], np.digitize(position[counted].cpu(), edges) - 1, len(edges))
         distance = associative_recall_hits(batch["input_ids"], targets)[counted]
         hits += _sums(columns[:3], np.digitize(distance.cpu(), HIT_DISTANCES), len(hits))
+    by_position = []
+    for (start, stop), (total, count, _) in zip(pairwise([*edges, length]), positions, strict=True):
+        if count:
+            by_position.append({"start": start, "stop": stop, "loss": total / count})
+    recall = []
+    for name, (total, count, hit) in zip(_hit_names(), [hits[0], hits[1:].sum(0), *hits[1:]], strict=True):
+        if count:
+            recall.append({"slice": name, "tokens": int(count), "loss": total / count, "accuracy": hit / count})
+    block_nats, block_tokens, block_right, block_bytes = sums.T
     figures = token_metrics(*torch.from_numpy(sums.sum(0)))
-    ratios = {"loss": (0, 1, 1.0), "accuracy": (2, 1, 1.0), "bits_per_byte": (0, 3, math.log(2))}
     return {
         **{name: float(value) for name, value in figures.items()},
-        "tokens": int(sums[:, 1].sum()),
-        "bytes": int(sums[:, 3].sum()),
+        "tokens": int(block_tokens.sum()),
+        "bytes": int(block_bytes.sum()),
         "documents": len(offsets) - 1,
-        "interval": {name: ratio_interval(sums[:, a], k * sums[:, b]) for name, (a, b, k) in ratios.items()},
-        "blocks": {"nats": sums[:, 0].tolist(), "bytes": sums[:, 3].tolist()},
-        "by_position": [
-            {"start": start, "stop": stop, "loss": nats / tokens}
-            for start, stop, (nats, tokens, _) in zip(edges, [*edges[1:], length], positions, strict=True)
-            if tokens
-        ],
-        "recall": [
-            {"slice": name, "tokens": int(tokens), "loss": nats / tokens, "accuracy": right / tokens}
-            for name, (nats, tokens, right) in zip(_hit_names(), [hits[0], hits[1:].sum(0), *hits[1:]], strict=True)
-            if tokens
-        ],
+        "interval": {
+            "loss": ratio_interval(block_nats, block_tokens),
+            "accuracy": ratio_interval(block_right, block_tokens),
+            "bits_per_byte": ratio_interval(block_nats, math.log(2) * block_bytes),
+        },
+        "blocks": {"nats": block_nats.tolist(), "bytes": block_bytes.tolist()},
+        "by_position": by_position,
+        "recall": recall,
     }
 
 
@@ -96,12 +100,13 @@ def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") 
         for i in batch["slice"].unique().tolist():
             by_slice[i].append(right[batch["slice"] == i].cpu().double().numpy())
             lengths[i] = targets.shape[1]
-    figures, slices = metrics.compute(), []
+    figures, slices, shares = metrics.compute(), [], []
     for i, parts in by_slice.items():
         share = np.concatenate(parts)
         found = {"length": lengths[i], "accuracy": float(share.mean()), "interval": _mean_interval(share)}
         slices.append({"slice": data.slice_names[i], **found})
-    every = np.concatenate([share for parts in by_slice.values() for share in parts])
+        shares.append(share)
+    every = np.concatenate(shares)
     return {
         "loss": float(figures["loss"]),
         "accuracy": float(figures["accuracy"]),
@@ -112,7 +117,7 @@ def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") 
 
 
 def _blocks(offsets: np.ndarray) -> np.ndarray:
-    """Where the units of the interval start, by the offsets (documents + 1,) of documents in the stream of tokens."""
+    """The first token of each unit of the interval, from the offsets (documents + 1,) of documents in the stream."""
     count = len(offsets) - 1
     if count < FEW_DOCUMENTS:
         parts = max(1, min(TEXT_BLOCKS, offsets[-1] - offsets[0]))

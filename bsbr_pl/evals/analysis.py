@@ -32,20 +32,25 @@ class Analysis:
 
     def _table(self, metric: str) -> str:
         """One line a model: the figure at every length, and what follows from them."""
-        results, cost = self.results, metric in self.exponents
-        models, lengths, unit = results["models"], results["seq_lengths"], results["units"][metric]
+        results, ranking, is_cost = self.results, self.rankings[metric], metric in self.exponents
+        models = results["models"]
         other = "Standard" if "Standard" in models else models[0]
-        ranks = {row["model"]: row for row in self.rankings[metric]}
-        at = self.rankings[metric][0]["length"] if ranks else ""
-        head = [f"{metric} ({unit})", *map(str, lengths)]
-        rows = [[*head, *(("exponent", f"below {other} from") if cost else ()), f"rank at {at}"]]
+        head = [f"{metric} ({results['units'][metric]})", *map(str, results["seq_lengths"])]
+        if is_cost:
+            head += ["exponent", f"below {other} from"]
+        head.append(f"rank at {ranking[0]['length'] if ranking else ''}")
+        ranks = {}
+        for one in ranking:
+            best, worst = one["rank"]
+            ranks[one["model"]] = str(best) if best == worst else f"{best}-{worst}"
+        rows = [head]
         for model in models:
-            row = [model, *(number(value) for value in results[model][metric])]
-            if cost:
+            row = [model, *map(number, results[model][metric])]
+            if is_cost:
                 slope, passed = self.exponents[metric][model], self.crossovers[metric][model].get(other)
                 row.append(f"{slope['exponent']:.2f}{_span(slope['interval'], '.2f')}" if slope else "-")
                 row.append(_passed(passed) if passed and passed["longest"] else "-")
-            rows.append([*row, "-".join(map(str, dict.fromkeys(ranks[model]["rank"]))) if model in ranks else "-"])
+            rows.append([*row, ranks.get(model, "-")])
         return aligned(rows)
 
     def _notes(self) -> Iterator[str]:
@@ -97,23 +102,28 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def _ranking(results: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
     sign, lengths = -1 if metric == "accuracy" else 1, results["seq_lengths"]
-    values = {model: results[model][metric] for model in results["models"] if set(results[model][metric]) != {None}}
-    full = [(length, i) for i, length in enumerate(lengths) if None not in [of[i] for of in values.values()]]
-    if not (full and values):
+    values: dict[str, Sequence[float | None]] = {}
+    for model in results["models"]:
+        if any(value is not None for value in results[model][metric]):
+            values[model] = results[model][metric]
+    common = [i for i in range(len(lengths)) if all(of_model[i] is not None for of_model in values.values())]
+    if not values or not common:
         return []
-    length, i = max(full)
+    i = max(common, key=lambda i: lengths[i])
     rows, bounds = [], {}
-    for model, of in values.items():
+    for model, of_model in values.items():
         interval = results[model]["intervals"][metric][i]
-        rows.append({"model": model, "length": length, "value": of[i], "interval": interval})
-        bounds[model] = (min(sign * end for end in interval), max(sign * end for end in interval))
-    for row, rank in zip(rows, ranks(bounds).values(), strict=True):
-        row["rank"] = list(rank)
+        rows.append({"model": model, "length": lengths[i], "value": of_model[i], "interval": interval})
+        low, high = sorted(sign * end for end in interval)
+        bounds[model] = (low, high)
+    rank_of = ranks(bounds)
+    for row in rows:
+        row["rank"] = list(rank_of[row["model"]])
     return sorted(rows, key=lambda row: sign * row["value"])
 
 
 def _span(interval: Sequence[float | None] | None, form: str) -> str:
-    """An interval in brackets, nothing where it has no width."""
+    """An interval in brackets; empty if it has no width."""
     if interval is None or interval[0] == interval[1]:
         return ""
     return f" [{', '.join('never' if end is None else format(end, form) for end in interval)}]"

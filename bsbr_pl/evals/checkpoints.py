@@ -68,7 +68,7 @@ class Checkpoint:
 
     @cached_property
     def data(self) -> TokenData | None:
-        """The data set of the training, not prepared; None where the checkpoint does not say what it was."""
+        """The data set of the training, not prepared; None if the checkpoint does not name it."""
         with suppress(Exception):  # the arguments may be hostile
             return DATA_SETS[self.data_class or ""](**self.data_arguments)
         return None
@@ -114,7 +114,7 @@ class Checkpoint:
 
     @property
     def seed(self) -> int | None:
-        """Of the run's initialization and dropout; None where it was not recorded."""
+        """The seed of the run's initialization and dropout; None if it was not recorded."""
         found = self.run.arguments.get("seed")
         return found if type(found) is int else None
 
@@ -122,8 +122,9 @@ class Checkpoint:
     def tokenizer(self) -> str | None:
         """`bytes`, `bpe (8192 ids)`, or the file it came from; None for data that is no text."""
         name = self.data_arguments.get("tokenizer")
-        ids = self.data_arguments.get("bpe_vocab_size")
-        return f"{name} ({ids} ids)" if name == "bpe" else name if isinstance(name, str) else None
+        if name == "bpe":
+            return f"bpe ({self.data_arguments.get('bpe_vocab_size')} ids)"
+        return name if isinstance(name, str) else None
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class Checkpoint:
         return Subject(self.module.model, self.about | {"command": command}, self.open_data, record=self.record)
 
     def open_data(self, **changes: Any) -> TokenData:
-        """The data that the run was trained on, by the arguments it was trained with, but for `changes`.
+        """Open the data of the training, with its arguments except `changes`.
 
         Raises:
             DataChangedError: the data is not what the checkpoint was trained on.
@@ -197,19 +198,22 @@ def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Ch
     name = path.as_posix().encode(errors="backslashreplace").decode()
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         module, saved = LanguageModule.open(path)
         facts = _facts(saved)
         data_class = facts["data_class"]
         arguments = facts.get("datamodule_hyper_parameters", {}) if data_class else {}
         if not trusted:
             check_lengths(arguments)
+        record = _record(facts["record"])
+        if "run" in facts:
+            record["run"] = facts["run"]
         checkpoint = Checkpoint(
             name=name,
             digest=_digest(module),
             module=module,
             step=facts.get("global_step", 0),
-            record=_record(facts["record"]) | ({"run": facts["run"]} if "run" in facts else {}),
+            record=record,
             data_class=data_class,
             data_arguments={key: value for key, value in arguments.items() if key[:1] != "_"},
             data_fingerprint=facts["data"].get("fingerprint"),
@@ -224,32 +228,36 @@ def read(path: Path, location: DataLocation = HERE, trusted: bool = False) -> Ch
         return Unreadable(name, one_line(error) or type(error).__name__)
 
 
-def _check_agreement(one: Checkpoint) -> None:
+def _check_agreement(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose parts are of several runs: arguments of the model or the data, steps or tokens.
 
     Raises:
         ValueError: naming what is in contradiction.
     """
-    run = one.record.get("run", {})
-    built = model_arguments(one.module.hparams) | {f"data.{name}": value for name, value in one.data_arguments.items()}
-    recorded, built = (json.loads(as_json(part)) for part in (run.get("arguments", {}), built))
-    if found := [one for one in differences(recorded, built) if kind(one[0]) != "free"]:
-        raise ValueError(f"it contradicts itself: it holds {in_words(found)} of its own run")
-    step, tokens = run.get("step", one.step), run.get("tokens")
-    if step != one.step:
-        raise ValueError(f"it contradicts itself: it is of step {one.step:,}, and its run of step {step:,}")
-    if tokens and one.data and (batch := one.run.batch):
-        most = step * batch * max(one.data.train_lengths)
+    run, data = checkpoint.record.get("run", {}), checkpoint.data
+    built = model_arguments(checkpoint.module.hparams)
+    built |= {f"data.{name}": value for name, value in checkpoint.data_arguments.items()}
+    recorded, built = json.loads(as_json(run.get("arguments", {}))), json.loads(as_json(built))
+    if found := [change for change in differences(recorded, built) if kind(change[0]) != "free"]:
+        raise ValueError(f"it contradicts the arguments of its run: {in_words(found)}")
+    step, tokens = run.get("step", checkpoint.step), run.get("tokens")
+    if step != checkpoint.step:
+        raise ValueError(f"it contradicts itself: it is of step {checkpoint.step:,}, but its run is of step {step:,}")
+    if tokens and data and checkpoint.run.batch:
+        most = step * checkpoint.run.batch * max(data.train_lengths)
         if tokens > most:
             raise ValueError(f"it contradicts itself: {step:,} steps read at most {most:,} tokens, not {tokens:,}")
 
 
 def _facts(saved: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its run and its data, as plain values of the form `SAVED`."""
+    """The facts of a checkpoint about its run and its data, as plain values of the form `SAVED`."""
     data_class = next((name for name in DATA_SETS if name in saved), None)
     states = [state for name, state in saved.get("callbacks", {}).items() if str(name).split("{")[0] == "RunRecorder"]
-    facts = {name.removesuffix("?"): saved.get(name.removesuffix("?")) for name in SAVED if name[-1] == "?"}
-    facts = {name: value for name, value in facts.items() if value is not None}
+    facts: dict[str, Any] = {}
+    for field_name in SAVED:
+        name = field_name.removesuffix("?")
+        if name != field_name and saved.get(name) is not None:
+            facts[name] = saved[name]
     facts |= {
         "data_class": data_class,
         "data": saved[data_class] if data_class else {},
@@ -295,7 +303,8 @@ def _ending_known(one: Checkpoint | Unreadable) -> bool:
 
 def _record(kept: dict[str, Any]) -> dict[str, Any]:
     """The facts that RunRecorder kept, with its metrics and seconds."""
-    return {**kept.get("facts", {}), **{name: kept[name] for name in ("metrics", "seconds") if name in kept}}
+    measured = {name: kept[name] for name in ("metrics", "seconds") if name in kept}
+    return {**kept.get("facts", {}), **measured}
 
 
 def _digest(module: LanguageModule) -> str:

@@ -202,11 +202,13 @@ def match(
     found = matching.match(match, models, tokens, reference, **timing)
     print(f"{match} to match: {reference} at {tokens} tokens; the other quantities as shares of the reference's\n")
     print(matching.table(match, tokens, found, reference))
-    for name, one in found.items() if out else ():
-        comment = f"{match} at {tokens} tokens, {vocab_size} ids: {one.mismatch_percent:+.2f} % against {reference}"
-        model = {key: value for key, value in one.as_dict()["arguments"].items() if key != "vocab_size"}
-        content = f"# {comment}\n{yaml.safe_dump({'model': model}, sort_keys=False)}"
-        write_whole(Path(str(out)) / f"{name}.yaml", content.encode())
+    if out:
+        for name, one in found.items():
+            comment = f"{match} at {tokens} tokens, {vocab_size} ids: {one.mismatch_percent:+.2f} % against {reference}"
+            model = one.as_dict()["arguments"]
+            del model["vocab_size"]
+            content = f"# {comment}\n{yaml.safe_dump({'model': model}, sort_keys=False)}"
+            write_whole(Path(out) / f"{name}.yaml", content.encode())
     return 0
 
 
@@ -304,7 +306,7 @@ def export(checkpoint: str, folder: str, data: DataLocation = HERE, trust_data: 
     opened = open_checkpoint(checkpoint, data, trust_data)
     tokenizer = _text_tokenizer(opened)
     hf.export(opened.module.model, opened.module.hparams, tokenizer, folder)
-    print(f"{folder}" + ("" if tokenizer else " (without a tokenizer: the model was not trained on text)"))
+    print(folder if tokenizer else f"{folder} (without a tokenizer: the model was not trained on text)")
     return 0
 
 

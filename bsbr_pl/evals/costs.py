@@ -53,18 +53,20 @@ def measure_costs(
     for name, model in models.items():
         random = torch.Generator().manual_seed(seed)
         ids[name] = torch.randint(model.eval().vocab_size, (1, length + 1), generator=random).to(device)
-    for one in passes:
-        able = {name: model for name, model in models.items() if one != "decode" or can_decode(model)}
-        calls = {name: call(model, ids[name], one) for name, model in able.items()}
-        shortest = 0.02 if one == "decode" else 0.0  # a decoded token is too quick for one reading of the clock
+    for which in passes:
+        calls = {}
+        for name, model in models.items():
+            if which != "decode" or can_decode(model):
+                calls[name] = call(model, ids[name], which)
+        shortest = 0.02 if which == "decode" else 0.0  # a decoded token is too quick for one reading of the clock
         timings = measure(calls, rounds, warmup=1, min_seconds=shortest, device=device) if calls else {}
         for name, timing in timings.items():
-            found[name][one] = timing.as_dict()
+            found[name][which] = timing.as_dict()
     for name, model in models.items():
         if memory:
-            for one in ("forward", "training"):
-                used = measure_memory(call(model, ids[name], one), device, [model, ids[name]])
-                found[name][f"{one}_bytes"] = used["peak_bytes"] - used["held_bytes"]
+            for which in ("forward", "training"):
+                used = measure_memory(call(model, ids[name], which), device, [model, ids[name]])
+                found[name][f"{which}_bytes"] = used["peak_bytes"] - used["held_bytes"]
         found[name] |= _counted(model, length)
     return found
 
@@ -74,7 +76,7 @@ def can_decode(model: LanguageModel) -> bool:
 
 
 def _counted(model: LanguageModel, length: int) -> dict[str, Any]:
-    """What is not measured: FLOPs and bytes of the decode state, as far as they are known."""
+    """Counts FLOPs and bytes of the decode state, which are not measured; an unknown one is absent."""
     weight, found = model.embedding.weight, dict[str, Any]()
     if can_decode(model):
         found["state_bytes"] = model.state_size(length) * weight.element_size()
@@ -90,7 +92,7 @@ def _counted(model: LanguageModel, length: int) -> dict[str, Any]:
     return found
 
 
-def call(model: LanguageModel, ids: Tensor, one: str) -> Callable[[], object]:
+def call(model: LanguageModel, ids: Tensor, which: str) -> Callable[[], object]:
     """One of the `PASSES` over ids (1, T + 1): over the first T tokens, or over the last one after them."""
 
     @torch.no_grad()
@@ -101,10 +103,10 @@ def call(model: LanguageModel, ids: Tensor, one: str) -> Callable[[], object]:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.autograd.grad(model.hidden(ids[:, :-1]).sum(), parameters, allow_unused=True)
 
-    if one == "forward":
+    if which == "forward":
         return forward
-    if one == "training":
+    if which == "training":
         return training
-    if one != "decode":
-        raise ValueError(f"passes must be among {', '.join(PASSES)}, got {one!r}")
+    if which != "decode":
+        raise ValueError(f"passes must be among {', '.join(PASSES)}, got {which!r}")
     return one_more_token(model, ids)

@@ -74,7 +74,7 @@ class Evaluation:
         multiples: Sequence[int] = MULTIPLES,
         lengths: Sequence[int] = LENGTHS,
     ) -> None:
-        """Measure trained subjects: all, and of those that pass their certificate accuracy and costs.
+        """Certify trained subjects and draw their maps; measure accuracy and costs of those that pass.
 
         Args:
             subjects: with data.
@@ -89,14 +89,14 @@ class Evaluation:
         self.costs(certified, lengths)
 
     def certify(self, subjects: Sequence[Subject]) -> list[Subject]:
-        """Certify each subject; those that passed."""
+        """Certify each subject; return those that passed."""
         jobs = [self._job(subject, "certificate", self._certificate) for subject in subjects]
         self._run_all("certificates", jobs)
         found = [self.results.get(job.identity) for job in jobs]
         return [subject for subject, values in zip(subjects, found, strict=True) if values and values["passed"]]
 
     def accuracy(self, wanted: Iterable[tuple[Subject, Sequence[int | None]]], split: str) -> None:
-        """How well each subject predicts the data of its training.
+        """Measure how well each subject predicts the data of its training.
 
         Args:
             wanted: subjects, with the lengths (tokens) of the samples; None for the length of its validation.
@@ -107,7 +107,8 @@ class Evaluation:
         for subject, lengths in wanted:
             with self._attempt({"kind": "data"}, subject.digest, subject.about):
                 data = self._open_data(subject)
-                jobs += [job for n in lengths if (job := self._accuracy_job(subject, data, split, n))]
+                found = [self._accuracy_job(subject, data, split, length) for length in lengths]
+                jobs += [job for job in found if job is not None]
         self._run_all("accuracy", jobs)
 
     def costs(
@@ -151,7 +152,7 @@ class Evaluation:
         for job in jobs:
             before = known.get(digest(job.identity), {})
             about = before | job.about  # keeps what others have added, such as the study that it belongs to
-            if about | {"command": None} != before | {"command": None}:
+            if about | {"command": None} != before | {"command": None}:  # another command alone changes nothing
                 self._run(Job(job.identity, about, job.measure))
 
     def rows(self, subjects: Sequence[Subject]) -> list[Row]:
@@ -169,9 +170,10 @@ class Evaluation:
             subject = (by_architecture if kind == "cost" else by_digest).get(checkpoint)
             if subject is None or identity.get("version") != VERSIONS.get(kind) or not on_own_data(row, subject.about):
                 continue
-            if kind not in ("text", "recall") or checkpoint not in self._changed:
-                about = row["about"] | subject.about | {"command": row["about"].get("command", "")}
-                found.append(row | {"about": about})
+            if kind in ("text", "recall") and checkpoint in self._changed:
+                continue
+            about = row["about"] | subject.about | {"command": row["about"].get("command", "")}
+            found.append(row | {"about": about})
         return found + self.problems
 
     @property
@@ -186,7 +188,7 @@ class Evaluation:
         return {"kind": kind, "checkpoint": checkpoint, **facts, **place, "version": VERSIONS[kind]}
 
     def problem(self, of: Mapping[str, Any], checkpoint: str, about: Mapping[str, Any], words: str) -> None:
-        """Keep a problem with a checkpoint: why the row with the facts `of` could not be had; "" if it is solved."""
+        """Save why the row with the facts `of` could not be measured; `words` are "" if the problem is solved."""
         identity = {"kind": "problem", "checkpoint": checkpoint, "of": dict(of)}
         known = self.results.get(identity) or {"problem": ""}
         if words:
@@ -257,7 +259,9 @@ class Evaluation:
             changes["eval_batch_size"] = max(1, data.eval_batch_size * data.validation_length // length)
         if not subject.can_read(length or data.validation_length):
             return None
-        facts = {"split": split, "data": data.fingerprint} | ({} if length is None else {"length": length})
+        facts: dict[str, Any] = {"split": split, "data": data.fingerprint}
+        if length is not None:
+            facts["length"] = length
         return self._job(subject, data.kind, self._accuracy, data, split, changes, **facts)
 
     def _accuracy(self, subject: Subject, data: TokenData, split: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -269,16 +273,17 @@ class Evaluation:
             found = text_accuracy(model, data, split)  # type: ignore[arg-type]
             return found if changes else found | {"compressed": self._compress(data, split)}
         found = recall_accuracy(model, data, split)
-        routed = not changes and data.answers_in_context and any(a.routes_chunks for a in model.attentions)
-        return found | ({"retrieval": retrieval(model, data, split)} if routed else {})
+        if not changes and data.answers_in_context and any(a.routes_chunks for a in model.attentions):
+            found["retrieval"] = retrieval(model, data, split)
+        return found
 
     def _compress(self, data: TokenData, split: str) -> dict[str, float]:
-        """Bits per byte of a split's text as compressors have it; each text is compressed once."""
-        of = data.fingerprint, split
-        if of not in self._compressed:
+        """Bits per byte to which compressors reduce a split's text; each text is compressed once."""
+        key = data.fingerprint, split
+        if key not in self._compressed:
             assert data.text_data is not None
-            self._compressed[of] = compressed_bits_per_byte(data.text_data.text(split))
-        return self._compressed[of]
+            self._compressed[key] = compressed_bits_per_byte(data.text_data.text(split))
+        return self._compressed[key]
 
     def _map(self, subject: Subject) -> dict[str, Any]:
         assert subject.open_data is not None
@@ -322,7 +327,7 @@ def _contexts(subject: Subject) -> list[int] | None:
 
 
 def _own_lengths(subject: Subject, multiples: Sequence[int]) -> list[int | None]:
-    """Of the samples to predict: text at multiples of the length of training, a recall task at its own."""
+    """The lengths of samples to predict: multiples of the training length for text, None for a recall task."""
     data = subject.about["data"]
     if data is None or data["kind"] != "text":
         return [None]

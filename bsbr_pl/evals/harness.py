@@ -53,7 +53,7 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """ln p of each text, which may be longer than `max_length`."""
-        texts = [text for (text,) in (request.args for request in requests)]
+        texts = [request.args[0] for request in requests]
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for number, text in enumerate(texts):
@@ -95,7 +95,8 @@ class HarnessModel(TemplateLM):
         for row, (text, (_, continuation)) in enumerate(zip(texts, pairs, strict=True)):
             end, count = len(text) - 1, len(continuation)
             if count > self.max_length:
-                raise ValueError(f"a continuation has {count} tokens, more than max_length={self.max_length}: raise it")
+                limit = f"max_length={self.max_length}"
+                raise ValueError(f"a continuation has {count} tokens, more than {limit}: set a larger max_length")
             inputs[row, :end] = torch.tensor(text[:-1])
             targets[row, end - count : end] = torch.tensor(continuation)
         inputs, targets = inputs.to(self.device), targets.to(self.device)
@@ -121,7 +122,7 @@ class HarnessModel(TemplateLM):
             if room < 1:
                 raise ValueError(
                     f"max_length={self.max_length} leaves no room for a prompt before {one['max_gen_toks']} new tokens "
-                    "(max_gen_toks of the task): raise it"
+                    "(max_gen_toks of the task): set a larger max_length"
                 )
             prompts[number] = prompts[number][-room:]
 
@@ -159,15 +160,15 @@ class HarnessModel(TemplateLM):
         return [text for text, _ in cut(generated)]
 
     def _cut(self, ids: list[int], stops: list[str]) -> tuple[str, bool]:
-        """The text before the end of text and before every stop string, and whether it has one of these."""
+        """The text before the end of text and before every stop string, and whether it contains one of them."""
         ended = self.eot_token_id in ids
         text = self.text_tokenizer.decode(ids[: ids.index(self.eot_token_id)] if ended else ids)
-        places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+        places = [text.find(stop) for stop in stops if stop and stop in text]
         return text[: min(places, default=len(text))], ended or bool(places)
 
 
 def _options(asked: dict[str, Any]) -> dict[str, Any]:
-    """What a task asks of a generation, as arguments of `_continue`."""
+    """A task's options of generation, as arguments of `_continue`."""
     options = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
     wanted = {name: options[name] for name in ("until", "max_gen_toks")}
     if not options.pop("do_sample"):

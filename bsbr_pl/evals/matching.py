@@ -1,5 +1,6 @@
 """Fair budgets: sizes at which architectures have equal parameters, FLOPs, state bytes or step times."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Matched:
     changed: Arguments  # those that differ from what was given
     value: float  # parameters, operations, bytes or seconds
     reference: float  # the same of the reference
-    problem: str | None = None  # one sentence, where the reference lies outside what can be reached
+    problem: str | None = None  # one sentence, if no size reaches the reference
 
     @property
     def mismatch_percent(self) -> float:
@@ -101,16 +102,18 @@ def match(
     check_positive(tokens=num_tokens, batch_size=batch_size, rounds=rounds)
     given = {name: DEFAULTS | one | {"attention": specs_of(one["attention"])} for name, one in models.items()}
 
-    def values(of: Mapping[str, Arguments]) -> dict[str, float]:
-        """Those of the reference and of others; times are of the same rounds."""
-        of = {**of, reference: given[reference]}
+    def values(others: Mapping[str, Arguments]) -> dict[str, float]:
+        """The quantity of the reference and of others; times are of the same rounds."""
+        every = {**others, reference: given[reference]}
         if quantity == "step_time":
             with timing_lock():
-                return step_times(of, num_tokens, batch_size, rounds, device)
-        found = {name: budgets(one, num_tokens) for name, one in of.items()}
-        if unknown := [str(of[name]["attention"]) for name in found if quantity not in found[name]]:
-            raise ValueError(f"match={quantity}: {unknown[0]} does not say its {quantity}: match params or step_time")
-        return {name: one[quantity] for name, one in found.items()}
+                return step_times(every, num_tokens, batch_size, rounds, device)
+        found = {name: budgets(arguments, num_tokens) for name, arguments in every.items()}
+        for name, known in found.items():
+            if quantity not in known:
+                spec = every[name]["attention"]
+                raise ValueError(f"match={quantity}: {spec} does not say its {quantity}: match params or step_time")
+        return {name: known[quantity] for name, known in found.items()}
 
     def share(arguments: Arguments) -> float:
         found = values({"": arguments})
@@ -178,30 +181,32 @@ def closest(
         was tried.
     """
     first = share(start)
-    found, nearest, tried = start, first, [first]
+    best, best_share, tried = start, first, [first]
     ranges: dict[str, Sequence[int]] = {}  # of the sizes that change something
     for way in WAYS[quantity]:
-        at, at_share, seen = start, first, list[float]()
-        for one in way:
-            size = reach_option(at) if one == REACH else one
-            shares = _shares(share, at, size, quantity, num_tokens) if size else {}
-            if size is None or len(set(shares.values())) < 2:
-                continue  # it changes nothing
-            ranges[size] = size_values(at, size, num_tokens)
+        arguments, own_share, seen = start, first, list[float]()
+        for name in way:
+            size = reach_option(arguments) if name == REACH else name
+            if size is None:
+                continue
+            shares = _shares(share, arguments, size, quantity, num_tokens)
+            if len(set(shares.values())) < 2:
+                continue  # the size changes nothing
+            ranges[size] = size_values(arguments, size, num_tokens)
             seen += shares.values()
-            value = min(shares, key=lambda one: abs(shares[one] - 1))
-            if abs(shares[value] - 1) < abs(at_share - 1):
-                at, at_share = set_size(at, size, value), shares[value]
+            value = min(shares, key=lambda value: abs(shares[value] - 1))
+            if abs(shares[value] - 1) < abs(own_share - 1):
+                arguments, own_share = set_size(arguments, size, value), shares[value]
         tried += seen
-        if abs(at_share - 1) < abs(nearest - 1):
-            found, nearest = at, at_share
-        if seen and min(seen) <= 1 <= max(seen) and abs(at_share - 1) <= TOLERANCE:
+        if abs(own_share - 1) < abs(best_share - 1):
+            best, best_share = arguments, own_share
+        if seen and min(seen) <= 1 <= max(seen) and abs(own_share - 1) <= TOLERANCE:
             break
-    if abs(nearest - 1) <= TOLERANCE or min(tried) <= 1 <= max(tried):
-        return found, None
-    changed = " and ".join(f"{size} from {one[0]} to {one[-1]}" for size, one in ranges.items())
-    side = "above" if nearest > 1 else "below"
-    return found, f"stays {side} that of the reference with {changed or 'no size to change'}: this is the nearest"
+    if abs(best_share - 1) <= TOLERANCE or min(tried) <= 1 <= max(tried):
+        return best, None
+    changed = " and ".join(f"{size} from {values[0]} to {values[-1]}" for size, values in ranges.items())
+    side = "above" if best_share > 1 else "below"
+    return best, f"stays {side} that of the reference with {changed or 'no size to change'}: this is the nearest"
 
 
 def _shares(
@@ -239,23 +244,23 @@ def _shares(
 
 
 def size_values(arguments: Arguments, size: str, num_tokens: int) -> Sequence[int]:
-    """What a size can be set to, in order; empty where the model does not have it."""
+    """The values that a size can have, in order; empty if the model does not have this size."""
     value = get_size(arguments, size)
     if not value:
         return ()
     if size not in arguments:
         in_chunks = _bounds(set_size(arguments, size, 2 * value))[1] != _bounds(arguments)[1]
         return range(1, (num_tokens // 2 if in_chunks else num_tokens) + 1)  # one chunk has no earlier one to remember
+    smallest = math.ceil(value / FACTOR)
     if size == "num_heads":
-        heads = range(-(-value // FACTOR), FACTOR * value + 1)
-        return [one for one in heads if arguments["hidden_dim"] % (2 * one) == 0]
+        return [n for n in range(smallest, FACTOR * value + 1) if arguments["hidden_dim"] % (2 * n) == 0]
     step = 2 * arguments["num_heads"] if size == "hidden_dim" else 1  # whole heads, of even width for rotary positions
-    lowest = value - (value + -value // FACTOR) // step * step
-    return range(lowest, FACTOR * value + 1, step)
+    steps_down = (value - smallest) // step
+    return range(value - steps_down * step, FACTOR * value + 1, step)
 
 
 def get_size(arguments: Arguments, size: str) -> int:
-    """The value of an argument or of an option of the attention; 0 where the model does not have it."""
+    """The value of an argument or of an option of the attention; 0 if the model does not have it."""
     spec = arguments["attention"]
     if size not in arguments:
         return spec.settings[size]
@@ -317,8 +322,11 @@ def table(quantity: str, num_tokens: int, matched: Mapping[str, Matched], refere
     for name, one in matched.items():
         value = f"{one.value:.4g} s" if quantity == "step_time" else f"{one.value:,}"
         mismatch = "reference" if name == reference else f"{one.mismatch_percent:+.2f} %"
-        ratios = {other: counts[name][other] / counts[reference][other] for other in others if other in counts[name]}
-        shares = [f"{ratios[other]:.2f}" if other in ratios else "-" for other in others]
+        shares = []
+        for other in others:
+            known = other in counts[name]
+            shares.append(f"{counts[name][other] / counts[reference][other]:.2f}" if known else "-")
         sizes = ", ".join(f"{size}={value}" for size, value in one.changed.items())
         rows.append([name, value, mismatch, *shares, sizes or "-"])
-    return "\n".join([aligned(rows), *(one.problem for one in matched.values() if one.problem)])
+    problems = [one.problem for one in matched.values() if one.problem]
+    return "\n".join([aligned(rows), *problems])

@@ -135,13 +135,13 @@ class Measurement:
             return self._leak(f"suffix_{cut}", self.run(other)[:, : cut + 1], self.output[None], self.limit)
 
     def training_suffix(self) -> Check:
-        """The same for all cuts before the last token, of two texts at once, in training mode with gradients."""
+        """Like `suffix`, for all cuts before the last token, on two texts at once, in training mode with gradients."""
         run = copy.deepcopy(self.unused)  # batch norm keeps statistics
         run.module.train()
         return self._changes("training_suffix", run, self._two_texts(), self.cuts[:-1], self.limit, torch.enable_grad)
 
     def context(self, length: int) -> Check:
-        """The same of one text of another length, in evaluation and, up to MOST_TRAINED tokens, training mode."""
+        """Like `suffix`, on a text of another length, in evaluation and, up to MOST_TRAINED tokens, training mode."""
         name = f"context_{length}"
         run, text = copy.deepcopy(self.unused), self.run.text(self.random, 1, length)
 
@@ -149,10 +149,10 @@ class Measurement:
             run.module.train(training)
             return self._changes(name, run, text, sorted({(length - 1) // 2, length - 2}), self.limit)
 
-        return self._in_modes(name, measure, (False, True)[: 1 + (length <= MOST_TRAINED)])
+        return self._in_modes(name, measure, (False, True) if length <= MOST_TRAINED else (False,))
 
     def precision(self, run: Vectors, dtype: torch.dtype) -> Check:
-        """The same of two texts, in the precision of `run`, whose mode is changed."""
+        """Like `suffix`, on two texts in the precision of `run`, whose mode is changed."""
         texts = self._two_texts()
         texts = texts.to(dtype) if texts.is_floating_point() else texts
 
@@ -243,8 +243,9 @@ class Measurement:
         return self._change(self.run.resume(self.x[:, cut:], self._state(cut))[0], cut)
 
     def _batch(self) -> float:
-        """Of every row of a batch: the text stands in two of four rows, then in the other two."""
-        batch = torch.cat((self.x, self.run.draw(self.random, 1, self.length))).repeat(2, *[1] * (self.x.dim() - 1))
+        """The change in every row of a batch: the text is in two of four rows, then in the other two."""
+        other = self.run.draw(self.random, 1, self.length)
+        batch = torch.cat((self.x, other, self.x, other))
         outputs = self.run(batch)[::2], self.run(batch.roll(1, 0))[1::2]
         return max(self._change(row[None]) for row in torch.cat(outputs))
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,22 +30,24 @@ def draw_map(model: LanguageModel, data: TokenData, name: str) -> dict[str, Any]
     ids = next(iter(data.loader("val")))["input_ids"][:1].to(model.embedding.weight.device)
     for tokens in MAP_TOKENS:
         shown = ids[:, :tokens]
-        layers = list(enumerate(attention_inputs(model.eval(), shown)))
-        kept = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, MAP_LAYERS)})]
-        maps = {i: attention.attention_map(x)[0, :MAP_HEADS] for i, (attention, x) in kept}
+        layers = attention_inputs(model.eval(), shown)
+        maps = {}
+        for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, MAP_LAYERS)}):
+            attention, x = layers[i]
+            maps[i] = attention.attention_map(x)[0, :MAP_HEADS]
         check_finite(maps)
         png = _png(maps_image(maps))
         if len(png) <= MAP_BYTES:
             break
     else:
         raise ValueError(f"its picture has {len(png):,} bytes, more than {MAP_BYTES:,}")
-    chosen = f"Layers {', '.join(map(str, maps))}; the first {MAP_HEADS} heads. " if len(kept) < len(layers) else ""
+    chosen = f"Layers {', '.join(map(str, maps))}; the first {MAP_HEADS} heads. " if len(maps) < len(layers) else ""
     caption = f"{name}, on the first {shown.shape[1]} tokens of the validation split. {chosen}White is exactly 0."
     return {"png": base64.b64encode(png).decode(), "caption": caption}
 
 
 def _png(image: np.ndarray) -> bytes:
-    """With few colours, so that it stays small."""
+    """A PNG with few colours, so that it stays small."""
     stream = io.BytesIO()
     few = Image.fromarray(image).quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(stream, "png", optimize=True)
@@ -72,5 +75,7 @@ def course(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _thinned(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
     """At most `POINTS` points at equal distances, the last among them."""
-    every = -(-len(columns["value"]) // POINTS)
-    return {name: list(values)[::-1][::every][::-1] for name, values in columns.items()}
+    count = len(columns["value"])
+    every = max(1, math.ceil(count / POINTS))
+    first = (count - 1) % every
+    return {name: list(values)[first::every] for name, values in columns.items()}

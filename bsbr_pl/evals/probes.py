@@ -25,7 +25,7 @@ class Vectors:
 
     @property
     def edges(self) -> set[int]:
-        """Where windows and chunks of its attentions end; empty if they have none."""
+        """The lengths of windows and chunks of its attentions; empty if they have none."""
         reaches = {one.reach for one in self.attentions if one.reach is not None}
         return reaches | {one.period for one in self.attentions if one.period > 1}
 
@@ -44,7 +44,7 @@ class Vectors:
         return torch.randn(batch, length, self.width, generator=random, dtype=torch.float64).to(first)
 
     def text(self, random: Generator, batch: int, length: int) -> Tensor:
-        """Random inputs (B, T, ...), of which every second repeats the one before it."""
+        """Random inputs (B, T, ...); every second one repeats the one before it."""
         return self.draw(random, batch, -(-length // 2)).repeat_interleave(2, 1)[:, :length]
 
     def change(self, random: Generator, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Vectors:
         return self.attentions[0].prefill(x, state)
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The same of one token (1, ...), whose output is (1, F)."""
+        """The output (1, F) of one token (1, ...) after `state`, and the state after it."""
         return self.attentions[0].step(x, state)
 
 
@@ -106,7 +106,7 @@ class Tokens(Vectors):
         return ids.to(self.embedding.weight.device)
 
     def text(self, random: Generator, batch: int, length: int) -> Tensor:
-        """As of vectors; no other id comes again before all ids came."""
+        """Random ids, each twice in a row; otherwise no id occurs again before all others have."""
         V, count = self.vocab_size or 1, -(-length // 2)
         rows = [torch.cat([torch.randperm(V, generator=random) for _ in range(0, count, V)]) for _ in range(batch)]
         ids = torch.stack(rows)[:, :count].repeat_interleave(2, 1)[:, :length]
@@ -164,7 +164,7 @@ class OwnModel(Tokens):
 
 
 def probe(module: nn.Module, hidden_dim: int | None = None, vocab_size: int | None = None) -> Vectors:
-    """How to run a module: by token ids if `vocab_size` is given or `hidden_dim` is not, else by vectors."""
+    """The way to run a module: on token ids if `vocab_size` is given or `hidden_dim` is not, else on vectors."""
     if isinstance(module, LanguageModel):
         return OwnModel(module)
     if hidden_dim is None or vocab_size is not None:

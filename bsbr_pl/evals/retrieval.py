@@ -64,14 +64,14 @@ def ask(model: LanguageModel, input_ids: Tensor, targets: Tensor) -> tuple[Colum
 
 
 def _route(attention: Attention, x: Tensor, found: Columns) -> Columns:
-    asking, holding = (found[name] // attention.period for name in ("asked", "answered"))
+    asking, holding = found["asked"] // attention.period, found["answered"] // attention.period  # chunks
     question = ((holding >= 0) & ~_near(attention, found["asked"], found["answered"])).nonzero()[:, 0]
     asking, holding = asking[question], holding[question]
     row, asked = found["row"][question], found["asked"][question]
     weights = attention.chunk_map(x)[row, :, asked]  # (questions, H, N), 0 from the own chunk on
     own = weights.gather(-1, holding[:, None, None].expand(-1, weights.shape[1], 1))
     earlier = (torch.arange(weights.shape[-1], device=x.device) < asking[:, None])[:, None]
-    larger, equal = ((ahead & earlier).sum(-1) for ahead in (weights > own, weights == own))
+    larger, equal = ((weights > own) & earlier).sum(-1), ((weights == own) & earlier).sum(-1)
     return {
         "question": question,
         "chunks": asking,
@@ -175,22 +175,28 @@ def _split(
         return {"questions": int(inside.sum()), "accuracy": _share(right[inside])}
 
     def figures(inside: Tensor) -> dict[str, Any]:
-        return counted(inside) | ({"hit": _share(hit[inside & far])} if routers else {})
+        found = counted(inside)
+        if routers:
+            found["hit"] = _share(hit[inside & far])
+        return found
 
     def classes(numbers: Tensor) -> list[dict[str, Any]]:
+        rows = []
         edges = [0, *(2**i for i in range(int(numbers[placed].max()).bit_length() + 1))]
-        rows = [((numbers >= start) & (numbers < stop) & placed, start, stop) for start, stop in pairwise(edges)]
-        return [{"start": start, "stop": stop, **figures(inside)} for inside, start, stop in rows if inside.any()]
+        for start, stop in pairwise(edges):
+            inside = (numbers >= start) & (numbers < stop) & placed
+            if inside.any():
+                rows.append({"start": start, "stop": stop, **figures(inside)})
+        return rows
 
-    split = {
-        "by_distance": classes(asked - answered),
-        "by_answer": classes(answered % chunk),
-        "by_question": classes(asked % chunk),
-    }
-    if not routers:
-        return split
-    kinds = {"routed": {"hit": far & hit, "missed": far & ~hit}, "reach": {"near": near, "far": far}}
-    return {name: {kind: counted(inside) for kind, inside in one.items()} for name, one in kinds.items()} | split
+    split: dict[str, Any] = {}
+    if routers:
+        split["routed"] = {"hit": counted(far & hit), "missed": counted(far & ~hit)}
+        split["reach"] = {"near": counted(near), "far": counted(far)}
+    split["by_distance"] = classes(asked - answered)
+    split["by_answer"] = classes(answered % chunk)
+    split["by_question"] = classes(asked % chunk)
+    return split
 
 
 def _share(of: Tensor) -> float | None:
@@ -203,28 +209,32 @@ def as_text(found: dict[str, Any]) -> str:
     where = f"chunk of {chunk} tokens" if chunk else "sequence"
     parts = [f"{found['questions']:,} questions, accuracy {_three(found['accuracy'])}"]
     for layer in found["layers"]:
+        shown = {}
+        if layer["questions"]:
+            for i, head in enumerate(layer["heads"]):
+                shown[f"head {i} (best)" if i == layer["best_head"] else f"head {i}"] = head
+        shown["mean"] = layer["mean"]
         rows = [[f"BSBR layer {layer['layer']}", "hit@1", "rank", "weight", "null"]]
-        heads = enumerate(layer["heads"]) if layer["questions"] else ()
-        for name, head in (*((f"head {i}", head) for i, head in heads), ("mean", layer["mean"])):
-            best = " (best)" if name == f"head {layer['best_head']}" else ""
-            rows.append([name + best, *(_three(head[column]) for column in ("hit", "rank", "weight", "null"))])
+        for name, head in shown.items():
+            rows.append([name, *(_three(head[column]) for column in ("hit", "rank", "weight", "null"))])
         chance = f"{layer['questions']:,} far questions; chance is {_three(layer['chance'])}"
         parts.append(f"{aligned(rows)}\n{chance}")
     for key, title in (("routed", "router (best head of the last layer)"), ("reach", "answer in")):
         if key in found:
-            rows = [
-                [kind.replace("_", " "), f"{one['questions']:,}", _three(one["accuracy"])]
-                for kind, one in found[key].items()
-            ]
-            parts.append(aligned([[title, "questions", "accuracy"], *rows]))
+            rows = [[title, "questions", "accuracy"]]
+            for kind, one in found[key].items():
+                rows.append([kind, f"{one['questions']:,}", _three(one["accuracy"])])
+            parts.append(aligned(rows))
     for key, title in (
         ("by_distance", "tokens from answer to question"),
         ("by_answer", f"answer's position in the {where}"),
         ("by_question", f"question's position in the {where}"),
     ):
-        rows = [[title, "questions", "accuracy", *(["hit@1"] if chunk else [])]]
+        rows = [[title, "questions", "accuracy"] + (["hit@1"] if chunk else [])]
         for one in found[key]:
-            shown = f"{one['start']} to {one['stop'] - 1}" if one["stop"] - one["start"] > 1 else str(one["start"])
-            rows.append([shown, f"{one['questions']:,}", *(_three(one[c]) for c in ("accuracy", "hit") if c in one)])
+            first, last = one["start"], one["stop"] - 1
+            span = str(first) if first == last else f"{first} to {last}"
+            accuracies = [_three(one[name]) for name in ("accuracy", "hit") if name in one]
+            rows.append([span, f"{one['questions']:,}", *accuracies])
         parts.append(aligned(rows))
     return "\n\n".join(parts)

@@ -14,7 +14,7 @@ from bsbr_pl.schema import COUNT, NUMBER, check_form, check_plain, parse
 from bsbr_pl.values import as_json
 
 RECORD_BYTES = 64 << 20  # of the largest record.json that is read
-CHANGES = 5  # shown of those that resumes made
+CHANGES = 5  # of arguments by resumes, that are shown
 RUN = {
     "arguments": {"*": object},
     "changes?": [{"argument": str, "step": COUNT, "*": object}],
@@ -57,14 +57,15 @@ class Run:
     @property
     def length(self) -> str:
         """The steps that were completed, of those planned: `600 steps`, `stopped at 50 of 600 steps`."""
-        planned = self.planned_steps if self.planned_steps and self.planned_steps > self.steps else None
-        done = f"{self.steps:,} of {planned:,} steps" if planned else f"{self.steps:,} steps"
+        done = f"{self.steps:,} steps"
+        if self.planned_steps and self.planned_steps > self.steps:
+            done = f"{self.steps:,} of {self.planned_steps:,} steps"
         if self.finished:
-            early = planned or not self.planned_steps
-            return f"{done}, ended by {self.ended_by}" if early and self.ended_by else done
+            reached = self.planned_steps and self.planned_steps <= self.steps
+            return f"{done}, ended by {self.ended_by}" if self.ended_by and not reached else done
         if self.finished is None:
             return f"at {done}, not known whether its run finished"
-        return f"stopped at {done}{', or still running' * self.running}"
+        return f"stopped at {done}, or still running" if self.running else f"stopped at {done}"
 
     @property
     def status(self) -> str:
@@ -123,7 +124,7 @@ def check_record(record: Mapping[str, Any]) -> None:
 def read_run(
     own: Mapping[str, Any], record: Mapping[str, Any], step: int, built: Mapping[str, Any], length: int | None
 ) -> Run:
-    """What is known of a checkpoint's run.
+    """The run of a checkpoint, as far as it is known.
 
     Args:
         own: what the checkpoint holds.
@@ -185,28 +186,34 @@ def _batch(run: Mapping[str, Any]) -> int | None:
 
 
 def _same_run(arguments: Mapping[str, Any], others: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether two records can be of one run: all arguments are equal that both have, but for those that may differ
-    within a run, and of these the ones that `changes` name."""
+    """Whether two records can be of one run: arguments that both have are equal, unless they may differ within a run
+    (kind `free`), or a resume may change them (`applied`) and `changes` says that it did."""
     from bsbr_pl.run import ATTENTION, differences, kind  # with torch, which a job of a study can do without
 
     changed = {one["argument"] for one in changes}
-    mine, others = ({name: as_json(value) for name, value in one.items()} for one in (arguments, others))
-    unequal = [argument for argument, *_ in differences(mine, others)]
-    return any(name.startswith(ATTENTION) for name in mine.keys() & others.keys()) and all(
-        kind(argument) == "free" or (kind(argument) == "applied" and argument in changed) for argument in unequal
-    )
+    mine = {name: as_json(value) for name, value in arguments.items()}
+    theirs = {name: as_json(value) for name, value in others.items()}
+    if not any(name.startswith(ATTENTION) for name in mine.keys() & theirs.keys()):
+        return False
+    for argument, *_ in differences(mine, theirs):
+        allowed = kind(argument) == "free" or (kind(argument) == "applied" and argument in changed)
+        if not allowed:
+            return False
+    return True
 
 
 def _changes(found: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Every change of an argument in words."""
-    words = [
-        f"{_text(one['argument']).rpartition('.')[2]} changed at step {one['step']:,} "
-        f"({_text(one.get('before'))} to {_text(one.get('after'))})"
-        for one in found
-    ]
-    return (*words[:CHANGES], *([f"{len(words) - CHANGES} more changes"] if len(words) > CHANGES else []))
+    """The first changes of arguments in words, and how many more there are."""
+    words = []
+    for one in found[:CHANGES]:
+        name = _text(one["argument"]).rpartition(".")[2]
+        values = f"{_text(one.get('before'))} to {_text(one.get('after'))}"
+        words.append(f"{name} changed at step {one['step']:,} ({values})")
+    if len(found) > CHANGES:
+        words.append(f"{len(found) - CHANGES} more changes")
+    return tuple(words)
 
 
 def _text(value: Any) -> str:
-    """On one line, not too long."""
+    """A value as text on one line, cut to 60 characters."""
     return "none" if value is None else " ".join(str(value).split())[:60]

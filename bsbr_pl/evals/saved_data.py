@@ -27,7 +27,7 @@ class DataChangedError(ValueError):
 
 @dataclass(frozen=True)
 class DataLocation:
-    """Where the text that checkpoints were trained on is now.
+    """The present location of the text that checkpoints were trained on.
 
     Args:
         source: file or folder of the text; its fingerprint must be that of the training
@@ -49,12 +49,12 @@ def open_saved(
     changes: Mapping[str, Any],
     trusted: bool,
 ) -> TokenData:
-    """The data of a training, by the arguments of the training but for `changes`, prepared.
+    """Open and prepare the data of a training, with its arguments except `changes`.
 
     Args:
         data_class: a key of `DATA_SETS`.
         arguments: of the training.
-        fingerprint: of the training; None where it is not known, and then nothing is compared.
+        fingerprint: of the training; if None, nothing is compared.
         location: where source and prepared text are now.
         changes: arguments for this evaluation, such as `eval_batch_size`.
         trusted: read the paths and Hub names in `arguments` too, with their number of workers and sizes of any kind.
@@ -103,8 +103,10 @@ def check_lengths(arguments: Mapping[str, Any]) -> None:
         if count > MAX_ITEMS:
             raise ValueError(f"data.{name} has {count:,} items, more than {MAX_ITEMS:,}: {REMEDY}")
         if name.endswith(("context_length", "_lengths", "_segments", "_copied")):
-            lengths = [item[:2] if isinstance(item, list) else [item] for item in items]  # of a segment: length, pairs
-            _check_length(f"data.{name}", max((n for some in lengths for n in some if isinstance(n, int)), default=0))
+            numbers: list[Any] = []
+            for item in items:
+                numbers += item[:2] if isinstance(item, list) else [item]  # a segment is [length, pairs, ...]
+            _check_length(f"data.{name}", max((n for n in numbers if isinstance(n, int)), default=0))
 
 
 def _check_length(what: str, length: int) -> None:
@@ -142,20 +144,26 @@ def _read_text(data: TokenData, fingerprint: str | None, moved: bool, trusted: b
             raise
         why = f"does not exist (looked in {Path.cwd()}: {one_line(error)})"
     what = " and ".join(f"{name}={path!r}" for name, path in unread.items())
-    remedies = ["--data.source=PATH to the present location of the text"] * ("source" in unread)
-    remedies += ["--data.cache_dir=PATH to the location of its prepared tokens"]
-    remedies += ["--trust_data to read what the checkpoint names"] * (not trusted)
+    remedies = ["--data.cache_dir=PATH to the location of its prepared tokens"]
+    if "source" in unread:
+        remedies.insert(0, "--data.source=PATH to the present location of the text")
+    if not trusted:
+        remedies.append("--trust_data to read what the checkpoint names")
     raise ValueError(f"{what} {why}, and its prepared tokens were not found: set {', or '.join(remedies)}")
 
 
 def _take_tokens(data: TokenData, fingerprint: str | None) -> bool:
-    """Read the prepared tokens with which data has this fingerprint. False where no folder holds them."""
+    """Read the prepared tokens with which data has this fingerprint. False if no folder holds them."""
     text, given = data.text_data, data.arguments.get("cache_dir")
     if text is None or not fingerprint:
         return False
-    for folder in [*([Path(given).expanduser()] if given else []), default_cache_dir()]:
-        prepared = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
-        for name in [fingerprint] if text is data else prepared:
+    folders = [Path(given).expanduser()] if given else []
+    for folder in [*folders, default_cache_dir()]:
+        if text is data:
+            names = [fingerprint]
+        else:  # a task on text has a fingerprint of its own: any prepared text may be its text
+            names = [path.name for path in sorted(folder.iterdir())] if folder.is_dir() else []
+        for name in names:
             if corpus := find_prepared(name, folder):
                 text.corpus = corpus
                 if data.fingerprint == fingerprint:

@@ -66,7 +66,8 @@ def submit(paths: Sequence[str], board: str = "results/board.jsonl", data: DataL
     passed: set[str] = set()
     for entry in found:
         reasons = list(refusals(entry, data))
-        passed |= set() if reasons else entry.checkpoints.keys()
+        if not reasons:
+            passed |= entry.checkpoints.keys()
         for reason in reasons:
             print(f"refused: {entry.name}: {reason}", file=sys.stderr)
     wanted = [row for row in rows if row["identity"]["kind"] in KINDS and _checkpoint(row).digest in passed]
@@ -80,26 +81,28 @@ def entries(rows: Iterable[Row]) -> list[Entry]:
     found: dict[str, Entry] = {}
     certificates = {row["identity"]["checkpoint"]: row for row in rows if row["identity"]["kind"] == "certificate"}
     for row in rows:
-        identity, of = row["identity"], _checkpoint(row)
+        identity, checkpoint = row["identity"], _checkpoint(row)
         if identity["kind"] not in ("text", "recall") or not on_own_data(row, row["about"]):
             continue
         data = identity["data"] if identity["kind"] == "text" else None
-        place = as_json([of.config, identity.get("environment"), identity["split"], data])
-        name = f"{of.architecture}, {of.get('data.class')}, {identity['split']} split, {of.length}"
-        found.setdefault(place, Entry(name, certificates)).accuracies.append(row)
+        place = as_json([checkpoint.config, identity.get("environment"), identity["split"], data])
+        name = f"{checkpoint.architecture}, {checkpoint.get('data.class')}, {identity['split']} split"
+        found.setdefault(place, Entry(f"{name}, {checkpoint.length}", certificates)).accuracies.append(row)
     return list(found.values())
 
 
 def refusals(entry: Entry, data: DataLocation) -> Iterator[str]:
     """Why a board does not take a model, a sentence each."""
-    seeds = {of.seed for of in entry.checkpoints.values()} - {None}
+    seeds = {checkpoint.seed for checkpoint in entry.checkpoints.values()} - {None}
     if len(seeds) < SEEDS:
         yield f"{len(seeds)} seeds, fewer than {SEEDS}: train it with other values of seed_everything"
-    for digest, of in entry.checkpoints.items():
-        reasons = [*_of_certificate(entry.certificates.get(digest)), *_of_budget(of)]
-        yield from (f"seed {of.seed}: {reason}" for reason in reasons)
+    for digest, checkpoint in entry.checkpoints.items():
+        reasons = [*_of_certificate(entry.certificates.get(digest)), *_of_budget(checkpoint)]
+        yield from (f"seed {checkpoint.seed}: {reason}" for reason in reasons)
     for row in entry.accuracies:
-        reasons = [*_of_commit(row), *(_of_bytes(row, data) if row["identity"]["kind"] == "text" else ())]
+        reasons = list(_of_commit(row))
+        if row["identity"]["kind"] == "text":
+            reasons += _of_bytes(row, data)
         yield from (f"seed {_checkpoint(row).seed}: {reason}" for reason in reasons)
 
 
@@ -113,10 +116,10 @@ def _of_certificate(row: Row | None) -> Iterator[str]:
         yield f"its certificate failed ({', '.join(failed) or 'no check was measured'})"
 
 
-def _of_budget(of: Checkpoint) -> Iterator[str]:
-    if of.finished is not True:
-        yield f"its run did not finish: {of.length}"
-    if absent := [name for name in BUDGET if not of.get(name)]:
+def _of_budget(checkpoint: Checkpoint) -> Iterator[str]:
+    if checkpoint.finished is not True:
+        yield f"its run did not finish: {checkpoint.length}"
+    if absent := [name for name in BUDGET if not checkpoint.get(name)]:
         yield f"its budget is not stated: {', '.join(absent)} is missing"
 
 

@@ -78,27 +78,32 @@ def write_latex(rows: Iterable[Row], folder: Path) -> Path:
 
 def contents(findings: Findings) -> dict[str, list[Part]]:
     """The parts of the report by section; a section without content is left out."""
-    start, end = findings.shared
-    words = " and ".join(filter(None, (start and f"begin with {start}", end and f"end with {end}")))
-    relative = f"All paths of checkpoints {words}, which is left out above." if words else None
+    shared = [f"{verb} with {part}" for verb, part in zip(("begin", "end"), findings.shared, strict=True) if part]
     found: dict[str, list[Any]] = {
         BOARD: leaderboard.tables(findings),
         FIRST: [] if findings.studies else [WORDS["nothing"]],
         PROBLEMS: [sources.problems(findings) or WORDS["no_problems"]],
-        **{title: [] for title in ("Certificates", "Accuracy", "Length and position", "Recall hits in text")},
+        "Certificates": [],
+        "Accuracy": [],
+        "Length and position": [],
+        "Recall hits in text": [],
         "Recall tasks": leaderboard.needle_maps(findings),
         "Costs": [],
         "Four clocks": clocks.plots(findings),
         "Decode state": [],
         "Attention maps": sources.maps(findings),
         "Study": study.tables(findings.of("training").values()),
-        "Environments": [relative, sources.environments(findings), sources.data_sets(findings)],
+        "Environments": [sources.environments(findings), sources.data_sets(findings), sources.commands(findings)],
     }
-    found["Environments"].append(sources.commands(findings))
+    if shared:
+        words = f"All paths of checkpoints {' and '.join(shared)}, which is left out above."
+        found["Environments"].insert(0, words)
     for one in findings.studies:
         found[FIRST] += [Words("heading", one.title), Words("verdict", verdict.summary(one)), verdict.picture(one)]
-        background = verdict.background(one)
-        found[FIRST] += [verdict.first(one), background and Words("background", background), verdict.ranking(one)]
+        found[FIRST].append(verdict.first(one))
+        if background := verdict.background(one):
+            found[FIRST].append(Words("background", background))
+        found[FIRST].append(verdict.ranking(one))
         found["Accuracy"].append(quality.by_checkpoint(one, findings))
         found["Decode state"].append(verdict.state_picture(one))
         if one.recall:
@@ -106,20 +111,22 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
         else:
             found["Length and position"] += quality.by_length(one)
             found["Recall hits in text"] += quality.by_distance(one)
-    for place in findings.environments:
-        found["Certificates"].append(sources.certificates(findings, place))
-        found["Costs"] += costs.of_place(findings, place)
-    return {title: present for title, parts in found.items() if (present := _present(parts))}
-
-
-def _present(parts: Iterable[Any]) -> list[Part]:
-    """The parts that there are; bare text becomes a paragraph."""
-    return [Words("paragraph", part) if isinstance(part, str) else part for part in parts if part]
+    for environment in findings.environments:
+        found["Certificates"].append(sources.certificates(findings, environment))
+        found["Costs"] += costs.of_environment(findings, environment)
+    sections: dict[str, list[Part]] = {}
+    for title, parts in found.items():
+        for part in parts:
+            if part:
+                shown = Words("paragraph", part) if isinstance(part, str) else part
+                sections.setdefault(title, []).append(shown)
+    return sections
 
 
 def _runs(parts: Iterable[Part]) -> list[tuple[bool, list[Part]]]:
-    """Parts in their order: pictures that follow each other are shown side by side."""
-    return [(side, list(of)) for side, of in itertools.groupby(parts, lambda part: part.kind == "picture")]
+    """Whether they are pictures, and the parts: consecutive pictures are shown side by side."""
+    groups = itertools.groupby(parts, lambda part: part.kind == "picture")
+    return [(are_pictures, list(group)) for are_pictures, group in groups]
 
 
 def _inline(svg: bytes | str) -> Markup:

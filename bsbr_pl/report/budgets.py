@@ -1,15 +1,15 @@
 """Training budgets (steps, tokens, FLOPs, batch, data), and warnings about runs that are not comparable."""
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bsbr_pl.results import Row
 
+from .groups import Group, counted
 from .rows import Checkpoint
-from .studies import Findings, Group, Study, counted
+from .studies import Findings, Study
 
 NAMED = 5  # names in a sentence
 PLANNED = (None, "", "max_steps", "max_epochs")  # planned ends of a run
@@ -54,12 +54,14 @@ def sentence(study: Study) -> str:
     words = [f"{steps} of {windows}" if windows else f"{steps}, batch not recorded"]
     words.append("training tokens not recorded" if tokens is None else f"{tokens:,} training tokens")
     words.append(_flops(study.groups))
-    words += [f"from the weights of {weights}"] if weights else []
+    if weights:
+        words.append(f"from the weights of {weights}")
     for group in study.groups:
         ended_by = group.checkpoint.get("run.ended_by")
         if group.checkpoint.finished and ended_by not in PLANNED:
             words.append(f"{group.label} ended by {ended_by}")
-    return f"{'Equal budgets' if len(study.groups) > 1 else 'Budget'}: {'; '.join([*words, study.data])}."
+    words.append(study.data)
+    return ("Equal budgets: " if len(study.groups) > 1 else "Budget: ") + "; ".join(words) + "."
 
 
 def _flops(groups: Sequence[Group]) -> str:
@@ -85,23 +87,26 @@ def unequal(study: Study) -> str:
     studies = [one for one in study.beside if one.ranked]
     if len(studies) < 2 or study not in studies:
         return ""
-    runs = pd.DataFrame([_given(one.ranked[0].checkpoint) for one in studies], dtype=object)
+    budgets = pd.DataFrame([_budget(one.ranked[0].checkpoint) for one in studies], dtype=object)
     given = []
-    for group in itertools.chain(*(one.ranked for one in studies)):
-        given.append(f"{group.checkpoint.architecture} {_in_words(_given(group.checkpoint), runs)}")
+    for one in studies:
+        for group in one.ranked:
+            given.append(f"{group.checkpoint.architecture} {_in_words(group.checkpoint, budgets)}")
     return f"{UNEQUAL}: {', '.join(dict.fromkeys(given))}"
 
 
-def _given(c: Checkpoint) -> dict[str, Any]:
-    given = {"batch": c.get("run.batch"), "tokens": c.get("run.tokens"), "weights": c.get("run.initial_weights")}
-    return {"steps": c.steps, "finished": c.finished, "budget": c.budget, "windows": c.windows, **given}
+def _budget(c: Checkpoint) -> dict[str, Any]:
+    facts = {name: c.get(f"run.{name}") for name in ("batch", "tokens", "initial_weights")}
+    return {"steps": c.steps, "finished": c.finished, **facts}
 
 
-def _in_words(given: Mapping[str, Any], runs: pd.DataFrame) -> str:
-    """The length of a run, and the other parts of its budget that are not equal in all runs."""
-    words, differ = given["budget"], runs.nunique(dropna=False) > 1
+def _in_words(c: Checkpoint, budgets: pd.DataFrame) -> str:
+    """The length of a run, and the other parts of its budget that are not equal in all budgets."""
+    words, own, differ = c.budget, _budget(c), budgets.nunique(dropna=False) > 1
     if differ["batch"]:
-        words += f" of {given['windows']}" if given["windows"] else " of batches not recorded"
-    elif differ["tokens"] and runs.duplicated(["steps", "finished"]).any():
-        words += " of tokens not recorded" if given["tokens"] is None else f" of {given['tokens']:,} tokens"
-    return words + (f" from {given['weights'] or 'its own start'}" if differ["weights"] else "")
+        words += f" of {c.windows}" if c.windows else " of batches not recorded"
+    elif differ["tokens"] and budgets.duplicated(["steps", "finished"]).any():
+        words += " of tokens not recorded" if own["tokens"] is None else f" of {own['tokens']:,} tokens"
+    if differ["initial_weights"]:
+        words += f" from {own['initial_weights'] or 'its own start'}"
+    return words

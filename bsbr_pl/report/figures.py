@@ -28,7 +28,8 @@ def entries(length: int, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]
     intervals = values.get("interval") or {}
     for name, value in values.items():
         if not isinstance(value, list | dict):
-            yield length, "", "", name, None, value, *(intervals.get(name) or (None, None))
+            interval = intervals.get(name) or (None, None)
+            yield length, "", "", name, None, value, *interval
     for part, by in LISTS.items():
         for entry in values.get(part) or []:
             interval = entry.get("interval") or (None, None)
@@ -46,17 +47,17 @@ def pooled(rows: Iterable[tuple[int, Row]], runs: int) -> pd.DataFrame:
     Returns:
         Columns length, part, which, name, at, and figure (Measured).
     """
-    found: dict[tuple[Any, ...], list[Any]] = {}
+    found: dict[tuple[Any, ...], list[Measured]] = {}
     for length, row in rows:
-        for *figure, value, low, high in entries(length, row["values"]):
+        for *key, value, low, high in entries(length, row["values"]):
             if value is not None:
-                found.setdefault(tuple(figure), []).append((value, low, high))
+                found.setdefault(tuple(key), []).append(Measured(value, low, high))
     figures = []
-    for name, of in found.items():
-        if len(of) == runs:
-            values = next(zip(*of, strict=True))
-            low, high = of[0][1:] if runs == 1 else (min(values), max(values))
-            figures.append((*name, Measured(fmean(values), low, high)))
+    for figure, measured in found.items():
+        if len(measured) == runs:
+            values = [one.value for one in measured]
+            low, high = (measured[0].low, measured[0].high) if runs == 1 else (min(values), max(values))
+            figures.append((*figure, Measured(fmean(values), low, high)))
     return pd.DataFrame(figures, columns=[*FIGURE, "figure"], dtype=object)
 
 
@@ -83,8 +84,9 @@ def difference(rows: Sequence[Row], others: Sequence[Row]) -> Measured | None:
     if not np.isfinite(more).all() or not bits.sum() > 0:
         return None
     low, high = ratio_interval(more, bits)
-    ours, other = nats.sum(1), theirs.sum(1)
-    overlap = len(ours) + len(other) > 2 and ours.min() <= other.max() and other.min() <= ours.max()
+    ours, other = nats.sum(1), theirs.sum(1)  # of each seed
+    several = len(ours) > 1 or len(other) > 1
+    overlap = several and ours.min() <= other.max() and other.min() <= ours.max()
     return Measured(float(more.sum() / bits.sum()), low, high, "tied" if low <= 0 <= high or overlap else "")
 
 
@@ -108,7 +110,9 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def nearest(lengths: Iterable[int], length: int | None) -> int | None:
     """The length nearest to another by ratio; the shorter of two."""
-    return min(lengths, key=lambda one: (abs(math.log(one / length)), one), default=None) if length else None
+    if not length:
+        return None
+    return min(lengths, key=lambda one: (abs(math.log(one / length)), one), default=None)
 
 
 def only(figures: pd.DataFrame, **where: Any) -> Measured | None:
@@ -127,9 +131,10 @@ def cost_figure(value: Any) -> tuple[Measured | None, list[float]]:
     """A cost of a row: its figure, and every time or the number itself, if all are above 0."""
     timed = value if isinstance(value, dict) else {"seconds": value, "samples": [value]}
     low, high = timed.get("interval") or (None, None)
-    samples = timed.get("samples") or []
-    sound = None not in samples and min(samples, default=0) > 0
-    return None if timed.get("seconds") is None else Measured(timed["seconds"], low, high), samples if sound else []
+    seconds, samples = timed.get("seconds"), timed.get("samples") or []
+    if None in samples or min(samples, default=0) <= 0:
+        samples = []
+    return None if seconds is None else Measured(seconds, low, high), samples
 
 
 def fitted_from(lengths: pd.Series) -> int:
@@ -154,7 +159,9 @@ def failed(certificate: Row) -> str:
     checks = [check for check in certificate["values"]["checks"] if not check["passed"]]
     if not checks:
         return "no check says why"
-    first, *others = checks
-    measured, number = first["measured"], Column("").number
-    text = f"{first['name']} {'not finite' if measured is None else number(measured)} above {number(first['limit'])}"
-    return text + (f", and {len(others)} more check{'s' * (len(others) > 1)}" if others else "")
+    first, number, more = checks[0], Column("").number, len(checks) - 1
+    measured = "not finite" if first["measured"] is None else number(first["measured"])
+    words = f"{first['name']} {measured} above {number(first['limit'])}"
+    if more:
+        words += f", and {more} more checks" if more > 1 else ", and 1 more check"
+    return words

@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,14 +57,14 @@ def _told_apart(unfinished: Sequence[Checkpoint], names: Mapping[str, str]) -> d
         name = names[c.digest]
         if sum(names[other.digest] == name for other in unfinished) > 1:
             name = f"{name.removesuffix(']')}, seed={c.seed}]"
-            number = sum(taken.startswith(name) for taken in found.values())
-            name += f" ({number + 1})" * (number > 0)
+            if number := sum(taken.startswith(name) for taken in found.values()):
+                name += f" ({number + 1})"
         found[c.digest] = name
     return found
 
 
 def body_names(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
-    """A name for each body (architecture and sizes): the architecture, and the sizes that differ within it."""
+    """A name for each body (architecture and sizes): the architecture, and the sizes that differ between its bodies."""
     sizes: dict[str, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
     first: dict[str, Checkpoint] = {}
     for c in sorted(checkpoints, key=lambda c: (c.body, c.digest)):
@@ -73,9 +73,12 @@ def body_names(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
             sizes[c.architecture][name].add(size)
     names: dict[str, str] = {}
     for body, c in first.items():
-        own = (c.get("sizes") or {}).items()
-        name = _bracketed(c.architecture, [f"{n}={size}" for n, size in own if len(sizes[c.architecture][n]) > 1])
-        names[body] = name if name not in names.values() else f"{name} ({len(names) + 1})"
+        words = []
+        for name, size in (c.get("sizes") or {}).items():
+            if len(sizes[c.architecture][name]) > 1:
+                words.append(f"{name}={size}")
+        label = _bracketed(c.architecture, words)
+        names[body] = f"{label} ({len(names) + 1})" if label in names.values() else label
     return names
 
 
@@ -92,11 +95,12 @@ def look(label: str) -> tuple[str, str]:
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The style of each label. Labels of one colour have different lines, and markers that differ in fill or shade."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     found = {}
     for name in sorted(set(names)):
         color, marker = look(name)
-        number = seen[color] = seen.get(color, -1) + 1
+        number = seen[color]  # of labels with this colour
+        seen[color] += 1
         paler = 0.7 ** (number // 2)
         red, green, blue = colors.to_rgb(color)
         mixed = colors.to_hex((1 - paler * (1 - red), 1 - paler * (1 - green), 1 - paler * (1 - blue)))

@@ -21,7 +21,11 @@ MOST_FLOATS = 12  # before they are put on pages; LaTeX holds at least 18 back
 
 
 def write(parts: Iterable[object], folder: Path) -> Path:
-    """Write the tables that words.toml marks with `paper`, the figures, and all.tex, which shows them; its path."""
+    """Write the tables that words.toml marks with `paper`, the figures, and all.tex, which shows them.
+
+    Returns:
+        the path of all.tex.
+    """
     shown = []
     for part in parts:
         if isinstance(part, Table) and WORDS["tables"][part.key].get("paper"):
@@ -38,11 +42,14 @@ def write(parts: Iterable[object], folder: Path) -> Path:
 
 def tabular(table: Table) -> str:
     """A table, shrunk to the width of its float, a column or (`table*`) a page, if it is wider; the best are bold."""
-    texts = [all(row[i].text or not row[i].value for row in table.grid) for i in range(len(table.columns))]
-    header = " & ".join(map(_header, table.columns))
-    rows = "\n".join(f"{' & '.join(map(_cell, row))} \\\\" for row in table.grid)
-    lines = [f"\\begin{{tabular}}{{@{{}}{''.join('l' if text else 'r' for text in texts)}@{{}}}}", "\\toprule"]
-    lines += [f"{header} \\\\", "\\midrule", rows, "\\bottomrule", "\\end{tabular}}%"]
+    alignment = ""
+    for cells in zip(*table.grid, strict=True):
+        is_text = all(cell.text or not cell.value for cell in cells)
+        alignment += "l" if is_text else "r"
+    header = " & ".join(map(_header, table.columns)) + " \\\\"
+    rows = [" & ".join(map(_cell, row)) + " \\\\" for row in table.grid]
+    lines = ["\\begin{tabular}{@{}" + alignment + "@{}}", "\\toprule", header, "\\midrule"]
+    lines += [*rows, "\\bottomrule", "\\end{tabular}}%"]
     wide = "\\ifdim\\wd0>\\linewidth\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi\\endgroup"
     return "\n".join(["\\begingroup\\footnotesize\\setlength{\\tabcolsep}{4pt}%", "\\sbox0{%", *lines, wide, ""])
 

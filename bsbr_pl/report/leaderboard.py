@@ -17,13 +17,13 @@ from .studies import Findings
 from .study import runs
 from .tables import Column, Measured, Table, table
 
-TASK = ["task", "split", "budget", "data"]  # runs that agree in these are compared
+TASK = ("task", "split", "budget", "data")  # runs that agree in these are compared
 COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "learned", "digest", "checkpoint"]
 DEPTH = re.compile(r"T\d+_N(\d+)_d([\d.]+)")  # names of slices: T256_N4_d0.25
 NOT_LEARNED = "not learned yet"
 ACCURACY: dict[str, Any] = {"unit": "%", "best": "high", "decimals": 1}  # of its columns
 MIDDLE = 0.5  # rank of a task that was not run, as a share of the ranks
-APART = {*HIDDEN} - {"context_length"}  # arguments of data in which the runs of one task may differ
+FREE = {*HIDDEN} - {"context_length"}  # arguments of data in which the runs of one task may differ
 
 
 def tables(findings: Findings) -> list[Table | None]:
@@ -33,13 +33,14 @@ def tables(findings: Findings) -> list[Table | None]:
     if found["column"].nunique() < 2:
         return []
     found = _best_rates(found)
-    matrix = found.groupby(["model", "column"])[list(found)].apply(_cell).unstack()
     columns = []
-    for name, of in found.groupby("column"):
-        unit: dict[str, Any] = {"unit": "bits per byte", "best": "low"} if of["text"].all() else ACCURACY
+    for name, in_column in found.groupby("column"):
+        unit: dict[str, Any] = {"unit": "bits per byte", "best": "low"} if in_column["text"].all() else ACCURACY
         columns.append(Column(str(name), ties=True, **unit))
-    ranks = found.groupby(["model", "column"])["worse"].mean().unstack().rank(pct=True).fillna(MIDDLE).mean(axis=1)
-    matrix = matrix.loc[ranks.sort_values(kind="stable").index].reset_index()
+    seeds = found.groupby(["model", "column"])
+    ranks = seeds["worse"].mean().unstack().rank(pct=True).fillna(MIDDLE)
+    best_first = ranks.mean(axis=1).sort_values(kind="stable").index
+    matrix = seeds[list(found)].apply(_cell).unstack().loc[best_first].reset_index()
     every = found.assign(
         bits=found["quality"].where(found["text"]),
         right=found["quality"].mask(found["text"]),
@@ -54,15 +55,19 @@ def needle_maps(findings: Findings) -> list[Picture]:
     found = []
     for run, row in _evaluated(findings):
         for one in row["values"].get("slices") or []:
-            if at := DEPTH.fullmatch(one["slice"]):
-                place = {"needles": int(at[1]), "depth": float(at[2]), "length": one["length"]}
-                found.append(run | place | {"accuracy": one["accuracy"]})
-    frame, made = pd.DataFrame(found, columns=[*COLUMNS, "needles", "depth", "length", "accuracy"]), []
+            if match := DEPTH.fullmatch(one["slice"]):
+                needles, depth = match.groups()
+                where = {"needles": int(needles), "depth": float(depth), "length": one["length"]}
+                found.append({**run, **where, "accuracy": one["accuracy"]})
+    frame = pd.DataFrame(found, columns=[*COLUMNS, "needles", "depth", "length", "accuracy"])
     frame["column"] = _names(frame)
-    for number, ((task, needles), of) in enumerate(frame.groupby(["column", "needles"]), 1):
-        by_model = {str(m): runs.pivot_table("accuracy", "depth", "length") for m, runs in of.groupby("model")}
-        made.append(heat_maps("needle", str(number), by_model, task=task, needles=needles))
-    return made
+    pictures = []
+    for number, ((task, needles), slices) in enumerate(frame.groupby(["column", "needles"]), 1):
+        maps = {}
+        for model, of_model in slices.groupby("model"):
+            maps[str(model)] = of_model.pivot_table("accuracy", "depth", "length")
+        pictures.append(heat_maps("needle", str(number), maps, task=task, needles=needles))
+    return pictures
 
 
 def entries(findings: Findings) -> pd.DataFrame:
@@ -75,10 +80,11 @@ def entries(findings: Findings) -> pd.DataFrame:
     found = [run for run, row in _evaluated(findings) if "study" not in row["about"]]
     for row in findings.of("training").values():
         c, result = Checkpoint(row["identity"]["checkpoint"], row["about"]), row["values"].get("result") or {}
-        on_test = {"split": "test", "quality": result["test"]} if result.get("test") is not None else {}
         for run in runs([row]).to_dict("records"):
-            about = {"split": "val", "learned": result.get("learned"), "checkpoint": findings.short(c.name)}
-            found.append(_entry(c, run | about | on_test))
+            run |= {"split": "val", "learned": result.get("learned"), "checkpoint": findings.short(c.name)}
+            if result.get("test") is not None:
+                run |= {"split": "test", "quality": result["test"]}
+            found.append(_entry(c, run))
     return pd.DataFrame(found, columns=COLUMNS).drop_duplicates(["digest", "split"], ignore_index=True)
 
 
@@ -89,17 +95,18 @@ def _evaluated(findings: Findings) -> Iterator[tuple[dict[str, Any], Row]]:
             c, own = member.checkpoint, member.own
             if own and group in study.ranked and c.finished:
                 source = str(c.get("data.arguments.source") or "").rstrip("/").split("/")[-1]
-                task = c.get("study.task") or f"{c.get('data.class') or 'data'} {source}".strip()
-                run = {"task": task, "split": study.place.split, "model": c.get("study.model") or group.label}
                 rate = c.get("config").get("model.learning_rate")
-                run |= {"rate": rate if isinstance(rate, int | float) else None, "seed": c.seed, "checkpoint": c.name}
-                yield _entry(c, run | {"text": not study.recall, "quality": own["values"][study.quality]}), own
+                run = {"task": c.get("study.task") or f"{c.get('data.class') or 'data'} {source}".strip()}
+                run |= {"model": c.get("study.model") or group.label, "checkpoint": c.name, "seed": c.seed}
+                run |= {"rate": rate if isinstance(rate, int | float) else None, "split": study.data_split.split}
+                run |= {"text": not study.recall, "quality": own["values"][study.quality]}
+                yield _entry(c, run), own
 
 
 def _entry(c: Checkpoint, run: dict[str, Any]) -> dict[str, Any]:
     """A run with what decides its column. Samples of a recall task depend on the seed, so its fingerprint does not."""
     given = (c.get("data.arguments") or {}).items()
-    chosen = {name: value for name, value in given if name not in APART}
+    chosen = {name: value for name, value in given if name not in FREE}
     data = c.fingerprint if run["text"] else as_json([c.get("data.class"), chosen])
     worse = run["quality"] if run["text"] else -run["quality"]
     return run | {"digest": c.digest, "worse": worse, "budget": c.budget, "data": as_json([data, c.get("run.budget")])}
@@ -107,29 +114,33 @@ def _entry(c: Checkpoint, run: dict[str, Any]) -> dict[str, Any]:
 
 def _names(found: pd.DataFrame) -> pd.Series:
     """The column of each run: the task, and what columns of one task differ in (split, budget, data as a number)."""
-    name, several = found["task"].astype(str), found.groupby("task")[TASK[1:]].nunique() > 1
+    name = found["task"].astype(str)
     for part in ("split", "budget"):
-        name = name.where(~found["task"].map(several[part]).astype(bool), name + ", " + found[part].astype(str))
+        differs = found.groupby("task")[part].transform("nunique") > 1
+        name = name.mask(differs, name + ", " + found[part].astype(str))
     number = found.groupby(name)["data"].transform(lambda data: pd.factorize(data)[0])
-    return name.where(number == 0, name + " (" + (number + 1).astype(str) + ")")
+    return name.mask(number != 0, name + " (" + (number + 1).astype(str) + ")")
 
 
 def _best_rates(found: pd.DataFrame) -> pd.DataFrame:
     """The runs of each model and task at the learning rate that is best on average."""
-    of = ["column", "model"]
-    mean = found.groupby([*of, "rate"], dropna=False)["worse"].transform("mean")
-    best = found[mean == mean.groupby([found[name] for name in of]).transform("min")]
-    return best.sort_values("rate", kind="stable").drop_duplicates([*of, "seed"])  # the smallest of rates that are tied
+    of_rate = found.groupby(["column", "model", "rate"], dropna=False)["worse"].transform("mean")
+    of_best_rate = of_rate.groupby([found["column"], found["model"]]).transform("min")
+    best = found[of_rate == of_best_rate].sort_values("rate", kind="stable")
+    return best.drop_duplicates(["column", "model", "seed"])  # the smallest of rates that are tied
 
 
-def _cell(of: pd.DataFrame) -> Measured:
+def _cell(runs: pd.DataFrame) -> Measured:
     """The mean over seeds, with the least and the largest."""
-    quality, late = of["quality"], int((of["learned"] == False).sum())  # noqa: E712 - None is not known
-    words = [f"{late} of {len(of)} {NOT_LEARNED}" if late < len(of) else NOT_LEARNED] * (late > 0)
-    words += ["1 seed"] * (len(of) == 1)
-    number = Column("", **({} if of["text"].all() else ACCURACY)).number
+    quality, late = runs["quality"], int((runs["learned"] == False).sum())  # noqa: E712 - None is not known
+    words = []
+    if late:
+        words.append(NOT_LEARNED if late == len(runs) else f"{late} of {len(runs)} {NOT_LEARNED}")
+    if len(runs) == 1:
+        words.append("1 seed")
+    number = (Column("") if runs["text"].all() else Column("", **ACCURACY)).number
     lines = []
-    for run in of.sort_values("seed").to_dict("records"):
+    for run in runs.sort_values("seed").to_dict("records"):
         rate = "" if pd.isna(run["rate"]) else f", rate {run['rate']:g}"
         lines.append(f"seed {run['seed']}: {number(run['quality'])}{rate}, {run['budget']}")
     return Measured(fmean(quality), quality.min(), quality.max(), "; ".join(words), tuple(lines))

@@ -5,7 +5,7 @@ bsbr_pl.results describes a row and checks it. A fact that no row has stays abse
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -42,13 +42,13 @@ class Checkpoint:
 
     @property
     def windows(self) -> str | None:
-        """`8 windows`, of a step; `at most 8 windows` where the steps at the ends of epochs took fewer."""
+        """`8 windows`, of a step; `at most 8 windows` if the steps at the ends of epochs took fewer."""
         batch, tokens, length = self.get("run.batch"), self.get("run.tokens"), self.get("data.trained_length")
         if not batch:
             return None
         one_length = length and len(self.get("data.train_lengths") or {}) == 1
-        short = bool(one_length and tokens and tokens < self.steps * batch * length)
-        return f"{'at most ' * short}{batch:,} windows"
+        fewer = one_length and tokens and tokens < self.steps * batch * length
+        return f"at most {batch:,} windows" if fewer else f"{batch:,} windows"
 
     def get(self, path: str) -> Any:
         """A fact by its path in `about`, as `run.steps`; None if the rows do not say."""
@@ -75,17 +75,21 @@ def _tasks(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
 
 
 def shared_ends(paths: Iterable[str]) -> tuple[str, str]:
-    """What all paths start with and end with, as `runs/` and `/last.ckpt`; at least one part of each path is left."""
-    parts = [path.split("/") for path in paths]
-    start = _common([of[:-1] for of in parts])
-    end = _common([of[len(start) + 1 :][::-1] for of in parts])[::-1]
+    """The start and the end that all paths share, `runs/` and `/last.ckpt`; at least one part of each is left."""
+    every = [path.split("/") for path in paths]
+    start = _common([parts[:-1] for parts in every])
+    end = _common([parts[len(start) + 1 :][::-1] for parts in every])[::-1]
     return "".join(f"{part}/" for part in start), "".join(f"/{part}" for part in end)
 
 
-def _common(lists: Sequence[Sequence[str]]) -> list[str]:
+def _common(lists: Iterable[list[str]]) -> list[str]:
     """What all lists begin with."""
-    equal = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*lists, strict=False))
-    return [part for part, *_ in equal]
+    found = []
+    for parts in zip(*lists, strict=False):
+        if len(set(parts)) > 1:
+            break
+        found.append(parts[0])
+    return found
 
 
 class Rows:
@@ -95,72 +99,83 @@ class Rows:
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.by_kind, self.shared = _by_kind(rows), ("", "")
+        self.by_kind = _by_kind(rows)
         abouts: dict[str, Mapping[str, Any]] = {}
-        for row in sorted(itertools.chain(*self.by_kind.values()), key=_told):
+        for row in sorted(itertools.chain(*self.by_kind.values()), key=_progress):
             if digest := _digest(row):
                 abouts[digest] = row["about"]
         self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
         self.seeds = _tasks(self.checkpoints.values())
         for checkpoint in self.checkpoints.values():
             checkpoint.fingerprint = self.data_of(checkpoint.fingerprint)
-        paths = [c.name for c in self.checkpoints.values()] + [name for name, _ in self.problems(of_maps=False)]
-        self.shared = shared_ends(paths)
+        paths = [checkpoint.name for checkpoint in self.checkpoints.values()]
+        self.shared = "", ""  # not known yet: `problems` gives whole paths
+        self.shared = shared_ends([*paths, *(path for path, _ in self.problems(of_maps=False))])
         for checkpoint in self.checkpoints.values():
             checkpoint.name = self.short(checkpoint.name)
         self.measured: list[Row] = []
         for kind in MEASURED:
-            known = [(row, self.checkpoints.get(_digest(row) or "")) for row in self.by_kind.get(kind, [])]
-            self.by_kind[kind] = [row for row, of in known if of and on_own_data(row, of.about)]
+            self.by_kind[kind] = [row for row in self.by_kind.get(kind, []) if self._is_on_own_data(row)]
             self.measured += self.by_kind[kind]
-        self._places = numbered("E", map(environment, self.measured))
-        self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._places.items()}
-        self.commits = {(self.place(row), as_json(_commit(row))): _commit(row) for row in self.measured}
+        self._names = numbered("E", map(environment, self.measured))  # environment as text -> E1
+        self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._names.items()}
+        self.commits = {(self.environment_name(row), as_json(_commit(row))): _commit(row) for row in self.measured}
         self.commands = numbered("C", map(command, self.measured))
         measured_on = (self.data_of(row["identity"]["data"]) for row in self.measured if "data" in row["identity"])
         self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
 
-    def of(self, kind: str, place: str = "") -> dict[str, Row]:
-        """The row of a kind for each checkpoint that has one; of those measured in a place (E1), if one is given."""
+    def of(self, kind: str, environment: str = "") -> dict[str, Row]:
+        """The row of a kind for each checkpoint that has one; with `environment` (E1), only if measured there."""
         rows = self.by_kind.get(kind, [])
-        return {row["identity"]["checkpoint"]: row for row in rows if not place or self.place(row) == place}
+        if environment:
+            rows = [row for row in rows if self.environment_name(row) == environment]
+        return {row["identity"]["checkpoint"]: row for row in rows}
 
     def short(self, path: str) -> str:
-        """A path without what all of them share."""
+        """A path without the start and the end that all paths share."""
         return path.removeprefix(self.shared[0]).removesuffix(self.shared[1])
 
-    def place(self, row: Row) -> str:
+    def environment_name(self, row: Row) -> str:
         """E1, E2, ... that a row was measured in."""
-        return self._places[environment(row)]
+        return self._names[environment(row)]
 
     def data_of(self, fingerprint: str | None) -> str:
         """The fingerprint of data; one for all seeds of a recall task, whose samples depend on the seed."""
         return self.seeds.get(fingerprint or "", fingerprint or "")
 
     def problems(self, of_maps: bool) -> list[tuple[str, str]]:
-        """Path of a checkpoint and the problem with it: of missing maps alone, or all others."""
+        """Short path of a checkpoint and the problem with it: either missing maps, or all other problems."""
         found = []
         for row in self.by_kind.get("problem", []):
             is_map = (row["identity"].get("of") or {}).get("kind") == "map"
             if row["values"]["problem"] and is_map == of_maps:
-                name = Checkpoint(row["identity"]["checkpoint"], row["about"]).name
-                found.append((self.short(name), row["values"]["problem"]))
+                path = Checkpoint(row["identity"]["checkpoint"], row["about"]).name
+                found.append((self.short(path), row["values"]["problem"]))
         return sorted(found)
+
+    def _is_on_own_data(self, row: Row) -> bool:
+        """Whether the row is of a known checkpoint, and not of other data than that of its training."""
+        checkpoint = self.checkpoints.get(_digest(row) or "")
+        return checkpoint is not None and on_own_data(row, checkpoint.about)
 
     def source(self, rows: Iterable[Row]) -> str:
         """The environments and commands of rows, for a caption."""
         rows = list(rows)
-        places, commands = listed(map(self.place, rows)), listed(map(self.commands.__getitem__, map(command, rows)))
-        return f"Environment {places}; command{'s' * (' ' in commands)} {commands}." if rows else ""
+        if not rows:
+            return ""
+        environments = listed(self.environment_name(row) for row in rows)
+        commands = listed(self.commands[command(row)] for row in rows)
+        return f"Environment {environments}; {'commands' if ' ' in commands else 'command'} {commands}."
 
     def data_name(self, fingerprint: str) -> str:
         """For a heading: class, source, D1."""
-        kind, source = "data", ""
-        for c in reversed(self.checkpoints.values()):
-            if c.fingerprint == fingerprint and c.get("data.class"):
-                kind, source = c.get("data.class"), str(c.get("data.arguments.source") or "")
-        name = source.rstrip("/").split("/")[-1] if source.startswith((".", "/")) else source
-        return " ".join(filter(None, (kind, name, self.data[fingerprint])))
+        trained = (c for c in self.checkpoints.values() if c.fingerprint == fingerprint and c.get("data.class"))
+        first = next(trained, Checkpoint("", {}))
+        source = str(first.get("data.arguments.source") or "")
+        if source.startswith((".", "/")):
+            source = source.rstrip("/").split("/")[-1]
+        words = (first.get("data.class") or "data", source, self.data[fingerprint])
+        return " ".join(word for word in words if word)
 
 
 def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -168,16 +183,16 @@ def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
     Of rows that differ in the commit alone, one counts: the first in this order.
     """
-    found: dict[str, list[Row]] = {}
-    every, kept = sorted({as_json(row["identity"]): row for row in rows}.items()), dict[str, Row]()
-    for _, row in every:
+    by_identity, kept = {as_json(row["identity"]): row for row in rows}, dict[str, Row]()
+    for _, row in sorted(by_identity.items()):
         kept.setdefault(as_json({**row["identity"], "environment": environment(row)}), row)
+    found: dict[str, list[Row]] = {}
     for row in kept.values():
-        of = found.setdefault(row["identity"]["kind"], [])
-        if of and _version(of[0]) < _version(row):
-            of.clear()
-        if not of or _version(of[0]) == _version(row):
-            of.append(row)
+        newest = found.setdefault(row["identity"]["kind"], [])
+        if newest and _version(newest[0]) < _version(row):
+            newest.clear()
+        if not newest or _version(newest[0]) == _version(row):
+            newest.append(row)
     return found
 
 
@@ -186,14 +201,15 @@ def _version(row: Row) -> int:
 
 
 def _digest(row: Row) -> str | None:
-    """The checkpoint that a row is of; None for a file that could not be read, and for a run of a study by itself."""
-    by_itself = row["identity"]["kind"] == "training" and "study" in row["about"]
-    known = "architecture" in row["about"] and not by_itself
-    return (row["about"].get("checkpoint") or {}).get("digest") if known else None
+    """The digest of a row's checkpoint; None for a file that could not be read, and for a run of a study."""
+    of_study = row["identity"]["kind"] == "training" and "study" in row["about"]
+    if of_study or "architecture" not in row["about"]:
+        return None
+    return (row["about"].get("checkpoint") or {}).get("digest")
 
 
-def _told(row: Row) -> tuple[int, bool, str]:
-    """Sorts descriptions of one checkpoint; the last counts: most steps, or known to be finished."""
+def _progress(row: Row) -> tuple[int, bool, str]:
+    """Sorts descriptions of one checkpoint; the last is used: most steps, or known to be finished."""
     run = row["about"].get("run") or {}
     return run.get("steps") or 0, bool(run.get("finished")), as_json(row["about"])
 

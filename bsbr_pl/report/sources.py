@@ -15,7 +15,7 @@ from .rows import Checkpoint, command, listed
 from .studies import Findings
 from .tables import Cell, Column, Table, table
 
-CHECKS = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")
+CHECKS = ("suffix", "future_gradient", "random_tokens", "decode_step", "decode_prefill")  # kinds with a column
 HIDDEN = ("batch_size", "eval_batch_size", "num_workers", "cache_dir", "seed", "context_length")  # of data
 THUMBNAIL, QUALITY = 360, 15  # pixels, of 100: of maps in the page; plots/ has them in full
 MOST_PIXELS = 4_000_000  # of a map
@@ -32,9 +32,9 @@ def marks(findings: Findings) -> list[tuple[str, str]]:
     return [(c.name, "; ".join(c.marks)) for c in findings.checkpoints.values() if c.marks]
 
 
-def certificates(findings: Findings, place: str) -> Table | None:
+def certificates(findings: Findings, environment: str) -> Table | None:
     """The checks of each checkpoint in one environment; of the suffix checks, the largest."""
-    certified = findings.of("certificate", place)
+    certified = findings.of("certificate", environment)
     found: list[dict[str, Any]] = []
     limits: dict[str, float] = {}
     for digest, checkpoint in findings.checkpoints.items():
@@ -47,12 +47,16 @@ def certificates(findings: Findings, place: str) -> Table | None:
             found.append({**facts, **by_kind["measured"].apply(_worst).to_dict()})
     columns = [Column(f"{kind} (at most {limits[kind]:g})", key=kind) for kind in CHECKS if kind in limits]
     frame = pd.DataFrame(found, dtype=object)
-    return table("certificates", place, frame, columns, place=place, source=findings.source(certified.values()))
+    source = findings.source(certified.values())
+    return table("certificates", environment, frame, columns, environment=environment, source=source)
 
 
 def _kind(check: str) -> str:
     """`suffix` of `suffix_63`."""
-    return next((kind for kind in CHECKS if f"{check}_".startswith(f"{kind}_")), check)
+    for kind in CHECKS:
+        if check == kind or check.startswith(f"{kind}_"):
+            return kind
+    return check
 
 
 def _worst(measured: pd.Series) -> Cell:
@@ -62,17 +66,18 @@ def _worst(measured: pd.Series) -> Cell:
 def environments(findings: Findings) -> Table | None:
     """The environments E1, E2, ..., and the commits that measured there."""
     found = []
-    for place, facts in findings.environments.items():
-        commits = [_plain(commit) for (of, _), commit in findings.commits.items() if of == place and commit]
-        found.append({"id": place, **facts, "commits": ", ".join(sorted(map(str, commits))) or None})
+    for name, facts in findings.environments.items():
+        commits = [_plain(commit) for (of, _), commit in findings.commits.items() if of == name and commit]
+        found.append({"id": name, **facts, "commits": ", ".join(sorted(map(str, commits))) or None})
     frame = pd.DataFrame(found, dtype=object).map(_plain)
     return table("environments", "", frame, map(Column, frame))
 
 
 def _plain(value: Any) -> Cell:
     if isinstance(value, Mapping) and "commit" in value:
-        return f"{str(value['commit'])[:10]}{' with changes' * bool(value.get('changed'))}"
-    return None if value is None or value != value else str(value)
+        commit = str(value["commit"])[:10]
+        return f"{commit} with changes" if value.get("changed") else commit
+    return None if value is None or value != value else str(value)  # NaN is a fact that is missing
 
 
 def data_sets(findings: Findings) -> Table | None:
@@ -91,8 +96,8 @@ def data_sets(findings: Findings) -> Table | None:
 
 def commands(findings: Findings) -> Table | None:
     """The commands C1, C2, ..., and how many rows each measured."""
-    made = zip(map(command, findings.measured), map(findings.place, findings.measured), strict=True)
-    rows = pd.DataFrame(made, columns=["command", "environment"])
+    measured = [(command(row), findings.environment_name(row)) for row in findings.measured]
+    rows = pd.DataFrame(measured, columns=["command", "environment"])
     found = rows.groupby("command")["environment"].agg(environment=listed, rows="size").reset_index()
     return table("commands", "", found.assign(id=found["command"].map(findings.commands)))
 
@@ -120,9 +125,9 @@ def maps(findings: Findings) -> list[Picture | str]:
     for digest, checkpoint in findings.checkpoints.items():
         label, name = findings.labels[digest], f"attention_{len(found) + 1}"
         if digest in rows and (checkpoint.fingerprint, label) not in found:
+            values = rows[digest]["values"]
             with suppress(ValueError, OSError, SyntaxError, Image.DecompressionBombError):  # no picture
-                png = base64.b64decode(rows[digest]["values"]["png"])
-                caption = f"{checkpoint.name}. {rows[digest]['values']['caption']}"
+                png, caption = base64.b64decode(values["png"]), f"{checkpoint.name}. {values['caption']}"
                 shown = Picture(name, f"Attention of {label}", caption, "png", png, other=_thumbnail(png))
                 found[checkpoint.fingerprint, label] = shown
     missing = [f"No map of {name}: {problem}" for name, problem in findings.problems(of_maps=True)]

@@ -25,11 +25,12 @@ MOST_SEGMENTS = 8  # with more, a table would be too wide
 
 def quality(metrics: Mapping[str, Any]) -> tuple[float | None, bool]:
     """The last bits per byte, or mean accuracy over the segments of a recall task; and whether it is bits per byte."""
-    if (bits := metrics.get(BITS, {"value": [None]})["value"][-1]) is not None:
+    bits = metrics[BITS]["value"][-1] if BITS in metrics else None
+    if bits is not None:
         return bits, True
-    segments = segments_of(metrics)
-    accuracies = [value for value in segments.values() if value is not None]
-    return (fmean(accuracies) if accuracies and len(accuracies) == len(segments) else None), False
+    accuracies = list(segments_of(metrics).values())
+    known = [value for value in accuracies if value is not None]
+    return (fmean(known) if known and len(known) == len(accuracies) else None), False
 
 
 def segments_of(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -54,12 +55,18 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
         value, text = quality(metrics)
         if run.get("study.phase") == "final" and value is not None:
             result = row["values"].get("result") or {}
-            facts = {name: run.get(f"study.{name}") for name in ("task", "model", "rate", "rates")}
-            facts |= {"steps": run.get("run.planned_steps") or run.steps, "seed": run.seed, "text": text}
-            facts |= {"decay": run.get("study.weight_decay"), "parameters": run.get("parameters")}
-            facts |= {"architecture": run.get("architecture"), "segments": segments_of(metrics)}
-            facts |= {name: result.get(name) for name in RESULT} | {"quality": result.get("test", value)}
-            found[row["identity"]["checkpoint"]] = facts
+            found[row["identity"]["checkpoint"]] = {
+                **{name: run.get(f"study.{name}") for name in ("task", "model", "rate", "rates")},
+                "steps": run.get("run.planned_steps") or run.steps,
+                "seed": run.seed,
+                "decay": run.get("study.weight_decay"),
+                "architecture": run.get("architecture"),
+                "parameters": run.get("parameters"),
+                "quality": result.get("test", value),
+                "text": text,
+                "segments": segments_of(metrics),
+                **{name: result.get(name) for name in RESULT},
+            }
     return pd.DataFrame(list(found.values()), columns=[*RUNS, "parameters", "rates", *RESULT])
 
 
@@ -69,41 +76,46 @@ def frame(found: pd.DataFrame) -> pd.DataFrame:
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
     tested, swept = bool(found["test"].notna().any()), bool(found["decay"].notna().any())
     every = []
-    for (_, model, rate, decay, steps), of in found.groupby(POINT, sort=False, dropna=False):
-        mean, least, largest = fmean(of["quality"]), of["quality"].min(), of["quality"].max()
-        segments = pd.DataFrame(list(of["segments"])).agg(fmean).map("{:.2f}".format)
-        facts = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}"}
-        facts |= {"weight decay": f"{decay:g}" if pd.notna(decay) else "-"} if swept else {}
-        facts["seeds"] = str(of["seed"].nunique())
-        figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
-        more = _more(of, digits) if tested else {}
-        every.append({**facts, **figures, **more, **(segments if 1 < len(segments) <= MOST_SEGMENTS else {})})
+    for (_, model, rate, decay, steps), seeds in found.groupby(POINT, sort=False, dropna=False):
+        mean, least, largest = fmean(seeds["quality"]), seeds["quality"].min(), seeds["quality"].max()
+        row = {"quality": mean, "model": model, "steps": f"{steps:,}", "learning rate": f"{rate:g}"}
+        if swept:
+            row["weight decay"] = f"{decay:g}" if pd.notna(decay) else "-"
+        row["seeds"] = str(seeds["seed"].nunique())
+        row[name] = f"{mean:.{digits}f}"
+        row["least to largest"] = f"{least:.{digits}f} to {largest:.{digits}f}"
+        if tested:
+            row |= _more(seeds, digits)
+        segments = pd.DataFrame(list(seeds["segments"])).agg(fmean)
+        if 1 < len(segments) <= MOST_SEGMENTS:
+            row |= segments.map("{:.2f}".format).to_dict()
+        every.append(row)
     if not every:
         return pd.DataFrame()
     shown = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
     return shown.set_axis(shown.columns.str.replace("_N", ", N").str.replace("_", " "), axis=1).fillna("-")
 
 
-def _more(of: pd.DataFrame, digits: int) -> dict[str, str]:
+def _more(seeds: pd.DataFrame, digits: int) -> dict[str, str]:
     """The columns of runs with a `result`: validation, costs, and what to know before comparing."""
-    first, notes = of.iloc[0], []
-    if of["test"].isna().any():
+    first, notes = seeds.iloc[0], []
+    if seeds["test"].isna().any():
         notes.append("validation split: no test result")
-    if waiting := int((of["learned"] == False).sum()):  # noqa: E712 - it may be None
-        notes.append("not learned yet" if waiting == len(of) else f"not learned yet: {waiting} of {len(of)} seeds")
+    if late := int((seeds["learned"] == False).sum()):  # noqa: E712 - None is not known
+        notes.append("not learned yet" if late == len(seeds) else f"not learned yet: {late} of {len(seeds)} seeds")
     if first["rates"] and not min(first["rates"]) < first["rate"] < max(first["rates"]):
         notes.append("rate at the edge of its sweep")
     costs = {"parameters": first["parameters"], "FLOPs/token": first["flops_per_token"]}
-    costs |= {"state bytes": first["state_bytes"], "tokens/s": of["tokens_per_second"].median()}
+    costs |= {"state bytes": first["state_bytes"], "tokens/s": seeds["tokens_per_second"].median()}
     return {
-        "validation": f"{of['val'].mean():.{digits}f}",
+        "validation": f"{seeds['val'].mean():.{digits}f}",
         **{name: "-" if pd.isna(value) else f"{value:,.0f}" for name, value in costs.items()},
         "note": "; ".join(notes),
     }
 
 
 def differences(rows: Iterable[Row], against: str | None = None) -> pd.DataFrame:
-    """Each model's difference in quality to another of one task, paired by seed.
+    """Each model's difference in quality to one other model of the task, paired by seed.
 
     Args:
         against: the model to compare with; None for the best.
@@ -115,23 +127,25 @@ def differences(rows: Iterable[Row], against: str | None = None) -> pd.DataFrame
     """
     found = runs(rows)
     worse = 1 if found["text"].any() else -1
-    groups = [of for _, of in found.groupby(POINT, sort=False, dropna=False)]
-    groups.sort(key=lambda of: worse * of["quality"].mean())
-    compared = [of.iloc[0] for of in groups if against in (None, of["model"].iloc[0])]
-    if not compared:
+    points = [point for _, point in found.groupby(POINT, sort=False, dropna=False)]
+    points.sort(key=lambda point: worse * point["quality"].mean())
+    firsts = [point.iloc[0] for point in points]
+    others = [first for first in firsts if against in (None, first["model"])]
+    if not others:
         return pd.DataFrame()
-    other, steps = compared[0]["model"], compared[0]["steps"]
-    values: dict[str, dict[int, float]] = {}
-    for of in groups:
-        if of["steps"].iloc[0] == steps:
-            values.setdefault(of["model"].iloc[0], dict(zip(of["seed"], of["quality"], strict=True)))
+    other, steps = others[0]["model"], others[0]["steps"]
+    by_seed: dict[str, dict[int, float]] = {}  # of the best point of each model
+    for first, point in zip(firsts, points, strict=True):
+        if first["steps"] == steps:
+            by_seed.setdefault(first["model"], dict(zip(point["seed"], point["quality"], strict=True)))
     every = []
-    for model, ours in values.items():
-        test = paired_difference(ours, values[other])
+    for model, values in by_seed.items():
+        test = paired_difference(values, by_seed[other])
         if model != other and test["pairs"]:
-            interval = "-" if test["interval"] is None else "{:+.4f} to {:+.4f}".format(*test["interval"])
-            shown = {"model": model, "pairs": str(test["pairs"]), f"difference to {other}": f"{test['mean']:+.4f}"}
-            every.append({**shown, "95 % interval": interval, "p": number(test["p"])})
+            row = {"model": model, "pairs": str(test["pairs"]), f"difference to {other}": f"{test['mean']:+.4f}"}
+            row["95 % interval"] = "-" if test["interval"] is None else "{:+.4f} to {:+.4f}".format(*test["interval"])
+            row["p"] = number(test["p"])
+            every.append(row)
     return pd.DataFrame(every)
 
 
@@ -153,8 +167,8 @@ def summary(rows: Sequence[Row]) -> str:
 def tables(rows: Iterable[Row]) -> list[Table | None]:
     """A table for each task."""
     made = []
-    for task, of in runs(rows).groupby("task"):
-        shown = frame(of)
+    for task, of_task in runs(rows).groupby("task"):
+        shown = frame(of_task)
         made.append(table("study", str(task), shown, map(Column, shown.columns), task=task))
     return made
 
@@ -165,17 +179,17 @@ def figure(panels: Mapping[str, Iterable[Row]]) -> bytes:
     Args:
         panels: what is measured -> the rows of its task; on all but the first, shares from 0 to 1.
     """
-    first, *_ = found = [runs(rows).sort_values(RUNS[:5]) for rows in panels.values()]
-    models = list(first.groupby("model")["quality"].agg(fmean).sort_values(ascending=False).index)
+    found = [runs(rows).sort_values(RUNS[:5]) for rows in panels.values()]
+    models = list(found[0].groupby("model")["quality"].agg(fmean).sort_values(ascending=False).index)
     with rc_context(SETTINGS):
         picture = Figure(figsize=(8.6, 0.34 * len(models) + 0.9), layout="constrained")
         every = picture.subplots(1, len(found), sharey=True, squeeze=False)[0]
-        for axes, label, of in zip(every, panels, found, strict=True):
-            shown = of[of["model"].isin(models)]
+        for axes, label, of_panel in zip(every, panels, found, strict=True):
+            shown = of_panel[of_panel["model"].isin(models)]
             for run in shown.to_dict("records"):
                 color, marker = look(run["architecture"] or run["model"])
-                at = [run["quality"]], [models.index(run["model"])]
-                axes.plot(*at, marker, color=color, fillstyle="none", markersize=6)
+                y = models.index(run["model"])
+                axes.plot(run["quality"], y, marker, color=color, fillstyle="none", markersize=6)
             axes.set(xlabel=label, ylim=(-0.6, len(models) - 0.4))
             axes.set_yticks(range(len(models)), pd.Index(models).str.replace("_", " "))
         for axes in every[1:]:

@@ -1,5 +1,6 @@
 """A figure as a small SVG: matplotlib places everything, and each series is a group that the page can hide or read."""
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from string import ascii_lowercase
@@ -47,14 +48,14 @@ def svg(figure: Figure, name: str, hover: Mapping[str, Sequence[str]]) -> str:
     legend, rows = _legend(drawing, names, width, height)
     box = f'viewBox="0 0 {width:g} {height + LINE * rows + 4:g}"'
     start = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" {box} font-family="sans-serif" font-size="{SIZE}">'
-    series = [drawing.series(number, series, hover[series]) for number, series in enumerate(names)]
+    series = [drawing.series(number, name, hover[name]) for number, name in enumerate(names)]
     beside = [drawing.line(artist, f"{drawing.name}-front{i}") for i, artist in enumerate(drawing.artists(None))]
     lines = ['<g fill="none" stroke-width="1.6">', *beside, *series, *(line for line, _ in legend), "</g>"]
     return "\n".join([start, *drawing.frame(), *lines, *(words for _, words in legend), "</svg>\n"])
 
 
 class _Drawing:
-    """Places of a drawn figure in points from its upper left corner."""
+    """Converts the artists of a drawn figure to SVG. Places are in points from the upper left corner."""
 
     def __init__(self, figure: Figure, name: str) -> None:
         self.name = f"{zlib.crc32(name.encode()):x}"  # short: it starts many ids
@@ -103,7 +104,7 @@ class _Drawing:
         pairs = " ".join(f"{_short(x)},{_short(y)}" for x, y in at)
         look = f'stroke="{color}"{DASHES.get(style, "")}'
         definition = "" if key in self._defined else marker
-        self._defined |= {key} if marker else set()
+        self._defined.add(key)
         return f'{definition}<polyline points="{pairs}" {look}{used}{more}/>'
 
     def frame(self) -> list[str]:
@@ -136,7 +137,7 @@ def _legend(drawing: _Drawing, names: Sequence[str], width: float, top: float) -
     """The legend below the axes, in as many columns as fit: line and name of each series; and the number of rows."""
     longest = max(map(len, names), default=1)
     columns = max(1, min(len(names), int(width // (LETTER * longest + 36))))
-    rows = -(-len(names) // columns)
+    rows = math.ceil(len(names) / columns)
     made = []
     for i, name in enumerate(names):
         x, y = width / columns * (i // rows) + 6, top + LINE * (i % rows) + 6
@@ -169,12 +170,17 @@ def _marker(line: Line2D, key: str) -> str:
     if not np.size(path.vertices):
         return ""
     color = to_hex(line.get_markeredgecolor())
-    outline = ""
-    for points, code in path.iter_segments():
-        outline += LETTERS[code] + ("" if code == Path.CLOSEPOLY else " ".join(map(_short, points)))
-    shape_of = f'circle r="{size / 2:g}"' if line.get_marker() == "o" else f'path d="{outline}" transform="scale(1 -1)"'
+    if line.get_marker() == "o":
+        tag = f'circle r="{size / 2:g}"'
+    else:
+        outline = ""
+        for points, code in path.iter_segments():
+            outline += LETTERS[code]
+            if code != Path.CLOSEPOLY:
+                outline += " ".join(map(_short, points))
+        tag = f'path d="{outline}" transform="scale(1 -1)"'
     fill = "#fff" if line.get_fillstyle() == "none" else color
-    shown = f'<{shape_of} fill="{fill}" stroke="{color}" stroke-width="1"/>'
+    shown = f'<{tag} fill="{fill}" stroke="{color}" stroke-width="1"/>'
     return f'<marker id="{key}" overflow="visible" markerUnits="userSpaceOnUse">{shown}</marker>'
 
 

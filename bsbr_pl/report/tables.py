@@ -27,7 +27,8 @@ class Measured:
     runs: tuple[str, ...] = ()
 
     def times(self, scale: float) -> "Measured":
-        low, high = (end if end is None else scale * end for end in (self.low, self.high))
+        low = None if self.low is None else scale * self.low
+        high = None if self.high is None else scale * self.high
         return Measured(scale * self.value, low, high, self.note)
 
     @property
@@ -66,7 +67,8 @@ class Column:
         like = float(f"{like:.4g}")  # so that 0.99999 is 1.000
         decimals, sign = self.decimals, "+" if self.signed else ""
         if decimals is None:
-            decimals = 0 if like == 0 or isinstance(value, Integral) else max(0, 3 - math.floor(math.log10(abs(like))))
+            whole = like == 0 or isinstance(value, Integral)
+            decimals = 0 if whole else max(0, 3 - math.floor(math.log10(abs(like))))
         if decimals > 8:
             return f"{value:{sign}.2e}"
         return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}" if value else "0"  # + 0.0: never -0
@@ -123,7 +125,7 @@ class Table:
         written = {}
         for column in self.columns:
             cells = self.frame[column.header]
-            written[column.header] = list(map(column.scaled, map(_value, cells)))
+            written[column.header] = [column.scaled(_value(cell)) for cell in cells]
             for part in ("low", "high", "note"):
                 found = [column.scaled(getattr(cell, part, None)) for cell in cells]
                 if any(value not in (None, "") for value in found):
@@ -133,16 +135,19 @@ class Table:
     @cached_property
     def grid(self) -> list[list[Shown]]:
         """Every row as it is shown."""
-        shown = map(self._shown, self.columns, map(self.frame.get, self.frame))
-        return list(map(list, zip(*shown, strict=True)))
+        columns = [self._shown(column, self.frame[column.header]) for column in self.columns]
+        return [list(row) for row in zip(*columns, strict=True)]
 
     def _shown(self, column: Column, cells: pd.Series) -> list[Shown]:
         best, shown = _best(column, cells[: self.ranked]), list[Shown]()
         for i, cell in enumerate(cells):
-            parts, value = column.parts(cell), _value(cell)
+            text, interval, note = column.parts(cell)
+            value = _value(cell)
             key = f"{column.scaled(value):.6g}" if isinstance(value, Real) else ""
-            key = "" if key == parts[0].replace(",", "") else key
-            shown.append(Shown(*parts, i in best, isinstance(cell, str), key, getattr(cell, "runs", ())))
+            if key == text.replace(",", ""):
+                key = ""
+            runs = cell.runs if isinstance(cell, Measured) else ()
+            shown.append(Shown(text, interval, note, i in best, isinstance(cell, str), key, runs))
         return shown
 
     def to_markdown(self) -> str:
@@ -153,14 +158,19 @@ class Table:
 
 def _best(column: Column, cells: pd.Series) -> set[int]:
     """The places of the best cells; none if all are equal."""
-    known = {i: value for i, value in enumerate(map(_value, cells)) if isinstance(value, Real)}
+    values = {i: _value(cell) for i, cell in enumerate(cells)}
+    known = {i: value for i, value in values.items() if isinstance(value, Real)}
     if not column.best or len(set(known.values())) < 2:
         return set()
-    first = (min if column.best == "low" else max)(known, key=known.__getitem__)
+    best = min(known.values()) if column.best == "low" else max(known.values())
+    found = {i for i in known if known[i] == best}
     if column.ties:
-        low, high = cells[first].bounds
-        return {i for i in known if cells[i].bounds[0] <= high and low <= cells[i].bounds[1]}
-    return {i for i in known if known[i] == known[first]}
+        low, high = cells[min(found)].bounds
+        for i in known:
+            least, most = cells[i].bounds
+            if least <= high and low <= most:
+                found.add(i)
+    return found
 
 
 def _value(cell: Cell) -> Any:
@@ -174,8 +184,9 @@ def _marked(cell: Shown) -> str:
 
 def pipes(frame: pd.DataFrame) -> str:
     """A frame of text as a Markdown table."""
-    header, *rows = map(" | ".join, (frame.columns, *frame.itertuples(index=False, name=None)))
-    return "\n".join([f"| {header} |", "|---" * len(frame.columns) + "|", *(f"| {row} |" for row in rows)]) + "\n"
+    header = f"| {' | '.join(frame.columns)} |"
+    rows = [f"| {' | '.join(row)} |" for row in frame.itertuples(index=False, name=None)]
+    return "\n".join([header, "|---" * len(frame.columns) + "|", *rows, ""])
 
 
 def markdown(text: str) -> str:
@@ -189,13 +200,13 @@ def _column(words: Mapping[str, Any], facts: Mapping[str, Any]) -> Column:
 
 
 def table(
-    key: str, place: str, frame: pd.DataFrame, /, more: Iterable[Column] = (), ranked: int | None = None, **facts: Any
+    key: str, suffix: str, frame: pd.DataFrame, /, more: Iterable[Column] = (), ranked: int | None = None, **facts: Any
 ) -> Table | None:
     """A table of words.toml, without empty columns, and without rows that hold nothing but their name.
 
     Args:
         key: of the table in words.toml.
-        place: the end of the file's name: which environment, data, split.
+        suffix: the end of the file's name: which environment, data, split.
         frame: cells; its columns have the keys or names of the table's columns.
         more: the columns that "*" stands for.
         ranked: rows, from the first, that are ranked; all if None.
@@ -205,19 +216,24 @@ def table(
     columns: list[Column] = []
     for column in words["columns"]:
         columns += more if column == "*" else [_column(column, facts)]
-    cells = {}
+    found = {}
     for column in columns:
-        if (source := column.name if column.key is None else column.key) in frame:
-            found = frame[source].astype(object)
-            cells[column.header] = found.where(found.notna(), None)
-    shown = pd.DataFrame(cells, dtype=object)
+        source = column.name if column.key is None else column.key
+        if source in frame:
+            cells = frame[source].astype(object)
+            found[column.header] = cells.where(cells.notna(), None)
+    shown = pd.DataFrame(found, dtype=object)
     full = shown.iloc[:, 1:].notna().any(axis=1)
-    kept = shown[full].replace("", None).notna().any()
     if not full.any():
         return None
-    columns = [column for column in columns if kept.get(column.header)]
-    cells_kept = shown.loc[full, kept].reset_index(drop=True)
-    name, title, caption = f"{key}_{place}" if place else key, words["title"], words["caption"]
-    number = int(full[:ranked].sum())
-    title, caption = title.format(**facts), caption.format(**facts)
-    return Table(name, title, caption, columns, cells_kept, number, folded=words.get("folded", False), key=key)
+    kept = shown[full].replace("", None).notna().any()
+    return Table(
+        name=f"{key}_{suffix}" if suffix else key,
+        title=words["title"].format(**facts),
+        caption=words["caption"].format(**facts),
+        columns=[column for column in columns if kept.get(column.header)],
+        frame=shown.loc[full, kept].reset_index(drop=True),
+        ranked=int(full[:ranked].sum()),
+        folded=words.get("folded", False),
+        key=key,
+    )

@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 
 from .budgets import named, sentence, unequal
+from .groups import Group, counted
 from .plots import Picture, pareto
-from .studies import Group, Study, counted
+from .studies import Study
 from .tables import SCALES, WORDS, Column, Measured, Table, table
 
 #: Costs in the verdict: the key in the values, the words for the least, the unit.
@@ -18,7 +19,7 @@ CHEAPEST = (
 )
 MOST_OTHERS = 2  # that are named; more are counted
 EQUAL = 1.01  # parameters that differ by a factor of at most this are called equal
-TIED, APART, UNSURE, UNKNOWN = "tied", "apart", "one seed cannot tell", "not compared"
+TIED, WORSE, UNSURE, UNKNOWN = "tied", "worse", "one seed cannot tell", "not compared"
 
 
 def first(study: Study) -> Table | None:
@@ -27,14 +28,16 @@ def first(study: Study) -> Table | None:
     against = against_best(study)
     for row, group in zip(rows, study.groups, strict=True):
         if figure := _quality(study, group):
-            note = "tied with the best" * (against.get(group.label) == TIED)
+            note = "tied with the best" if against.get(group.label) == TIED else ""
             row[f"best {study.quality}"] = Measured(figure.value, figure.low, figure.high, note)
         if "cost training" in row:
             row["run.flops"] = None
     ranked, rest = rows[:number], rows[number:]
-    for name, bits in study.compressors.items() if ranked and not study.recall else ():
-        place = sum(row["best bits_per_byte"].value <= bits for row in ranked)
-        ranked.insert(place, {"architecture": f"{name} (compressor)", "best bits_per_byte": Measured(bits)})
+    if ranked and not study.recall:
+        for name, bits in study.compressors.items():
+            compressor = {"architecture": f"{name} (compressor)", "best bits_per_byte": Measured(bits)}
+            better = sum(row["best bits_per_byte"].value <= bits for row in ranked)
+            ranked.insert(better, compressor)
     frame = pd.DataFrame([*ranked, *rest], dtype=object)
     if set(study.overview["certificate"]) == {"passed"}:
         frame = frame.drop(columns="certificate")
@@ -58,18 +61,21 @@ def ranking(study: Study) -> Table | None:
 def _facts(study: Study) -> dict[str, Any]:
     """The values of {names} of the verdict's tables in words.toml."""
     words, several = WORDS["tables"]["verdict"], any(len(group.members) > 1 for group in study.groups)
-    averaged, overlap = ", seeds averaged" * several, ", or seeds of the two overlap" * several
-    paired = words["paired"].format(averaged=averaged, overlap=overlap)
-    over = f"95 % over {study.facts['units']}"
+    averaged, overlap, spread = "", "", "95 % bootstrap intervals"
+    if several:
+        averaged, overlap = ", seeds averaged", ", or seeds of the two overlap"
+        spread = f"the least and the largest of several seeds, else {spread}"
+    ranked_several = any(len(group.members) > 1 for group in study.ranked)
+    are_paired = len(study.ranked) > 1 and not study.recall
     return study.facts | {
         "longest": f"{study.longest:,}",
         "far": f"{max(study.lengths, default=0):,}",
         "quality": "accuracy" if study.recall else "bits per byte",
-        "interval": "least to largest seed" if any(len(group.members) > 1 for group in study.ranked) else over,
-        "spread": f"{'the least and the largest of several seeds, else ' * several}95 % bootstrap intervals",
-        "unequal": words["unequal"] * bool(unequal(study)),
-        "paired": paired * (len(study.ranked) > 1 and not study.recall),
-        "front": words["front"] * bool(_on_front(study)),
+        "interval": "least to largest seed" if ranked_several else f"95 % over {study.facts['units']}",
+        "spread": spread,
+        "unequal": words["unequal"] if unequal(study) else "",
+        "paired": words["paired"].format(averaged=averaged, overlap=overlap) if are_paired else "",
+        "front": words["front"] if _on_front(study) else "",
     }
 
 
@@ -79,23 +85,28 @@ def _on_front(study: Study) -> list[str]:
 
 
 def against_best(study: Study) -> dict[str, str]:
-    """Label -> how each ranked group stands to the best one: TIED, APART, UNSURE or UNKNOWN.
+    """Label -> how each ranked group compares to the best one: TIED, WORSE, UNSURE or UNKNOWN.
 
-    Text: tied if `studies.difference` says so. Recall: tied if both have several seeds and their ranges overlap. If one
-    of the two has one seed, nothing is called apart.
+    Text: tied if `figures.difference` says so. Recall: tied if both have several seeds and their ranges overlap. If one
+    of the two has one seed, the other is never called worse.
     """
     found = {}
-    for i, group in enumerate(study.ranked[1:], 1):
-        best, more = study.ranked[0], study.overview["above"][i]
+    for group, above in zip(study.ranked[1:], study.overview["above"][1:], strict=False):
+        best = study.ranked[0]
         one_seed = min(len(group.members), len(best.members)) == 1
         if study.recall:
             low, high = group.quality(study.quality).bounds  # type: ignore[union-attr]
             least, most = best.quality(study.quality).bounds  # type: ignore[union-attr]
-            tied = not one_seed and low <= most and least <= high
+            known, tied = True, not one_seed and low <= most and least <= high
         else:
-            tied = isinstance(more, Measured) and more.note == "tied"
-        unknown = not study.recall and not isinstance(more, Measured)
-        found[group.label] = TIED if tied else UNSURE if one_seed else UNKNOWN if unknown else APART
+            known = isinstance(above, Measured)
+            tied = known and above.note == "tied"
+        if tied:
+            found[group.label] = TIED
+        elif one_seed:
+            found[group.label] = UNSURE
+        else:
+            found[group.label] = WORSE if known else UNKNOWN
     return found
 
 
@@ -105,8 +116,9 @@ def summary(study: Study) -> str:
         words = ["Nothing is ranked: no certified checkpoint has an accuracy."]
     else:
         words = [_best(study), _parameters(study.ranked), _convolutions(study.ranked), _compressors(study)]
-    out = sorted({group.label for group in study.groups if group.status == "disqualified"})
-    return " ".join(filter(None, [*words, f"Disqualified: {named(out)}." if out else ""]))
+    if disqualified := sorted({group.label for group in study.groups if group.status == "disqualified"}):
+        words.append(f"Disqualified: {named(disqualified)}.")
+    return " ".join(filter(None, words))
 
 
 def background(study: Study) -> str:
@@ -118,8 +130,10 @@ def background(study: Study) -> str:
         if f"cost {cost}" in frame:
             found = frame[f"cost {cost}"][: len(study.ranked)].dropna().map(lambda figure: figure.value)
             if found.nunique() > 1:
-                names, least = ", ".join(found.index[found == found.min()]), Column("", unit).number(found.min())
-                words.append(f"{least_of} at {study.longest:,} tokens: {names}, {least}\u00a0{unit}.")
+                least = found.min()
+                names = ", ".join(found.index[found == least])
+                shown = Column("", unit).number(least)
+                words.append(f"{least_of} at {study.longest:,} tokens: {names}, {shown}\u00a0{unit}.")
     if len(study.ranked) > 1 and (on_front := _on_front(study)):
         words.append(f"On the Pareto front with training time: {', '.join(on_front)}.")
     return " ".join(words)
@@ -127,13 +141,18 @@ def background(study: Study) -> str:
 
 def _best(study: Study) -> str:
     """The best and those tied with it; before it, that other budgets have tables of their own."""
-    unit, best = "% right" if study.recall else "bits per byte", _equal(study)
+    best = _equal(study)
     quality = study.ranked[0].quality(study.quality)
     assert quality is not None
-    number = Column("", "%" if study.recall else "").number(quality.value)
-    words = f"{named(best)}, {'each ' * (len(best) > 1)}{number} {unit}{_ties(study)}"
+    number = "each " if len(best) > 1 else ""
+    if study.recall:
+        number += f"{Column('', '%').number(quality.value)} % right"
+    else:
+        number += f"{Column('').number(quality.value)} bits per byte"
     title, others = "Best" if len(study.ranked) > 1 else "The only one", unequal(study)
-    return f"{others}. {title} with this budget: {words}." if others else f"{title}: {words}."
+    if others:
+        title = f"{others}. {title} with this budget"
+    return f"{title}: {named(best)}, {number}{_ties(study)}."
 
 
 def _equal(study: Study) -> list[str]:
@@ -147,21 +166,22 @@ def _equal(study: Study) -> list[str]:
 
 
 def _ties(study: Study) -> str:
-    """Which others are tied with the best, and what one seed cannot tell."""
+    """The other models that are tied with the best, and those for which one seed cannot tell."""
     equal = _equal(study)
     whom = "them" if len(equal) > 1 else "it"
-    stands = {name: which for name, which in against_best(study).items() if name not in equal}
-    tied, unsure = (named([name for name in stands if stands[name] == which]) for which in (TIED, UNSURE))
-    words = f"; tied with: {tied}" if tied else ""
-    if len(study.ranked[0].members) == 1 and stands:
+    against = {name: how for name, how in against_best(study).items() if name not in equal}
+    tied = [name for name in against if against[name] == TIED]
+    unsure = [name for name in against if against[name] == UNSURE]
+    words = f"; tied with: {named(tied)}" if tied else ""
+    if len(study.ranked[0].members) == 1 and against:
         return f"{words}; one seed cannot tell whether {'others are' if tied else 'another is'} tied with {whom}"
     if unsure:
-        return f"{words}; one seed cannot tell whether these are tied with {whom}: {unsure}"
-    return words or f"; none is tied with {whom}" * bool(stands and set(stands.values()) == {APART})
+        return f"{words}; one seed cannot tell whether these are tied with {whom}: {named(unsure)}"
+    return f"; none is tied with {whom}" if set(against.values()) == {WORSE} else words
 
 
 def _parameters(groups: Sequence[Group]) -> str:
-    """That parameters are unequal, if they are by more than 1 %."""
+    """A sentence about the parameters, if they differ by more than 1 %."""
     found = counted(groups, "parameters")
     if found.empty or found.max() <= EQUAL * found.min():
         return ""
@@ -170,9 +190,10 @@ def _parameters(groups: Sequence[Group]) -> str:
 
 
 def _convolutions(groups: Sequence[Group]) -> str:
-    """That some have a short convolution before their attention and others have none, as far as rows say."""
-    known = {group.label: max(sizes) for group in groups if (sizes := group.checkpoint.get("conv_size"))}
-    having, lacking = ([name for name in known if (known[name] > 1) == which] for which in (True, False))
+    """A sentence about short convolutions before the attention, if only some models are known to have one."""
+    taps = {group.label: max(group.checkpoint.get("conv_size") or [0]) for group in groups}  # 0: not known
+    having = [label for label in taps if taps[label] > 1]
+    lacking = [label for label in taps if taps[label] == 1]
     if not having or not lacking:
         return ""
     few, rest, how, rest_how = lacking, having, "without", "with one"
@@ -183,17 +204,21 @@ def _convolutions(groups: Sequence[Group]) -> str:
 
 
 def _compressors(study: Study) -> str:
-    """Which models are worse than a compressor of the same text."""
-    bits = study.compressors
-    if study.recall or not bits:
+    """Sentences about the models that are worse than a compressor of the same text."""
+    if study.recall or not study.compressors:
         return ""
-    number, words = Column("").number, []
-    for name, of in bits.items():
-        quality = [(group.label, group.quality(study.quality)) for group in study.ranked]
-        if worse := [label for label, figure in quality if figure and figure.value > of]:
-            which = "every model" if 1 < len(worse) == len(quality) else named(worse)
-            words.append(f"Worse than {name} ({number(of)}): {which}.")
-    return " ".join(words) or f"No model is worse than {' or '.join(f'{n} ({number(of)})' for n, of in bits.items())}."
+    words, shown = [], []
+    for name, bits in study.compressors.items():
+        shown.append(f"{name} ({Column('').number(bits)})")
+        worse = []
+        for group in study.ranked:
+            figure = group.quality(study.quality)
+            if figure and figure.value > bits:
+                worse.append(group.label)
+        if worse:
+            which = "every model" if 1 < len(worse) == len(study.ranked) else named(worse)
+            words.append(f"Worse than {shown[-1]}: {which}.")
+    return " ".join(words) or f"No model is worse than {' or '.join(shown)}."
 
 
 def picture(study: Study) -> Picture | None:
@@ -221,12 +246,15 @@ def _costs(study: Study, cost: str, length: int | None = None) -> dict[str, Meas
 
 def _front(study: Study, key: str, costs: Mapping[str, Measured], unit: str) -> Picture | None:
     """Quality against costs by label, in a unit; None unless two groups have both."""
-    y, scale = ("accuracy (%)", 100) if study.recall else ("bits per byte", 1)
-    quality, better = ("Accuracy", "upper") if study.recall else ("Bits per byte", "lower")
+    facts = _facts(study)
+    if study.recall:
+        scale, words = 100, {"y": "accuracy (%)", "quality": "Accuracy", "better": "upper"}
+    else:
+        scale, words = 1, {"y": "bits per byte", "quality": "Bits per byte", "better": "lower"}
     points: dict[str, tuple[Measured, Measured]] = {}
     for group in study.ranked:
         if group.label in costs and (figure := _quality(study, group)):
             points[group.label] = costs[group.label].times(SCALES.get(unit, 1)), figure.times(scale)
-    at = " or ".join(f"{n:,}" for n in sorted({group.training_length or 0 for group in study.ranked}))
-    facts = _facts(study) | {"y": y, "quality": quality, "better": better, "at": at}
-    return pareto(key, study.name, points, study.worse, **facts)
+    lengths = sorted({group.training_length or 0 for group in study.ranked})
+    at = " or ".join(f"{length:,}" for length in lengths)
+    return pareto(key, study.name, points, study.worse, **facts | words, at=at)

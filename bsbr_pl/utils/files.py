@@ -12,7 +12,7 @@ from bsbr_pl.values import finite
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where it cannot be read."""
+    """The object in a JSON file; empty if the file cannot be read."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
@@ -32,17 +32,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: naming the file; the old file is unchanged.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

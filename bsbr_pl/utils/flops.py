@@ -78,9 +78,9 @@ def count_flops(model: nn.Module, inputs: Tensor, backward: bool = False) -> int
 
 
 def forward_flops(model: Any, num_tokens: int) -> int | None:
-    """FLOPs of a `LanguageModel`'s forward pass over one sequence: its closed form, or counted where it has none.
+    """FLOPs of a `LanguageModel`'s forward pass over one sequence: its closed form, or counted if it has none.
 
-    None where torch's counter cannot run the model: its control flow depends on data, or it has kernels of its own.
+    None if torch's counter cannot run the model: its control flow depends on data, or it has kernels of its own.
     """
     try:
         return model.flops(num_tokens)

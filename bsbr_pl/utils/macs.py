@@ -57,7 +57,8 @@ def count_macs(model: nn.Module, inputs: Tensor) -> Macs:
     products, elementwise = Counter[str](), Counter[str]()
     for name, count in counted.items():
         kind, operator = name.split(":")
-        (products if kind == "product" else elementwise)[operator] += int(count)
+        counts = products if kind == "product" else elementwise
+        counts[operator] += int(count)
     return Macs(dict(products), dict(elementwise), dict(uncounted))
 
 

@@ -70,10 +70,12 @@ class LiveTensors(TorchDispatchMode):
             if grown:
                 self._sizes[key] = size
                 self.current += grown
-                self.peak = max(self.peak + max(grown, 0) if before else self.peak, self.current)
+                if before and grown > 0:
+                    self.peak += grown
+                self.peak = max(self.peak, self.current)
 
     def _subtract(self, key: int) -> Callable[[Any], None]:
-        """What to do when a storage is freed."""
+        """The function that is called when a storage is freed."""
         counter = weakref.ref(self)  # a storage that outlives the counter must not keep it
 
         def subtract(_: Any) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "__init__.py"
 
 
 def default_device(device: str | torch.device | None) -> torch.device:
-    """The device itself; where None, CUDA if there is one, else the CPU.
+    """The device itself; if None, CUDA if there is one, else the CPU.
 
     Raises:
         ValueError: torch knows no device of this name.
@@ -28,7 +28,7 @@ def default_device(device: str | torch.device | None) -> torch.device:
 
 
 def source_code(cls: type) -> str:
-    """The code of a class and of its bases but for those of `KNOWN`; its name if it was typed in and is in no file."""
+    """The code of a class and of its bases that are not of `KNOWN`; the name of a class that is in no file."""
     bases = [base for base in cls.__mro__[1:] if not _is_known(base)]
     return "\n".join(map(_code, [cls, *bases]))
 
@@ -50,7 +50,7 @@ def _code(cls: type) -> str:
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What a measured time depends on, as plain values: versions, machine, threads."""
+    """The facts on which a measured time depends, as plain values: versions, machine, threads."""
     from importlib.metadata import PackageNotFoundError, version
 
     from .. import __version__

@@ -18,6 +18,7 @@ from bsbr_pl.utils.files import default_cache_dir, own_folder
 from bsbr_pl.values import bootstrap_interval
 
 Clock = Callable[[], float]  # seconds from any start, never going back
+Span = tuple[Any, Any]  # its first and its last mark: seconds, or CUDA events
 
 
 def synchronize(device: str | torch.device) -> None:
@@ -30,13 +31,13 @@ def timing_lock() -> FileLock:
     """Lock for measuring times: only one process of this user on this machine holds it at a time.
 
     Raises:
-        OSError: naming the folder, in the user's cache, that cannot be had.
+        OSError: naming the folder, in the user's cache, that cannot be made or used.
     """
     return FileLock(own_folder(default_cache_dir() / "locks") / f"times-{platform.node()}.lock")
 
 
 def timing_problem() -> str:
-    """Why the lock for times cannot be had, as a sentence; empty if it can, if only after another process."""
+    """Why times cannot be locked, as a sentence; empty if they can, now or after another process."""
     try:
         with contextlib.suppress(Timeout), timing_lock().acquire(blocking=False):
             pass
@@ -95,8 +96,11 @@ def measure(
         synchronize(device)
         return (clock() - start) / repeats
 
-    once = {name: [sample(call, 1) for _ in range(warmup)][-1] for name, call in calls.items()}
-    repeats = {name: max(1, math.ceil(min_seconds / max(seconds, 1e-9))) for name, seconds in once.items()}
+    repeats = {}
+    for name, call in calls.items():
+        for _ in range(warmup):
+            seconds = sample(call, 1)
+        repeats[name] = max(1, math.ceil(min_seconds / max(seconds, 1e-9)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
     for _ in range(rounds):
@@ -160,9 +164,9 @@ class StepClock:
         self.clock = clock
         self._start: Any = None  # mark of the current batch
         self._end: Any = None  # mark of the last batch's end; None if the wait since then does not count
-        self._spans: list[tuple[Any, Any]] = []  # the batches of the current step
-        self._waits: list[tuple[Any, Any] | None] = []
-        self._steps: list[tuple[list[tuple[Any, Any]], list[tuple[Any, Any] | None]]] = []
+        self._spans: list[Span] = []  # the batches of the current step
+        self._waits: list[Span | None] = []  # before these batches; None if interrupted
+        self._steps: list[tuple[list[Span], list[Span | None]]] = []  # spans and waits of completed steps
 
     def begin(self) -> None:
         """Mark the start of a batch."""

@@ -44,8 +44,9 @@ def visualize_attention(attention_weights: Tensor, tokens: Sequence[str] | None 
 
 def check_finite(maps: Mapping[int, Tensor]) -> None:
     """Raise a ValueError that names the first layer with a weight that is not finite: it would look like 0."""
-    if (layer := next((i for i, one in maps.items() if not one.isfinite().all()), None)) is not None:
-        raise ValueError(f"the attention weights of layer {layer} are not finite, so there is no map")
+    for layer, weights in maps.items():
+        if not weights.isfinite().all():
+            raise ValueError(f"the attention weights of layer {layer} are not finite, so there is no map")
 
 
 def draw_maps(
@@ -71,9 +72,10 @@ def draw_maps(
     signed = any(bool((layer < 0).any()) for layer in small)
     zoom = max(1, MAX_LABELS // small[0].shape[-1])  # enlarges short maps, so that the gaps stay narrow
     small = [layer.repeat(zoom, 1).repeat(zoom, 2) for layer in small]
-    cells = small[0].shape[-1]
-    pitch = cells + (gap := max(1, cells // 16))
-    shape = len(small) * pitch - gap, max(map(len, small)) * pitch - gap
+    cells, heads = small[0].shape[-1], max(map(len, small))
+    gap = max(1, cells // 16)
+    pitch = cells + gap  # from the start of one map to the start of the next
+    shape = len(small) * pitch - gap, heads * pitch - gap
     canvas = np.full(shape, 2 * limit, np.float32)  # above the scale: the gaps keep this value
     for row, layer in enumerate(small):
         for column, cell in enumerate(layer):
@@ -85,10 +87,11 @@ def draw_maps(
     image = axes.imshow(np.ma.masked_equal(canvas, 0), cmap=colours, norm=norm, interpolation="nearest")
     axes.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, label="weight (square-root scale)")
 
-    starts_x, starts_y = (pitch * np.arange(n) for n in (max(map(len, small)), len(small)))
+    starts_x, starts_y = pitch * np.arange(heads), pitch * np.arange(len(small))
     length = next(iter(maps.values())).shape[-1]
     if tokens is not None and length <= MAX_LABELS:
-        labels, places = [ascii(token)[1:-1] for token in tokens], zoom * np.arange(length) + (zoom - 1) / 2
+        labels = [ascii(token)[1:-1] for token in tokens]
+        places = zoom * np.arange(length) + (zoom - 1) / 2  # middles of the tokens' cells
         for axis, starts in ((axes.xaxis, starts_x), (axes.yaxis, starts_y)):
             axis.set_ticks((starts[:, None] + places).ravel(), labels * len(starts), parse_math=False)
         axes.tick_params(axis="x", labelrotation=90)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_chunk_ops import INTERPRETED, numbers
 from test_law import assert_near_truth
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bsbr_pl.attention import ARCHITECTURES, Attention, chunk_kernels, kernels, ops, softmax
 from bsbr_pl.attention.mamba2 import Mamba2Attention
@@ -245,6 +246,31 @@ def test_options_of_rotary_positions():
         torch.testing.assert_close(ended[:, :, t : t + 1], rotary(x[:, :, t : t + 1], 3))
 
 
+def test_shapes_of_the_delta_rule_are_known_without_a_gpu():
+    """What torch.compile plans with: results, then gradients."""
+    B, T, H, K, V = 2, 130, 3, 16, 32
+    with FakeTensorMode():
+        q, k, v, beta = (torch.empty(B, T, *shape) for shape in ((H, K), (H, K), (H, V), (H,)))
+        mixed, last, inverses, states = found = ops.delta_rule(q.bfloat16(), k.bfloat16(), v.bfloat16(), beta, beta)
+        gradients = ops.delta_rule_backward(mixed, last, inverses, states, q, k, v, beta, beta)
+    assert [tuple(one.shape) for one in found] == [(B, T, H, V), (B, H, V, K), (B * H, 3, 64, 64), (B * H, 3, V, K)]
+    assert [one.dtype for one in found] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+    shapes = [(B, H, V, K), *(tuple(one.shape) for one in (q, k, v, beta, beta))]
+    assert [tuple(one.shape) for one in gradients] == shapes
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_gated_delta_product_is_the_gated_delta_rule_over_its_rows(num_steps, monkeypatch):
+    """Without Triton: the plain form of the gated delta rule takes the place of its kernel."""
+    rule = build("gated_delta_net", {}, torch.float64).mix
+    monkeypatch.setattr(chunk_kernels, "gated_delta_rule_kernel", lambda low, *given: rule(*given))
+    attention = build("gated_delta_product", {"num_steps": num_steps}, torch.float64)
+    S = attention.prefill(sequence(20, torch.float64))[1].S
+    parts = parts_of(attention, sequence(33, torch.float64))
+    found = chunk_kernels.gated_delta_product_kernel(torch.float64, *parts, S)
+    torch.testing.assert_close(found, attention.mix(*parts, S))
+
+
 def test_the_operator_of_exact_products():
     """Also under autocast, and with batches that broadcast."""
     a, b = (x.requires_grad_() for x in (numbers(2, 1, 3, 4), numbers(5, 4, 6, seed=1)))
@@ -255,6 +281,25 @@ def test_the_operator_of_exact_products():
     expected = a @ b
     own, truth = (torch.autograd.grad((product * weights).sum(), (a, b)) for product in (found, expected))
     torch.testing.assert_close([found, *own], [expected, *truth])
+
+
+def test_unit_vectors_keep_only_their_result_in_low_precision(monkeypatch):
+    x, weights = numbers(3, 5, 64).requires_grad_(), numbers(3, 5, 64, seed=1)
+    expected = torch.nn.functional.normalize(x, dim=-1)
+    (truth,) = torch.autograd.grad((expected * weights).sum(), x, retain_graph=True)
+    exact = ops.UnitVectors.apply(x, x.dtype)
+    torch.testing.assert_close([exact, *torch.autograd.grad((exact * weights).sum(), x)], [expected, truth])
+
+    monkeypatch.setattr(kernels, "low_precision", lambda x: torch.bfloat16)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
+        found = kernels.unit_vectors(x)
+    assert [(part.dtype, part.shape) for part in kept] == [(torch.bfloat16, x.shape), (x.dtype, (3, 5, 1))]
+    torch.testing.assert_close(found, expected)
+    (own,) = torch.autograd.grad((found * weights).sum(), x)
+    torch.testing.assert_close(own, truth, rtol=0, atol=2**-8 * truth.abs().max().item())
+    zeros = torch.zeros(2, 4, requires_grad=True)
+    assert torch.equal(kernels.unit_vectors(zeros), zeros)
 
 
 def test_shifted_products_are_the_convolution():

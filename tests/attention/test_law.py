@@ -337,7 +337,7 @@ def test_prefill_continues_from_the_initial_state(name, options):
     output, _ = attention.prefill(x, attention.init_state(len(x)))
     torch.testing.assert_close(output, attention(x), rtol=1e-10, atol=1e-10)
     output, state = attention.prefill(x[:, :0])
-    assert output.shape == (3, 0, WIDTH)
+    assert output.shape == attention(x[:, :0]).shape == (3, 0, WIDTH)
     for found, expected in zip(state, attention.init_state(3), strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -8,6 +8,7 @@ from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
 from callbacks import FlopCounter
 from callbacks.flop_counter import _dtype
+from callbacks.step_windows import Window
 
 exact = LanguageModel.flops
 
@@ -60,6 +61,16 @@ def test_utilization_never_exceeds_the_peak(make_data, make_trainer, lines, monk
     _, found = fit(StandardAttention, make_data, make_trainer, lines)
     assert found[2][1]["flops/utilization"] == 1.0
     assert all(metrics["flops/utilization"] <= 1 for _, metrics in found[2:])
+
+
+@pytest.mark.parametrize(("waits", "seconds"), [([], 2.0), ([0.5, 1.5], 3.0)])
+def test_utilization_is_of_the_time_of_steps_and_of_waits(waits, seconds, make_trainer, monkeypatch):
+    logged = []
+    monkeypatch.setattr("callbacks.flop_counter.log", lambda trainer, metrics, **_: logged.append(metrics))
+    counter = FlopCounter()
+    counter._flops_per_token, counter._peak, counter._step_flops_logged = 10.0, 1000.0, True
+    counter.on_window(make_trainer(), None, Window([1.0, 3.0], waits, tokens=200))
+    assert logged == [{"flops/utilization": pytest.approx(10.0 * 100 / seconds / 1000.0)}]
 
 
 def test_disagreement_is_warned_about(make_data, make_trainer, lines):

@@ -76,6 +76,16 @@ def test_a_resumed_run_goes_on_with_its_record(make_data, make_module, make_trai
         assert record["metrics"][key]["seconds"] == sorted(record["metrics"][key]["seconds"])
 
 
+def test_a_resumed_run_without_further_steps_leaves_the_record(make_data, make_module, make_trainer, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "saved", filename="half", every_n_train_steps=3, save_top_k=-1)
+    make_trainer(callbacks=[RunRecorder(), checkpoint], enable_checkpointing=True).fit(make_module(), make_data())
+    before = (tmp_path / "record.json").read_bytes()
+    assert record_of(tmp_path)["steps"] == 8
+    again = make_trainer(callbacks=[RunRecorder(), checkpoint], enable_checkpointing=True, max_steps=3)
+    again.fit(make_module(seed=1), make_data(), ckpt_path=str(tmp_path / "saved" / "half.ckpt"))
+    assert (tmp_path / "record.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"status": "fin'])
 def test_a_damaged_record_is_written_again(make_data, make_module, make_trainer, tmp_path, content):
     """From the last checkpoint, without another step."""

@@ -53,6 +53,7 @@ def test_lines_of_a_file_are_those_of_the_record(options, capfd, caplog):
 
     parameters = sum(parameter.numel() for parameter in cli.model.model.parameters())
     assert start.startswith(f"  model     bsbr, {parameters:,} parameters; at 32 tokens of context\n")
+    assert f"; decode state: {cli.model.model.state_size(32):,} numbers\n" in start
     text = cli.datamodule
     for split in ("train", "val", "test"):
         tokens, documents = len(text.corpus.tokens(split)), len(text.documents(split)) - 1

@@ -85,6 +85,7 @@ def test_lengths_are_those_of_the_samples(
     make, name: str, train_lengths: dict[int, int], validation_length: int
 ) -> None:
     data = make(name)
+    assert not data._log_hyperparams, "Lightning refuses arguments of one name that module and data both log"
     assert data.train_lengths == train_lengths
     assert data.validation_length == validation_length
     seen: Counter[int] = Counter()

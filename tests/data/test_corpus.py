@@ -19,6 +19,7 @@ from faults import environment
 from bsbr_pl.data import TextData, corpus
 from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpus import Corpus, find_prepared
+from bsbr_pl.data.files import Piece
 from bsbr_pl.data.tokenizer import train_bpe
 
 
@@ -305,6 +306,12 @@ def test_a_tokenizer_file_that_changes_meanwhile(folder: Path, tmp_path: Path, m
     data = TextData(str(folder), str(file), cache_dir=str(tmp_path / "cache"))
     assert (data.corpus.folder / "tokenizer.json").read_text() == specs[0]
     assert TextData(str(folder), str(file), cache_dir=str(tmp_path / "cache")).fingerprint != data.fingerprint
+
+
+def test_pieces_are_tokenized_in_batches_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BATCH_BYTES", 10)
+    pieces = [Piece("train", "x" * size, True) for size in (4, 4, 4, 30, 1, 2)]
+    assert [[len(piece.text) for piece in batch] for batch in corpus._batches(pieces)] == [[4, 4, 4], [30], [1, 2]]
 
 
 def test_sizes_of_splits(prepared: tuple[TextData, Path]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data.tasks import Random, draw, induction, mqar, needle, selective_copy
+from bsbr_pl.data.tasks import Random, _split_of, draw, induction, mqar, needle, selective_copy
 
 SEEDS = st.integers(0, 2**32)
 
@@ -314,3 +314,9 @@ def test_every_place_is_drawn() -> None:
     assert set(np.where(place > 0, inputs[:, 0], inputs[:, 3])) == set(range(61)), "the start of the haystack"
     inputs, _ = selective_copy(random, 40, 3, 5)
     assert (inputs[:, :37] > 0).any(0).all()
+
+
+def test_six_of_eight_samples_are_for_training():
+    tokens = np.random.default_rng(0).integers(0, 100, (40_000, 12))
+    shares = np.bincount(_split_of(tokens)) / len(tokens)
+    assert shares == pytest.approx([0.75, 0.125, 0.125], abs=0.01)  # three standard deviations: 0.0065

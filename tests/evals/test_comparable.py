@@ -373,8 +373,8 @@ def of_step(saved: dict[str, Any], step: int) -> dict[str, Any]:
 CONTRADICTIONS = {
     "another model": ({"hyper_parameters": {"ff_activation": "gelu"}}, "model.ff_activation='gelu' instead of 'relu2'"),
     "another rate": ({"hyper_parameters": {"learning_rate": 1.0}}, "model.learning_rate=1.0 instead of "),
-    "another length": ({"datamodule_hyper_parameters": {"context_length": 64}}, "context_length=64 instead of 32 of"),
-    "another step": ({"global_step": 6}, "it is of step 6, and its run of step 8"),
+    "another length": ({"datamodule_hyper_parameters": {"context_length": 64}}, "context_length=64 instead of 32"),
+    "another step": ({"global_step": 6}, "it is of step 6, but its run is of step 8"),
     "more tokens": ({"run": {"tokens": 10**6}}, "8 steps read at most 1,024 tokens, not 1,000,000"),
 }
 

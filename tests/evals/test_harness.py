@@ -113,7 +113,7 @@ def test_pairs_have_their_own_likelihood_in_every_batch(batch_size, model):
         with torch.no_grad():
             likeliest = model(torch.tensor([before + after]))[0].argmax(-1)[len(before) - 1 : -1]
         assert is_greedy == (likeliest.tolist() == after)
-    with pytest.raises(ValueError, match=rf"^a continuation has 40 tokens, more than max_length={L}: raise it$"):
+    with pytest.raises(ValueError, match=rf"^a continuation has 40 tokens, more than max_length={L}: set a larger "):
         harness.loglikelihood(requests(("a", "b" * 40)), True)
 
 

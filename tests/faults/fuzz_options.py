@@ -16,9 +16,12 @@ import random
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -121,7 +124,37 @@ def draw_option(state: random.Random, names: list[str]) -> list[str]:
 
 
 def draw_yaml(state: random.Random) -> str:
-    """The configuration above with one to three changes."""
+    """The configuration above with one to three changes, half of them of its text and half of its values."""
+    return change_text(state) if state.random() < 0.5 else change_values(state)
+
+
+def change_values(state: random.Random) -> str:
+    """Valid YAML in which one or two values are others, or are left out, or are in a list."""
+    config = yaml.safe_load(YAML)
+    for _ in range(state.randint(1, 2)):
+        place, name = state.choice(list(places(config)))
+        how = state.randrange(8)
+        if how == 0:
+            del place[name]
+        elif how == 1:
+            place[name] = [place[name]]
+        elif how == 2:
+            place[name] = None
+        else:
+            place[name] = state.choice(state.choice([NUMBERS, VALUES]))
+    return yaml.safe_dump(config)
+
+
+def places(section: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every value of a configuration, as the dict that holds it and its name there."""
+    for name, value in section.items():
+        yield section, name
+        if isinstance(value, dict):
+            yield from places(value)
+
+
+def change_text(state: random.Random) -> str:
+    """One to three changes of the text, most of which are no valid YAML."""
     lines = YAML.splitlines(keepends=True)
     for _ in range(state.randint(1, 3)):
         i, j = state.randrange(len(lines)), state.randrange(len(lines))

@@ -9,7 +9,7 @@ from torch import nn
 
 from bsbr_pl.attention import ARCHITECTURES
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.utils.flops import attended_pairs, count_flops, evaluation_copy, matmul_peak
+from bsbr_pl.utils.flops import attended_pairs, count_flops, evaluation_copy, forward_flops, matmul_peak
 from bsbr_pl.utils.macs import count_macs
 
 OPTIONS = [
@@ -62,6 +62,15 @@ def test_the_options_of_the_model_are_counted(ff_activation):
     assert closed == 2 * (64 * (4 * 32 * 32 + network + 32 * 128) + 64 * 65 * 32)
     assert 2 * count_macs(model, ids).total == count_flops(model, ids) == closed
     assert count_macs(model, ids).uncounted == {}
+
+
+class Foreign(nn.Sequential):
+    def flops(self, num_tokens: int) -> int:
+        raise NotImplementedError
+
+
+def test_a_model_without_a_closed_form_is_counted_on_one_sequence():
+    assert forward_flops(Foreign(nn.Embedding(7, 5), nn.Linear(5, 7)), 11) == 2 * 11 * 5 * 7
 
 
 def test_a_batch_counts_each_sequence():

@@ -9,8 +9,9 @@ import subprocess
 import pytest
 import torch
 
+from bsbr_pl.attention import LinearAttention
 from bsbr_pl.utils.files import write_json
-from bsbr_pl.utils.records import environment, git_commit
+from bsbr_pl.utils.records import environment, foreign_code, git_commit
 
 
 def test_environment_is_plain_and_says_what_times_depend_on():
@@ -23,6 +24,22 @@ def test_environment_is_plain_and_says_what_times_depend_on():
     assert found["cpu"]
     assert {"python", "torch", "lightning", "bsbr_pl"} <= set(found["versions"])
     assert "gpu" not in found
+
+
+class Own(LinearAttention):
+    """A class that is not of this package."""
+
+
+class Further(Own):
+    """A class of it."""
+
+
+def test_code_of_others_is_that_of_a_class_and_of_its_bases():
+    (code,) = foreign_code(Further(8, 2))
+    assert [line for line in code.splitlines() if line.startswith("class ")] == [
+        "class Further(Own):",
+        "class Own(LinearAttention):",
+    ]
 
 
 def test_a_reader_never_sees_half_a_record(tmp_path):

@@ -86,6 +86,9 @@ def test_interval_is_reproducible_takes_a_statistic_and_leaves_random_state_alon
     assert bootstrap_interval(values, np.mean) == bootstrap_interval(values, np.mean)
     assert bootstrap_interval(values, np.mean)[1] < bootstrap_interval(values, np.max)[1] == 10.0
     assert bootstrap_interval([2.0]) == (2.0, 2.0)
+    parts = []
+    bootstrap_interval(np.arange(1500.0), lambda rows, axis: parts.append(len(rows)) or rows.mean(axis))
+    assert parts == [1333, 667], "large samples, in parts"
     assert np.random.get_state()[1].tolist() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
     with pytest.raises(ValueError, match="samples is empty"):
