@@ -52,7 +52,7 @@ def main(args: ArgsType = None, run: bool = True) -> CLI:
     warnings.filterwarnings("ignore", "The `srun` command is available")  # a cluster's login node
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run's
     warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
-    parsers: dict[str, Any] = {}
+    parsers: dict[str, Any] = {"description": (__doc__ or "").replace("`", "")}
     for name in ("fit", "validate", "test", "predict"):
         usage = f"train.py {name} [--config=FILE ...] [--SECTION.OPTION=VALUE ...]"
         parsers[name] = {"default_config_files": [str(BASE_CONFIG)], "usage": usage}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bsbr_pl.parsing import Parser, open_streams, trusted_packages
+from bsbr_pl.parsing import Parser, open_streams, trusted_packages, warnings_in_a_line
 from bsbr_pl.results import open_problems, read_rows
 from bsbr_pl.values import did_you_mean, one_line
 
@@ -40,7 +40,7 @@ def report(paths: Sequence[str], output_dir: str = "evaluation", latex: str | No
         raise ValueError(f"{others[0]} is no results.jsonl: give either results or checkpoints")
     rows = read_rows(paths)
     if not rows:
-        raise ValueError(f"{', '.join(paths)} hold no rows")
+        raise ValueError(f"there is no row of a result in {', '.join(paths)}")
     measured = [row for row in rows if row["identity"]["kind"] != "problem"]
     rows = [*measured, *open_problems(rows)]
     print(write_report(rows, Path(output_dir)))
@@ -84,7 +84,8 @@ def run(name: str, args: Sequence[str], program: str) -> int:
             trust(packages)
         for package in packages:
             importlib.import_module(package)
-        return command(**vars(parser.instantiate(options)))
+        with warnings_in_a_line():
+            return command(**vars(parser.instantiate(options)))
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.error(one_line(error))
 

@@ -113,6 +113,8 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         raise ValueError("barebones=true: a run has a logger, checkpoints and a record, which it forbids. Leave it out")
     if options.get("logger") is True:
         raise ValueError("logger=true names no logger: leave it out for TensorBoard, or name a class like CSVLogger")
+    if options.get("logger", False) is None:  # Lightning would add a logger of its own, in a folder of its own
+        raise ValueError("logger=null names no logger: false for none, or name a class like CSVLogger")
     devices = options.get("devices")
     if isinstance(devices, str) and not re.fullmatch(r"auto|-?\d+|\d+(,\d+)*,?", devices):
         raise ValueError(

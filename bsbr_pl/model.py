@@ -89,6 +89,9 @@ class LanguageModel(nn.Module):
         inners: list[Attention | FeedForward] = []
         for factory in factories:
             inners.append(factory(hidden_dim, num_heads))
+            if not isinstance(inners[-1], Attention):
+                name = type(inners[-1]).__name__
+                raise TypeError(f"attention must build an Attention, not a {name}: AttentionSpec({name}) makes it one")
             if inners[-1].replaces_feed_forward:
                 inners.append(factory(hidden_dim, num_heads))
             elif ff_dim:

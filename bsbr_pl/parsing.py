@@ -8,6 +8,7 @@ import os
 import pkgutil
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from yaml import YAMLError
 
+from .other_names import OTHER_COMMANDS, OTHER_NAMES, OTHER_VALUES
 from .patches import actions_of, wrap_reading
 from .plain_yaml import LONGEST, LimitError, load
 from .values import did_you_mean
@@ -33,12 +35,7 @@ NO_OPTION = r"unrecognized arguments: (\S+?)(?:=|\s|$)|ption '([\w.]+\+?)'(?: is
 #: What Python says where jsonargparse takes a number or a list for the name of a class or for its options.
 NO_SPEC = "a subclass spec|is not iterable|unhashable type|object has no attribute|Not a valid subclass of"
 SPEC = "a class is given as {class_path: NAME, init_args: {option: value}}"
-#: Names that other libraries give to options of this one.
-OTHER_NAMES = {
-    **{"lr": "learning_rate", "wd": "weight_decay", "epochs": "max_epochs", "steps": "max_steps", "gpus": "devices"},
-    **{"d_model": "hidden_dim", "n_layers": "num_layers", "n_heads": "num_heads", "seed": "seed_everything"},
-    **{"block_size": "context_length", "seq_len": "context_length", "dataset": "source"},
-}
+MOST_NAMES = 20  # of classes in an answer
 LONGEST_SENTENCE = 400  # characters
 PLAIN_YAML = "plain_yaml"  # a mode of jsonargparse's parsers
 set_loader(PLAIN_YAML, load, (YAMLError,))
@@ -104,7 +101,8 @@ class Parser(ArgumentParser):
         command = parser.prog.replace(" [options]", "")
         where = f"{self.current_file}: " if self.current_file else ""
         answer = message if isinstance(ex, LimitError) else sentence(message) + suggestion(message, parser)
-        self.exit(2, f"{command.split()[0]}: error: {where}{answer}\n`{command} --help` shows every option\n")
+        name = command.removeprefix("python -m ").split()[0]
+        self.exit(2, f"{name}: error: {where}{answer}\n`{command} --help` shows every option\n")
 
 
 def open_streams() -> None:
@@ -119,6 +117,17 @@ def open_streams() -> None:
                 stream.reconfigure(errors="replace")
         if stream is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Warnings without the file and the line of code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def trusted_packages(args: Sequence[str]) -> list[str]:
@@ -168,6 +177,8 @@ def _cause(message: str) -> str:
     if required := re.match(r"the following arguments are required: (?:\w+\.)?(\S+)", message):
         how = f": --{required[1]}=..., or a --config that sets it" if "." in required[1] else ""
         return f"{required[1]} must be given{how}"
+    if file := re.search(r"(?:Importing '|Unexpected import path format: )(\S+\.ya?ml)\b", message):
+        return f"{file[1]} is a file and no class: use --config={file[1]}"
     if denied := re.search(r"Importing '((\w+)\S*)' is not allowed, denied", message):
         return f"{denied[1]} is of a package that is not trusted: add --trust={denied[2]} to allow it"
     key, body = re.match(r'(?:Parser key "(.*?)":)?(.*)', message, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -195,23 +206,25 @@ def _value_problem(key: str | None, body: str) -> str:
     if unknown := [reason.removeprefix(NO_CLASS) for reason in tried if reason.startswith(NO_CLASS)]:
         return f"{key}: no class is called {unknown[0]!r}"
     value = re.findall(r"(?:Given value|Got value): (.*)", body)
-    types = dict.fromkeys(filter(None, map(_type_name, tried)))
+    types = list(dict.fromkeys(itertools.chain(*map(_type_names, tried))))
     if not (value and types):
         return body
-    if TYPES["list"] in types and re.fullmatch(r"[\w.,-]+", value[-1]):
+    if TYPES["list"] in types and re.fullmatch(r"[\d.,-]+|[A-Za-z_.,]+", value[-1]):
         meant = f": did you mean [{value[-1]}]?"
     else:
-        choices = ", ".join(name for name in types if name not in TYPES.values()).split(", ")
-        meant = did_you_mean(value[-1], choices, 0.8)
-    return f"{key}={value[-1]}: must be {' or '.join(types)}{meant}"
+        choices = [name for name in types if name not in TYPES.values()]
+        other = [name for name in OTHER_VALUES.get(value[-1].lower(), ()) if name in choices]
+        meant = did_you_mean(other[0] if other else value[-1], choices, 0.8)
+    listed = " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
+    return f"{key}={value[-1]}: must be {listed}{meant}"
 
 
-def _type_name(reason: str) -> str:
-    """The expected type in words; empty for containers, whose items are named as well."""
+def _type_names(reason: str) -> list[str]:
+    """The expected type, or choices, in words; none for containers, whose items are named as well."""
     if choice := re.match(r"Expected a typing\.Literal\[(.*)\]", reason):
-        return choice[1].replace("'", "")
+        return choice[1].replace("'", "").split(", ")
     found = re.match(r"Expected a <class '(.*?)'>", reason)
-    return TYPES.get(found[1], "") if found else ""
+    return [TYPES[found[1]]] if found and found[1] in TYPES else []
 
 
 def suggestion(message: str, parser: Parser) -> str:
@@ -220,24 +233,36 @@ def suggestion(message: str, parser: Parser) -> str:
     if file := re.search(r"File does not exist: '(.*)'", message):
         return did_you_mean(Path(file[1]).stem, {path.stem: str(path) for path in _files_like(Path(file[1]))})
     if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-        return did_you_mean(choice[1], re.findall("'(.*?)'", choice[2]))
+        if choice[1].endswith((".yaml", ".yml")):
+            return f": did you mean fit --config={choice[1]}?"
+        return did_you_mean(OTHER_COMMANDS.get(choice[1], choice[1]), re.findall("'(.*?)'", choice[2]))
     if option := re.search(NO_OPTION, message):
-        asked = ".".join(filter(None, (key, (option[1] or option[2]).lstrip("-"))))
-        known = {name: of for name, of in _options(parser) if not of or _may_mean(asked, name)}
-        if known.get(asked):
-            return f" here, but of {known[asked]}"
-        if asked.endswith((".yaml", ".yml")):
-            return f": did you mean --config={asked}?"
-        leaf, leaves = OTHER_NAMES.get(_leaf(asked), _leaf(asked)), {_leaf(name) for name in known}
-        near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
-        options = {name: f"--{name}" for name in known if _leaf(name) in near}
-        return did_you_mean(asked, options, 0)
+        return _option_like(".".join(filter(None, (key, (option[1] or option[2]).lstrip("-")))), parser)
+    if missing := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return did_you_mean(missing[2], dir(sys.modules.get(missing[1])))
     if "no class is called" in sentence(message):
         name = message.split(NO_CLASS, 1)[1].split()[0]
         short, classes = parser.short_names.get(key, []), list(map(_leaf, _classes(actions_of(parser).get(key))))
-        known_names = f": use one of {', '.join(short)}" if short else ""
+        names = short or classes
+        known_names = f": use one of {', '.join(names)}" if 0 < len(names) <= MOST_NAMES else ""
         return did_you_mean(name, short) or did_you_mean(name, classes) or known_names
     return ""
+
+
+def _option_like(asked: str, parser: Parser) -> str:
+    """What to write in the place of an option that there is not."""
+    known = {name: of for name, of in _options(parser) if not of or _may_mean(asked, name)}
+    if known.get(asked):
+        return f" here, but of {known[asked]}"
+    if asked.endswith((".yaml", ".yml")):
+        return f": did you mean --config={asked}?"
+    if asked.startswith("model.") and not any(name.startswith("model.") for name in known):
+        return ": the command comes first, as in `fit --config=FILE`"
+    typed = re.sub("-", "_", _leaf(asked)).lower()
+    leaf, leaves = OTHER_NAMES.get(typed, typed), {_leaf(name) for name in known}
+    near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
+    options = {name: f"--{name}" for name in known if _leaf(name) in near}
+    return did_you_mean(asked, options, 0)
 
 
 def _may_mean(asked: str, option: str) -> bool:

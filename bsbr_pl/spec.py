@@ -61,8 +61,11 @@ class AttentionSpec:
             candidates, options = [value.func, *value.args], value.keywords
         for cls in candidates:
             if isinstance(cls, type) and issubclass(cls, nn.Module):
+                if isinstance(part := getattr(cls, "architecture", None), type):  # a NamedModel
+                    raise ValueError(f"attention: {cls.__name__} is a whole model: give its {part.__name__}")
                 return AttentionSpec(cls, options)
-        raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {value!r}")
+        got = f"an object of {type(value).__name__}" if isinstance(value, nn.Module) else repr(value)
+        raise ValueError(f"attention must be an Attention class or a functools.partial of one, got {got}")
 
     def __call__(self, hidden_dim: int, num_heads: int) -> Attention:
         """Build it.

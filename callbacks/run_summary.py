@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bsbr_pl.data import TokenData
 from bsbr_pl.data.base import SPLITS
+from bsbr_pl.data.corpora import RELEASED
 from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run_folder import run_folder
@@ -23,6 +24,7 @@ from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import Clock
 
 FEWEST_DOCUMENTS = 5  # of a split; intervals over fewer documents say nothing
+DASHBOARD = "http://localhost:6006/#custom_scalars"  # callbacks.Dashboard, in the TensorBoard that the command starts
 WIDTH = 79  # characters of a line of generated text
 
 
@@ -75,18 +77,20 @@ class RunSummary(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         run = pl_module.run
-        print(f"\nAfter {run['step']:,} steps and {run['tokens']:,} tokens{self._speed(run['tokens'])}:")
+        validated = bool(trainer.num_val_batches and trainer.num_val_batches[0])
+        speed = self._speed(run["tokens"], ", with validation" * validated)
+        print(f"\nAfter {run['step']:,} steps and {run['tokens']:,} tokens{speed}:")
         _print(_validation(trainer, data), 15)
         if data.kind == "text" and self.num_tokens:
             self._print_sample(model, data, pl_module.device)
         _print_next(trainer, folder)
 
-    def _speed(self, tokens: int) -> str:
+    def _speed(self, tokens: int, included: str) -> str:
         if self._seconds is None:
             return ""
         trained = tokens - self._seen
         part = f", {trained:,} of them" if self._seen else ""
-        return f"{part} in {tqdm.format_interval(self._seconds)} ({trained / self._seconds:,.0f} tokens/s)"
+        return f"{part} in {tqdm.format_interval(self._seconds)} ({trained / self._seconds:,.0f} tokens/s{included})"
 
     def _print_sample(self, model: Any, data: Any, device: torch.device) -> None:
         tokenizer, prompt, title = data.tokenizer, self.prompt, "Prompt"
@@ -118,11 +122,15 @@ def _model(module: LanguageModule, length: int) -> str:
 
 
 def _data(data: TokenData) -> list[tuple[str, str]]:
-    """The name of the text, and tokens and documents of each split; for a recall task its arguments."""
+    """The name of the text, its checksum where it is known, and tokens and documents of each split.
+
+    Of a recall task its arguments.
+    """
     text = data.text_data
     if data.kind != "text" or text is None:
         return [("data", textwrap.fill(str(data), WIDTH - 12))]
-    rows, few = [f"{data.hparams['source']}, {data.vocab_size:,} token ids"], []
+    source, checksum = data.hparams["source"], str(text.corpus.meta["source_sha256"])
+    rows, few = [f"{source}, {data.vocab_size:,} token ids{f', sha256 {checksum[:12]}' * (source in RELEASED)}"], []
     for split in SPLITS:
         tokens, documents = len(text.corpus.tokens(split)), len(text.documents(split)) - 1
         rows.append(f"{split:<5} {tokens:>13,} tokens in {documents:,} documents")
@@ -181,7 +189,7 @@ def _print_next(trainer: Trainer, folder: Path) -> None:
     where = shlex.quote(_here(folder))
     commands = []
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        commands.append(("curves", f"{here}tensorboard --logdir {where}    (tab CUSTOM SCALARS)"))
+        commands.append(("curves", f"{here}tensorboard --logdir {where}\nand open {DASHBOARD}"))
     if next(folder.glob("checkpoints/*.ckpt"), None):
         script = shlex.quote(_here(Path(__file__).parents[1] / "evaluate.py"))
         commands.append(("evaluation", f"{here}python {script} {where}"))

@@ -133,20 +133,20 @@ def set_text(body: str, names: Collection[str] = ()) -> str:
     parts = []
     for paragraph in paragraphs:
         if paragraph in formulas:
-            lines = (f"<div>{set_line(line, names)}</div>" for line in paragraph.splitlines())
+            lines = (f"<div>{set_line(line, names, letters)}</div>" for line in paragraph.splitlines())
             parts.append(f'<div class="formulas">{"".join(lines)}</div>')
         else:
             parts.append(f"<p>{set_prose(' '.join(paragraph.split()), names, letters)}</p>")
     return "\n".join(parts)
 
 
-def set_line(line: str, names: Collection[str] = ()) -> str:
+def set_line(line: str, names: Collection[str] = (), letters: Collection[str] = ()) -> str:
     """A line of formulas and remarks, two spaces or a semicolon apart. A remark begins in brackets or has no sign =."""
     cells = re.split(r" {2,}(?![= ])| ; +", line.strip())
     return "".join(
         f"<span>{Formula(cell, names).math(display=True)}</span>"
         if re.search(" (=|<-) ", cell) and not re.match(r"\(|for ", cell)
-        else f'<span class="remark">{set_prose(cell, names)}</span>'
+        else f'<span class="remark">{set_prose(cell, names, letters)}</span>'
         for cell in cells
     )
 
@@ -155,11 +155,13 @@ def set_prose(text: str, names: Collection[str] = (), letters: Collection[str] =
     """Text as HTML: `code` and options as code, arXiv numbers as links, formulas as MathML.
 
     A formula is the longest sequence of words that `is_formula`. The word a is not a variable; A and I are only if in
-    `letters`.
+    `letters`, and A not as the first word of a sentence that another word follows.
     """
     parts: list[str] = []
     words = re.findall(r"`[^`]+`\S*|\S+", text)
     while words:
+        if starts_sentence(parts) and re.match("A [a-z]{2}", " ".join(words[:2])):
+            parts.append(words.pop(0))
         for count in range(len(words), 0, -1):
             before, inside, after = without_punctuation(" ".join(words[:count]))
             if is_formula(inside, names, letters):
@@ -169,6 +171,11 @@ def set_prose(text: str, names: Collection[str] = (), letters: Collection[str] =
             parts.append(plain(words[0], names))
         del words[:count]
     return ARXIV.sub(r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', " ".join(parts))
+
+
+def starts_sentence(parts: list[str]) -> bool:
+    """Whether the next word after these is the first of a sentence."""
+    return not parts or parts[-1].endswith(".")
 
 
 def without_punctuation(text: str) -> tuple[str, str, str]:

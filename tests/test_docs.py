@@ -250,6 +250,8 @@ def test_formulas():
     assert prose.startswith("A block of <math")
     assert ', a <code>code</code> (see <a href="https://arxiv.org/abs/2004.05150">arXiv 2004.05150</a>): <math' in prose
     assert letters_of(" ".join(re.findall("<math.*?</math>", prose))) == "COT2TxT"
+    prose = formulas.set_prose("A key k. A short map of A, (A tokens); A starts at 1.", letters="A")
+    assert re.sub("<math.*?</math>", "#", prose) == "A key #. A short map of #, (# tokens); # starts at 1."
 
 
 def test_the_workflow_runs_what_ci_runs():

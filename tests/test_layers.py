@@ -86,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     # The command line of training.
     "bsbr_pl.plain_yaml": set(),
-    "bsbr_pl.parsing": {"bsbr_pl.patches", "bsbr_pl.plain_yaml", "bsbr_pl.values"},
+    "bsbr_pl.parsing": {"bsbr_pl.other_names", "bsbr_pl.patches", "bsbr_pl.plain_yaml", "bsbr_pl.values"},
     "bsbr_pl.run_folder": {"bsbr_pl.checkpoint", "bsbr_pl.run", "bsbr_pl.utils.files"},
     "bsbr_pl.configuration": {
         *("bsbr_pl.attention", "bsbr_pl.foreign", "bsbr_pl.spec", "bsbr_pl.steps", "bsbr_pl.values"),
@@ -98,7 +98,14 @@ ALLOWED: dict[str, set[str]] = {
         "bsbr_pl.utils.files",
     },
     "callbacks": {
-        *("bsbr_pl.attention", "bsbr_pl.data", "bsbr_pl.data.base", "bsbr_pl.data.files", "bsbr_pl.module"),
+        *(
+            "bsbr_pl.attention",
+            "bsbr_pl.data",
+            "bsbr_pl.data.base",
+            "bsbr_pl.data.corpora",
+            "bsbr_pl.data.files",
+            "bsbr_pl.module",
+        ),
         "bsbr_pl.attention.parts",
         *("bsbr_pl.run_folder", "bsbr_pl.spec", "bsbr_pl.steps"),
         *("bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),

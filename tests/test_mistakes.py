@@ -20,6 +20,7 @@ from bsbr_pl.attention import ARCHITECTURES, LinearAttention, StandardAttention
 from bsbr_pl.data import TextData
 from bsbr_pl.evals import compare_models
 from bsbr_pl.limits import count_parameters, memory, most_processes
+from bsbr_pl.model import LanguageModel
 from bsbr_pl.models import SIZES
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.parsing import open_streams, out_of_memory
@@ -55,6 +56,8 @@ FILES = {
     "list.yaml": "- model\n- data\n",
     "empty.yaml": "",
     "empty.txt": "",
+    "empty.jsonl": "",
+    "broken.jsonl": "no row\n",
     "short.txt": "hello",
     "bsbr.yaml": "model: {attention: bsbr}\n",
 }
@@ -88,30 +91,46 @@ MISTAKES = {
     "--data.contxt_length=3": f"{NO} data.contxt_length: did you mean --data.context_length?",
     "--model.attention.chunksize=8": f"{NO} model.attention.chunksize: did you mean --model.attention.chunk_size?",
     "--model.attention.window_size=8": f"{NO} model.attention.window_size here, but of SlidingWindowAttention",
+    "--model.LR=0.1": f"{NO} --model.LR: did you mean --model.learning_rate?",
+    "--model.learning-rate=0.1": f"{NO} --model.learning-rate: did you mean --model.learning_rate?",
+    "--model.learnin_rate=0.1": f"{NO} --model.learnin_rate: did you mean --model.learning_rate?",
+    "--model.heads=2": f"{NO} --model.heads: did you mean --model.num_heads?",
+    "--model.num_hidden_layers=2": f"{NO} --model.num_hidden_layers: did you mean --model.num_layers?",
+    "--data.context_lenght=64": f"{NO} data.context_lenght: did you mean --data.context_length?",
+    "--trainer.device=1": f"{NO} --trainer.device: did you mean --trainer.devices?",
     "--model.hidden_dim": "argument --model.hidden_dim: expected one argument",
     "--model.hidden_dim=wide": "model.hidden_dim=wide: must be a whole number",
     "--model.learning_rate=fast": "model.learning_rate=fast: must be a number",
     "--seed_everything=abc": "seed_everything=abc: must be true or false or a whole number",
-    "--trainer.precision=bf17": "trainer.precision=bf17: must be a whole number or transformer-engine, ",
+    "--trainer.precision=bf17": "trainer.precision=bf17: must be a whole number, transformer-engine, ",
     "--model.vocab_size=10": "model.vocab_size follows from data.vocab_size: leave it out",
     "--model.attention.window=8": f"{NO} model.attention.window",
     "more": f"{NO} more",
     "--model.attention.help=bsrb": "--model.attention.help: Expected a dot import path string: bsrb",
     # names of classes
     "--model.attention=BSRBAttention": "no class is called 'BSRBAttention': did you mean BSBRAttention?",
-    "--model.attention=bsbr_pl.attention.BSRB": "model.attention: module 'bsbr_pl.attention' has no attribute 'BSRB'",
+    "--model.attention=bsbr_pl.attention.BSRB": "module 'bsbr_pl.attention' has no attribute 'BSRB'",
+    "--model.attention=bsbr_pl.attention.LinearAtention": "attribute 'LinearAtention': did you mean LinearAttention?",
     "--model.attention=lightning.Trainer": "Expected 'lightning.Trainer' to be a subclass of <class 'Attention'>",
     "--model.attention=torch.nn.Linear": "torch.nn.Linear is of a package that is not trusted: add --trust=torch to",
     "--trainer.callbacks+=mypkg.Mine": "mypkg.Mine is of a package that is not trusted: add --trust=mypkg to allow it",
     "--model.attention=BSBR": "model.attention: no class is called 'BSBR': did you mean bsbr?",
+    "--model.attention=Mamba": "no class is called 'Mamba': did you mean mamba2?",
+    "--model.attention=RWKV-7": "no class is called 'RWKV-7': did you mean rwkv7?",
+    "--model.attention=bsbr.yaml": "bsbr.yaml is a file and no class: use --config=bsbr.yaml",
+    "--model.attention=configs/new.yaml": "configs/new.yaml is a file and no class: use --config=configs/new.yaml",
     "--model.attention=mamba": "model.attention: no class is called 'mamba': did you mean mamba2?",
     "--model.attention=GatedDeltaNet": "no class is called 'GatedDeltaNet': did you mean gated_delta_net?",
     "--model.attention=transformer": f"no class is called 'transformer': use one of {', '.join(ARCHITECTURES)}",
     "--trainer.logger=wandb": "trainer.logger: no class is called 'wandb': did you mean WandbLogger?",
+    "--trainer.logger=tensorboard": "no class is called 'tensorboard': did you mean TensorBoardLogger?",
+    "--trainer.logger=trackio": "no class is called 'trackio': use one of ",
+    "--trainer.logger=null": "logger=null names no logger: false for none, or name a class like CSVLogger",
     "--trainer.logger=csv": "trainer.logger: no class is called 'csv': did you mean CSVLogger?",
     "--trainer.logger=true": "logger=true names no logger: leave it out for TensorBoard, or name a class",
     "--trainer.barebones=true": "barebones=true: a run has a logger, checkpoints and a record, which it forbids.",
     "--data=mqar": "data: no class is called 'mqar': did you mean MQARData?",
+    "--data=packages": "data: no class is called 'packages': use one of TokenData, TextData, ",
     "--data=text": "data: no class is called 'text': did you mean TextData?",
     "--data=TextDta": "data: no class is called 'TextDta': did you mean TextData?",
     "--trainer.callbacks+=StepTimr": "no class is called 'StepTimr': did you mean StepTimer?",
@@ -159,7 +178,10 @@ MISTAKES = {
     "--data.context_length=abc": "data.context_length=abc: must be a whole number",
     "--data.val_fraction=[1]": "data.val_fraction=[1]: must be a number",
     "--data.streaming=maybe": "data.streaming=maybe: must be true or false",
-    "--trainer.precision=bf16_mixed": "64, 32, 16, bf16: did you mean bf16-mixed?",
+    "--trainer.precision=bf16_mixed": "64, 32, 16 or bf16: did you mean bf16-mixed?",
+    "--trainer.precision=fp16": "64, 32, 16 or bf16: did you mean 16-mixed?",
+    "--trainer.precision=bfloat16": "64, 32, 16 or bf16: did you mean bf16-mixed?",
+    "--trainer.precision=float32": "64, 32, 16 or bf16: did you mean 32-true?",
     "--trainer.strategy=ddpp": "no strategy is called 'ddpp': did you mean ddp?",
     "--model.num_heads=3": "hidden_dim must be a multiple of num_heads, got 16 and 3",
     "--model.num_heads=16": "rotary positions need an even head width, got 1: change hidden_dim or num_heads",
@@ -186,7 +208,7 @@ MISTAKES = {
     "--trainer.limit_train_batches=0.0": "trains nothing",
     "--model.hidden_dim=1e9": "model.hidden_dim=1000000000.0: must be a whole number",
     "--trainer.limit_val_batches=-1": "invalid value -1.0 for limit_val_batches",
-    "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16 or ",
+    "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16, ",
     "--trainer.devices=0": "`Trainer(devices='0')` value is not a valid input using cpu accelerator",
     "--trainer.devices=cuda": "devices=cuda: must be how many, a list of their numbers, or auto; --trainer.accelerator",
     "--trainer.devices=1.5": "devices=1.5: must be how many, a list of their numbers, or auto",
@@ -270,6 +292,9 @@ COMMANDS = {
     "": 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided',
     "--config=bsbr.yaml": 'expected "subcommand" to be one of {fit,validate,test,predict}',
     "train --config=bsbr.yaml": "invalid choice: 'train' (choose from 'fit', 'validate', 'test', 'predict')",
+    "--config=bsbr.yaml fit": ": the command comes first, as in `fit --config=FILE`",
+    "bsbr.yaml": "'predict'): did you mean fit --config=bsbr.yaml?",
+    "run --config=bsbr.yaml": "'predict'): did you mean fit?",
     "fti --config=bsbr.yaml": "invalid choice: 'fti' (choose from 'fit', 'validate', 'test', 'predict'): did you mean",
     "fit": "model.attention must be given: --model.attention=..., or a --config that sets it",
     "validate --config=bsbr.yaml": "validate needs a trained model: --ckpt_path=<file>, or `last`",
@@ -280,17 +305,24 @@ COMMANDS = {
 #: Those of evaluate.py.
 EVALUATIONS = {
     "": "paths must be given",
-    "runz": "runz has no checkpoint (*.ckpt): give a folder, file or pattern with checkpoints",
+    "runz": "runz is not there: give a folder, file or pattern with checkpoints",
+    "confgs": "confgs is not there: did you mean configs?",
+    "nothing/*.ckpt": "nothing/*.ckpt is not there: give a folder, file or pattern",
     ".": ". has no checkpoint (*.ckpt)",
     "trained --lenghts=[16]": f"{NO} --lenghts: did you mean --lengths?",
     "trained --lengths=16": "lengths=16: must be a list like [1,2]",
     "trained --lengths=256,1024": "lengths=256,1024: must be a list like [1,2]: did you mean [256,1024]?",
+    "trained --lengths=1k": "lengths=1k: must be a list like [1,2]",
+    "trained --dtype=bf16": "dtype=bf16: must be float32, bfloat16 or float64: did you mean bfloat16?",
+    "trained --out=x": f"{NO} --out: did you mean --output_dir?",
+    "trained --device=gpu": "device='gpu' cannot be used here: give cpu, cuda or cuda:0",
+    "empty.jsonl": "there is no row of a result in empty.jsonl",
     "trained --trust=nowhere_to_find": "No module named 'nowhere_to_find'",
     "trained --rounds=0": "rounds must be at least 1, got [0]",
-    "trained --dtype=fp32": "dtype=fp32: must be float32, bfloat16, float64",
+    "trained --dtype=fp32": "dtype=fp32: must be float32, bfloat16 or float64: did you mean float32?",
     "trained --device=cuda:99": "device='cuda:99' cannot be used here",
     "trained --config=x.yaml": f"{NO} --config",
-    "trained --split=tst": "split=tst: must be val, test: did you mean test?",
+    "trained --split=tst": "split=tst: must be val or test: did you mean test?",
     "nowhere.jsonl": "nowhere.jsonl: No such file or directory",
 }
 
@@ -440,6 +472,13 @@ def test_a_mistake_in_an_evaluation(command, capsys):
     assert EVALUATIONS[command] in answer(lambda: run("evaluate", command.split(), "evaluate.py"), capsys)
 
 
+def test_a_warning_of_a_command_is_one_line(folder):
+    command = [sys.executable, "-m", "bsbr_pl", "report", folder / "broken.jsonl"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr.splitlines()
+    assert said[0].startswith(f"Warning: {folder / 'broken.jsonl'}: 1 lines that are no rows of schema 3 are left out")
+    assert said[1] == f"bsbr_pl: error: there is no row of a result in {folder / 'broken.jsonl'}"
+
+
 def test_the_script_itself_says_no_more(folder):
     command = [sys.executable, ROOT / "train.py", "fit", *tiny(folder), "--model.num_heads=3"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -460,6 +499,14 @@ def test_the_help_begins_with_what_is_ours(capsys):
     assert places == sorted(places)
 
 
+def test_the_help_of_the_script_begins_with_a_command_that_trains(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert "Train, validate or test any attention as a language model: python train.py fit --config" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 IN_PYTHON = {
     "an option": (lambda: BSBRModel(10, chunk=3), "BSBRModel has no argument 'chunk'; it has vocab_size, hidden_dim"),
     "a width": (lambda: BSBRModel(10, hidden_dim=17), "hidden_dim must be a multiple of num_heads, got 17 and 4"),
@@ -477,6 +524,20 @@ IN_PYTHON = {
     "a name": (lambda: compare_models((8,), ("BSRB",)), "no model is called 'BSRB': did you mean BSBR?"),
     "a far name": (lambda: compare_models((8,), ("XLSTM",)), "no model is called 'XLSTM'; there are BSBR, Linear"),
     "no steps": (lambda: compare_models((8,), train_steps=-1), "train_steps must be an integer of at least 0, got -1"),
+    "an object": (
+        lambda: compare_models((8,), {"mine": BSBRModel(10)}),
+        "attention must be an Attention class or a functools.partial of one, got an object of BSBRModel",
+    ),
+    "a whole model": (
+        lambda: compare_models((8,), {"mine": BSBRModel}),
+        "attention: BSBRModel is a whole model: give its BSBRAttention",
+    ),
+    "a module of another library": (
+        lambda: LanguageModel(lambda hidden_dim, num_heads: torch.nn.Linear(hidden_dim, hidden_dim), 10),
+        r"attention must build an Attention, not a Linear: AttentionSpec\(Linear\) makes it one",
+    ),
+    "a device": (lambda: compare_models((8,), device="gpu"), "device='gpu' cannot be used here: give cpu, cuda"),
+    "no rounds": (lambda: compare_models((8,), rounds=0), "rounds must be at least 1, got 0"),
     "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, got 'BSBR'"),
 }
 

@@ -20,7 +20,7 @@ from bsbr_pl.run import differences, in_words, kind, model_arguments
 from bsbr_pl.schema import COUNT, check_form, check_plain
 from bsbr_pl.utils.code import foreign_code
 from bsbr_pl.utils.flops import forward_flops
-from bsbr_pl.values import as_json, finite, one_line
+from bsbr_pl.values import as_json, did_you_mean, finite, one_line
 
 from .runs import RUN, Run, check_record, read_record, read_run
 from .saved_data import HERE, DataLocation, check_lengths, open_saved
@@ -184,7 +184,10 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
         for name in map(Path, names):
             files += sorted(name.rglob("*.ckpt")) if name.is_dir() else [name]
         if not files:
-            raise ValueError(f"{path} has no checkpoint (*.ckpt): give a folder, file or pattern with checkpoints")
+            beside = {one.name: str(one) for one in Path(path).parent.glob("*")}
+            meant = did_you_mean(Path(path).name, beside, 0.75) if not names else ""
+            problem = "has no checkpoint (*.ckpt)" if names else "is not there"
+            raise ValueError(f"{path} {problem}{meant or ': give a folder, file or pattern with checkpoints'}")
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())

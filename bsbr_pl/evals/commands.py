@@ -104,7 +104,7 @@ def _usable(device: str) -> str:
     if device == "auto":
         return str(default_device(None))
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=default_device(device))
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for it
         raise ValueError(f"device={device!r} cannot be used here: {one_line(error)}") from error
     return device

@@ -54,6 +54,8 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         facts = environment(self.device)
         self.environment = {
             **{name: facts[name] for name in ENVIRONMENT if name in facts},

@@ -62,7 +62,7 @@ def submit(paths: Sequence[str], board: str = "results/board.jsonl", data: DataL
     rows = [row for row in rows if row["identity"].get("version") == VERSIONS.get(row["identity"]["kind"])]
     found = entries(rows)
     if not found:
-        raise ValueError(f"{', '.join(paths)} hold no accuracy that this version measured: give rows of evaluate.py")
+        raise ValueError(f"no accuracy that this version measured is in {', '.join(paths)}: give rows of evaluate.py")
     passed: set[str] = set()
     for entry in found:
         reasons = list(refusals(entry, data))

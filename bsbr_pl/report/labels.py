@@ -94,14 +94,14 @@ def look(label: str) -> tuple[str, str]:
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The style of each label. Labels of one colour have different lines."""
+    """The style of each label. Labels of one colour have different lines, and markers that differ in fill or shade."""
     seen: Counter[str] = Counter()
     found = {}
     for name in sorted(set(names)):
         color, marker = look(name)
         number = seen[color]  # of labels with this colour
         seen[color] += 1
-        paler = 0.7 ** (number // len(LINES))
+        paler = 0.7 ** (number // 2)
         red, green, blue = colors.to_rgb(color)
         mixed = colors.to_hex((1 - paler * (1 - red), 1 - paler * (1 - green), 1 - paler * (1 - blue)))
         fill = "none" if number % 2 else "full"

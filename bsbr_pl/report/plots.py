@@ -219,28 +219,31 @@ def courses(key: str, suffix: str, lines: pd.DataFrame, x: str, /, **facts: Any)
 
 
 def pareto(
-    key: str, suffix: str, points: Mapping[str, tuple[float, Measured]], worse: int, /, **facts: Any
+    key: str, suffix: str, points: Mapping[str, tuple[Measured, Measured]], worse: int, /, **facts: Any
 ) -> Picture | None:
-    """One point for each label; a line joins those that no other beats on both axes. Less of x is better.
+    """One point with its intervals for each label; a line joins those that no other beats on both axes.
 
     Args:
-        points: label -> x, and the figure y.
+        points: label -> the figures x, of which less is better, and y.
         worse: the sign of worse y.
     """
     if len(points) < 2:
         return None
-    best = front({label: (x, worse * figure.value) for label, (x, figure) in points.items()})
+    best = front({label: (x.value, worse * y.value) for label, (x, y) in points.items()})
     with rc_context(SETTINGS):
-        plot = Plot(key, suffix, best=", ".join(best), **facts)
+        plot = Plot(key, suffix, **facts)
         looks = styles(points)
-        line = [points[name] for name in best]
-        plot.axes.plot([x for x, _ in line], [figure.value for _, figure in line], color="0.6", zorder=1, ls="--")
-        for label, (x, figure) in points.items():
+        line = [points[label] for label in best]
+        plot.axes.plot([x.value for x, _ in line], [y.value for _, y in line], color="0.6", zorder=1, ls="--")
+        for label, (x, y) in points.items():
             look = looks[label] | {"linestyle": "none", "markersize": 8}
-            plot.axes.plot([x, x], figure.bounds, color=looks[label]["color"], linewidth=1, gid=label)
-            plot.series(label, [x], [figure.value], [_words(x, figure)], **look)
+            bar: dict[str, Any] = {"color": looks[label]["color"], "linewidth": 1, "gid": label}
+            plot.axes.plot([x.value, x.value], y.bounds, **bar)
+            if x.low is not None:
+                plot.axes.plot(x.bounds, [y.value, y.value], **bar)
+            plot.series(label, [x.value], [y.value], [_words(x.value, y)], **look)
         plot.axes.margins(0.12)
-        xs = [x for x, _ in points.values()]
+        xs = [x.value for x, _ in points.values()]
         _set_scale(plot.axes.xaxis, "log" if max(xs) > 4 * min(xs) > 0 else "linear")
         return plot.picture(switched=0 < min(xs) < max(xs))
 

@@ -58,6 +58,22 @@ class Checkpoint:
         return found
 
 
+def _tasks(checkpoints: Iterable[Checkpoint]) -> dict[str, str]:
+    """Fingerprint -> the least of those of the same recall task with other seeds, if each seed has one fingerprint."""
+    found: dict[str, dict[Any, set[str]]] = {}
+    for c in checkpoints:
+        given = dict(c.get("data.arguments") or {})
+        if c.get("data.kind") == "recall" and c.fingerprint and "seed" in given:
+            seed, task = as_json(given.pop("seed")), as_json([c.get("data.class"), given])
+            found.setdefault(task, {}).setdefault(seed, set()).add(c.fingerprint)
+    same: dict[str, str] = {}
+    for seeds in found.values():
+        prints = set().union(*seeds.values())
+        if len(prints) == len(seeds):
+            same |= dict.fromkeys(prints, min(prints))
+    return same
+
+
 def shared_ends(paths: Iterable[str]) -> tuple[str, str]:
     """The start and the end that all paths share, `runs/` and `/last.ckpt`; at least one part of each is left."""
     every = [path.split("/") for path in paths]
@@ -89,6 +105,9 @@ class Rows:
             if digest := _digest(row):
                 abouts[digest] = row["about"]
         self.checkpoints = {digest: Checkpoint(digest, about) for digest, about in sorted(abouts.items())}
+        self.seeds = _tasks(self.checkpoints.values())
+        for checkpoint in self.checkpoints.values():
+            checkpoint.fingerprint = self.data_of(checkpoint.fingerprint)
         paths = [checkpoint.name for checkpoint in self.checkpoints.values()]
         self.shared = "", ""  # not known yet: `problems` gives whole paths
         self.shared = shared_ends([*paths, *(path for path, _ in self.problems(of_maps=False))])
@@ -100,8 +119,9 @@ class Rows:
             self.measured += self.by_kind[kind]
         self._names = numbered("E", map(environment, self.measured))  # environment as text -> E1
         self.environments: dict[str, dict[str, Any]] = {name: json.loads(text) for text, name in self._names.items()}
+        self.commits = {(self.environment_name(row), as_json(_commit(row))): _commit(row) for row in self.measured}
         self.commands = numbered("C", map(command, self.measured))
-        measured_on = (row["identity"]["data"] or "" for row in self.measured if "data" in row["identity"])
+        measured_on = (self.data_of(row["identity"]["data"]) for row in self.measured if "data" in row["identity"])
         self.data = numbered("D", [*measured_on, *(c.fingerprint for c in self.checkpoints.values())])
 
     def of(self, kind: str, environment: str = "") -> dict[str, Row]:
@@ -118,6 +138,10 @@ class Rows:
     def environment_name(self, row: Row) -> str:
         """E1, E2, ... that a row was measured in."""
         return self._names[environment(row)]
+
+    def data_of(self, fingerprint: str | None) -> str:
+        """The fingerprint of data; one for all seeds of a recall task, whose samples depend on the seed."""
+        return self.seeds.get(fingerprint or "", fingerprint or "")
 
     def problems(self, of_maps: bool) -> list[tuple[str, str]]:
         """Short path of a checkpoint and the problem with it: either missing maps, or all other problems."""
@@ -141,7 +165,7 @@ class Rows:
             return ""
         environments = listed(self.environment_name(row) for row in rows)
         commands = listed(self.commands[command(row)] for row in rows)
-        return f"Environment {environments}; {'commands' if ',' in commands else 'command'} {commands}."
+        return f"Environment {environments}; {'commands' if ' ' in commands else 'command'} {commands}."
 
     def data_name(self, fingerprint: str) -> str:
         """For a heading: class, source, D1."""
@@ -155,10 +179,15 @@ class Rows:
 
 
 def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of the newest version of each kind, each identity once, in the order of their identities."""
-    by_identity = {as_json(row["identity"]): row for row in rows}
-    found: dict[str, list[Row]] = {}
+    """The rows of the newest version of each kind, each identity once, in the order of their identities.
+
+    Of rows that differ in the commit alone, one counts: the first in this order.
+    """
+    by_identity, kept = {as_json(row["identity"]): row for row in rows}, dict[str, Row]()
     for _, row in sorted(by_identity.items()):
+        kept.setdefault(as_json({**row["identity"], "environment": environment(row)}), row)
+    found: dict[str, list[Row]] = {}
+    for row in kept.values():
         newest = found.setdefault(row["identity"]["kind"], [])
         if newest and _version(newest[0]) < _version(row):
             newest.clear()
@@ -186,8 +215,14 @@ def _progress(row: Row) -> tuple[int, bool, str]:
 
 
 def environment(row: Row) -> str:
-    """The environment of a row, as text."""
-    return as_json(row["identity"].get("environment") or {})
+    """The environment of a row, as text. The commit is no part of it: versions say when a measurement has changed."""
+    facts = dict(row["identity"].get("environment") or {})
+    facts.pop("commit", None)
+    return as_json(facts)
+
+
+def _commit(row: Row) -> Any:
+    return (row["identity"].get("environment") or {}).get("commit")
 
 
 def command(row: Row) -> str:
@@ -201,5 +236,16 @@ def numbered(letter: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Different names, E2 before E10."""
-    return ", ".join(sorted(set(names), key=lambda name: (len(name), name)))
+    """Different names, E2 before E10; three or more that follow each other as `E2 to E10`."""
+    found: list[list[str]] = []
+    for name in sorted(set(names), key=lambda name: (len(name), name)):
+        if found and name == _next(found[-1][-1]):
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(run) for run in found)
+
+
+def _next(name: str) -> str:
+    """E3 for E2; empty for a name that is no letter and a number."""
+    return f"{name[0]}{int(name[1:]) + 1}" if name[1:].isdecimal() else ""

@@ -64,8 +64,11 @@ def _worst(measured: pd.Series) -> Cell:
 
 
 def environments(findings: Findings) -> Table | None:
-    """The environments E1, E2, ..."""
-    found = [{"id": name, **facts} for name, facts in findings.environments.items()]
+    """The environments E1, E2, ..., and the commits that measured there."""
+    found = []
+    for name, facts in findings.environments.items():
+        commits = [_plain(commit) for (of, _), commit in findings.commits.items() if of == name and commit]
+        found.append({"id": name, **facts, "commits": ", ".join(sorted(map(str, commits))) or None})
     frame = pd.DataFrame(found, dtype=object).map(_plain)
     return table("environments", "", frame, map(Column, frame))
 
@@ -85,7 +88,9 @@ def data_sets(findings: Findings) -> Table | None:
         checkpoint = seen.get(fingerprint, Checkpoint("", {}))
         given = (checkpoint.get("data.arguments") or {}).items()
         chosen = ", ".join(f"{name}={value}" for name, value in given if name not in HIDDEN and value is not None)
-        found.append((number, checkpoint.get("data.class"), chosen, fingerprint or "unknown"))
+        seeds = sum(of == fingerprint for of in findings.seeds.values())
+        shown = f"{fingerprint or 'unknown'}{f' and of {seeds - 1} other seeds' * (seeds > 1)}"
+        found.append((number, checkpoint.get("data.class"), chosen, shown))
     return table("data", "", pd.DataFrame(found, columns=["id", "class", "arguments", "fingerprint"]))
 
 

@@ -219,7 +219,8 @@ class Findings(Rows):
         for row in self.by_kind["text"] + self.by_kind["recall"]:
             identity = row["identity"]
             if self.environment_name(row) == environment:
-                data_split = DataSplit(identity["kind"] == "recall", identity.get("data") or "", identity["split"])
+                data = self.data_of(identity.get("data"))
+                data_split = DataSplit(identity["kind"] == "recall", data, identity["split"])
                 own[identity["checkpoint"]][data_split][identity.get("length") or OWN] = row
         data_splits = sorted(set().union(*own.values()))
         found: dict[DataSplit, list[Member]] = {data_split: [] for data_split in data_splits}

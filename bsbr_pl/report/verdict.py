@@ -17,6 +17,7 @@ CHEAPEST = (
     ("training", "Quickest training pass", "s"),
     ("state_bytes", "Smallest decode state", "MB"),
 )
+MOST_OTHERS = 2  # that are named; more are counted
 EQUAL = 1.01  # parameters that differ by a factor of at most this are called equal
 TIED, WORSE, UNSURE, UNKNOWN = "tied", "worse", "one seed cannot tell", "not compared"
 
@@ -140,30 +141,43 @@ def background(study: Study) -> str:
 
 def _best(study: Study) -> str:
     """The best and those tied with it; before it, that other budgets have tables of their own."""
-    best = study.ranked[0]
-    quality = best.quality(study.quality)
+    best = _equal(study)
+    quality = study.ranked[0].quality(study.quality)
     assert quality is not None
+    number = "each " if len(best) > 1 else ""
     if study.recall:
-        number = f"{Column('', '%').number(quality.value)} % right"
+        number += f"{Column('', '%').number(quality.value)} % right"
     else:
-        number = f"{Column('').number(quality.value)} bits per byte"
+        number += f"{Column('').number(quality.value)} bits per byte"
     title, others = "Best" if len(study.ranked) > 1 else "The only one", unequal(study)
     if others:
         title = f"{others}. {title} with this budget"
-    return f"{title}: {best.label}, {number}{_ties(study)}."
+    return f"{title}: {named(best)}, {number}{_ties(study)}."
+
+
+def _equal(study: Study) -> list[str]:
+    """The best, and those with exactly its quality."""
+    found: dict[float, list[str]] = {}  # the best first
+    for group in study.ranked:
+        figure = group.quality(study.quality)
+        assert figure is not None
+        found.setdefault(figure.value, []).append(group.label)
+    return next(iter(found.values()))
 
 
 def _ties(study: Study) -> str:
-    """The models that are tied with the best, and those for which one seed cannot tell."""
-    against = against_best(study)
+    """The other models that are tied with the best, and those for which one seed cannot tell."""
+    equal = _equal(study)
+    whom = "them" if len(equal) > 1 else "it"
+    against = {name: how for name, how in against_best(study).items() if name not in equal}
     tied = [name for name in against if against[name] == TIED]
     unsure = [name for name in against if against[name] == UNSURE]
     words = f"; tied with: {named(tied)}" if tied else ""
     if len(study.ranked[0].members) == 1 and against:
-        return f"{words}; one seed cannot tell whether {'others are' if tied else 'another is'} tied with it"
+        return f"{words}; one seed cannot tell whether {'others are' if tied else 'another is'} tied with {whom}"
     if unsure:
-        return f"{words}; one seed cannot tell whether these are tied with it: {named(unsure)}"
-    return "; none is tied with it" if set(against.values()) == {WORSE} else words
+        return f"{words}; one seed cannot tell whether these are tied with {whom}: {named(unsure)}"
+    return f"; none is tied with {whom}" if set(against.values()) == {WORSE} else words
 
 
 def _parameters(groups: Sequence[Group]) -> str:
@@ -182,7 +196,11 @@ def _convolutions(groups: Sequence[Group]) -> str:
     lacking = [label for label in taps if taps[label] == 1]
     if not having or not lacking:
         return ""
-    return f"Unequal convolutions: {named(having)} with a short convolution, {named(lacking)} without."
+    few, rest, how, rest_how = lacking, having, "without", "with one"
+    if len(having) < len(lacking):
+        few, rest, how, rest_how = having, lacking, "with", "without"
+    others = named(rest) if len(rest) <= MOST_OTHERS else f"{len(rest)} others"
+    return f"Unequal convolutions: {named(few)} {how} a short convolution, {others} {rest_how}."
 
 
 def _compressors(study: Study) -> str:
@@ -207,8 +225,8 @@ def picture(study: Study) -> Picture | None:
     """Quality against the first cost that is known: time of a training pass, training FLOPs, parameters."""
     return (
         _front(study, "pareto_training", _costs(study, "training"), "ms")
-        or _front(study, "pareto_flops", counted(study.ranked, "run.flops"), "GFLOP")
-        or _front(study, "pareto_parameters", counted(study.ranked, "parameters"), "")
+        or _front(study, "pareto_flops", counted(study.ranked, "run.flops").map(Measured).to_dict(), "GFLOP")
+        or _front(study, "pareto_parameters", counted(study.ranked, "parameters").map(Measured).to_dict(), "")
     )
 
 
@@ -217,26 +235,26 @@ def state_picture(study: Study) -> Picture | None:
     return _front(study, "pareto_state", _costs(study, "state_bytes", study.longest), "MB")
 
 
-def _costs(study: Study, cost: str, length: int | None = None) -> dict[str, float]:
+def _costs(study: Study, cost: str, length: int | None = None) -> dict[str, Measured]:
     """A cost of the ranked groups by label, at a length or at that of their training."""
     found = {}
     for group in study.ranked:
         if figure := group.cost(group.training_length if length is None else length, cost):
-            found[group.label] = figure.value
+            found[group.label] = figure
     return found
 
 
-def _front(study: Study, key: str, costs: Mapping[Any, float], unit: str) -> Picture | None:
+def _front(study: Study, key: str, costs: Mapping[str, Measured], unit: str) -> Picture | None:
     """Quality against costs by label, in a unit; None unless two groups have both."""
     facts = _facts(study)
     if study.recall:
         scale, words = 100, {"y": "accuracy (%)", "quality": "Accuracy", "better": "upper"}
     else:
         scale, words = 1, {"y": "bits per byte", "quality": "Bits per byte", "better": "lower"}
-    points: dict[str, tuple[float, Measured]] = {}
+    points: dict[str, tuple[Measured, Measured]] = {}
     for group in study.ranked:
         if group.label in costs and (figure := _quality(study, group)):
-            points[group.label] = SCALES.get(unit, 1) * costs[group.label], figure.times(scale)
+            points[group.label] = costs[group.label].times(SCALES.get(unit, 1)), figure.times(scale)
     lengths = sorted({group.training_length or 0 for group in study.ranked})
     at = " or ".join(f"{length:,}" for length in lengths)
     return pareto(key, study.name, points, study.worse, **facts | words, at=at)

@@ -12,8 +12,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "__init__.py"
 
 
 def default_device(device: str | torch.device | None) -> torch.device:
-    """The device itself; if None, CUDA if there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device itself; if None, CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no device of this name.
+    """
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:  # lists two dozen kinds
+        raise ValueError(f"device={device!r} cannot be used here: give cpu, cuda or cuda:0") from error
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -75,14 +75,15 @@ def test_lines_of_a_file_are_those_of_the_record(options, capfd, caplog):
     assert found["train/tokens"]["value"] == [128 * step for step in range(1, 9)]
 
     values = {name: found[f"val/{name}"]["value"][-1] for name in ("loss", "bits_per_byte", "accuracy", "perplexity")}
-    assert re.match(r"8 steps and 1,024 tokens in \d\d:\d\d \([\d,]+ tokens/s\):\n", end)
+    assert re.match(r"8 steps and 1,024 tokens in \d\d:\d\d \([\d,]+ tokens/s, with validation\):\n", end)
     for name in ("loss", "accuracy", "perplexity"):
         assert re.search(rf"\n  {name} +{values[name]:.4f}\n", end)
     others = ", ".join(f"{name} {bits:.4f}" for name, bits in compressed_bits_per_byte(text.text("val")).items())
     assert re.search(rf"\n  bits per byte +{values['bits_per_byte']:.4f}    {others}\n", end)
     prompt = re.search(r"Prompt, from the validation text:\n(.*?)Generated:\n", end, re.DOTALL)[1]
     assert all(line.strip() in text.text("val").decode() for line in prompt.splitlines())
-    assert re.search(r"\n  curves      \S*tensorboard --logdir runs/version_0    \(tab CUSTOM SCALARS\)\n", end)
+    page = "and open http://localhost:6006/#custom_scalars"
+    assert re.search(rf"\n  curves      \S*tensorboard --logdir runs/version_0\n {{14}}{page}\n", end)
     assert re.search(r"\n  evaluation  \S*python \S*evaluate.py runs/version_0\n$", end)
 
 
@@ -131,7 +132,8 @@ def test_a_resumed_run_says_from_where(options, capfd):
     train.main([*options, *SHOWN, "--trainer.max_steps=12", "--ckpt_path=last"])
     out = capfd.readouterr().out
     assert "\n  resumed   from step 8 of runs/version_0/checkpoints/last.ckpt\n  folder    runs/version_0\n" in out
-    assert re.search(r"\nAfter 12 steps and 1,536 tokens, 512 of them in \d\d:\d\d \([\d,]+ tokens/s\):\n", out)
+    speed = r"in \d\d:\d\d \([\d,]+ tokens/s, with validation\):\n"
+    assert re.search(rf"\nAfter 12 steps and 1,536 tokens, 512 of them {speed}", out)
 
 
 def test_tensorboard_gets_a_page_of_its_own_and_no_curves_of_one_point(options):

@@ -295,7 +295,7 @@ def test_find_takes_folders_files_and_patterns_once_each(runs, tmp_path):
     assert {path.name for path in find([runs / "linear"])} == {"best.ckpt", "last.ckpt"}
     (tmp_path / "link.ckpt").symlink_to(everything[0])
     assert find([everything[0], tmp_path / "link.ckpt"]) == [everything[0]]
-    with pytest.raises(ValueError, match="has no checkpoint"):
+    with pytest.raises(ValueError, match="is not there"):
         find([tmp_path / "nothing"])
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match="has no checkpoint"):
@@ -389,7 +389,7 @@ def test_a_map_is_small_even_where_every_weight_differs(make_data, heads, length
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere has no checkpoint"),
+        (["nowhere"], "nowhere is not there"),
         (["{runs}", "--rounds=0"], "rounds must be at least 1"),
         (["{runs}", "--lengths=[0]"], "lengths must be at least 1"),
         (["{runs}", "--dtype=int8"], "dtype"),

@@ -152,7 +152,7 @@ def contradicted(rows: list[dict], kind: str, name: str, value) -> list[dict]:
     [
         (
             lambda rows: of_kind(rows, "certificate"),
-            " hold no accuracy that this version measured: give rows of evaluate",
+            "no accuracy that this version measured is in ",
         ),
         (lambda rows: [*rows, {"schema": 3}], "nothing is appended, because a line is no row: "),
         (lambda rows: contradicted(rows, "text", "bits_per_byte", 0.9), "values.bits_per_byte=0.9, but "),

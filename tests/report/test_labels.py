@@ -156,6 +156,7 @@ def test_a_label_looks_the_same_whatever_stands_beside_it_unless_colours_meet():
     assert alone["bsbr(chunk_size=8)"] == beside["bsbr(chunk_size=8)"]
     many = styles([f"bsbr(chunk_size={n})" for n in range(9)])
     assert len({(look["color"], look["linestyle"]) for look in many.values()}) == 9
+    assert len({(look["color"], look["fillstyle"]) for look in many.values()}) == 9, "points have no lines"
 
 
 def test_costs_alone_make_a_report_without_a_verdict():

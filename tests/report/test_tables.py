@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from written_rows import CPU, GPU, LOWEST, SIZE, VERSION, Bench, about, certificate, cost, recall, text, training
 
-from bsbr_pl.report import costs, quality
+from bsbr_pl.report import costs, quality, sources
 from bsbr_pl.report import verdict as verdicts
 from bsbr_pl.report.figures import difference, front
+from bsbr_pl.report.rows import listed
 from bsbr_pl.report.studies import Findings
 from bsbr_pl.report.tables import Column, Measured, Table, markdown
 
@@ -105,6 +106,36 @@ def test_a_single_run_has_its_interval_over_documents():
     bench.measured(about(), 1.5)
     (bits,) = columns(verdict(bench))["bits per byte"]
     assert (bits.low, bits.high) == pytest.approx((1.49, 1.51))
+
+
+def test_rows_of_several_commits_share_a_ranking_and_each_measurement_counts_once():
+    """A checkout that moved on between two evaluations does not split the report."""
+    later = CPU | {"commit": {"commit": "fedcba9876543210", "changed": True}}
+    bench, again = Bench(), about("linear", 1)
+    bench.measured(about("standard"), 1.5)
+    bench.measured(about("linear"), 1.6, later)
+    for environment in (CPU, later):
+        bench.measured(again, 1.7, environment)
+    findings = Findings(bench.rows)
+    (one,) = findings.studies
+    assert [len(group.members) for group in one.ranked] == [1, 2]
+    assert len(findings.of("text")) == len(findings.by_kind["text"]) == 3
+    shown = columns(sources.environments(findings))
+    assert shown["commits"] == ["0123456789, fedcba9876 with changes"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], ""),
+        (["E1"], "E1"),
+        (["C10", "C2", "C1", "C2"], "C1, C2, C10"),
+        ([f"C{i}" for i in (1, 2, 3, 7, 9, 10, 11, 12)], "C1 to C3, C7, C9 to C12"),
+        (["aten.addmm", "aten.bmm"], "aten.bmm, aten.addmm"),
+    ],
+)
+def test_names_that_follow_each_other_are_listed_as_a_range(names, words):
+    assert listed(names) == words
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from written_rows import CPU, Bench, about, certificate, cost, picture, recall, text, training
 
 from bsbr_pl.__main__ import main
-from bsbr_pl.report import clocks, latex, verdict, write_latex, write_report
+from bsbr_pl.report import clocks, latex, sources, verdict, write_latex, write_report
 from bsbr_pl.report.rows import shared_ends
 from bsbr_pl.report.studies import Findings, Study
 from bsbr_pl.report.tables import Measured
@@ -81,18 +81,53 @@ def test_the_front_prefers_high_accuracy_and_low_bits(is_recall, front):
         one, values = asked(name, quality) if is_recall else (about(name), text(quality))
         bench.add(one, "certificate", certificate())
         bench.add(one, *(("recall", values) if is_recall else ("text", values)), **{} if is_recall else {"length": 256})
-        times = cost(256) | {"training": {"seconds": seconds, "interval": [seconds] * 2, "samples": [seconds]}}
+        training = {"seconds": seconds, "interval": [0.9 * seconds, seconds], "samples": [seconds]}
+        times = cost(256) | {"training": training}
         bench.add(one, "cost", times, length=256, rounds=5)
     found = study(bench)
     assert sorted(verdict._on_front(found)) == front
     drawn = verdict.picture(found)
     assert drawn is not None
     assert drawn.title == f"{'Accuracy' if is_recall else 'Bits per byte'} and training time"
-    names = re.search(r"the dashed front: (.*?)\. Environment", drawn.caption)
-    assert names
-    assert sorted(names[1].split(", ")) == front
+    dashed, upright, level, *_ = drawn.figure.axes[0].lines
+    milliseconds = {"a": 2000.0, "b": 1000.0, "c": 3000.0}
+    assert sorted(dashed.get_xdata()) == sorted(milliseconds[name] for name in front)
+    best = milliseconds["a" if is_recall else "c"]  # drawn first, with the intervals of its quality and its time
+    assert list(upright.get_xdata()) == [best, best]
+    assert list(level.get_xdata()) == pytest.approx([0.9 * best, best])
     words = verdict.background(found)
     assert "Quickest training pass at 256 tokens: b, 1.000\u00a0s." in words
+
+
+def test_all_that_are_equally_good_are_called_best():
+    bench = Bench()
+    for name, right in (("a", 1.0), ("b", 1.0), ("c", 0.5)):
+        one, values = asked(name, right)
+        bench.add(one, "certificate", certificate())
+        bench.add(one, "recall", values)
+    words = verdict.summary(study(bench))
+    assert words.startswith("Best: a, b, each 100.0 % right; one seed cannot tell whether another is tied with them.")
+
+
+def test_the_seeds_of_a_recall_task_are_averaged_though_their_samples_differ():
+    """Not if the same seed gave two sets of samples: then the task itself has changed."""
+    bench = Bench()
+    for name, base in (("a", 0.9), ("b", 0.5)):
+        for seed in range(3):
+            samples = {"data__fingerprint": f"{seed}" * 32, "data__arguments": {"num_pairs": 8, "seed": seed}}
+            one, values = asked(name, base + 0.01 * seed, seed, **samples)
+            bench.add(one, "certificate", certificate())
+            bench.add(one, "recall", values)
+    findings = Findings(bench.rows)
+    (one,) = findings.studies
+    assert [(group.label, len(group.members)) for group in one.ranked] == [("a", 3), ("b", 3)]
+    assert verdict.summary(one).startswith("Best: a, 91.00 % right; none is tied with it.")
+    (shown,) = sources.data_sets(findings).frame["fingerprint"]
+    assert shown == f"{'0' * 32} and of 2 other seeds"
+    other = {"data__fingerprint": "e" * 32, "data__arguments": {"num_pairs": 8, "seed": 0}}
+    one, values = asked("a", 0.7, 7, **other)
+    bench.add(one, "recall", values)
+    assert len(Findings(bench.rows).studies) == 4
 
 
 def test_a_circle_is_where_its_number_belongs():
@@ -131,9 +166,18 @@ def test_unequal_parameters_and_convolutions_are_said():
     ones = [about("standard", parameters=1000, conv_size=[1, 1]), about("linear", parameters=1011, conv_size=[4, 4])]
     words = verdict.summary(study(of((ones[0], 1.5), (ones[1], 1.6))))
     assert "Unequal parameters: from 1,000 (standard) to 1,011 (linear(chunk_size=8))." in words
-    assert "Unequal convolutions: linear(chunk_size=8) with a short convolution, standard without." in words
+    assert "Unequal convolutions: standard without a short convolution, linear(chunk_size=8) with one." in words
     alike = [about("standard", parameters=1000), about("linear", parameters=1010, conv_size=[4, 4])]
     assert "Unequal" not in verdict.summary(study(of((alike[0], 1.5), (alike[1], 1.6))))
+
+
+def test_unequal_convolutions_of_many_models_are_said_in_a_line():
+    having = [about(name, conv_size=[4]) for name in ("bsbr", "gau", "linear", "mamba2")]
+    lacking = [about(name, conv_size=[1]) for name in ("standard", "fox")]
+    words = verdict.summary(study(of(*((one, 1.5) for one in having + lacking))))
+    assert "Unequal convolutions: fox, standard without a short convolution, 4 others with one." in words
+    words = verdict.summary(study(of((having[3], 1.5), *((one | {"conv_size": [1]}, 1.6) for one in having[:3]))))
+    assert "Unequal convolutions: mamba2 with a short convolution, 3 others without." in words
 
 
 def test_a_column_has_one_kind_of_interval(tmp_path):
