@@ -453,7 +453,7 @@ def test_rows_of_two_machines_make_one_report_without_torch(runs, evaluated, tmp
         (["report", "nowhere.jsonl"], "nowhere.jsonl"),
         (["report", "x.ckpt"], "x.ckpt is no results.jsonl: give either results or checkpoints"),
         (["evaluate", "x.jsonl", "x.ckpt"], "x.ckpt is no results.jsonl: give either results or checkpoints"),
-        (["report", "{empty}"], "hold no rows"),
+        (["report", "{empty}"], "there is no row of a result in "),
         (["report"], "paths"),
         (["report", "{empty}", "--colour=red"], "colour"),
         (["draw"], "there is no command draw; there are evaluate, report, "),
