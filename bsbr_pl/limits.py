@@ -13,6 +13,7 @@ from .spec import AttentionArgument, AttentionSpec, specs_of
 
 SIZES = ("vocab_size", "hidden_dim", "num_layers", "ff_dim", "positions")
 LARGEST_SIZE = 2**40  # torch cannot represent the shapes of larger ones
+MOST_LAYERS = 4096  # to construct more takes minutes
 BEYOND = 2**61  # parameters, reported for shapes that torch cannot represent
 #: Trainer options that Lightning does not check, with their minimum.
 LEAST = {
@@ -28,17 +29,20 @@ LEAST = {
 
 
 def check_weights(attention: AttentionArgument, sizes: Mapping[str, Any]) -> None:
-    """Reject a model whose weights in fp32 need more than half the memory: a checkpoint is loaded next to them.
+    """Reject a model of too many layers, or whose weights in fp32 need more than half the memory: a checkpoint is loaded
+    next to them.
 
     Args:
         attention: of the model, as `LanguageModule` takes it.
         sizes: every other argument of `LanguageModel`.
 
     Raises:
-        ValueError: naming the largest argument and the memory that the weights need.
+        ValueError: naming the largest argument, and its limit or the memory that the weights need.
     """
     needed, allowed = 4 * count_parameters(attention, sizes), memory() / 2
     if needed <= allowed:
+        if isinstance(sizes["num_layers"], int) and sizes["num_layers"] > MOST_LAYERS:
+            raise ValueError(f"num_layers={sizes['num_layers']} is too large: at most {MOST_LAYERS}")
         return
     specs = specs_of(attention)
     layers = specs if isinstance(specs, tuple) else (specs,)

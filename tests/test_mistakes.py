@@ -206,6 +206,7 @@ MISTAKES = {
     "--trainer.max_steps=-5": "`max_steps` must be a non-negative integer or -1 (infinite steps). You passed in -5",
     "--trainer.limit_train_batches=0": "limit_train_batches=0 trains nothing: at least 1",
     "--trainer.limit_train_batches=0.0": "trains nothing",
+    "--model.num_layers=65536": "num_layers=65536 is too large: at most 4096",
     "--model.hidden_dim=1e9": "model.hidden_dim=1000000000.0: must be a whole number",
     "--trainer.limit_val_batches=-1": "invalid value -1.0 for limit_val_batches",
     "--trainer.precision=7": "trainer.precision=7: must be 64, 32, 16, ",
