@@ -29,8 +29,8 @@ LEAST = {
 
 
 def check_weights(attention: AttentionArgument, sizes: Mapping[str, Any]) -> None:
-    """Reject a model with too many layers, or whose weights in fp32 need more than half the memory, because a checkpoint
-    is loaded next to them.
+    """Reject a model with too many layers, or whose weights in fp32 need more than half the memory: a checkpoint is
+    loaded next to them.
 
     Args:
         attention: of the model, as `LanguageModule` takes it.
