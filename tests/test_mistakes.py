@@ -539,7 +539,11 @@ IN_PYTHON = {
     ),
     "a device": (lambda: compare_models((8,), device="gpu"), "device='gpu' cannot be used here: give cpu, cuda"),
     "no rounds": (lambda: compare_models((8,), rounds=0), "rounds must be at least 1, got 0"),
-    "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, got 'BSBR'"),
+    "one name": (lambda: compare_models((8,), "BSBR"), "models must be a list of names, or a dict .*, got 'BSBR'"),
+    "a class in a list": (lambda: compare_models((8,), [BSBRModel]), "models must be a list of names, or a dict .*"),
+    "one metric": (lambda: compare_models((8,), metrics="flops"), "metrics must be a list of names, got 'flops'"),
+    "one length": (lambda: compare_models(8), "seq_lengths must be a list of lengths, got 8"),
+    "a task's name": (lambda: compare_models((8,), task="mqar"), "task must be a data set of bsbr_pl.data, got 'mqar'"),
 }
 
 

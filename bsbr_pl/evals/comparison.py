@@ -122,6 +122,10 @@ def compare_models(
         TypeError: an option that an architecture does not have (lists those it has).
     """
     check_among("metrics", metrics, [*COSTS, "accuracy"])
+    if isinstance(seq_lengths, int):
+        raise ValueError(f"seq_lengths must be a list of lengths, got {seq_lengths}")
+    if not isinstance(task, TokenData | None):
+        raise ValueError(f"task must be a data set of bsbr_pl.data, got {task!r}")
     if not isinstance(train_steps, int) or train_steps < 0:  # Lightning trains for ever with -1
         raise ValueError(f"train_steps must be an integer of at least 0, got {train_steps!r}")
     files, device, with_accuracy = dict(checkpoints or {}), default_device(device), "accuracy" in metrics

@@ -49,6 +49,9 @@ def default_task(vocab_size: int = 16, seed: int = 0) -> InductionData:
 
 
 def check_among(argument: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise a ValueError for a name that is not known, and for one name in the place of several."""
+    if isinstance(given, str):
+        raise ValueError(f"{argument} must be a list of names, got {given!r}")
     for name in given:
         if name not in known:
             raise ValueError(f"{argument}: {name!r} is unknown; there are {', '.join(known)}")
@@ -62,8 +65,8 @@ def model_arguments(
     options: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Name -> arguments of `LanguageModel`, for models that are no files; their reach, where an option sets it, too."""
-    if isinstance(models, str):
-        raise ValueError(f"models must be a list of names, got {models!r}")
+    if isinstance(models, str) or not all(isinstance(name, str) for name in models):
+        raise ValueError(f"models must be a list of names, or a dict of name -> class, got {models!r}")
     check_among("model_options", options, models)
     found = {}
     for name in models:
