@@ -18,6 +18,7 @@ from bsbr_pl import run_folder
 from bsbr_pl.__main__ import run
 from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.parsing import trusted_packages
+from callbacks import ProgressLine
 from callbacks.dashboard import CHARTS
 
 LINE = re.compile(
@@ -97,6 +98,16 @@ def test_a_scripted_clock_gives_time_left_and_tokens_per_second(options, capfd, 
     assert lines[0].startswith("step 1/8  64.0 tok/s  ")  # two readings after the start: 128 tokens in 2 seconds
     assert lines[1].startswith("step 2/8  00:18 left  128 tok/s  ")  # 3 seconds since the first step, 6 more steps
     assert lines[2].startswith("step 3/8  00:12 left  64.0 tok/s  ")  # 5 seconds for 2 steps, 5 more
+
+
+@pytest.mark.parametrize(("limits", "left"), [([], 12.0), ([5.0, 30.0], 5.0), ([30.0], 12.0)])
+def test_the_time_left_is_that_of_the_first_bound(limits, left, monkeypatch):
+    """After 2 of 8 steps in 4 seconds, and with `max_time`."""
+    monkeypatch.setattr("callbacks.progress_line.planned_steps", lambda trainer: 8)
+    monkeypatch.setattr("callbacks.progress_line.seconds_left", lambda trainer: [*limits])
+    line = ProgressLine()
+    line._first, line._started, line.clock = 0, 10.0, lambda: 14.0
+    assert line._seconds_left(SimpleNamespace(global_step=2)) == left
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])

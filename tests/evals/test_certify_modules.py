@@ -12,7 +12,7 @@ import bsbr_pl
 from bsbr_pl import __main__ as command_line
 from bsbr_pl.attention import BSBRAttention, StandardAttention
 from bsbr_pl.evals import certificate as certificates
-from bsbr_pl.evals.certificate import certify
+from bsbr_pl.evals.certificate import _useful, certify
 from bsbr_pl.evals.measurement import Measurement
 from bsbr_pl.evals.probes import probe
 from bsbr_pl.foreign import SHARED
@@ -465,3 +465,8 @@ def test_hugging_face_models_are_decoded_with_their_cache():
         assert by_name["decode_step"].passed
         assert by_name["decode_prefill"].passed
         assert by_name["suffix_0"].limit == 1e-5, "their norms round to float32"
+
+
+def test_a_useful_check_that_fails_disqualifies_nobody():
+    check = _useful("bf16", 0.5, lambda own, run: 0.75, None, None)
+    assert (check.passed, check.required) == (False, False)

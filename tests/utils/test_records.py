@@ -9,7 +9,9 @@ import subprocess
 import pytest
 import torch
 
+import bsbr_pl
 from bsbr_pl.attention import LinearAttention
+from bsbr_pl.utils import records
 from bsbr_pl.utils.code import foreign_code
 from bsbr_pl.utils.files import write_json
 from bsbr_pl.utils.records import environment, git_commit
@@ -53,6 +55,10 @@ def test_a_reader_never_sees_half_a_record(tmp_path):
         write_json(path, circular)
     assert json.loads(path.read_text())["b"] == [2], "the old one is still whole"
     assert [p.name for p in path.parent.iterdir()] == ["record.json"]
+
+
+def test_the_commit_is_looked_for_beside_this_package():
+    assert records.PACKAGE.samefile(bsbr_pl.__file__)
 
 
 def test_git_commit_is_that_of_the_code(tmp_path, monkeypatch):
