@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 from filelock import FileLock, Timeout
 
 from bsbr_pl import schema
-from bsbr_pl.schema import NUMBER
+from bsbr_pl.schema import METRICS, NUMBER
 from bsbr_pl.utils.files import own_folder
 from bsbr_pl.values import digest, finite, one_line
 
@@ -139,7 +139,7 @@ KINDS: dict[str, Any] = {
         "uncounted?": [str],  # forward_flops are no closed form but counted: operators without a formula
     },
     "training": {  # the course of a run, at most 1,000 points of each metric
-        "metrics": {"*": {"step": [NUMBER], "value": [NUMBER], "seconds?": [NUMBER]}},
+        "metrics": METRICS,
         "seconds?": NUMBER,
         "environment?": {"*": object},
         "precision?": (NoneType, str),

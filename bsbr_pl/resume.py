@@ -1,6 +1,7 @@
 """ResumableModule: what a checkpoint keeps of its run, and how the run is resumed from it."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class ResumableModule(LightningModule):
             self.seen = {name: run[name] for name in self.seen}
             self.validated = run["validated"]
             self.changes = [*run["changes"], *applied_differences(before, now, checkpoint["global_step"])]
-            _check_counts(checkpoint.get("loops"))
+            _check_parts(checkpoint)
             for saved in checkpoint.get("optimizer_states", ()):
                 self._check_state(saved)
         elif self._stage:  # weights of equal shapes may be those of another model, with another window for example
@@ -136,6 +137,20 @@ class ResumableModule(LightningModule):
             which = f"{unknown[0]} is not in both" if unknown else "a size differs"
             raise ValueError(f"the checkpoint's weights are not those of its model: {which}")
         raise ValueError(f"the checkpoint's weights do not fit this model, but one with {', '.join(other)}")
+
+
+def _check_parts(checkpoint: Mapping[str, Any]) -> None:
+    """Raise a ValueError where the state of the loops, of the optimiser or of the schedule is missing.
+
+    Lightning would start them anew. A sharded checkpoint has the optimiser's state in files of its own.
+    """
+    loops = checkpoint.get("loops")
+    if not isinstance(loops, dict) or "fit_loop" not in loops:
+        raise ValueError("the checkpoint lacks the state of its training loop")
+    _check_counts(loops)
+    for name in ("optimizer_states", "lr_schedulers"):
+        if name in checkpoint and len(checkpoint[name]) != 1:
+            raise ValueError(f"the checkpoint must have one entry of {name}, and has {len(checkpoint[name])}")
 
 
 def _check_counts(loops: Any) -> None:

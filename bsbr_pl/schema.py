@@ -16,6 +16,7 @@ MAX_TEXT = 1 << 20  # characters
 LARGEST = 1e150  # of a number that is no integer: its square is finite
 COUNT = range(2**63)
 NUMBER = (NoneType, int, float)
+METRICS = {"*": {"step": [NUMBER], "value": [NUMBER], "seconds?": [NUMBER]}}  # the course of each metric of a run
 
 
 def check(value: Any, form: Any, where: str) -> None:
@@ -89,6 +90,13 @@ def check_form(value: Any, form: Any, where: str) -> None:
             raise ValueError(f"{where}={value} must be at least {form.start}")
     elif not isinstance(value, form) or (form is int and isinstance(value, bool)):
         raise ValueError(f"{where} must be of type {NAMES.get(form, form.__name__)}, got {_shown(value)}")
+
+
+def check_columns(metrics: Mapping[str, Mapping[str, list[Any]]], where: str) -> None:
+    """Raise a ValueError where the columns of a metric of the form `METRICS` have different lengths."""
+    for name, columns in metrics.items():
+        if len({len(column) for column in columns.values()}) > 1:
+            raise ValueError(f"{where}.metrics.{name} has columns of different lengths")
 
 
 def _check_any(value: Any, forms: tuple[Any, ...], where: str) -> None:

@@ -9,11 +9,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from bsbr_pl.run_folder import run_folder
+from bsbr_pl.schema import METRICS, check, check_columns
 from bsbr_pl.steps import ended_by
 from bsbr_pl.utils.files import read_json, write_json
 from bsbr_pl.utils.records import environment, git_commit
 
 STEP_TIMES = {"p50": "step/p50_seconds", "p95": "step/p95_seconds"}
+
+STATE = {"metrics": METRICS, "seconds": (int, float), "facts?": Mapping}  # in a checkpoint
 
 
 class History(Logger):
@@ -111,6 +114,8 @@ class RunRecorder(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._history is not None and state_dict:
+            check(state_dict, STATE, "the checkpoint's record")
+            check_columns(state_dict["metrics"], "the checkpoint's record")
             self._history.metrics, self._history.before = state_dict["metrics"], state_dict["seconds"]
             self._facts = state_dict.get("facts", {})  # where training is over already, nothing else is known
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from lightning import LightningModule, Trainer
 
+from bsbr_pl.schema import check
+
 from .step_windows import StepWindows, Window, log, over_ranks
 
 
@@ -46,4 +48,5 @@ class StepTimer(StepWindows):
         return {"seconds": self._all}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check(state_dict, {"seconds": [(int, float)]}, "the checkpoint's state of StepTimer")
         self._all = list(state_dict["seconds"])

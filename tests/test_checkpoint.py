@@ -1,6 +1,7 @@
 """Damaged and hostile checkpoints, in every way that a checkpoint is used: refused in a sentence, or whole."""
 
 import io
+import math
 import pickle
 import resource
 import sys
@@ -243,13 +244,30 @@ def changed(*to: Any) -> Callable[[Any], Any]:
     return change
 
 
+def recorded(metrics: dict[str, Any]) -> Callable[[Any], Any]:
+    """The callbacks' states with these metrics in the record."""
+    return lambda states: states | {"RunRecorder": states["RunRecorder"] | {"metrics": metrics}}
+
+
+OMITTED = object()
 NOT_OF_A_RUN = {
     "optimizer_states is of type float": {"optimizer_states": 5.5},
     "loops is of type list": {"loops": [{}]},
     "callbacks is of type str": {"callbacks": "x"},
     "global_step is of type float": {"global_step": 5.5},
     "cannot be restored: KeyError: 'param_groups'": {"optimizer_states": [{}]},
-    "cannot be restored: KeyError: 'fit_loop'": {"loops": {}},
+    "the checkpoint lacks the state of its training loop": {"loops": {}},
+    "the checkpoint lacks the state of its training": {"loops": OMITTED},
+    "must have one entry of optimizer_states, and has 0": {"optimizer_states": []},
+    "must have one entry of lr_schedulers, and has 0": {"lr_schedulers": []},
+    "the checkpoint's record.metrics.val/loss must be of type object": {"callbacks": recorded({"val/loss": [1]})},
+    "the checkpoint's record.metrics.val/loss lacks step": {"callbacks": recorded({"val/loss": {1: 2}})},
+    "the checkpoint's record.metrics.epoch.value must be of type list": {
+        "callbacks": recorded({"epoch": {"step": [1], "seconds": [1.0], "value": math.nan}})
+    },
+    "the checkpoint's record.metrics.epoch has columns of different": {
+        "callbacks": recorded({"epoch": {"step": [1, 2], "seconds": [1.0], "value": [1.0]}})
+    },
     "cannot be restored: AttributeError: 'int' object has": {"loops": {"fit_loop": 3}},
     "state in the checkpoint is not that of its weights": {"optimizer_states": changed("exp_avg", torch.zeros(3))},
     "state in the checkpoint lacks model.embedding.weight": {"optimizer_states": changed()},
@@ -264,6 +282,7 @@ def test_what_no_run_can_be_resumed_from_is_said(words, made, tmp_path):
     checkpoint = load_checkpoint(whole)
     for part, value in NOT_OF_A_RUN[words].items():
         checkpoint[part] = value(checkpoint[part]) if callable(value) else value
+    checkpoint = {part: value for part, value in checkpoint.items() if value is not OMITTED}
     torch.save(checkpoint, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"x\.ckpt|the checkpoint") as error:
         fuzz_checkpoints.trained(tmp_path / "x.ckpt", tiny(whole.parents[3]))

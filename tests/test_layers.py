@@ -107,7 +107,7 @@ ALLOWED: dict[str, set[str]] = {
             "bsbr_pl.module",
         ),
         "bsbr_pl.attention.parts",
-        *("bsbr_pl.run_folder", "bsbr_pl.spec", "bsbr_pl.steps"),
+        *("bsbr_pl.run_folder", "bsbr_pl.schema", "bsbr_pl.spec", "bsbr_pl.steps"),
         *("bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
     },

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from bsbr_pl.schema import COUNT, NUMBER, check_form, check_plain, parse
+from bsbr_pl.schema import COUNT, METRICS, NUMBER, check_columns, check_form, check_plain, parse
 from bsbr_pl.values import as_json
 
 RECORD_BYTES = 64 << 20  # of the largest record.json that is read
@@ -24,7 +24,7 @@ RUN = {
     "*": object,
 }
 RECORD = {
-    "metrics?": {"*": {"step": [NUMBER], "value": [NUMBER], "seconds?": [NUMBER]}},
+    "metrics?": METRICS,
     "seconds?": NUMBER,
     "status?": str,
     "ended_by?": (NoneType, str),
@@ -116,9 +116,7 @@ def check_record(record: Mapping[str, Any]) -> None:
         ValueError: naming the field.
     """
     check_form(record, RECORD, "the record")
-    for name, columns in record.get("metrics", {}).items():
-        if len({len(column) for column in columns.values()}) > 1:
-            raise ValueError(f"the record's metrics.{name} has columns of different lengths")
+    check_columns(record.get("metrics", {}), "the record")
 
 
 def read_run(
