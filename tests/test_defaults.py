@@ -26,6 +26,10 @@ EXPECTED = {
     "linear": CHUNKED | {"output_norm": "denominator"},
     "delta_net": CHUNKED | DELTA | {"output_gate": False},
     "gated_delta_net": CHUNKED | DELTA | {"decay_init": "spaced"},
+    "gated_delta_product": {"chunk_size": 32, "conv_size": 4, "conv_init": "uniform", "num_steps": 2}
+    | {"forget_gate": True, "allow_neg_eigval": True},
+    "retnet": {"chunk_size": 64, "conv_size": 1, "conv_init": "identity", "expand_v": 2.0},
+    "rwkv7": {"chunk_size": 64, "rank": 32},
     "gla": CHUNKED | {"expand_k": 1.0, "gate_rank": 16, "tied_keys": False},
     "mamba2": CHUNKED | {"expansion_factor": 2, "key_dim": 64},
     "log_linear": CHUNKED | {"expansion_factor": 2, "key_dim": 64, "num_levels": 15},
@@ -95,6 +99,8 @@ PARAMETERS = {  # parameters by hand: maps with a bias only where the formula ha
     "linear": 4 * D * D + CONVOLUTION,
     "delta_net": 4 * D * D + CONVOLUTION + (D + 1) * H + K,
     "gated_delta_net": 5 * D * D + CONVOLUTION + 2 * (D + 1) * H + H + K,
+    "gated_delta_product": 7 * D * D + 4 * 5 * D + 3 * (D + 1) * H + H + K,
+    "moba": 4 * D * D,
     "gla": 5 * D * D + CONVOLUTION + 2 * 16 * D + D + K,
     "mamba2": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * H + 2 * H + 2 * D,
     "log_linear": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * (1 + 15) * H + 2 * H + 2 * D,
@@ -175,3 +181,15 @@ def test_initial_values():
     assert bsbr.up.std().item() == pytest.approx(16**-0.5, rel=0.05)
     decay = torch.nn.functional.softplus(ARCHITECTURES["gated_delta_net"](D, H).decay.bias)
     assert decay.tolist() == pytest.approx([0.1, 0.01, 0.001], rel=1e-3), "memories of 10 to 1000 tokens"
+
+
+SIZES = ("chunk_size", "conv_size", "window_size", "num_steps", "rank", "gate_rank", "key_dim", "expansion_factor")
+ZEROS = [
+    (name, size) for name, kind in ARCHITECTURES.items() for size in SIZES if size in inspect.signature(kind).parameters
+]
+
+
+@pytest.mark.parametrize(("name", "size"), ZEROS)
+def test_a_size_of_zero_is_refused(name, size):
+    with pytest.raises(ValueError, match=f"^{size} must be a positive integer, got 0$"):
+        ARCHITECTURES[name](D, H, **{size: 0})

@@ -154,8 +154,13 @@ def test_bad_input(text_data: TextData, tmp_path: Path) -> None:
     source.mkdir()
     (source / "a.txt").write_text("x" * 100)
     data = remade(text_data, source=str(source), val_fraction=0.0, test_fraction=0.0, cache_dir=str(tmp_path / "c"))
-    with pytest.raises(ValueError, match=r"the val split of source=.* is empty: give a larger val_fraction"):
+    with pytest.raises(ValueError, match=r"the val split of source=.* is empty: give a larger val_fraction") as error:
         data.val_dataloader()
+    assert str(error.value).endswith(
+        "or name its val_split; or train without validation, with --trainer.limit_val_batches=0"
+    )
+    with pytest.raises(ValueError, match=r"test_fraction or more documents, or name its test_split$"):
+        data.test_dataloader()
     # The shortest text that can be trained on: one window and its last target.
     one = remade(data, context_length=101, batch_size=1)
     assert [batch["index"].tolist() for batch in one.train_dataloader()] == [[0]]
