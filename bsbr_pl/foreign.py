@@ -20,11 +20,17 @@ from .attention.base import Attention
 WIDTH = ("hidden_dim", "dim", "d_model", "embed_dim", "hidden_size", "n_embd", "width", "channels")
 HEADS = ("num_heads", "heads", "n_heads", "n_head", "nheads", "nhead", "num_attention_heads")
 
+
+def _set_default_device(device: torch.device) -> None:
+    """None for the CPU: torch would keep a mode that slows every call and turns its fused attention off."""
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
 #: What all models of a process share -> how to set it, and its value.
 SHARED: dict[str, tuple[Callable[[Any], Any], Callable[[], Any]]] = {
     "the number of threads": (torch.set_num_threads, torch.get_num_threads),
     "the default dtype": (torch.set_default_dtype, torch.get_default_dtype),
-    "the default device": (torch.set_default_device, torch.get_default_device),
+    "the default device": (_set_default_device, torch.get_default_device),
     "whether gradients are computed": (torch.set_grad_enabled, torch.is_grad_enabled),
     "the precision of products": (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision),
     "whether algorithms are deterministic": (

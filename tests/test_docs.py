@@ -163,7 +163,7 @@ def test_the_commands_and_the_certificate_run(tmp_path, monkeypatch, one_thread,
     named = re.findall(r"^\| `(\w+)` \|", PAGES["howto/certificate.md"], re.M)
     lengths = ("length", "context")
     found = {re.sub("_[0-9]+$", "_N" if line.startswith(lengths) else "_K", line.split()[0]) for line in lines}
-    assert found | {"bf16", "compile"} == set(named)
+    assert found | {"bf16", "compile", "every_suffix"} == set(named)
 
 
 class AnotherAttention(StandardAttention):

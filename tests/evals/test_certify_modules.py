@@ -221,6 +221,7 @@ def test_what_changes_the_process_is_refused_and_put_back(what, when_built):
         built = AttentionSpec(Changes, {"what": what, "when_built": when_built})(4, 1)
         certify(built.module, 4, length=9, quiet=True)
     assert {name: get() for name, (_, get) in SHARED.items()} == before
+    assert not torch.overrides._get_current_function_mode_stack(), "a mode would slow every call"
 
 
 def test_what_tells_its_edges_is_not_cut_everywhere():

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Change, list[str], bool, int, str]] = {
         ["--model.attention=huge.yaml"],
         False,
         2,
-        "huge.yaml is of a package that is not trusted",
+        "huge.yaml is a file and no class: use --config=huge.yaml",
     ),
     "a huge file for data": (with_a_huge_file, ["--data=huge.yaml"], False, 2, TOO_LONG),
     "a huge file for a list": (with_a_huge_file, ["--trainer.callbacks=huge.yaml"], False, 2, TOO_LONG),
