@@ -138,7 +138,7 @@ def main() -> int:
     sys.argv = sys.argv[:1]  # Lightning warns about other arguments
     with tempfile.TemporaryDirectory() as name:
         whole, uses = ways(Path(name))
-        del uses["train.py fit"]  # the run is finished: the whole checkpoint ends with exit code 0, which ended this script
+        del uses["train.py fit"]  # the run is finished, so the whole checkpoint ends with exit code 0
         wrong = count(whole, damages(whole.read_bytes()), uses)
         small = Path(name) / "small.ckpt"
         parts = {"hyper_parameters": {"a": 1}, "pytorch-lightning_version": "2.6.6"}
