@@ -215,7 +215,8 @@ def _value_problem(key: str | None, body: str) -> str:
         choices = [name for name in types if name not in TYPES.values()]
         other = [name for name in OTHER_VALUES.get(value[-1].lower(), ()) if name in choices]
         meant = did_you_mean(other[0] if other else value[-1], choices, 0.8)
-    listed = " or ".join(filter(None, (", ".join(types[:-1]), types[-1])))
+    *others, last = types
+    listed = f"{', '.join(others)} or {last}" if others else last
     return f"{key}={value[-1]}: must be {listed}{meant}"
 
 
@@ -258,7 +259,7 @@ def _option_like(asked: str, parser: Parser) -> str:
         return f": did you mean --config={asked}?"
     if asked.startswith("model.") and not any(name.startswith("model.") for name in known):
         return ": the command comes first, as in `fit --config=FILE`"
-    typed = re.sub("-", "_", _leaf(asked)).lower()
+    typed = _leaf(asked).replace("-", "_").lower()
     leaf, leaves = OTHER_NAMES.get(typed, typed), {_leaf(name) for name in known}
     near = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves, 1, 0.75)
     options = {name: f"--{name}" for name in known if _leaf(name) in near}

@@ -77,8 +77,8 @@ class RunSummary(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         run = pl_module.run
-        validated = bool(trainer.num_val_batches and trainer.num_val_batches[0])
-        speed = self._speed(run["tokens"], ", with validation" * validated)
+        validated = trainer.num_val_batches and trainer.num_val_batches[0]
+        speed = self._speed(run["tokens"], ", with validation" if validated else "")
         print(f"\nAfter {run['step']:,} steps and {run['tokens']:,} tokens{speed}:")
         _print(_validation(trainer, data), 15)
         if data.kind == "text" and self.num_tokens:
@@ -130,7 +130,10 @@ def _data(data: TokenData) -> list[tuple[str, str]]:
     if data.kind != "text" or text is None:
         return [("data", textwrap.fill(str(data), WIDTH - 12))]
     source, checksum = data.hparams["source"], str(text.corpus.meta["source_sha256"])
-    rows, few = [f"{source}, {data.vocab_size:,} token ids{f', sha256 {checksum[:12]}' * (source in RELEASED)}"], []
+    name = f"{source}, {data.vocab_size:,} token ids"
+    if source in RELEASED:
+        name = f"{name}, sha256 {checksum[:12]}"
+    rows, few = [name], []
     for split in SPLITS:
         tokens, documents = len(text.corpus.tokens(split)), len(text.documents(split)) - 1
         rows.append(f"{split:<5} {tokens:>13,} tokens in {documents:,} documents")

@@ -135,11 +135,12 @@ class Study(NamedTuple):
         if "ff_dim" in model:
             return {name: {} for name in models}
         data = DATA_SETS[data_class](**arguments)
+        vocab_size = vocabulary(data)
         given = {}
         for name in dict.fromkeys(["standard", *models]):
             model, *_ = merged([BASE, *self.files(task, name)], self.options)
             sizes = {size.name: model[size.name] for size in SIZES if size.name in model}
-            given[name] = {"attention": specs_of(model["attention"]), **sizes, "vocab_size": vocabulary(data)}
+            given[name] = {"attention": specs_of(model["attention"]), **sizes, "vocab_size": vocab_size}
         length = max(data.train_lengths)
         found = match("params", given, length, "standard")
         print(table("params", length, found, "standard") + "\n", flush=True)

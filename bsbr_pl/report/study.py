@@ -27,22 +27,26 @@ def frame(found: pd.DataFrame) -> pd.DataFrame:
     digits, name = (4, "bits per byte") if text else (3, "accuracy")
     tested, swept = bool(found["test"].notna().any()), bool(found["decay"].notna().any())
     best, every = best_points(found), []
-    for (point, setting), of in found.groupby(SEEDS, sort=False):
-        counted, first = of[of["why"] == ""], of.iloc[0]
+    for (point, setting), seeds in found.groupby(SEEDS, sort=False):
+        counted, first = seeds[seeds["why"] == ""], seeds.iloc[0]
         mean = pd.Series(seed_means(counted)).mean()
         least, largest = counted["quality"].min(), counted["quality"].max()
-        segments = pd.DataFrame(list(counted["segments"])).mean().map("{:.2f}".format)
-        facts = {"quality": mean, "model": first["model"], "steps": f"{first['steps']:,}"}
-        facts["learning rate"] = f"{first['rate']:g}"
-        facts |= {"weight decay": f"{first['decay']:g}" if pd.notna(first["decay"]) else "-"} if swept else {}
-        facts["seeds"] = str(counted["seed"].nunique())
-        figures = {name: f"{mean:.{digits}f}", "least to largest": f"{least:.{digits}f} to {largest:.{digits}f}"}
-        shown = figures if len(counted) else dict.fromkeys(figures, "-")
-        notes = [*_of_sweep(of, tested), *_left_out(of), *_of_rate(first, best)]
+        row = {"quality": mean, "model": first["model"], "steps": f"{first['steps']:,}"}
+        row["learning rate"] = f"{first['rate']:g}"
+        if swept:
+            row["weight decay"] = f"{first['decay']:g}" if pd.notna(first["decay"]) else "-"
+        row["seeds"] = str(counted["seed"].nunique())
+        row[name] = f"{mean:.{digits}f}" if len(counted) else "-"
+        row["least to largest"] = f"{least:.{digits}f} to {largest:.{digits}f}" if len(counted) else "-"
+        if tested:
+            row |= _more(seeds, digits)
+        notes = [*_of_sweep(seeds, tested), *_left_out(seeds), *_of_rate(first, best)]
         notes.append(_other_setting(setting, found.loc[found["point"] == point, "setting"]))
-        more = _more(of, digits) if tested else {}
-        every.append({**facts, **shown, **more, "note": "; ".join(filter(None, notes)),
-                      **(segments if 1 < len(segments) <= MOST_SEGMENTS else {})})  # fmt: skip
+        row["note"] = "; ".join(note for note in notes if note)
+        segments = pd.DataFrame(list(counted["segments"])).mean()
+        if 1 < len(segments) <= MOST_SEGMENTS:
+            row |= segments.map("{:.2f}".format).to_dict()
+        every.append(row)
     if not every:
         return pd.DataFrame()
     table = pd.DataFrame(every).sort_values("quality", ascending=text, kind="stable").drop(columns="quality")
