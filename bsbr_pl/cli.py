@@ -100,6 +100,8 @@ class CLI(KeepArguments, LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse unknown callbacks, meaningless numbers, and values that call or write what they must not."""
         options = self.options
+        if options.without is None:
+            raise ValueError("without=null: give a list, or leave the option out for its default")
         if unknown := [name for name in options.without if name not in self.required]:
             raise ValueError(f"without={unknown}: only {', '.join(self.required)} can be left out by it")
         if options.seed_everything is False:
