@@ -1,11 +1,13 @@
 """All callbacks together: training is bit-equal with and without them, in every situation a Trainer can be in."""
 
+import faulthandler
 import json
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ import callbacks
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention
 from bsbr_pl.data import TextData
 from bsbr_pl.module import LanguageModule
-from callbacks import AttentionMaps, FlopCounter, PeakMemory, RunRecorder, StepTimer
+from callbacks import AttentionMaps, FailTogether, FlopCounter, PeakMemory, RunRecorder, StepTimer
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,3 +168,20 @@ def test_two_processes(texts, tmp_path):
     assert metrics["flops/step_flops"]["value"][0] == pytest.approx(3 * 4 * forward, rel=0.05)
     assert metrics["attention/entropy_nats/layer0"]["step"] == [1, 3]
     assert metrics["memory/peak_tensor_bytes"]["value"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"), [(RuntimeError(), True), (KeyboardInterrupt(), False), (SystemExit(), False)]
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_only_an_error_in_one_of_several_processes_ends_it_soon(error, ends, processes, monkeypatch):
+    """Ctrl-C and SIGTERM reach every process by themselves."""
+    registered = []
+    monkeypatch.setattr("atexit.register", lambda *arguments, **options: registered.append((arguments, options)))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    saver = ModelCheckpoint(save_on_exception=True)
+    trainer = SimpleNamespace(world_size=processes, checkpoint_callbacks=[saver])
+    FailTogether(7.0).on_exception(trainer, None, error)
+    expected = [((faulthandler.dump_traceback_later, 7.0), {"exit": True})] if ends and processes == 2 else []
+    assert registered == expected
+    assert saver.save_on_exception == (not expected)

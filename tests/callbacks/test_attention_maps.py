@@ -167,3 +167,10 @@ def test_plain_loaders_work_and_draw_the_same_numbers(make_data, make_module, ma
 def test_arguments_must_be_positive(name):
     with pytest.raises(ValueError, match=f"{name} must be a positive integer, got 0"):
         AttentionMaps(**{name: 0})
+
+
+def test_a_step_of_several_batches_is_drawn_once(make_data, make_module, make_trainer, lines):
+    settings = {"max_steps": 3, "accumulate_grad_batches": 2}
+    make_trainer(logger=lines, callbacks=AttentionMaps(1), **settings).fit(make_module(), make_data())
+    steps = [step for step, _ in lines.of("attention/")]
+    assert steps == [0, 1, 2]

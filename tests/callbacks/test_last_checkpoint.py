@@ -251,3 +251,13 @@ def test_a_signal_to_any_process_stops_all_of_them(own, other):
     at_an_edge = {"global_step": 10, "log_every_n_steps": 5, "world_size": 2}
     trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=decide), **at_an_edge)
     assert callback._asked_to_stop(trainer) is (own or other)
+
+
+@pytest.mark.parametrize(("signum", "codes"), [(signal.SIGTERM, [128 + signal.SIGTERM]), (signal.SIGINT, [])])
+def test_a_worker_of_a_loader_ends_at_sigterm_and_leaves_ctrl_c_to_the_training(signum, codes, monkeypatch):
+    callback, ended = LastCheckpoint(), []
+    callback._process = os.getpid() + 1
+    monkeypatch.setattr(os, "_exit", ended.append)
+    callback._on_signal(signum, None)
+    assert ended == codes
+    assert callback._signal is None

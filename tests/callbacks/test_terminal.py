@@ -1,5 +1,6 @@
 """What a person sees of a run: its start, one line while it trains, its results; held against its record."""
 
+import io
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ from bsbr_pl.data.files import compressed_bits_per_byte
 from bsbr_pl.parsing import trusted_packages
 from callbacks import ProgressLine
 from callbacks.dashboard import CHARTS
+from callbacks.progress_line import _is_terminal
 
 LINE = re.compile(
     r"step (?P<step>\d+)/8(  \d\d:\d\d left)?(  (?P<rate>[\d.]+)(?P<unit>k?) tok/s)?  loss (?P<loss>\d+\.\d{3})"
@@ -255,3 +257,23 @@ def test_a_trusted_package_trains_and_is_evaluated(options, monkeypatch, capfd):
 def test_trust_is_repeated_or_has_commas():
     assert trusted_packages(["fit", "--trust", "a", "--x=1", "--trust=b,c", "--trusty=d"]) == ["a", "b", "c"]
     assert trusted_packages(["fit", "--trust="]) == []
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_what_is_no_terminal(stream, monkeypatch):
+    """A process may have been started without a standard output."""
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert not _is_terminal()
+
+
+@pytest.mark.parametrize(("command", "doing"), [("validate", "validating"), ("test", "testing")])
+def test_without_training_the_line_counts_batches(options, capsys, monkeypatch, command, doing):
+    train.main([*options, *SHOWN])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("callbacks.progress_line.SECONDS", 0.0)
+    capsys.readouterr()
+    last = "--ckpt_path=runs/version_0/checkpoints/last.ckpt"
+    cli = train.main([command, *options[1:], "--trainer.enable_progress_bar=true", last])
+    (batches,) = cli.trainer.num_val_batches if command == "validate" else cli.trainer.num_test_batches
+    out = capsys.readouterr().out
+    assert [f"{doing} {i}/{batches}" in out for i in (1, batches, batches + 1)] == [True, True, False]

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import signal
+import time
 from functools import partial
 
 import pytest
@@ -16,6 +18,7 @@ from bsbr_pl.attention import (
     SlidingWindowAttention,
     StandardAttention,
 )
+from bsbr_pl.evals import certificate as module
 from bsbr_pl.evals.certificate import Certificate, certify, with_noise
 from bsbr_pl.evals.measurement import Check, Measurement
 from bsbr_pl.evals.probes import Vectors
@@ -423,3 +426,11 @@ def test_limits_and_measured_values():
     for name, largest in worst.items():
         assert largest > 1e-6
         assert checks[name].measured == pytest.approx(largest, rel=1e-6)
+
+
+def test_a_time_limit_ends_with_what_it_limits():
+    with module._time_limit(60):
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0, "no alarm is left for what follows"
+    with pytest.raises(TimeoutError, match="it takes more than 1 s"), module._time_limit(1):
+        time.sleep(3)

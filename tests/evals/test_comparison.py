@@ -535,3 +535,11 @@ def test_a_short_training_learns_its_task(tmp_path):
     assert results["accuracy_task"]["chance"] == 1 / 32
     assert results["DeltaNet"]["accuracy"][0] > 0.5
     assert math.isfinite(results["DeltaNet"]["accuracy"][0])
+
+
+@pytest.mark.parametrize("first", [0.5, None])
+def test_accuracies_as_trained_are_listed_if_any_was_measured(first):
+    results = made_up(Standard=lambda t: 1e-6 * t**2, Linear=lambda t: 1e-4 * t)
+    for model, value in zip(results["models"], (first, None), strict=True):
+        results[model]["accuracy_as_trained"] = value
+    assert ("accuracy as trained: Standard 0.5, Linear -" in str(analyze_results(results))) == (first is not None)

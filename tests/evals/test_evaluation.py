@@ -525,3 +525,24 @@ def test_a_leak_behind_weights_of_zero_is_found():
     torch.nn.init.zeros_(module.model.attentions[0].out.weight)
     subject = Subject(module.model, describe_model("a", "0", module.hparams, module.model))
     assert Evaluation(Results(None)).certify([subject]) == []
+
+
+def test_costs_are_of_lengths_that_leave_room_for_a_decoded_token():
+    """A decoded token is one more than the text that it continues."""
+    module = LanguageModule(StandardAttention, 50, hidden_dim=16, num_layers=1, num_heads=2, positions=16)
+    subject = Subject(module.model, describe_model("a", "0", module.hparams, module.model))
+    evaluation = Evaluation(Results(None), rounds=1)
+    evaluation.costs([subject], [8, 15, 16], memory=False)
+    assert not evaluation.problems
+    found = [row["identity"]["length"] for row in evaluation.results.rows if row["identity"]["kind"] == "cost"]
+    assert found == [8, 15]
+
+
+def test_costs_that_another_process_measured_meanwhile_are_taken_over(make_module, tmp_path, monkeypatch):
+    module = make_module("linear")
+    subject = Subject(module.model, describe_model("a", "0", module.hparams, module.model))
+    ours, theirs = (Evaluation(Results(tmp_path / "results.jsonl"), rounds=1) for _ in range(2))
+    theirs.costs([subject], [16], memory=False)
+    monkeypatch.setattr("bsbr_pl.evals.evaluation.measure_costs", lambda *a, **k: pytest.fail("measured again"))
+    ours.costs([subject], [16], memory=False)
+    assert not ours.problems
