@@ -148,6 +148,7 @@ def test_the_figure_is_of_the_runs_that_count():
 def test_the_published_files_are_small():
     files = [*RESULTS.glob("*.*"), *RESULTS.glob("*/results.jsonl"), *RESULTS.glob("*/report.html")]
     assert sum(path.stat().st_size for path in files) < 6_000_000
+    assert max(path.stat().st_size for path in RESULTS.glob("*/report.html")) < 200_000
 
 
 def of(task: str, model: str, kind: str = "training", phase: str = "final") -> list[dict[str, Any]]:

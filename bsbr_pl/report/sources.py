@@ -33,7 +33,7 @@ def marks(findings: Findings) -> list[tuple[str, str]]:
 
 
 def certificates(findings: Findings, environment: str) -> Table | None:
-    """The checks of each checkpoint in one environment; of the suffix checks, the largest."""
+    """The checks in one environment; of the suffix checks, the largest. Equal models that passed share a row."""
     certified = findings.of("certificate", environment)
     found: list[dict[str, Any]] = []
     limits: dict[str, float] = {}
@@ -46,9 +46,24 @@ def certificates(findings: Findings, environment: str) -> Table | None:
             facts = {"architecture": findings.labels[digest], "checkpoint": checkpoint.name, "outcome": outcome}
             found.append({**facts, **by_kind["measured"].apply(_worst).to_dict()})
     columns = [Column(f"{kind} (at most {limits[kind]:g})", key=kind) for kind in CHECKS if kind in limits]
-    frame = pd.DataFrame(found, dtype=object)
+    frame = _together(pd.DataFrame(found, dtype=object))
     source = findings.source(certified.values())
     return table("certificates", environment, frame, columns, environment=environment, source=source)
+
+
+def _together(found: pd.DataFrame) -> pd.DataFrame:
+    """One row for all checkpoints of an architecture that passed, with the largest value of each check."""
+    rows = []
+    for (_, outcome), group in found.groupby(["architecture", "outcome"], sort=False) if len(found) else ():
+        if outcome != "passed" or len(group) == 1:
+            rows.append(group)
+            continue
+        largest = group.head(1).assign(checkpoint=f"{len(group)} checkpoints")
+        for kind in CHECKS:
+            if kind in group:
+                largest[kind] = group[kind].max()
+        rows.append(largest)
+    return pd.concat(rows) if rows else found
 
 
 def _kind(check: str) -> str:

@@ -251,6 +251,25 @@ def test_one_disqualified_seed_does_not_enter_the_mean():
     assert found["bits per byte"][1] is None
 
 
+def test_certificates_that_passed_share_a_row_and_those_that_failed_do_not():
+    bench = Bench()
+    for name, seed, leak in (("standard", 0, 1e-9), ("bsbr", 0, 0.0), ("standard", 1, 3e-9), ("standard", 2, 2e-9)):
+        passed = certificate()
+        passed["checks"][0]["measured"] = leak
+        bench.add(about(name, seed), "certificate", passed)
+    for seed in (3, 4):
+        bench.add(about("standard", seed), "certificate", certificate(False))
+    found = columns(sources.certificates(Findings(bench.rows), "E1"))
+    rows = list(zip(*(found[name] for name in ("checkpoint", "outcome", "suffix (at most 1e-08)")), strict=True))
+    assert sorted(rows) == [
+        ("3 checkpoints", "passed", 3e-9),
+        ("bsbr_0", "passed", 0.0),
+        ("standard_3", "failed: suffix_0 0.2500 above 1.00e-08", 0.25),
+        ("standard_4", "failed: suffix_0 0.2500 above 1.00e-08", 0.25),
+    ]
+    assert set(found["random_tokens (at most 4)"]) == {-0.5}
+
+
 def test_rows_of_an_older_measurement_and_of_unknown_kinds_are_left_out():
     bench = Bench()
     mine = about("standard")
