@@ -9,8 +9,9 @@ split:
 - `class_accuracy`: what mad-lab reports. Within a batch of 128 samples, the mean over classes of the share of a class's
   positions that are right. A class that was predicted but not asked for counts as 0. Then the mean over batches.
 
-A line that is there is not computed again. The tables show means over seeds, and their mean over the six vocabularies:
-the score. A folder `2048_start` is one with mad-lab's start of the weights (`--train study/mad_start.py`).
+A line that is there is not computed again. The tables show means over seeds, with the number of seeds and the least and
+largest accuracy where they differ by 0.001, and their mean over the six vocabularies: the score. A folder such as
+`2048_start` is one with other options: here mad-lab's start of the weights (`--train study/mad_start.py`).
 """
 
 import argparse
@@ -35,7 +36,8 @@ from bsbr_pl.utils.files import write_whole
 TASK = "memorization"
 LADDER = [256, 512, 1024, 2048, 4096, 8192]  # vocabularies
 PUBLISHED_RATE = 1e-3  # the largest of the published grid
-MARKERS = "osv^Dx+*P"
+MODELS = ("standard", "delta_net", "gated_delta_net", "gla", "mamba2", "rwkv7")  # of the published tables
+MARKERS = "osv^Dx"
 SAMPLES = 256 * 16  # keys of the training set, drawn with repetition
 
 
@@ -73,29 +75,43 @@ def wanted(folders: Iterable[Path]) -> Iterator[tuple[Line, Callable[[], Line]]]
 def table(lines: list[Line], value: str) -> str:
     """Means over seeds, and the score of each model and rate that has all vocabularies."""
     found = pd.DataFrame(lines)
-    found["start"] = found["study"].map(lambda study: study.partition("_")[2] or "own")
-    means = found.pivot_table(value, ["start", "model", "rate"], "vocab_size").reindex(columns=LADDER)
-    means["score"] = means.mean(axis=1, skipna=False)
-    return means.reset_index().to_markdown(index=False, floatfmt=["", "", "g", *[".3f"] * (len(LADDER) + 1)])
+    found["options"] = found["study"].map(lambda study: study.partition("_")[2])
+    of = ["options", "model", "rate"]
+    cells = found.pivot_table(value, of, "vocab_size", aggfunc=_cell).reindex(columns=LADDER).fillna("")
+    means = found.pivot_table(value, of, "vocab_size").reindex(columns=LADDER)
+    cells["score"] = means.mean(axis=1, skipna=False).map(lambda score: f"{score:.3f}", na_action="ignore")
+    return cells.fillna("").reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def _cell(seeds: pd.Series) -> str:
+    """The mean of an accuracy over seeds, and of several seeds also their least and largest."""
+    mean = f"{seeds.mean():.3f}"
+    if len(seeds) == 1:
+        return mean
+    spread = f"{seeds.min():.3f} to {seeds.max():.3f}" if seeds.max() - seeds.min() >= 0.001 else "equal"
+    return f"{mean} ({len(seeds)}: {spread})"
 
 
 def figure(lines: list[Line]) -> bytes:
-    """A PNG: accuracy against the vocabulary, mean over seeds, at the published rate and with this project's start.
+    """A PNG: accuracy against the vocabulary at the published rate; lines are means over seeds, bars all seeds.
 
-    Dashed: models without the short convolution, or with taps that start as the identity. Dotted: the limit, the share
-    of keys that the training set has.
+    Dashed: the same model without the short convolution (`_plain`). Dotted: the limit, the share of keys that the
+    training set has. Models with other heads, starts or options are in the tables alone.
     """
     found = pd.DataFrame(lines)
     found = found[(found["rate"] == PUBLISHED_RATE) & ~found["study"].str.contains("_")]
-    means, bases = found.pivot_table("accuracy", "model", "vocab_size"), dict[str, int]()
     with rc_context(SETTINGS):
         picture = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = picture.subplots()
-        for model, values in means.iterrows():
-            base = str(model).removesuffix("_plain").removesuffix("_identity")
-            number = bases.setdefault(base, len(bases))
-            style = ("-" if model == base else "--") + MARKERS[number % len(MARKERS)]
-            axes.plot(values.dropna(), style, color=f"C{number}", label=str(model), fillstyle="none")
+        for number, model in enumerate(MODELS):
+            for name, style in ((model, "-"), (f"{model}_plain", "--")):
+                seeds = found[found["model"] == name].groupby("vocab_size")["accuracy"]
+                if not len(seeds):
+                    continue
+                mean = seeds.mean()
+                ends = [mean - seeds.min(), seeds.max() - mean]
+                look = {"fmt": style + MARKERS[number], "color": f"C{number}", "fillstyle": "none", "capsize": 2}
+                axes.errorbar(mean.index, mean, ends, label=name, elinewidth=0.8, **look)
         keys = [(size - 1) // 2 for size in LADDER]
         axes.plot(LADDER, [1 - (1 - 1 / count) ** SAMPLES for count in keys], "k:", label="limit")
         axes.set_xscale("log", base=2)

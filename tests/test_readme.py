@@ -23,12 +23,12 @@ EVALUATE = ["--trust_data", "--device=cpu", "--multiples=[1]", "--lengths=[16]",
 
 #: What is appended to the commands that are run here, in the order of the page.
 HERE = {
-    "train.py fit --config configs/bsbr.yaml": TRAIN,
+    "train.py fit --config configs/bsbr_pro.yaml": TRAIN,
     "train.py fit --config configs/delta_net.yaml": APART,
     "train.py fit --model.attention=delta_net": APART,
-    "train.py fit --config configs/bsbr.yaml --model.attention.chunk_size=64 --trainer.max_steps=100": APART,
-    "train.py validate --config configs/bsbr.yaml --ckpt_path runs/version_0/checkpoints/best.ckpt": TRAIN,
-    "train.py fit --config configs/bsbr.yaml --ckpt_path last": [*TRAIN, "--trainer.max_steps=4"],
+    "train.py fit --config configs/bsbr_pro.yaml --model.attention.chunk_size=64 --trainer.max_steps=100": APART,
+    "train.py validate --config configs/bsbr_pro.yaml --ckpt_path runs/version_0/checkpoints/best.ckpt": TRAIN,
+    "train.py fit --config configs/bsbr_pro.yaml --ckpt_path last": [*TRAIN, "--trainer.max_steps=4"],
     "train.py fit --help": [],
     "train.py fit --data.help TextData": [],
     "train.py fit --model.attention.help BSBRAttention": [],
@@ -45,7 +45,7 @@ ELSEWHERE = {
     "pip install -q -c constraints.txt -e .": (".ci/run", "-c constraints.txt -e '.[dev]'"),
     "pip install -q -c constraints.txt -e '.[dev]'": (".ci/run", "-c constraints.txt -e '.[dev]'"),
     "pip install -c constraints.txt -e '.[docs]'": (".ci/run", "-c constraints.txt -e '.[docs]'"),
-    "train.py fit --config configs/bsbr.yaml --model.compile=true": ("tests/test_module.py", "compile=compiled"),
+    "train.py fit --config configs/bsbr_pro.yaml --model.compile=true": ("tests/test_module.py", "compile=compiled"),
     "make docs": ("Makefile", "docs:"),
     "-m bsbr_pl retrieval runs/version_1/checkpoints/best.ckpt": (
         "tests/evals/test_retrieval.py",

@@ -52,6 +52,18 @@ def test_every_architecture_trains_from_its_yaml(name, arguments, capsys, tmp_pa
     assert validation.value == pytest.approx(float(cli.trainer.callback_metrics["val/bits_per_byte"]))
 
 
+@pytest.mark.parametrize("name", ["standard", "sliding_window", "moba", "bsbr", "fox"])
+def test_the_pro_forms_are_those_of_the_study(name):
+    """But for the sizes of chunks and windows, which are the default here."""
+    own, study = (
+        yaml.safe_load((ROOT / folder / f"{name}_pro.yaml").read_text())["model"]["attention"]
+        for folder in ("configs", "study/configs/models")
+    )
+    assert own["class_path"] == study["class_path"] == f"bsbr_pl.attention.{ARCHITECTURES[name].__name__}"
+    sizes = {size: value for size, value in study["init_args"].items() if size in ("chunk_size", "window_size")}
+    assert own["init_args"] | sizes == study["init_args"]
+
+
 def test_a_hybrid_in_one_line_trains_and_resumes(arguments):
     command = ["fit", *arguments, "--model.attention=bsbr + standard", "--model.num_layers=4"]
     cli = train.main(command)
