@@ -53,17 +53,15 @@ def certificates(findings: Findings, environment: str) -> Table | None:
 
 def _together(found: pd.DataFrame) -> pd.DataFrame:
     """One row for all checkpoints of an architecture that passed, with the largest value of each check."""
+    if found.empty:
+        return found
     rows = []
-    for (_, outcome), group in found.groupby(["architecture", "outcome"], sort=False) if len(found) else ():
-        if outcome != "passed" or len(group) == 1:
-            rows.append(group)
-            continue
-        largest = group.head(1).assign(checkpoint=f"{len(group)} checkpoints")
-        for kind in CHECKS:
-            if kind in group:
-                largest[kind] = group[kind].max()
-        rows.append(largest)
-    return pd.concat(rows) if rows else found
+    for (_, outcome), group in found.groupby(["architecture", "outcome"], sort=False):
+        if outcome == "passed" and len(group) > 1:
+            largest = {kind: group[kind].max() for kind in CHECKS if kind in group}
+            group = group.head(1).assign(checkpoint=f"{len(group)} checkpoints", **largest)
+        rows.append(group)
+    return pd.concat(rows)
 
 
 def _kind(check: str) -> str:
