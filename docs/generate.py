@@ -36,7 +36,7 @@ OVERVIEW = "README.md#the-architectures"  # a table whose place in the site is a
 LENGTHS = (256, 1024, 4096, 16384, 65536)  # tokens, for the tables of costs
 HIDDEN_DIM, NUM_HEADS = 256, 4
 REPORTS = sorted(ROOT.glob("results/*/report.html"))
-STUDY = "<!-- the table of the study -->"  # in index.md
+TABLE, FINDINGS = "<!-- the table of the study -->", "<!-- the findings of the study -->"  # in index.md
 IMAGE = re.compile(r"(!\[[^\]\n]*\]\()([^):\s]+)\)")
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
@@ -48,8 +48,9 @@ def main(out: Path = ROOT / "build" / "docs") -> None:
     for source, page in (pages | {ROOT / name: page for name, page in PAGES.items()}).items():
         text = with_links(source.read_text(), source, page)
         write(out / page, with_pictures(text, source, page, out))
-    home = out / "index.md"
-    home.write_text(home.read_text().replace(STUDY, first_table(ROOT / "README.md")))
+    home, readme = out / "index.md", ROOT / "README.md"
+    found = with_links(findings(readme), readme, "index.md")
+    home.write_text(home.read_text().replace(TABLE, first_table(readme)).replace(FINDINGS, found))
     for report in REPORTS:
         shutil.copy(report, out / f"report_{report.parent.name}.html")
     write(out / "architectures" / "index.md", overview())
@@ -102,6 +103,11 @@ def with_pictures(text: str, source: Path, page: str, out: Path) -> str:
 def first_table(page: Path) -> str:
     """The first table of a page that begins with the column `model`."""
     return re.findall(r"^\| model .*\n(?:\|.*\n)+", page.read_text(), re.M)[0]
+
+
+def findings(page: Path) -> str:
+    """What a page says between two comments."""
+    return re.findall(r"<!-- findings -->\n(.*?)<!-- end of findings -->", page.read_text(), re.DOTALL)[0]
 
 
 # -- architectures -----------------------------------------------------------------------------------------------------

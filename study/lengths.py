@@ -1,8 +1,10 @@
-"""What a user can do with a context longer than that of training: bits per byte of the test text, in three ways.
+"""What a user can do with a text longer than the context of training: bits per byte of the test text, in four ways.
 
     python study/lengths.py runs/study --length 4096 --out results/text/lengths.jsonl
 
-- `truncated`: in windows of the training length, so that no context is longer;
+- `truncated`: in windows of the training length, side by side;
+- `overlapping`: in windows of the training length that start every half of it, of which the second half counts: every
+  token has at least half the training length as its context, and every token is read twice;
 - `as it is`: in windows of `--length`;
 - `stretched`: the same, where layers that see the whole context get the rotary base b s^(K / (K - 2)), s = length /
   training length, K the width of a head ("NTK-aware" scaling, arXiv 2309.00071, equation 16). No training follows.
@@ -18,17 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from lines import Line, add_missing
 from rows import Run, line_of, subject_of, tested_runs
 
+from bsbr_pl.data import TextData
 from bsbr_pl.evals.accuracy import text_accuracy
+from bsbr_pl.metrics import IGNORED, TokenMetrics
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.report.tables import pipes
 from bsbr_pl.results import Row
 
 TASK = "text"
 POINT = ("model", "rate", "steps", "decay", "length")
-WAYS = ("truncated", "as it is", "stretched")
+WAYS = ("truncated", "overlapping", "as it is", "stretched")
+BATCH = 8  # windows that overlap
 
 
 def stretch(model: LanguageModel, times: float) -> bool:
@@ -38,6 +44,23 @@ def stretch(model: LanguageModel, times: float) -> bool:
         width = attention.head_dim * attention.rope_fraction
         attention.rope_base *= times ** (width / (width - 2))
     return bool(layers)
+
+
+@torch.no_grad()
+def overlapping(model: LanguageModel, data: TextData) -> float:
+    """Bits per byte of the test text in windows that start every half window; the first one counts as a whole."""
+    windows = data.samples("test")
+    half = windows.context_length // 2
+    starts = torch.arange(0, max(1, windows.length - 1 - half), half)
+    token_bytes, metrics = torch.as_tensor(data.tokenizer.token_bytes), TokenMetrics()
+    for some in starts.split(BATCH):
+        batch = windows[some.numpy()]
+        targets = batch["targets"]
+        targets[some > 0, :half] = IGNORED
+        counted = targets != IGNORED
+        metrics.update(model(batch["input_ids"]), targets, token_bytes[targets[counted]])
+    assert metrics.tokens == windows.length - 1, "every token is counted once"
+    return float(metrics.compute()["bits_per_byte"])
 
 
 def wanted(output: Path, length: int) -> Iterator[tuple[Line, Callable[[], Line]]]:
@@ -53,12 +76,15 @@ def read(run: Run, row: Row, output: Path, length: int, way: str) -> Line:
     subject = subject_of(run, row, output)
     assert subject.open_data is not None
     data, model = subject.open_data(), subject.model.eval()
+    assert isinstance(data, TextData)
     trained = data.validation_length
+    if way == "overlapping":
+        return {"bits_per_byte": round(overlapping(model, data), 6)}
     if way == "stretched" and not stretch(model, length / trained):
         return {"bits_per_byte": None}
     if way != "truncated":
         data = subject.open_data(**data.at_length(length), eval_batch_size=1)
-    return {"bits_per_byte": round(text_accuracy(model, data, "test")["bits_per_byte"], 6)}  # type: ignore[arg-type]
+    return {"bits_per_byte": round(text_accuracy(model, data, "test")["bits_per_byte"], 6)}
 
 
 def table(lines: list[Line]) -> str:

@@ -196,7 +196,8 @@ def test_the_pages_follow_the_registry(tmp_path, monkeypatch, capsys):
         assert f"::: {module}\n" in (tmp_path / "api" / f"{module}.md").read_text()
     assert "::: bsbr_pl.utils.flops\n" in (tmp_path / "api" / "bsbr_pl.utils.md").read_text()
     home = (tmp_path / "index.md").read_text()
-    assert home.index("](study.png)") < home.index("\n| model | bits per byte |") < home.index("\n## ")
+    table, findings = home.index("\n| model | bits per byte |"), home.index("\n- **What may not be concluded.**")
+    assert home.index("](study.png)") < table < findings < home.index("\n## ")
     assert (tmp_path / "report_longer.html").read_bytes() == (ROOT / "results/longer/report.html").read_bytes()
     links = 0
     for path in tmp_path.rglob("*.md"):

@@ -6,6 +6,7 @@ Nothing is lost when it is killed, when the disk is full, or when another study 
 import copy
 import csv
 import json
+import math
 import resource
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from faults import environment
 from faults.kill_and_resume import start
 from filelock import FileLock
@@ -26,6 +28,7 @@ from test_readme import run as in_this_process
 
 from bsbr_pl.__main__ import main
 from bsbr_pl.attention import BSBRAttention, LinearAttention, SlidingWindowAttention, StandardAttention
+from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.results import Results
 
@@ -128,10 +131,12 @@ def test_study(tmp_path, capsys):
     out = tmp_path / "lengths.jsonl"
     for _ in range(2):  # the second call measures nothing
         assert not in_this_process("study/lengths.py", ["runs", "--length", "64", "--out", str(out)])
-        truncated, longer, stretched = read(out)
+        truncated, overlapping, longer, stretched = read(out)
     assert (truncated["way"], truncated["model"], truncated["seed"]) == ("truncated", "linear", 1)
     assert truncated["bits_per_byte"] == pytest.approx(result["test"], abs=1e-6)
     assert 0 < longer["bits_per_byte"] != truncated["bits_per_byte"]
+    last = tmp_path / "runs/text/final/linear/rate0.01_steps8_seed1/checkpoints/last.ckpt"
+    assert overlapping["bits_per_byte"] == pytest.approx(one_by_one(last), abs=1e-5)
     assert stretched["bits_per_byte"] is None, "it has no rotary positions"
 
     def repeat() -> tuple[int, str]:
@@ -153,6 +158,22 @@ def test_study(tmp_path, capsys):
         code, printed = repeat()
         assert code == expected[0], printed
         assert expected[1] in printed
+
+
+def one_by_one(path: Path) -> float:
+    """Bits per byte of the test text: each token from what precedes it in the last window that has it in its second
+    half; windows of 32 tokens start every 16."""
+    subject = open_checkpoint(path, trusted=True).subject()
+    data = subject.open_data()
+    tokens = torch.as_tensor(np.asarray(data.corpus.tokens("test"), np.int64))
+    nats, num_bytes = 0.0, 0
+    for place in range(1, len(tokens)):
+        start = max(0, (place - 1) // 16 - 1) * 16
+        with torch.no_grad():
+            logits = subject.model(tokens[None, start:place])[0, -1]
+        nats -= float(logits.double().log_softmax(-1)[tokens[place]])
+        num_bytes += int(data.tokenizer.token_bytes[tokens[place]])
+    return nats / math.log(2) / num_bytes
 
 
 @pytest.mark.usefixtures("_at_home")
