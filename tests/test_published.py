@@ -469,8 +469,8 @@ def changes() -> str:
     return (
         "Only FoX has fewer bits per byte in windows of 4,096 tokens than in overlapping ones of 512: "
         f"{gain:.3f} fewer. The gated recurrent models have {min(gated):.3f} to {max(gated):.3f} more, BSBR and the "
-        f"window {min(near):.3f} to {max(near):.3f}, the hybrids and DeltaNet {min(mixed):.2f} to {max(mixed):.2f}, and "
-        f"Standard and MoBA {min(exact):.2f} to {max(exact):.2f}"
+        f"window {min(near):.3f} to {max(near):.3f}, the hybrids and DeltaNet {min(mixed):.2f} to {max(mixed):.2f}, "
+        f"and Standard and MoBA {min(exact):.2f} to {max(exact):.2f}"
     )
 
 
@@ -489,3 +489,31 @@ def test_the_words_about_mqar_are_computed_from_its_rows():
         found = {row["about"]["study"]["rate"]: row["values"]["metrics"] for row in of("mqar", model, phase="sweep")}
         assert min(found[rate]["val/accuracy"]["value"][-1] for rate in (2.5e-3, 5e-3, 1e-2)) > 0.98
     assert len(of("mqar", "standard", phase="sweep")) == 5
+
+
+def test_the_words_about_induction_are_computed_from_its_rows():
+    page = one_line(RESULTS / "README.md")
+    accuracy = {}
+    for model in ("standard_conv", "standard_pro", "bsbr", "delta_net", "gated_delta_net", "standard"):
+        accuracy[model] = [row["values"]["result"]["test"] for row in of("induction", model)]
+        assert len(accuracy[model]) == 3
+    assert min(min(found) for model, found in accuracy.items() if model != "standard") > 0.99
+    swept = {
+        row["about"]["study"]["rate"]: row["values"]["metrics"] for row in of("induction", "standard", phase="sweep")
+    }
+    assert f"at 5e-3 it has {swept[5e-3]['val/accuracy']['value'][-1]:.2f}" in page
+
+
+def test_the_table_of_memorization_is_that_of_its_lines(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "study")
+    import mad_score
+
+    lines = [json.loads(line) for line in (RESULTS / "mad" / "memorization.jsonl").read_text().splitlines()]
+    page = (ROOT / "docs" / "mad.md").read_text()
+    assert mad_score.against_published(lines).strip() in page
+    assert f"{len(lines)} runs" in page
+    by_hand = [
+        one["accuracy"] for one in lines if (one["study"], one["model"], one["rate"]) == ("2048", "delta_net", 1e-3)
+    ]
+    assert len(by_hand) == 3
+    assert f"| {mean(by_hand):.3f} ({min(by_hand):.2f} to {max(by_hand):.2f}) |" in page
