@@ -455,15 +455,15 @@ def test_a_longer_context_is_read_for_each_run_that_counts(tmp_path, monkeypatch
     monkeypatch.setattr(lengths, "read", read)
     wanted = partial(lengths.wanted, tmp_path, 64)
     found = add_missing(tmp_path / "new.jsonl", wanted())
-    assert [(one["checkpoint"], one["bits_per_byte"]) for one in found] == [("8, 1", 4.0)] * 3 + [("4, 1", 2.0)] * 3
+    assert [(one["checkpoint"], one["bits_per_byte"]) for one in found] == [("8, 1", 4.0)] * 4 + [("4, 1", 2.0)] * 4
     assert add_missing(tmp_path / "new.jsonl", wanted()) == found
-    assert len(measured) == 6
+    assert len(measured) == 8
     old = {"model": "m", "rate": 0.1, "seed": 1, "length": 64, "way": "truncated", "bits_per_byte": 9.0}
     (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n")
-    assert len(add_missing(tmp_path / "old.jsonl", wanted())) == 5
-    assert set(measured[6:]) == {"as it is", "stretched"}
+    assert len(add_missing(tmp_path / "old.jsonl", wanted())) == 7
+    assert set(measured[8:]) == {"overlapping", "as it is", "stretched"}
     _, _, *lines = lengths.table(found).splitlines()
-    assert lines == ["| m | 8 | 1 | 4.0000 | 4.0000 | 4.0000 |", "| m | 4 | 1 | 2.0000 | 2.0000 | 2.0000 |"]
+    assert lines == [f"| m | {steps} | 1{f' | {steps / 2:.4f}' * 4} |" for steps in (8, 4)]
 
 
 @pytest.mark.usefixtures("_at_home")
