@@ -4,7 +4,7 @@
 
 - `truncated`: in windows of the training length, side by side;
 - `overlapping`: in windows of the training length that start every half of it, of which the second half counts: every
-  token has at least half the training length as its context, and every token is read twice;
+  token but those of the first window has at least half the training length as its context, and is read twice;
 - `as it is`: in windows of `--length`;
 - `stretched`: the same, where layers that see the whole context get the rotary base b s^(K / (K - 2)), s = length /
   training length, K the width of a head ("NTK-aware" scaling, arXiv 2309.00071, equation 16). No training follows.

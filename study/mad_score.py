@@ -10,8 +10,8 @@ split:
   positions that are right. A class that was predicted but not asked for counts as 0. Then the mean over batches.
 
 A line that is there is not computed again. The tables show means over seeds, with the least and the largest where they
-differ by 0.01 or more, and their mean over the six vocabularies: the score. A folder such as
-`2048_start` is one with other options: here mad-lab's start of the weights (`--train study/mad_start.py`).
+differ by 0.01 or more, and their mean over the six vocabularies: the score. A folder such as `2048_start` is one with
+other options: here mad-lab's start of the weights (`--train study/mad_start.py`).
 """
 
 import argparse
@@ -92,11 +92,15 @@ def table(lines: list[Line], value: str) -> str:
     return cells.fillna("").reset_index().to_markdown(index=False, disable_numparse=True)
 
 
+def as_published(lines: list[Line]) -> pd.DataFrame:
+    """The runs at the published rate without other options."""
+    found = pd.DataFrame(lines)
+    return found[(found["rate"] == PUBLISHED_RATE) & ~found["study"].str.contains("_")]
+
+
 def against_published(lines: list[Line]) -> str:
     """The models of the published tables at the published rate, with and without the short convolution."""
-    found = pd.DataFrame(lines)
-    found = found[(found["rate"] == PUBLISHED_RATE) & ~found["study"].str.contains("_")]
-    shown = []
+    found, shown = as_published(lines), []
     for model, published in PUBLISHED.items():
         for name in (model, f"{model}_plain"):
             own = found[found["model"] == name]
@@ -122,8 +126,7 @@ def figure(lines: list[Line]) -> bytes:
     Dashed: the same model without the short convolution (`_plain`). Dotted: the limit, the share of keys that the
     training set has. Models with other heads, starts or options are in the tables alone.
     """
-    found = pd.DataFrame(lines)
-    found = found[(found["rate"] == PUBLISHED_RATE) & ~found["study"].str.contains("_")]
+    found = as_published(lines)
     with rc_context(SETTINGS):
         picture = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = picture.subplots()
