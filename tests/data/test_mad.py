@@ -367,7 +367,7 @@ def test_the_study_trains_for_the_epochs_and_tokens_that_it_says(file: Path) -> 
     data = MADData(**arguments)
     published = not file.stem.startswith("short_")
     assert file.stem.removeprefix("short_") == arguments["task"]
-    assert steps * data.batch_size == (200 if published else 5) * arguments["num_train"]
+    assert steps * data.batch_size == (200 if published else 2.5) * arguments["num_train"]
     tokens = steps * data.batch_size * data.context_length / 1e6
     assert f"samples, {tokens:.1f} million tokens" in text.replace("shorter ", "")
     assert settings["model"].get("bottleneck", False) == (arguments["task"] == "compression")
