@@ -55,7 +55,8 @@ EXPECTED = {
     "MADData": {"task": "memorization", "num_test": 1_280, "batch_size": 128, "seed": 0}
     | dict.fromkeys(("vocab_size", "context_length", "num_train", "noise_share", "motif_size", "num_copied"), None),
     "StateTrackingData": SAMPLES
-    | {"task": "parity", "train_lengths": (3, 40), "test_lengths": (40, 80, 160, 320), "ask": "every", "num_test": 500},
+    | {"task": "parity", "train_lengths": (3, 40), "test_lengths": (40, 80, 160, 320), "ask": "every", "num_test": 500}
+    | {"modulus": 5, "num_pairs": 4, "num_symbols": 8, "batch_size": 256, "eval_batch_size": None},
     "LanguageModule": {"learning_rate": 3e-3, "min_learning_rate": 0.0, "warmup_steps": 50, "weight_decay": 0.1}
     | {"beta1": 0.9, "beta2": 0.95},
     "mqar": {"random_filler": False, "power": 0.01},
@@ -101,6 +102,8 @@ PARAMETERS = {  # parameters by hand: maps with a bias only where the formula ha
     "gated_delta_net": 5 * D * D + CONVOLUTION + 2 * (D + 1) * H + H + K,
     "gated_delta_product": 7 * D * D + 4 * 5 * D + 3 * (D + 1) * H + H + K,
     "moba": 4 * D * D,
+    "retnet": 8 * D * D + 2 * K,
+    "rwkv7": 4 * D * D + 3 * (2 * 32 * D) + 2 * D + 6 * D + 5 * D,
     "gla": 5 * D * D + CONVOLUTION + 2 * 16 * D + D + K,
     "mamba2": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * H + 2 * H + 2 * D,
     "log_linear": (2 * 64 + 2 * D) * (D + 4 + 1) + 2 * (2 * D * D) + (D + 1) * (1 + 15) * H + 2 * H + 2 * D,
@@ -113,7 +116,7 @@ PARAMETERS = {  # parameters by hand: maps with a bias only where the formula ha
 }
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_number_of_parameters(name):
     assert sum(parameter.numel() for parameter in ARCHITECTURES[name](D, H).parameters()) == PARAMETERS[name]
 

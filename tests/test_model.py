@@ -336,6 +336,7 @@ def test_longer_than_anything_seen_is_no_error():
         ({"attention": partial(BSBRAttention, retrieval_top_k=0)}, "retrieval_top_k must be a positive integer, got 0"),
         ({"attention": partial(BSBRAttention, router_dim=0)}, "router_dim must be a positive integer, got 0"),
         ({"attention": partial(BSBRAttention, compression_factor=3)}, "compression_factor must divide the head width"),
+        ({"attention": partial(BSBRAttention, initial_gain=1.5)}, "initial_gain must be from -1 to 1, got 1.5"),
         ({"attention": partial(ARCHITECTURES["hopfield"], num_updates=-1)}, "num_updates must be 0 or more, got -1"),
         ({"attention": partial(ARCHITECTURES["hopfield"], num_updates=1.5)}, "num_updates must be 0 or more, got 1.5"),
         ({"attention": partial(ARCHITECTURES["hopfield"], beta=0.0)}, "beta must be positive, got 0.0"),

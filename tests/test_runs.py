@@ -436,11 +436,12 @@ def test_a_run_bounded_by_time_alone_has_a_constant_rate_and_ends(folder, caplog
     assert files("runs") == before
 
 
-def test_early_stopping_ends_a_run_that_nothing_else_bounds(folder):
+@pytest.mark.parametrize("bounds", [["--trainer.max_steps=-1"], ["--trainer.max_steps=20", "--trainer.min_steps=2"]])
+def test_early_stopping_ends_a_run_before_any_other_bound(folder, bounds):
     stopping = "init_args: {monitor: val/loss, patience: 1, min_delta: 9}"
     classes = f"[{{class_path: lightning.pytorch.callbacks.EarlyStopping, {stopping}}}]"
     (folder / "few.yaml").write_text(FEW.replace("[]", classes))
-    fit("--trainer.max_steps=-1")
+    fit(*bounds)
     assert (record()["ended_by"], record()["steps"]) == ("EarlyStopping", 8)
     assert steps_of("val/loss") == [3, 7]
 

@@ -10,7 +10,7 @@ CHUNK = 64  # tokens in a chunk of `delta_rule`
 
 
 @torch.library.custom_op("bsbr_pl::rotary_table", mutates_args=())
-def rotary_table(position: Tensor, width: int, base: float = 10_000.0) -> Tensor:
+def rotary_table(position: Tensor, width: int, base: float) -> Tensor:
     """Cosines and sines of rotary positions: `position` (T,), head width K -> (2, T, K); sines at even places are
     negated."""
     angle = position[:, None] * base ** (
@@ -21,7 +21,7 @@ def rotary_table(position: Tensor, width: int, base: float = 10_000.0) -> Tensor
 
 
 @rotary_table.register_fake
-def _(position: Tensor, width: int, base: float = 10_000.0) -> Tensor:
+def _(position: Tensor, width: int, base: float) -> Tensor:
     return position.new_empty(2, position.shape[0], width)
 
 

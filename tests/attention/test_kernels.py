@@ -223,12 +223,23 @@ def test_the_delta_rule_over_groups_of_chunks(monkeypatch, shape, V, decays, sta
     torch.library.opcheck(ops.delta_rule, tuple(inputs))
 
 
+@pytest.mark.parametrize(("tokens", "chunks"), [(1, 1), (63, 1), (64, 1), (65, 2), (128, 2), (129, 3)])
+def test_the_compiler_knows_the_shapes_of_the_delta_rule(tokens, chunks):
+    """It allocates from them. Chunks have 64 tokens; what is kept for the gradient is per chunk and head."""
+    with FakeTensorMode():
+        q, k, v = torch.empty(3, 2, tokens, 3, 16)
+        shapes = [tuple(part.shape) for part in ops.delta_rule(q, k, v, torch.empty(2, tokens, 3), None)]
+    assert shapes == [(2, tokens, 3, 16), (2, 3, 16, 16), (6, chunks, 64, 64), (6, chunks, 16, 16)]
+
+
 @pytest.mark.parametrize(("start", "base"), [(0, 10_000.0), (5, 10_000.0), (5, 100.0)])
 def test_real_rotary_positions_are_the_complex_ones(start, base):
     x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     table = ops.rotary_table(torch.arange(start, start + 7).float(), 8, base)
     own, expected = rotate_real(x, table), rotary(x, start, base)
     torch.testing.assert_close(own, expected)
+    exact = ops.rotary_table(torch.arange(start, start + 7).double(), 8, base)
+    torch.testing.assert_close(rotate_real(x.double(), exact), rotary(x.double(), start, base), rtol=0, atol=1e-13)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     (found,), (truth,) = (torch.autograd.grad((y * weights).sum(), x) for y in (own, expected))
     torch.testing.assert_close(found, truth)

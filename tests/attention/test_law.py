@@ -85,6 +85,7 @@ VARIANTS = [
     ("hopfield", {"rope_base": 100.0, "rope_fraction": 0.5}),
     ("gau", {"chunk_size": C, "key_dim": 16}),
     ("gau", {"chunk_size": 3, "key_dim": 16}),
+    ("gau", {"chunk_size": 1, "key_dim": 8}),
     ("gau", {"chunk_size": C, "key_dim": 8, "expansion_factor": 1}),
     ("gau", {"chunk_size": C, "key_dim": 16, "rope": False}),
     ("gau", {"chunk_size": C, "key_dim": 16, "published": True}),
@@ -130,10 +131,10 @@ IDS = ["-".join([name, *(f"{k}={v}" for k, v in options.items())]) for name, opt
 each_variant = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 
 
-def build(name: str, options: dict, dtype: torch.dtype = torch.float64) -> Attention:
+def build(name: str, options: dict, dtype: torch.dtype = torch.float64, num_heads: int = 2) -> Attention:
     """Hidden 16, two heads, and no parameter left at a start (0 or 1) that would hide a fault."""
     torch.manual_seed(1)
-    attention = ARCHITECTURES[name](WIDTH, 2, **options).to(torch.float64)
+    attention = ARCHITECTURES[name](WIDTH, num_heads, **options).to(torch.float64)
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.add_(NOISE * torch.randn_like(parameter))
@@ -270,6 +271,17 @@ def test_fast_form_equals_definition(name, options, dtype):
 def test_decode_equals_definition(name, options):
     attention, x = build(name, options), sequence(4 * C + 1)
     assert_close(results(decode, attention, x), results(definition, attention, x), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["standard", "sliding_window", "nsa"])
+def test_four_heads_may_share_two_heads_of_keys(name):
+    """Neither one head of keys nor one for each head of queries: nothing broadcasts."""
+    attention = build(name, small_options(name) | {"num_kv_heads": 2}, num_heads=4)
+    x = sequence(4 * C + 1)
+    expected = results(definition, attention, x)
+    assert_close(results(type(attention).forward, attention, x), expected, 1e-10)
+    assert_close(results(decode, attention, x), expected, 1e-10)
+    assert_close(results(lambda *given: prefill_in_parts(*given, C + 1), attention, x), expected, 1e-10)
 
 
 TOKENS = 3 * C + 2

@@ -131,6 +131,18 @@ def test_on_a_terminal_one_line_is_drawn_in_place(options, capsys, monkeypatch, 
     assert f"bits/byte {bits:.3f}" in shown[-1]
 
 
+def test_a_terminal_is_drawn_ten_times_a_second(capsys, monkeypatch):
+    """And where a line is due. Drawing costs time, and batches may take a millisecond."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    now = iter(number / 16 for number in range(1000, 1100))  # 0.0625 seconds from one reading to the next
+    line = ProgressLine()
+    times, line.clock = [], lambda: times.append(next(now)) or times[-1]
+    for step in range(1, 9):
+        line._draw([f"step {step}/8"], step, 8, due=step == 8)
+    shown = re.findall(r"step (\d)/8", capsys.readouterr().out)
+    assert list(dict.fromkeys(shown)) == ["1", "3", "5", "7", "8"]
+
+
 def test_a_pipe_that_nobody_reads_does_not_end_a_training(options, monkeypatch):
     def closed(*unused, **options):
         raise BrokenPipeError

@@ -1,5 +1,6 @@
 """Where text comes from: every kind of source, and what is said when it cannot be read."""
 
+import contextlib
 import json
 import os
 import sys
@@ -304,6 +305,17 @@ class TestHub:
         monkeypatch.setattr(rows, "getproxies", dict)
         with pytest.raises(ValueError, match=r"source='no-such-owner/nothing'.*HF_HUB_OFFLINE=1.*source='packages'"):
             _ = TextData("no-such-owner/nothing", cache_dir=str(tmp_path)).vocab_size
+
+    @pytest.mark.parametrize(("proxies", "refused"), [({"https": "http://proxy:1"}, False), ({"http": "x"}, True)])
+    def test_behind_a_proxy_the_hub_is_not_asked_directly(
+        self, monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], refused: bool
+    ) -> None:
+        import huggingface_hub.constants
+
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://localhost:9")  # nobody listens there
+        monkeypatch.setattr(rows, "getproxies", lambda: proxies)
+        with pytest.raises(ConnectionError) if refused else contextlib.nullcontext():
+            rows._check_hub_answers()
 
 
 class TestBadInput:

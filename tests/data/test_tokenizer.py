@@ -12,7 +12,6 @@ from faults import fuzz_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsbr_pl.data import tokenizer as module
 from bsbr_pl.data.bpe_file import write_bpe
 from bsbr_pl.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 
@@ -192,10 +191,10 @@ def test_a_file_that_is_no_tokenizer(text: str, tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "t.json"))
 
 
-def test_a_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_FILE", 1 << 20)
-    (tmp_path / "t.json").write_bytes(b" " * ((1 << 20) + 1))
-    with pytest.raises(ValueError, match=r"t.json' is too large: at most 1 MiB"):
+def test_a_large_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "t.json").open("wb") as file:
+        file.truncate((32 << 20) + 1)
+    with pytest.raises(ValueError, match=r"t.json' is too large: at most 32 MiB"):
         load_tokenizer(str(tmp_path / "t.json"))
     (tmp_path / "t.json").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"t.json' is not UTF-8"):
