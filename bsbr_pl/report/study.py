@@ -19,6 +19,8 @@ from .tables import Column, Table, pipes, table
 
 MOST_SEGMENTS = 8  # with more, a table would be too wide
 SWEEP_SEED = 0  # of study/run.py: the choice of a rate has seen it
+OF_TEST = "of the test split; validation, and each segment at the end, of the last validation"
+OF_VALIDATION = "of the last validation"
 
 
 def frame(found: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +156,8 @@ def tables(rows: Iterable[Row]) -> list[Table | None]:
     made = []
     for task, of_task in runs(rows).groupby("task"):
         shown = frame(of_task)
-        made.append(table("study", str(task), shown, map(Column, shown.columns), task=task))
+        split = OF_TEST if of_task["test"].notna().any() else OF_VALIDATION
+        made.append(table("study", str(task), shown, map(Column, shown.columns), task=task, split=split))
     return made
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from written_rows import Bench, about, certificate, recall, training
 
-from bsbr_pl.report import contents, leaderboard, write_report
+from bsbr_pl.report import contents, leaderboard, study, write_report
 from bsbr_pl.report.studies import Findings
 from bsbr_pl.results import check
 
@@ -63,6 +63,30 @@ def test_cells_are_means_over_the_seeds_of_published_runs():
             assert len(cell.runs) == len(values)
     assert cells["mqar_state (%)"]["standard"].note == "1 seed"
     assert cells["mqar_state (%)"]["gated_delta_net"] is None
+
+
+@pytest.mark.parametrize(("task", "split"), [("induction", "test"), ("mqar_state", "validation")])
+def test_the_table_of_a_study_says_of_which_split_it_is(task, split):
+    """By an independent count: accuracies of `standard`, and of its segments, which only the validation measures."""
+    rows = published(task)
+    (made,) = study.tables(rows)
+    ending = {
+        "test": "of the test split; validation, and each segment at the end, of the last validation.",
+        "validation": "of the last validation.",
+    }
+    assert made.caption == f"The final runs, at the learning rate of the sweep: means over seeds, {ending[split]}"
+    own = [row["values"] for row in rows if row["about"].get("study", {}).get("model") == "standard"]
+    own = [values for values in own if values.get("result") or split == "validation"]
+    shown = made.frame.set_index("model").loc["standard"]
+    segments = {name: of for name, of in own[0]["metrics"].items() if name.startswith("val/accuracy_")}
+    by_split = {
+        "test": fmean(values.get("result", {}).get("test", 0) for values in own),
+        "validation": fmean(of["value"][-1] for of in segments.values()),
+    }
+    assert shown["accuracy"] == f"{by_split[split]:.3f}"
+    for name in segments:
+        mean = fmean(values["metrics"][name]["value"][-1] for values in own)
+        assert shown[name.removeprefix("val/accuracy_").replace("_N", ", N")] == f"{mean:.2f}"
 
 
 def test_one_task_has_no_leaderboard():
