@@ -177,6 +177,11 @@ def test_the_figure_is_of_the_runs_that_count():
         assert ImageColor.getrgb(look(key)[0]) in colours, key
 
 
+def test_published_rows_name_no_path_of_a_machine():
+    for path in RESULTS.rglob("*.json*"):
+        assert not re.search(r'["\' =]/\w+', path.read_text()), path
+
+
 def test_the_published_files_are_small():
     files = [*RESULTS.glob("*.*"), *RESULTS.glob("*/results.jsonl"), *RESULTS.glob("*/report.html")]
     assert sum(path.stat().st_size for path in files) < 6_000_000
