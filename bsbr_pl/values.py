@@ -72,11 +72,14 @@ def number(value: float | None, form: str = ".3g") -> str:
     return "-" if value is None else format(value, form)
 
 
+RESAMPLES = 2000  # of a bootstrap
+
+
 def bootstrap_interval(
     samples: Sequence[float] | np.ndarray,
     statistic: Callable[..., Any] = np.median,
     confidence: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic (Efron & Tibshirani 1993, chapter 13); the same for the same seed.
@@ -108,6 +111,19 @@ def bootstrap_interval(
         raise ValueError("samples have resamples of which the statistic is no finite number")
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def mean_interval(groups: Sequence[np.ndarray]) -> list[float]:
+    """95 % bootstrap interval of the mean over groups of their means: values are drawn anew within each group."""
+    random, drawn = np.random.default_rng(0), np.zeros(RESAMPLES)
+    for values in groups:
+        for i in range(RESAMPLES):
+            drawn[i] += values[random.integers(len(values), size=len(values))].mean() / len(groups)
+    return np.quantile(drawn, [0.025, 0.975]).tolist()
+
+
+#: A text with fewer documents is cut into parts of equally many tokens, which its intervals are over.
+FEW_DOCUMENTS = 5
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray) -> list[float]:

@@ -22,8 +22,8 @@ from bsbr_pl.spec import layers_of
 from bsbr_pl.steps import batches_of, planned_steps, seconds_left
 from bsbr_pl.utils.flops import forward_flops
 from bsbr_pl.utils.timing import Clock
+from bsbr_pl.values import FEW_DOCUMENTS
 
-FEWEST_DOCUMENTS = 5  # of a split; intervals over fewer documents say nothing
 DASHBOARD = "http://localhost:6006/#custom_scalars"  # callbacks.Dashboard, in the TensorBoard that the command starts
 WIDTH = 79  # characters of a line of generated text
 
@@ -137,10 +137,10 @@ def _data(data: TokenData) -> list[tuple[str, str]]:
     for split in SPLITS:
         tokens, documents = len(text.corpus.tokens(split)), len(text.documents(split)) - 1
         rows.append(f"{split:<5} {tokens:>13,} tokens in {documents:,} documents")
-        if 0 < documents < FEWEST_DOCUMENTS:
+        if 0 < documents < FEW_DOCUMENTS:
             few.append(split)
     if few:
-        rows.append(f"Warning: under {FEWEST_DOCUMENTS} documents in {', '.join(few)}; no useful interval")
+        rows.append(f"Under {FEW_DOCUMENTS} documents in {', '.join(few)}; intervals over parts of it")
     return [("data", "\n".join(rows))]
 
 

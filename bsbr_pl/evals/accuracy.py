@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,10 @@ from torch import Tensor
 from bsbr_pl.data import TextData, TokenData, associative_recall_hits
 from bsbr_pl.metrics import IGNORED, TokenMetrics, token_metrics, token_nats
 from bsbr_pl.model import LanguageModel
-from bsbr_pl.values import bootstrap_interval, ratio_interval
+from bsbr_pl.values import FEW_DOCUMENTS, mean_interval, ratio_interval
 
 MAX_BLOCKS = 1000  # units that intervals are drawn over; more documents are joined with their neighbours
-FEW_DOCUMENTS = 5  # a text with fewer is cut into TEXT_BLOCKS parts of equally many tokens, which are the units then
-TEXT_BLOCKS = 100
+TEXT_BLOCKS = 100  # parts of a text that has few documents
 HIT_DISTANCES = (1, 8, 32, 128, 512)  # tokens; the last class has no end
 
 
@@ -86,9 +86,12 @@ def text_accuracy(model: LanguageModel, data: TextData, split: str = "val") -> d
 def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") -> dict[str, Any]:
     """The share of questions of a recall task that are answered correctly.
 
+    Every sample of a slice counts as much, and every slice of the task, whatever its number of questions.
+
     Returns:
-        loss (nats a question), accuracy, samples; interval: accuracy -> [low, high], 95 %, by bootstrap over samples;
-        slices: {"slice", "length" (tokens), "accuracy", "interval"} for each slice of the task.
+        loss (nats a question); accuracy, the mean over slices; samples; interval: accuracy -> [low, high], 95 %, by
+        bootstrap over the samples of each slice; slices: {"slice", "length" (tokens), "accuracy", "interval"} for each
+        slice, whose accuracy is the mean over samples of the share of a sample's questions.
     """
     metrics = TokenMetrics().to(next(model.parameters()).device)
     by_slice: dict[int, list[np.ndarray]] = defaultdict(list)
@@ -100,18 +103,18 @@ def recall_accuracy(model: LanguageModel, data: TokenData, split: str = "test") 
         for i in batch["slice"].unique().tolist():
             by_slice[i].append(right[batch["slice"] == i].cpu().double().numpy())
             lengths[i] = targets.shape[1]
-    figures, slices, shares = metrics.compute(), [], []
+    figures, shares = metrics.compute(), []
+    slices: list[dict[str, Any]] = []
     for i, parts in by_slice.items():
         share = np.concatenate(parts)
-        found = {"length": lengths[i], "accuracy": float(share.mean()), "interval": _mean_interval(share)}
+        found = {"length": lengths[i], "accuracy": float(share.mean()), "interval": mean_interval([share])}
         slices.append({"slice": data.slice_names[i], **found})
         shares.append(share)
-    every = np.concatenate(shares)
     return {
         "loss": float(figures["loss"]),
-        "accuracy": float(figures["accuracy"]),
-        "samples": len(every),
-        "interval": {"accuracy": _mean_interval(every)},
+        "accuracy": fmean(one["accuracy"] for one in slices),
+        "samples": sum(map(len, shares)),
+        "interval": {"accuracy": mean_interval(shares)},
         "slices": slices,
     }
 
@@ -123,10 +126,6 @@ def _blocks(offsets: np.ndarray) -> np.ndarray:
         parts = max(1, min(TEXT_BLOCKS, offsets[-1] - offsets[0]))
         return np.linspace(offsets[0], offsets[-1], parts, endpoint=False).astype(np.int64)
     return offsets[: -1 : -(-count // MAX_BLOCKS)]
-
-
-def _mean_interval(values: np.ndarray) -> list[float]:
-    return list(bootstrap_interval(values, np.mean))
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def _flops(groups: Sequence[Group]) -> str:
     shown = _power(flops[least])
     if flops[most] > flops[least]:
         shown += f" ({least}) to {_power(flops[most])} ({most})"
-    return f"{shown} training FLOPs, counted as 3 forward passes by the closed form"
+    return f"{shown} training FLOPs, counted as 3 forward passes"
 
 
 def _power(number: float) -> str:

@@ -22,7 +22,7 @@ COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "chosen",
 DEPTH = re.compile(r"T\d+_N(\d+)_d([\d.]+)")  # names of slices: T256_N4_d0.25
 NOT_LEARNED = "not learned yet"
 ACCURACY: dict[str, Any] = {"unit": "%", "best": "high", "decimals": 1}  # of its columns
-MIDDLE = 0.5  # rank of a task that was not run, as a share of the ranks
+MIDDLE = 0.5  # rank from 0 (the best) to 1 of a task that was not run
 FREE = {*HIDDEN} - {"context_length"}  # arguments of data in which the runs of one task may differ
 
 
@@ -38,7 +38,8 @@ def tables(findings: Findings) -> list[Table | None]:
         unit: dict[str, Any] = {"unit": "bits per byte", "best": "low"} if in_column["text"].all() else ACCURACY
         columns.append(Column(str(name), ties=True, **unit))
     seeds = found.groupby(["model", "column"])
-    ranks = seeds["worse"].mean().unstack().rank(pct=True).fillna(MIDDLE)
+    ranks = seeds["worse"].mean().unstack().rank()
+    ranks = ((ranks - 0.5) / ranks.count()).fillna(MIDDLE)
     best_first = ranks.mean(axis=1).sort_values(kind="stable").index
     matrix = seeds[list(found)].apply(_cell).unstack().loc[best_first].reset_index()
     every = found.assign(
@@ -118,11 +119,12 @@ def _entry(c: Checkpoint, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(found: pd.DataFrame) -> pd.Series:
-    """The column of each run: the task, and what columns of one task differ in (split, budget, data as a number)."""
+    """The column of each run: the task; the split, if it is not the test split; budget and data (as a number), if they
+    differ within a task."""
     name = found["task"].astype(str)
-    for part in ("split", "budget"):
-        differs = found.groupby("task")[part].transform("nunique") > 1
-        name = name.mask(differs, name + ", " + found[part].astype(str))
+    name = name.mask(found["split"] != "test", name + ", " + found["split"].astype(str))
+    differs = found.groupby("task")["budget"].transform("nunique") > 1
+    name = name.mask(differs, name + ", " + found["budget"].astype(str))
     number = found.groupby(name)["data"].transform(lambda data: pd.factorize(data)[0])
     return name.mask(number != 0, name + " (" + (number + 1).astype(str) + ")")
 

@@ -5,6 +5,7 @@ bsbr_pl.results describes a row and checks it. A fact that no row has stays abse
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -99,7 +100,7 @@ class Rows:
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.by_kind = _by_kind(rows)
+        self.by_kind, self.older = _by_kind(rows)
         abouts: dict[str, Mapping[str, Any]] = {}
         for row in sorted(itertools.chain(*self.by_kind.values()), key=_progress):
             if digest := _digest(row):
@@ -178,8 +179,9 @@ class Rows:
         return " ".join(word for word in words if word)
 
 
-def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of the newest version of each kind, each identity once, in the order of their identities.
+def _by_kind(rows: Iterable[Row]) -> tuple[dict[str, list[Row]], list[tuple[str, str]]]:
+    """The rows of the newest version of each kind, each identity once, in the order of their identities; and, for each
+    older version, how many rows it has and that they are left out.
 
     Of rows that differ in the commit alone, one counts: the first in this order.
     """
@@ -188,12 +190,16 @@ def _by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
         kept.setdefault(as_json({**row["identity"], "environment": environment(row)}), row)
     found: dict[str, list[Row]] = {}
     for row in kept.values():
-        newest = found.setdefault(row["identity"]["kind"], [])
-        if newest and _version(newest[0]) < _version(row):
-            newest.clear()
-        if not newest or _version(newest[0]) == _version(row):
-            newest.append(row)
-    return found
+        found.setdefault(row["identity"]["kind"], []).append(row)
+    older = []
+    for kind, of_kind in found.items():
+        count = Counter(map(_version, of_kind))
+        *versions, newest = sorted(count)
+        for version in versions:
+            words = f"left out: of version {version}, and the newest here is {newest}; evaluate these checkpoints again"
+            older.append((f"{count[version]} rows of kind {kind}", words))
+        found[kind] = [row for row in of_kind if _version(row) == newest]
+    return found, older
 
 
 def _version(row: Row) -> int:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -22,8 +23,8 @@ MOST_PIXELS = 4_000_000  # of a map
 
 
 def problems(findings: Findings) -> Table | None:
-    """Each checkpoint's problem; also runs that did not finish or were changed."""
-    found = [*findings.problems(of_maps=False), *marks(findings)]
+    """Rows of older versions; each checkpoint's problem; also runs that did not finish or were changed."""
+    found = [*findings.older, *findings.problems(of_maps=False), *marks(findings)]
     return table("problems", "", pd.DataFrame(found, columns=["checkpoint", "what went wrong"]))
 
 
@@ -36,16 +37,21 @@ def certificates(findings: Findings, environment: str) -> Table | None:
     """The checks in one environment; of the suffix checks, the largest. Equal models that passed share a row."""
     certified = findings.of("certificate", environment)
     found: list[dict[str, Any]] = []
-    limits: dict[str, float] = {}
+    limits = defaultdict[str, set[float]](set)
     for digest, checkpoint in findings.checkpoints.items():
         if row := certified.get(digest):
             checks = pd.DataFrame(row["values"]["checks"], columns=["name", "measured", "limit"], dtype=object)
             by_kind = checks.groupby(checks["name"].map(_kind))
-            limits |= by_kind["limit"].last().to_dict()
+            for kind, limit in by_kind["limit"].last().items():
+                limits[str(kind)].add(limit)
             outcome = "passed" if row["values"]["passed"] else f"failed: {failed(row)}"
             facts = {"architecture": findings.labels[digest], "checkpoint": checkpoint.name, "outcome": outcome}
             found.append({**facts, **by_kind["measured"].apply(_worst).to_dict()})
-    columns = [Column(f"{kind} (at most {limits[kind]:g})", key=kind) for kind in CHECKS if kind in limits]
+    columns = []
+    for kind in CHECKS:
+        if kind in limits:  # it is larger for modules that compute in float32
+            words = " or ".join(f"{limit:g}" for limit in sorted(limits[kind]))
+            columns.append(Column(f"{kind} (at most {words})", key=kind))
     frame = _together(pd.DataFrame(found, dtype=object))
     source = findings.source(certified.values())
     return table("certificates", environment, frame, columns, environment=environment, source=source)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bsbr_pl.results import Row
-from bsbr_pl.values import as_json
+from bsbr_pl.values import FEW_DOCUMENTS, as_json
 
 from .figures import OWN, cost_figure, difference, fitted_from, front, power, wide
 from .groups import Group, Member
@@ -23,6 +23,7 @@ from .rows import Rows
 from .tables import Measured
 
 COST = ["environment", "body", "length", "cost", "figure", "samples", "row"]
+UNITS = {"sample": "samples", "document": "documents", "part of the text": "parts of the text"}
 QUALITY = {False: ("bits_per_byte", 1), True: ("accuracy", -1)}  # of text, of recall: the figure, the sign of worse
 
 
@@ -84,8 +85,17 @@ class Study:
     @property
     def facts(self) -> dict[str, Any]:
         """The values of {names} in words.toml."""
-        units, accuracy = ("samples", "accuracy") if self.recall else ("documents", "top-1 accuracy")
-        return {"title": self.title, "source": self.source, "units": units, "accuracy": accuracy}
+        accuracy = "accuracy" if self.recall else "top-1 accuracy"
+        return {"title": self.title, "source": self.source, "units": UNITS[self.unit], "accuracy": accuracy}
+
+    @property
+    def unit(self) -> str:
+        """One of UNITS, which intervals are over."""
+        if self.recall:
+            return "sample"
+        own = [member.own["values"] for _, member in self.members if member.own]
+        few = any(values.get("documents", FEW_DOCUMENTS) < FEW_DOCUMENTS for values in own)
+        return "part of the text" if few else "document"
 
     @cached_property
     def figures(self) -> pd.DataFrame:

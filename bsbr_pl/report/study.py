@@ -41,7 +41,7 @@ def frame(found: pd.DataFrame) -> pd.DataFrame:
         row[name] = f"{mean:.{digits}f}" if len(counted) else "-"
         row["least to largest"] = f"{least:.{digits}f} to {largest:.{digits}f}" if len(counted) else "-"
         if tested:
-            row |= _more(seeds, digits)
+            row |= _more(counted if len(counted) else seeds, digits)
         notes = [*_of_sweep(seeds, tested), *_left_out(seeds), *_of_rate(first, best)]
         notes.append(_other_setting(setting, found.loc[found["point"] == point, "setting"]))
         row["note"] = "; ".join(note for note in notes if note)

@@ -52,6 +52,8 @@ def runs(rows: Iterable[Row]) -> pd.DataFrame:
     rows = list(rows)
     failed, found = _failed(rows), {}
     for row in rows:
+        if row["identity"]["kind"] != "training":
+            continue
         run, metrics = Checkpoint("", row["about"]), row["values"].get("metrics") or {}
         value, text = quality(metrics)
         why = _why_not(row, value, failed)

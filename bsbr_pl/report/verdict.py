@@ -74,7 +74,7 @@ def _facts(study: Study) -> dict[str, Any]:
         "interval": "least to largest seed" if ranked_several else f"95 % over {study.facts['units']}",
         "spread": spread,
         "unequal": words["unequal"] if unequal(study) else "",
-        "paired": words["paired"].format(averaged=averaged, overlap=overlap) if are_paired else "",
+        "paired": words["paired"].format(unit=study.unit, averaged=averaged, overlap=overlap) if are_paired else "",
         "front": words["front"] if _on_front(study) else "",
     }
 

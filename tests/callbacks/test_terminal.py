@@ -61,7 +61,7 @@ def test_lines_of_a_file_are_those_of_the_record(options, capfd, caplog):
     for split in ("train", "val", "test"):
         tokens, documents = len(text.corpus.tokens(split)), len(text.documents(split)) - 1
         assert re.search(rf"\n +{split} +{tokens:,} tokens in {documents} documents\n", start)
-    assert "Warning: under 5 documents in train, val, test; no useful interval\n" in start
+    assert "Under 5 documents in train, val, test; intervals over parts of it\n" in start
     assert start.endswith("  run       8 steps of 128 tokens: 1,024 tokens\n  folder    runs/version_0\n")
 
     found = metrics()

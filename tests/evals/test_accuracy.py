@@ -218,7 +218,7 @@ class KnowsEvenKeys(torch.nn.Module):
 
 
 def test_every_figure_of_a_task_by_hand():
-    """Four questions and then eight in a sample: a sample counts by its share of right answers."""
+    """Four questions and then eight in a sample: a sample counts by its share of right answers, a slice by its mean."""
     data = MQARData(100, [(16, 4, 8)], [(16, 4, 60), (64, 8, 40)], batch_size=8)
     found = recall_accuracy(KnowsEvenKeys(), data)
     shares = {16: [], 64: []}
@@ -226,15 +226,17 @@ def test_every_figure_of_a_task_by_hand():
         for x, y in zip(batch["input_ids"], batch["targets"], strict=True):
             shares[len(x)].append(float((x[y >= 0] % 2 == 0).float().mean()))
     assert [(row["slice"], row["length"]) for row in found["slices"]] == [("T16_N4", 16), ("T64_N8", 64)]
-    every = shares[16] + shares[64]
     right, questions = 4 * sum(shares[16]) + 8 * sum(shares[64]), 60 * 4 + 40 * 8
-    assert found["accuracy"] == pytest.approx(right / questions)
+    mean = (np.mean(shares[16]) + np.mean(shares[64])) / 2
+    assert found["accuracy"] == pytest.approx(mean)
+    assert abs(mean - right / questions) > 1e-3, "not the share of all questions"
     assert found["samples"] == 100
     assert found["loss"] == pytest.approx(math.log(math.exp(3) + 99) - 3 * right / questions)
-    for row, values in [(found["interval"]["accuracy"], every), *zip(found["slices"], shares.values(), strict=True)]:
-        if isinstance(row, dict):
-            assert row["accuracy"] == pytest.approx(np.mean(values))
-        low, high = row["interval"] if isinstance(row, dict) else row
-        error = np.std(values) / len(values) ** 0.5
-        assert low == pytest.approx(np.mean(values) - 1.96 * error, abs=0.2 * error)
-        assert high == pytest.approx(np.mean(values) + 1.96 * error, abs=0.2 * error)
+    errors = {length: np.std(of) / len(of) ** 0.5 for length, of in shares.items()}
+    expected = [(found["interval"]["accuracy"], mean, (errors[16] ** 2 + errors[64] ** 2) ** 0.5 / 2)]
+    for row, (length, of) in zip(found["slices"], shares.items(), strict=True):
+        assert row["accuracy"] == pytest.approx(np.mean(of))
+        expected.append((row["interval"], np.mean(of), errors[length]))
+    for (low, high), center, error in expected:
+        assert low == pytest.approx(center - 1.96 * error, abs=0.2 * error)
+        assert high == pytest.approx(center + 1.96 * error, abs=0.2 * error)

@@ -135,7 +135,7 @@ def test_a_budget_in_words():
     study, *_ = Findings(measured(about("linear", 0, run__flops=2e9), about("standard", 1)).rows).studies
     assert sentence(study) == (
         "Equal budgets: 200 optimiser steps of 8 windows; 409,600 training tokens; 1.00e9 (standard) to 2.00e9 "
-        "(linear(chunk_size=8)) training FLOPs, counted as 3 forward passes by the closed form; "
+        "(linear(chunk_size=8)) training FLOPs, counted as 3 forward passes; "
         "data TextData texts D1, tokenizer bytes."
     )
     early = about("linear", 0, run__ended_by="EarlyStopping", run__flops=None)

@@ -44,9 +44,9 @@ def board(rows: list[dict[str, Any]]) -> Any:
 def test_cells_are_means_over_the_seeds_of_published_runs():
     rows = published("longer", "induction", "mqar_state")
     cells = board(rows)
-    assert list(cells) == ["induction (%)", "longer (bits per byte)", "mqar_state (%)"]
-    for header, metric in {"longer (bits per byte)": "val/bits_per_byte", "induction (%)": None}.items():
-        task = header.split(" ")[0]
+    assert list(cells) == ["induction (%)", "longer, val (bits per byte)", "mqar_state, val (%)"]
+    for header, metric in {"longer, val (bits per byte)": "val/bits_per_byte", "induction (%)": None}.items():
+        task = header.split(" ")[0].removesuffix(",")
         by_hand: dict[str, list[float]] = {}
         for row in rows:
             run = row["about"]["study"]
@@ -61,8 +61,8 @@ def test_cells_are_means_over_the_seeds_of_published_runs():
             assert cell.value == pytest.approx(fmean(values), abs=1e-12)
             assert [cell.low, cell.high] == [min(values), max(values)]
             assert len(cell.runs) == len(values)
-    assert cells["mqar_state (%)"]["standard"].note == "1 seed"
-    assert cells["mqar_state (%)"]["gated_delta_net"] is None
+    assert cells["mqar_state, val (%)"]["standard"].note == "1 seed"
+    assert cells["mqar_state, val (%)"]["gated_delta_net"] is None
 
 
 @pytest.mark.parametrize(("task", "split"), [("induction", "test"), ("mqar_state", "validation")])
@@ -70,11 +70,11 @@ def test_the_table_of_a_study_says_of_which_split_it_is(task, split):
     """By an independent count: accuracies of `standard`, and of its segments, which only the validation measures."""
     rows = published(task)
     (made,) = study.tables(rows)
-    ending = {
-        "test": "of the test split; validation, and each segment at the end, of the last validation.",
-        "validation": "of the last validation.",
+    words = {
+        "test": "of the test split; validation, and each segment at the end, of the last validation",
+        "validation": "of the last validation",
     }
-    assert made.caption == f"The final runs, at the learning rate of the sweep: means over seeds, {ending[split]}"
+    assert made.caption.startswith(f"The runs that count: means over seeds, {words[split]}. tokens/s: the median.")
     own = [row["values"] for row in rows if row["about"].get("study", {}).get("model") == "standard"]
     own = [values for values in own if values.get("result") or split == "validation"]
     shown = made.frame.set_index("model").loc["standard"]
@@ -87,6 +87,23 @@ def test_the_table_of_a_study_says_of_which_split_it_is(task, split):
     for name in segments:
         mean = fmean(values["metrics"][name]["value"][-1] for values in own)
         assert shown[name.removeprefix("val/accuracy_").replace("_N", ", N")] == f"{mean:.2f}"
+
+
+def test_a_run_that_does_not_count_is_in_no_mean_of_its_line():
+    """Neither its accuracy nor its validation; and the row of its certificate is no run."""
+    bench = Bench()
+    for seed, passed in enumerate((False, True, True)):
+        result = {"val": 0.8 * passed, "test": 0.9 * passed, "flops_per_token": 7.0}
+        study_run(bench, "copy", "bsbr", seed, 0.8 * passed, result=result)
+        bench.add(bench.rows[-1]["about"], "certificate", certificate(passed))
+    (made,) = study.tables(bench.rows)
+    (shown,) = made.frame.to_dict("records")
+    assert {name: shown[name] for name in ("accuracy", "validation", "FLOPs/token", "note")} == {
+        "accuracy": "0.900",
+        "validation": "0.800",
+        "FLOPs/token": "7",
+        "note": "certificate failed: 1 of 3 seeds",
+    }
 
 
 def test_one_task_has_no_leaderboard():
@@ -118,14 +135,14 @@ def test_the_best_learning_rate_counts_and_budgets_have_columns_of_their_own():
     study_run(bench, "copy", "bsbr", 2, 0.95, about=longer)
     study_run(bench, "copy", "linear", 2, 0.2, about=longer)
     cells = board(bench.rows)
-    assert list(cells) == ["copy, 200 steps (%)", "copy, 400 steps (%)"]
-    assert cells["copy, 200 steps (%)"]["bsbr"].value == pytest.approx(0.6)
-    assert cells["copy, 200 steps (%)"]["bsbr"].runs == (
+    assert list(cells) == ["copy, val, 200 steps (%)", "copy, val, 400 steps (%)"]
+    assert cells["copy, val, 200 steps (%)"]["bsbr"].value == pytest.approx(0.6)
+    assert cells["copy, val, 200 steps (%)"]["bsbr"].runs == (
         "seed 0: 50.0, rate 0.01, 200 steps",
         "seed 1: 70.0, rate 0.01, 200 steps",
     )
-    assert cells["copy, 400 steps (%)"]["bsbr"].value == 0.95
-    assert cells["copy, 200 steps (%)"]["gau"].runs == ("seed 0: 100.0, rate 0.01, 200 steps",)
+    assert cells["copy, val, 400 steps (%)"]["bsbr"].value == 0.95
+    assert cells["copy, val, 200 steps (%)"]["gau"].runs == ("seed 0: 100.0, rate 0.01, 200 steps",)
     assert list(cells.index) == ["gau", "bsbr", "linear"]
 
 
@@ -137,7 +154,7 @@ def test_other_lengths_and_batches_have_columns_of_their_own_and_other_seeds_do_
         study_run(bench, "recall", "bsbr", seed, 0.5, about={"data": data, "run__batch": batch})
     cells = board(bench.rows)
     number = {header: len(cells[header]["bsbr"].runs) for header in cells}
-    assert number == {"recall (%)": 2, "recall (2) (%)": 1, "recall (3) (%)": 1}
+    assert number == {"recall, val (%)": 2, "recall, val (2) (%)": 1, "recall, val (3) (%)": 1}
 
 
 def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
@@ -153,7 +170,7 @@ def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
     notes = {model: cells["copy (%)"][model].note for model in cells.index}
     assert notes == {"bsbr": "", "linear": "not learned yet", "standard": "1 of 2 not learned yet"}
     page = write_report(bench.rows, tmp_path).read_text()
-    assert page.count('class="unlearned"') == 4
+    assert page.count('class="unlearned"') == 2
     runs = "<small>seed 0: 80.0, rate 0.01, 200 steps</small>"
     assert f'<details class="runs"><summary><strong>85.0</strong></summary>{runs}' in page
     assert '<details class="part" open><summary><h2>Leaderboard</h2>' in page
@@ -186,11 +203,11 @@ def test_evaluated_runs_outside_of_a_study_stand_in_it_too_seeds_in_one_cell():
         "linear(chunk_size=8)": True,
         "gau(chunk_size=8)": False,
     }
-    text_runs = listed.frame["task"] == "TextData texts"
+    text_runs = listed.frame["task"] == "TextData texts, val"
     assert text_runs.tolist() == listed.frame["bits per byte"].notna().tolist()
     assert text_runs.tolist() == listed.frame["accuracy (%)"].isna().tolist()
     cells = matrix.frame.set_index("model")
-    assert list(cells) == ["InductionData (%)", "TextData texts (bits per byte)"]
+    assert list(cells) == ["InductionData, val (%)", "TextData texts, val (bits per byte)"]
     induction, text = cells.loc["linear(chunk_size=8)"]
     assert (induction.value, len(induction.runs)) == (pytest.approx(0.7), 2)
     assert (text.value, len(text.runs)) == (pytest.approx(1.55), 2)
@@ -239,8 +256,17 @@ def test_a_task_that_was_not_run_counts_as_the_middle():
     for i, model in enumerate(["bsbr", "linear", "standard", *(f"other{i}" for i in range(5))]):
         study_run(bench, "recall", model, 0, 0.9 - i / 10)
     order = list(board(bench.rows).index)
-    # bsbr: (2/4 + 1/8) / 2 = 0.3125; gau: (1/4 + 1/2) / 2 = 0.375, and 1/4 if the other task did not count.
+    # bsbr: (1.5/4 + 0.5/8) / 2 = 0.22; gau: (0.5/4 + 1/2) / 2 = 0.31, and 0.125 if the other task did not count.
     assert order[:2] == ["bsbr", "gau"]
+
+
+def test_a_model_alone_in_a_column_is_in_its_middle():
+    """Nobody is better there, so `standard` is not behind `linear`, which was not run."""
+    bench = Bench()
+    for model, right in {"bsbr": 1.0, "standard": 0.12, "linear": 0.03}.items():
+        study_run(bench, "copy", model, 0, right)
+    study_run(bench, "recall", "standard", 0, 1.0)
+    assert list(board(bench.rows).index) == ["bsbr", "standard", "linear"]
 
 
 def test_unfinished_runs_are_left_out_and_another_text_has_a_column_of_its_own():
@@ -250,7 +276,7 @@ def test_unfinished_runs_are_left_out_and_another_text_has_a_column_of_its_own()
     bench.measured(about("linear", 3, "runs/3/last.ckpt", run__finished=False, run__steps=50), 1.2)
     cells = board(bench.rows)
     assert {header: len(cells[header].iloc[0].runs) for header in cells} == {
-        "TextData texts (bits per byte)": 2,
-        "TextData texts (2) (bits per byte)": 1,
+        "TextData texts, val (bits per byte)": 2,
+        "TextData texts, val (2) (bits per byte)": 1,
     }
     assert list(cells.index) == ["linear(chunk_size=8)"]

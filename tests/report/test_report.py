@@ -257,14 +257,14 @@ def test_without_results_there_is_still_a_report(tmp_path, problem):
     bench.problem("a.ckpt", problem)
     write_report(bench.rows, tmp_path)
     shown = " ".join(page(tmp_path).text)
-    assert "Nothing has been measured." in shown
+    assert "No checkpoint was evaluated here." in shown
     assert ("cannot be read" in shown) == bool(problem)
-    assert ("None: every checkpoint" in shown) != bool(problem)
+    assert ("None among the checkpoints" in shown) != bool(problem)
     assert "Costs" not in shown
 
 
 def test_no_rows_at_all_are_a_report_too(tmp_path):
-    assert "Nothing has been measured." in write_report([], tmp_path).read_text()
+    assert "No checkpoint was evaluated here." in write_report([], tmp_path).read_text()
     assert warnings([]) == []
 
 

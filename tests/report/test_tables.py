@@ -268,6 +268,10 @@ def test_certificates_that_passed_share_a_row_and_those_that_failed_do_not():
         ("standard_4", "failed: suffix_0 0.2500 above 1.00e-08", 0.25),
     ]
     assert set(found["random_tokens (at most 4)"]) == {-0.5}
+    rounding = certificate()
+    rounding["checks"][0]["limit"] = 1e-5
+    bench.add(about("linear"), "certificate", rounding)
+    assert "suffix (at most 1e-08 or 1e-05)" in columns(sources.certificates(Findings(bench.rows), "E1"))
 
 
 def test_rows_of_an_older_measurement_and_of_unknown_kinds_are_left_out():
@@ -283,6 +287,8 @@ def test_rows_of_an_older_measurement_and_of_unknown_kinds_are_left_out():
     findings, found = placed(bench)
     assert found.empty
     assert len(findings.measured) == 2
+    words = f"left out: of version {VERSION - 1}, and the newest here is {VERSION}; evaluate these checkpoints again"
+    assert sources.problems(findings).frame.to_numpy().tolist() == [["2 rows of kind text", words]]
 
 
 @pytest.mark.parametrize("later", [True, False])

@@ -188,6 +188,14 @@ def test_a_column_has_one_kind_of_interval(tmp_path):
     single = first_rows(of((about("standard", 0), 1.5), (about("linear", 0), 1.9)), tmp_path / "single")
     assert [float(row["bits per byte, low"]) for row in single] == pytest.approx([1.49, 1.89])
     assert "[95 % over documents]" in (tmp_path / "single" / "report.html").read_text()
+    bench = Bench()
+    for name, bits in (("standard", 1.5), ("linear", 1.9)):
+        bench.measured(about(name), bits, documents=4)
+    write_report(bench.rows, tmp_path / "few")
+    shown = (tmp_path / "few" / "report.html").read_text()
+    assert "[95 % over parts of the text]" in shown
+    assert "paired by part of the text" in shown
+    assert "over documents" not in shown
 
 
 @pytest.mark.parametrize(
