@@ -43,15 +43,16 @@ def by_key(value: Any, before: Any = None) -> Any:
     path = given.get("class_path") if isinstance(given, dict | Namespace) else None
     if not isinstance(path, str):
         return value
-    if path in ARCHITECTURES:
+    registered = ARCHITECTURES.get(path)
+    if registered and issubclass(registered, Attention):
         changed = copy.copy(given)
-        changed["class_path"] = import_path(ARCHITECTURES[path])
+        changed["class_path"] = import_path(registered)
         return changed["class_path"] if isinstance(value, str) else changed
-    cls = find(path)
+    cls = registered or find(path)
     if cls is None or issubclass(cls, Attention):
         return value
     options = as_dicts(given.get("init_args") or {})
-    return {"class_path": import_path(ForeignAttention), "init_args": {"module": path, "options": options}}
+    return {"class_path": FOREIGN, "init_args": {"module": import_path(cls), "options": options}}
 
 
 def _known(layer: Any) -> Any:

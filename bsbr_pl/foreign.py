@@ -59,6 +59,11 @@ def trust(packages: Iterable[str]) -> None:
         sys.path.append(os.getcwd())
 
 
+def trusted_now() -> frozenset[str]:
+    """The packages of the last call of `trust`."""
+    return frozenset(_trusted)
+
+
 def import_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 

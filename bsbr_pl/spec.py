@@ -173,9 +173,11 @@ def _find(name: str) -> type[nn.Module]:
     """The class by its key or import path."""
     registered = {foreign.import_path(cls): cls for cls in ARCHITECTURES.values()} | ARCHITECTURES
     module, _, attribute = str(name).rpartition(".")
-    found = registered.get(name) or getattr(sys.modules.get(module), attribute, None)
-    if not (isinstance(found, type) and issubclass(found, Attention)):
-        found = foreign.find(str(name))
+    found: type[nn.Module] | None = registered.get(name)
+    if found is None:
+        found = getattr(sys.modules.get(module), attribute, None)
+        if not (isinstance(found, type) and issubclass(found, Attention)):
+            found = foreign.find(str(name))
     if found is None:
         raise ValueError(
             f"attention must be one of {', '.join(ARCHITECTURES)}, or a class of a package that is trusted "

@@ -16,6 +16,7 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.data.base import SPLITS
 from bsbr_pl.data.corpora import RELEASED
 from bsbr_pl.data.files import compressed_bits_per_byte
+from bsbr_pl.foreign import trusted_now
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.run_folder import run_folder
 from bsbr_pl.spec import layers_of
@@ -195,7 +196,8 @@ def _print_next(trainer: Trainer, folder: Path) -> None:
         commands.append(("curves", f"{here}tensorboard --logdir {where}\nand open {DASHBOARD}"))
     if next(folder.glob("checkpoints/*.ckpt"), None):
         script = shlex.quote(_here(Path(__file__).parents[1] / "evaluate.py"))
-        commands.append(("evaluation", f"{here}python {script} {where}"))
+        trusted = "".join(f" --trust={shlex.quote(package)}" for package in sorted(trusted_now()))
+        commands.append(("evaluation", f"{here}python {script} {where}{trusted}"))
     print()
     _print(commands, 10)
 

@@ -10,6 +10,7 @@ from bsbr_pl.data import TokenData
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.subject import Subject
 from bsbr_pl.report.study_runs import quality
+from bsbr_pl.utils.flops import forward_flops
 
 ERRORS = 3  # an accuracy this many standard errors above the plateau is not chance
 _plateaus: dict[str, float | None] = {}  # by fingerprint: the runs of a task share their data
@@ -59,11 +60,12 @@ def has_learned(test: float, plateau: float, samples: int | None) -> bool:
 
 
 def _costs(subject: Subject) -> dict[str, Any]:
-    """FLOPs and state of the closed forms, if the architecture has them; the measured speed of training."""
+    """FLOPs, of the closed form or counted; the state, if the architecture has its size; the speed of training."""
     found: dict[str, Any] = {}
     length = (subject.about["data"] or {}).get("trained_length")
+    if flops := forward_flops(subject.model, length):
+        found["flops_per_token"] = flops / length
     with suppress(AttributeError, NotImplementedError):  # an attention of another package may have no closed form
-        found["flops_per_token"] = subject.model.flops(length) / length
         found["state_bytes"] = subject.model.state_size(length) * subject.model.embedding.weight.element_size()
     course = (subject.record.get("metrics") or {}).get("step/tokens_per_second")
     if course and course["value"]:

@@ -36,8 +36,10 @@ whose checkpoint has another rate, seed or number of steps than it should have g
 trains each run as a job of a Slurm cluster (docs/howto/cluster.md). This process writes the rows as the runs end. If it
 stops, the jobs continue, and the same command collects them.
 
-`--configs` and `--train` give tasks, models and architectures of your own. The script of `--train` registers them, and
-calls train.command_line() under `if __name__ == "__main__"`; the study runs the script too, without that call.
+`--configs` is a folder of tasks and models of your own. A task's file needs `trainer.max_steps` and
+`model.learning_rate`. A model of a package of yours needs `--trust=PACKAGE` after `--`. Or `--train` gives a script
+that registers architectures and data sets, and calls train.command_line() under `if __name__ == "__main__"`; the study
+runs the script too, without that call.
 """
 
 import argparse
@@ -58,7 +60,9 @@ from trainings import QUEUED, ROOT, Training, diverged, train_all
 
 from bsbr_pl.data import DATA_SETS
 from bsbr_pl.evals.matching import match, table
+from bsbr_pl.foreign import trust
 from bsbr_pl.models import SIZES
+from bsbr_pl.parsing import trusted_packages
 from bsbr_pl.report.study import summary
 from bsbr_pl.results import Results
 from bsbr_pl.spec import specs_of
@@ -105,8 +109,17 @@ class Study(NamedTuple):
         changes = [file for folder in folders if (file := folder / f"{model}.yaml").exists()]
         return [self.described(model), self.configs / f"{task}.yaml", *changes[:1]]
 
-    def settings(self, task: str) -> dict[str, Any]:
-        return read(self.configs / f"{task}.yaml")
+    def setting(self, task: str, name: str, option: str) -> Any:
+        """A number that the file of a task says.
+
+        Raises:
+            ValueError: it does not, so that `option` of the study is needed.
+        """
+        file, (section, key) = self.configs / f"{task}.yaml", name.split(".")
+        value = (read(file).get(section) or {}).get(key)
+        if not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{file} must have a positive {name}, or give {option}")
+        return value
 
     def configuration(self, task: str, model: str) -> dict[str, str]:
         """Digests of what the files say of a model on a task, and of base.yaml, without what the study sets."""
@@ -260,16 +273,18 @@ def repeat(passes: dict[str, Callable[[], dict[str, str]]], no_wait: bool, study
 
 def main() -> int:
     chosen, options = choose(__doc__)
+    trust(trusted_packages(options))
     if chosen.train != TRAIN:
+        sys.path.insert(0, str(chosen.train.parent))  # as for the script itself
         runpy.run_path(str(chosen.train))
     study = Study(chosen.output, options, chosen.configs, chosen.train, launcher(chosen))
     passes = {}
     for task in chosen.tasks:
         study.check_configurations(task, chosen.models)
     for task in chosen.tasks:
-        settings = study.settings(task)
-        steps, rate = chosen.steps or settings["trainer"]["max_steps"], settings["model"]["learning_rate"]
-        rates = sorted(set(chosen.rates or [rate * factor for factor in START]))
+        steps = chosen.steps or study.setting(task, "trainer.max_steps", "--steps")
+        rates = chosen.rates or [study.setting(task, "model.learning_rate", "--rates") * factor for factor in START]
+        rates = sorted(set(rates))
         most = chosen.max_rates if len(rates) > 1 else 1
         grid = Grid(rates, chosen.decays or [None], max(1, round(chosen.sweep_share * steps)), most)
         arguments = study.matched_arguments(task, chosen.models)

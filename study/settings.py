@@ -8,6 +8,7 @@ import yaml
 from trainings import ROOT
 
 from bsbr_pl.data import TokenData
+from bsbr_pl.plain_yaml import LimitError, load
 from bsbr_pl.values import digest
 
 BASE = ROOT / "configs" / "base.yaml"
@@ -15,7 +16,18 @@ NO_RESULT = ("--trainer.logger", "--trainer.callbacks")  # which decide no resul
 
 
 def read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text()) or {}
+    """What a file says, as train.py reads it: `1e-2` is a number.
+
+    Raises:
+        ValueError: naming the file, if it is no YAML mapping.
+    """
+    try:
+        found = load(path.read_text()) or {}
+    except (LimitError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold sections such as model, data and trainer, got {found!r}")
+    return found
 
 
 def fingerprint(paths: Iterable[Path], without: Iterable[str]) -> str:
@@ -54,7 +66,7 @@ def merged(paths: Iterable[Path], options: list[str]) -> tuple[dict[str, Any], s
     for name, value in given(options):
         section, _, argument = name.removeprefix("--").replace("data.init_args.", "data.").partition(".")
         if section in ("model", "data") and "." not in argument:
-            (model if section == "model" else data)[argument] = yaml.safe_load(value)
+            (model if section == "model" else data)[argument] = load(value)
     return model, data_class, data
 
 

@@ -27,7 +27,7 @@ from bsbr_pl.spec import AttentionSpec, plain_specs
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/howto/own_module.md").read_text()
-MODULE, CERTIFY, COMPARE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+MODULE, CERTIFY, COMPARE, TASK = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 class Mean(nn.Module):
@@ -65,7 +65,7 @@ def here(tmp_path, monkeypatch, one_thread):
 @pytest.mark.filterwarnings("ignore:'bsbr_pl.__main__' found in sys.modules")  # other tests use it as well
 def test_the_page_runs(here, capfd):
     """Certify, train, resume, evaluate, compare: what the module cannot do is absent, and the rest is there."""
-    good, leaky, fit, resume, evaluate = commands(PAGE)
+    good, leaky, fit, resume, evaluate, *_ = commands(PAGE)
     assert run(good, []) == 0
     output = capfd.readouterr()
     assert "importing my_attention, as you named it" in output.err
@@ -95,6 +95,37 @@ def test_the_page_runs(here, capfd):
     assert "passed" in capfd.readouterr().out
     exec(COMPARE)
     assert re.search(r"decode_time.*\n *mine +- +- ", capfd.readouterr().out)
+
+
+@pytest.mark.filterwarnings("ignore")  # of scripts, which are not tested for warnings
+def test_a_study_of_the_module(here, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(ROOT / "study")
+    for folder in ("study", "configs"):
+        (here / folder).symlink_to(ROOT / folder)
+    page = PAGE[PAGE.index("mkdir -p mine") : PAGE.index("## Your own task")]
+    shell, study = page.split("python study/run.py ", 1)
+    subprocess.run(["bash", "-ec", shell], check=True)
+    options, _, trusted = study.split("\n")[0].partition(" -- ")
+    sizes = ["--model.hidden_dim=16", "--data.num_train=64", "--data.num_test=8"]
+    small = ["--steps=2", "--rates", "0.01", "--seeds", "1", "--", *sizes]
+    assert not run("study/run.py " + options, [*small, *trusted.split()])
+    rows = read_rows(["runs/mine/induction/results.jsonl"])
+    results = {row["about"]["study"]["model"]: row["values"] for row in rows if row["identity"]["kind"] == "training"}
+    assert results.keys() == {"mine", "delta_net"}
+    assert all(0 <= values["result"]["test"] <= 1 for values in results.values())
+    assert results["mine"]["result"]["flops_per_token"] > 0
+    assert "state_bytes" not in results["mine"]["result"]
+
+
+def test_a_task_of_your_own(here, capfd):
+    (here / "my_tasks.py").write_text(TASK)
+    fit, evaluate = (one for one in commands(PAGE) if "my_tasks" in one)
+    small = ["--model.hidden_dim=16", "--model.num_layers=1", "--trainer.max_steps=2"]
+    assert not run(fit, small)
+    assert "evaluate.py runs/version_0 --trust=my_tasks\n" in capfd.readouterr().out
+    assert run(evaluate, ["--lengths=[]"]) == 0
+    (found,) = (row for row in read_rows(["evaluation/results.jsonl"]) if row["identity"]["kind"] == "recall")
+    assert found["about"]["data"]["class"] == "FirstToken"
 
 
 def check_rows(flops: int) -> None:

@@ -143,6 +143,18 @@ def test_a_registered_class_is_found_wherever_it_was_defined(monkeypatch):
     assert str(spec) == "mine"
 
 
+def test_a_registered_module_needs_no_trust(monkeypatch):
+    """Who registers a class has run its code; on a command line it becomes a ForeignAttention."""
+    monkeypatch.setitem(ARCHITECTURES, "identity", torch.nn.Identity)
+    assert AttentionSpec.of("identity") == AttentionSpec(torch.nn.Identity)
+    path = "torch.nn.modules.linear.Identity"
+    assert by_key("identity") == {
+        "class_path": "bsbr_pl.foreign.ForeignAttention",
+        "init_args": {"module": path, "options": {}},
+    }
+    assert AttentionSpec.of(path) == AttentionSpec.of("identity")
+
+
 @pytest.mark.parametrize(
     "class_path", ["torch.nn.Linear", "os.system", "antigravity.fly", "Nowhere", "bsbr_pl.nothing.X", "bsrb", "", 3]
 )

@@ -199,6 +199,47 @@ def test_a_mistake_is_a_sentence(tmp_path, capsys):
 
 @pytest.mark.usefixtures("_at_home")
 @pytest.mark.parametrize(
+    ("task", "options", "words"),
+    [
+        (None, [], "--configs: mine has no YAML file of a task"),
+        ("{model: {learning_rate: 0.1}}", [], "--configs: mine/models has no YAML file, so name the --models"),
+        (
+            "{model: {learning_rate: 0.1}}",
+            ["--models", "linear"],
+            "mine/toy.yaml must have a positive trainer.",
+        ),
+        (
+            "{trainer: {max_steps: 4}}",
+            ["--models", "linear"],
+            "positive model.learning_rate, or give --rates",
+        ),
+        ("{trainer: {max_steps: four}}", ["--models", "linear"], "trainer.max_steps, or give --steps"),
+        ("[1]", ["--models", "linear"], "mine/toy.yaml must hold sections such as model, data and trainer, got [1]"),
+        ("{a: 1, a: 2}", ["--models", "linear"], "mine/toy.yaml is no YAML: "),
+    ],
+)
+def test_a_mistake_in_configurations_of_your_own_is_a_sentence(tmp_path, capsys, task, options, words):
+    if task:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "toy.yaml").write_text(task)
+    code = in_this_process("study/run.py", ["runs", "--configs", "mine", *options])
+    said = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(("run.py: error: ", "study/run.py: error: "))
+    assert words in said
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_files_are_read_as_train_py_reads_them(tmp_path):
+    """YAML 1.1 takes 1e-2 for a text."""
+    from settings import merged
+
+    (tmp_path / "a.yaml").write_text("{model: {learning_rate: 1e-2}, data: {class_path: bsbr_pl.data.MQARData}}")
+    model, data_class, data = merged([tmp_path / "a.yaml"], ["--model.dropout=1e-1", "--data.power=1e-3"])
+    assert (model, data_class, data) == ({"learning_rate": 0.01, "dropout": 0.1}, "MQARData", {"power": 0.001})
+
+
+@pytest.mark.usefixtures("_at_home")
+@pytest.mark.parametrize(
     ("options", "name", "instead"),
     [
         (["--", "--trainer.max_steps=4"], "--trainer.max_steps", "--steps"),

@@ -166,7 +166,10 @@ class Checkpoint:
             ValueError: the checkpoint does not name its data, or the data is not there.
         """
         if self.data_class is None:
-            raise ValueError("the checkpoint has no data set of bsbr_pl.data")
+            raise ValueError(
+                "the checkpoint's data is of no class in bsbr_pl.data.DATA_SETS: register the class in the file that "
+                "defines it, and trust its package (--trust=PACKAGE)"
+            )
         saved = (self.data_class, self.data_arguments, self.data_fingerprint)
         return open_saved(*saved, self.location, changes, self.trusted)
 

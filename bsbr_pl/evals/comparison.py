@@ -23,7 +23,7 @@ from bsbr_pl.values import bootstrap_interval
 from .costs import PASSES
 from .evaluation import Evaluation
 from .matching import match as solve
-from .matching import plain
+from .matching import plain, unmatched
 from .subject import Subject
 from .training import check_among, default_task, from_checkpoint, model_arguments, train_all, untrained
 
@@ -82,7 +82,8 @@ def compare_models(
         seq_lengths: tokens T; the default task trains at 32.
         models: names of `bsbr_pl.models.MODELS`, keys of `ARCHITECTURES`, or names in `checkpoints`; kept in order. Or
             a dict of them: name -> such a name, or an `nn.Module` class (B, T, D) -> (B, T, D), `functools.partial` of
-            one, or spec: {"mine": MyAttention, "Standard": "standard"}. What it cannot do (decode) is None.
+            one, or spec: {"mine": MyAttention, "Standard": "standard"}. All layers are alike. What a model cannot
+            do (decode) is None.
         metrics: inference_time, training_time, decode_time (s: forward pass, forward and backward, one more token
             after T), memory_usage, training_memory (MB of 10^6 bytes: the peak of these passes beyond what the model
             holds), state_size (MB: of the decode state), flops (forward pass, 2 a multiply-add), and accuracy: the
@@ -95,7 +96,8 @@ def compare_models(
         reach: tokens of a chunk of BSBR and GAU, and of SlidingWindow's window, unless `model_options` sets it.
         model_options: name -> options of its architecture: {"BSBR": {"chunk_size": 32}}, in tokens.
         match: params, flops, state_bytes or step_time: change the sizes of the models until they match the first that
-            is no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`.
+            is no checkpoint, at the longest of `seq_lengths`, and return `matched`; see `matching.match`. It counts the
+            FLOPs with the head; the metric flops is without.
         checkpoints: name -> file of a trained model. It is measured as it is, whatever its size, and its accuracy is
             that on the data it was trained on.
         trust_data: read the paths and Hub names in `checkpoints`, with their sizes and workers.
@@ -113,17 +115,16 @@ def compare_models(
     Returns:
         seq_lengths, models, metrics; units: metric -> unit; settings; accuracy_task: what was trained on, how long,
         and the accuracy of guessing; disqualified: model -> the checks it failed; parameters: model -> their number;
-        differences: sentences on unequal budgets or data, which are also warned of. For each model left: each metric, a
-        list along seq_lengths with None where there is no figure; samples and intervals (95 %): metric -> the same;
-        accuracy_as_trained: the accuracy on held-out samples as long as those trained on. Plain values all through.
+        differences: sentences on unequal budgets, sizes or data, which are also warned of. For each model left: each
+        metric, a list along seq_lengths with None where there is no figure; samples and intervals (95 %): metric ->
+        the same; accuracy_as_trained: the accuracy on held-out samples as long as those trained on. Plain values all
+        through.
 
     Raises:
         ValueError: an unknown model or metric (lists the known ones), an argument out of range, no model left.
         TypeError: an option that an architecture does not have (lists those it has).
     """
     check_among("metrics", metrics, [*COSTS, "accuracy"])
-    if isinstance(seq_lengths, int):
-        raise ValueError(f"seq_lengths must be a list of lengths, got {seq_lengths}")
     if not isinstance(task, TokenData | None):
         raise ValueError(f"task must be a data set of bsbr_pl.data, got {task!r}")
     if not isinstance(train_steps, int) or train_steps < 0:  # Lightning trains for ever with -1
@@ -141,6 +142,7 @@ def compare_models(
         found = solve(match, build, max(seq_lengths), next(iter(build), ""), rounds=rounds, device=device)
         build = {name: one.arguments for name, one in found.items()}
         results["matched"] = {name: one.as_dict() for name, one in found.items()}
+        results["differences"] += unmatched(match, found)
     results["settings"]["models"] = {name: plain(one) for name, one in build.items()}
     if with_accuracy and build:
         training = {"steps": train_steps, "learning_rate": learning_rate, "seed": seed}
@@ -159,9 +161,9 @@ def compare_models(
         _measure_accuracy(certified, evaluation, results)
         from bsbr_pl.report import warnings as differences  # imports what draws
 
-        results["differences"] = differences(evaluation.rows(list(certified.values())))
-        for sentence in results["differences"]:
-            warnings.warn(sentence, stacklevel=2)
+        results["differences"] += differences(evaluation.rows(list(certified.values())))
+    for sentence in results["differences"]:
+        warnings.warn(sentence, stacklevel=2)
     return results
 
 
@@ -209,6 +211,8 @@ def _empty(
     evaluation: Evaluation,
 ) -> dict[str, Any]:
     """What every comparison returns, before anything is measured."""
+    if isinstance(seq_lengths, int):
+        raise ValueError(f"seq_lengths must be a list of lengths, got {seq_lengths}")
     settings = {"rounds": evaluation.rounds, "seed": evaluation.seed}
     results: dict[str, Any] = {
         "seq_lengths": list(seq_lengths),

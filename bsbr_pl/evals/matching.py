@@ -39,6 +39,7 @@ WAYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "step_time": (("hidden_dim", "ff_dim"),),
 }
 TOLERANCE = 0.05  # share of the reference: chunks, heads and widths have coarse steps
+LARGE = 0.05  # a mismatch of which a comparison says so
 NOISE = 0.02  # the same for times: a smaller difference cannot be measured
 FACTOR = 4  # sizes go down to a quarter and up to four times
 
@@ -312,6 +313,17 @@ def differences(before: Arguments, after: Arguments) -> Arguments:
 
     old, new = settings(before), settings(after)
     return {name: new[name] for name in new if name != "attention" and new[name] != old[name]}
+
+
+def unmatched(quantity: str, matched: Mapping[str, Matched]) -> list[str]:
+    """A sentence about each model that is not within `LARGE` of the reference."""
+    found = []
+    for name, one in matched.items():
+        if one.problem:
+            found.append(one.problem)
+        elif abs(one.mismatch_percent) > 100 * LARGE:
+            found.append(f"{quantity} of {name} differs from that of the reference by {one.mismatch_percent:+.1f} %")
+    return found
 
 
 def table(quantity: str, num_tokens: int, matched: Mapping[str, Matched], reference: str) -> str:

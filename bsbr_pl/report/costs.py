@@ -27,7 +27,12 @@ COSTS = (
     ("decode", "decoded token", "ms", TIME),
     ("training_bytes", "training memory", "MB", PEAK),
     ("forward_bytes", "forward memory", "MB", PEAK),
-    ("forward_flops", "forward FLOPs", "GFLOP", "2 a multiply-add, by the closed form. "),
+    (
+        "forward_flops",
+        "forward FLOPs",
+        "GFLOP",
+        "2 a multiply-add, by the closed form; of other modules, matrix products alone. ",
+    ),
     ("state_bytes", "decode state", "MB", ""),
 )
 

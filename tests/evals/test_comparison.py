@@ -330,6 +330,19 @@ def test_arguments_out_of_range_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             compare_models(*arguments, **SMALL)
+    for function in (compare_models, scaling_analysis):
+        with pytest.raises(ValueError, match="seq_lengths must be a list of lengths, got 64"):
+            function(64)
+
+
+def test_sizes_that_do_not_match_are_said():
+    """A window of one token keeps less than DeltaNet's matrix, and the finest step of the window is one token."""
+    with pytest.warns(UserWarning, match=r"state_bytes of sliding_window differs from that of the reference by [+-]\d"):
+        found = compare_models((64,), ("delta_net", "sliding_window"), ("flops",), match="state_bytes", hidden_dim=16)
+    (words,) = found["differences"]
+    mismatch = found["matched"]["sliding_window"]["mismatch_percent"]
+    assert abs(mismatch) > 5
+    assert words == f"state_bytes of sliding_window differs from that of the reference by {mismatch:+.1f} %"
 
 
 def test_two_classes_of_one_name_are_refused():
