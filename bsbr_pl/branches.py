@@ -53,7 +53,12 @@ def one_per_layer(attention: AttentionFactory | Sequence[AttentionFactory], num_
 
     Raises:
         ValueError: if the length of the list does not divide `num_layers`, or an element cannot be called.
+        TypeError: for the name of an architecture.
     """
+    if isinstance(attention, str):
+        raise TypeError(
+            f"attention must build an Attention, not be its name: give bsbr_pl.spec.specs_of({attention!r})"
+        )
     factories = list(attention) if isinstance(attention, Sequence) else [attention]
     if not factories or num_layers % len(factories):
         raise ValueError(

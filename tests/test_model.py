@@ -9,6 +9,7 @@ import torch
 from bsbr_pl.attention import ARCHITECTURES, BSBRAttention, GAUAttention, StandardAttention
 from bsbr_pl.feed_forward import FeedForward, default_ff_dim
 from bsbr_pl.model import LanguageModel
+from bsbr_pl.spec import specs_of
 
 V = 31
 OPTIONS = {
@@ -361,6 +362,12 @@ def test_bad_arguments_are_named(arguments, words):
     defaults = {"attention": StandardAttention, "vocab_size": V, "hidden_dim": 16, "num_layers": 2, "num_heads": 2}
     with pytest.raises(ValueError, match=words):
         LanguageModel(**defaults | arguments)(ids(1, 4))
+
+
+def test_a_name_is_no_attention():
+    with pytest.raises(TypeError, match=r"not be its name: give bsbr_pl.spec.specs_of\('delta_net'\)"):
+        LanguageModel("delta_net", V, 16)
+    LanguageModel(specs_of("delta_net"), V, 16)
 
 
 @pytest.mark.parametrize("bad", [-1, V])

@@ -304,6 +304,8 @@ def _measure_accuracy(subjects: Mapping[str, Subject], evaluation: Evaluation, r
     for problem in evaluation.problems:
         if problem["identity"]["of"]["kind"] == "data":
             raise ValueError(problem["values"]["problem"])
+        if problem["identity"]["of"]["kind"] in ("text", "recall"):
+            warnings.warn(f"no accuracy: {problem['values']['problem']}", stacklevel=3)
     rows = [row for row in evaluation.results.rows if row["identity"]["kind"] in ("text", "recall")]
     found = {(row["identity"]["checkpoint"], row["identity"].get("length")): row["values"] for row in rows}
     for name, subject in subjects.items():

@@ -99,7 +99,8 @@ def contents(findings: Findings) -> dict[str, list[Part]]:
         words = f"All paths of checkpoints {' and '.join(shared)}, which is left out above."
         found["Environments"].insert(0, words)
     for one in findings.studies:
-        found[FIRST] += [Words("heading", one.title), Words("verdict", verdict.summary(one)), verdict.picture(one)]
+        words = f"{verdict.summary(one)} {verdict.unlearned(one, findings)}".strip()
+        found[FIRST] += [Words("heading", one.title), Words("verdict", words), verdict.picture(one)]
         found[FIRST].append(verdict.first(one))
         if background := verdict.background(one):
             found[FIRST].append(Words("background", background))

@@ -8,7 +8,7 @@ import pandas as pd
 from .budgets import named, sentence, unequal
 from .groups import Group, counted
 from .plots import Picture, pareto
-from .studies import Study
+from .studies import Findings, Study
 from .tables import SCALES, WORDS, Column, Measured, Table, table
 
 #: Costs in the verdict: the key in the values, the words for the least, the unit.
@@ -178,6 +178,17 @@ def _ties(study: Study) -> str:
     if unsure:
         return f"{words}; one seed cannot tell whether these are tied with {whom}: {named(unsure)}"
     return f"; none is tied with {whom}" if set(against.values()) == {WORSE} else words
+
+
+def unlearned(study: Study, findings: Findings) -> str:
+    """A sentence about the ranked models of which no run is better than the plateau of its task, as far as rows say."""
+    rows, late = findings.of("training"), []
+    for group in study.ranked:
+        trainings = [rows[member.checkpoint.digest] for member in group.members if member.checkpoint.digest in rows]
+        learned = [(row["values"].get("result") or {}).get("learned") for row in trainings]
+        if learned and all(one is False for one in learned):
+            late.append(group.label)
+    return f"Not learned yet, no better than the plateau of the task: {named(late)}." if late else ""
 
 
 def _parameters(groups: Sequence[Group]) -> str:

@@ -161,6 +161,9 @@ class ExperimentRunner:
                     timing = measure({"cell": once}, self.rounds, warmup=1, device=self.device)["cell"]
             else:
                 once()
+        for name, value in values.items():
+            if getattr(value, "ndim", 0):
+                raise ValueError(f"run_experiment must return plain values, got an array as {name!r}: use .tolist()")
         missing = [metric for metric in self.metrics if metric not in values]
         if missing:
             raise ValueError(f"run_experiment must return {', '.join(missing)} (metrics), got only {', '.join(values)}")

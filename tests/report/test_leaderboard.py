@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from written_rows import Bench, about, certificate, recall, training
 
-from bsbr_pl.report import contents, leaderboard, study, write_report
+from bsbr_pl.report import contents, leaderboard, study, verdict, write_report
 from bsbr_pl.report.studies import Findings
 from bsbr_pl.results import check
 
@@ -177,6 +177,25 @@ def test_the_test_split_counts_and_says_what_is_not_learned(tmp_path):
     listed = (tmp_path / "tables" / "runs.csv").read_text().splitlines()
     assert len(listed) == 1 + 2 * 6
     assert "copy,linear,1,test,200 steps,0.01,25.0,not learned yet,copy/linear/0.01_1" in listed
+
+
+def test_the_verdict_says_who_has_not_learned_the_task():
+    """No run of `linear`; one of two of `standard`; no row says it of `gau`."""
+    bench = Bench()
+    for name, known in {"bsbr": (True, True), "linear": (False, False), "standard": (False, True), "gau": ()}.items():
+        for seed in (0, 1):
+            study_run(bench, "copy", name, seed, 0.5, result={"val": 0.5, "test": 0.5})
+            if known:
+                bench.rows[-1]["values"]["result"]["learned"] = known[seed]
+            one = bench.rows[-1]["about"]
+            bench.add(one, "certificate", certificate())
+            bench.add(one, "recall", recall(0.5))
+    findings = Findings(bench.rows)
+    (found,) = findings.studies
+    words = "Not learned yet, no better than the plateau of the task: linear(chunk_size=8)."
+    assert verdict.unlearned(found, findings) == words
+    texts = [part.text for part in contents(findings)["Verdict"] if getattr(part, "kind", "") == "verdict"]
+    assert [text.endswith(words) for text in texts] == [True]
 
 
 def test_models_whose_seeds_overlap_with_the_best_are_marked_with_it():

@@ -146,6 +146,16 @@ def test_a_metric_that_is_promised_must_be_there(tmp_path):
     assert record["error"] == "ValueError: run_experiment must return accuracy (metrics), got only loss"
 
 
+def test_an_array_is_named(tmp_path):
+    class Vectors(Experiment):
+        def run_experiment(self, model, seq_length):
+            return {"accuracy": torch.tensor(0.5), "losses": torch.zeros(3)}
+
+    record = Vectors(tmp_path, rounds=0).run()[0]
+    words = "run_experiment must return plain values, got an array as 'losses': use .tolist()"
+    assert record["error"] == f"ValueError: {words}"
+
+
 def test_cells_do_not_train_each_others_models(tmp_path):
     class Training(Experiment):
         def run_experiment(self, model, seq_length):
