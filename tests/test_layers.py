@@ -104,12 +104,14 @@ ALLOWED: dict[str, set[str]] = {
             "bsbr_pl.data.base",
             "bsbr_pl.data.corpora",
             "bsbr_pl.data.files",
+            "bsbr_pl.foreign",
             "bsbr_pl.module",
         ),
         "bsbr_pl.attention.parts",
         *("bsbr_pl.run_folder", "bsbr_pl.schema", "bsbr_pl.spec", "bsbr_pl.steps"),
         *("bsbr_pl.utils.files", "bsbr_pl.utils.flops", "bsbr_pl.utils.macs"),
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
+        "bsbr_pl.values",
     },
     "train": {
         *("callbacks", "bsbr_pl.cli", "bsbr_pl.data", "bsbr_pl.module", "bsbr_pl.parsing", "bsbr_pl.run_folder"),
@@ -123,6 +125,7 @@ ALLOWED: dict[str, set[str]] = {
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         "bsbr_pl.utils.code",
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
+        "bsbr_pl.values",
         *("bsbr_pl.report", "bsbr_pl.report.rows", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
         "bsbr_pl.feed_forward",
         # To run and count modules of other libraries.

@@ -252,7 +252,7 @@ def test_finished_seeds_are_averaged_with_their_budget_in_one_sentence(take, run
     assert evaluation.warnings == []
     said = evaluation.summaries[0]
     assert "Equal budgets: 8 optimiser steps of 4 windows; 1,024 training tokens; " in said
-    assert "training FLOPs, counted as 3 forward passes by the closed form; " in said
+    assert "training FLOPs, counted as 3 forward passes; " in said
     assert "data TextData text.txt D1, tokenizer bytes." in said
 
 
