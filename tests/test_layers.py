@@ -125,7 +125,6 @@ ALLOWED: dict[str, set[str]] = {
         *("bsbr_pl.metrics", "bsbr_pl.model", "bsbr_pl.models", "bsbr_pl.module", "bsbr_pl.results", "bsbr_pl.spec"),
         "bsbr_pl.utils.code",
         *("bsbr_pl.utils.memory", "bsbr_pl.utils.records", "bsbr_pl.utils.timing", "bsbr_pl.utils.visualization"),
-        "bsbr_pl.values",
         *("bsbr_pl.report", "bsbr_pl.report.rows", "bsbr_pl.schema", "bsbr_pl.utils.files", "bsbr_pl.values"),
         "bsbr_pl.feed_forward",
         # To run and count modules of other libraries.
