@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from bsbr_pl.data.base import IGNORED
 from bsbr_pl.module import LanguageModule
 from bsbr_pl.utils.flops import count_flops, matmul_peak
 from bsbr_pl.utils.macs import count_macs
@@ -28,7 +29,8 @@ class FlopCounter(StepWindows):
 
     and for training, without what a kernel computes again in the backward pass:
 
-        flops/step_flops                      forward and backward of one optimiser step, all processes
+        flops/step_flops                      forward and backward of one optimiser step, all processes, by the length
+                                              and the share of asked positions of the first batch
         flops/peak_flops_per_second           measured: the best matrix product on this device
         flops/utilization                     FLOPs per second of training / peak, at every window, data included
 
@@ -44,7 +46,7 @@ class FlopCounter(StepWindows):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._flops_per_token is None:
-            self._count(trainer, pl_module, batch["input_ids"][:1])
+            self._count(trainer, pl_module, batch)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_window(self, trainer: Trainer, pl_module: LightningModule, window: Window) -> None:
@@ -60,10 +62,11 @@ class FlopCounter(StepWindows):
             log(trainer, {"flops/step_flops": self._flops_per_token * tokens / steps}, constant=True)
         log(trainer, {"flops/utilization": rate / self._peak})
 
-    def _count(self, trainer: Trainer, pl_module: LightningModule, input_ids: torch.Tensor) -> None:
+    def _count(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self._flops_per_token = 0.0
         assert isinstance(pl_module, LanguageModule)
-        model, length = pl_module.whole_model(), input_ids.shape[1]
+        model, input_ids = pl_module.whole_model(), batch["input_ids"][:1]
+        length = input_ids.shape[1]
         if not trainer.is_global_zero:
             return
         closed = None
@@ -71,7 +74,11 @@ class FlopCounter(StepWindows):
             closed = model.flops(length)
         try:
             macs, flops = count_macs(model, input_ids), count_flops(model, input_ids)
-            self._flops_per_token = count_flops(model, input_ids, backward=True) / length
+            unasked = (
+                1 - (batch["targets"] != IGNORED).double().mean() if "slice" in batch else 0.0
+            )  # they have no logits
+            of_head = 3 * 2 * model.embedding.weight.numel()
+            self._flops_per_token = float(count_flops(model, input_ids, backward=True) / length - unasked * of_head)
         except Exception as error:
             if closed is not None:
                 raise

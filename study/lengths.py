@@ -50,13 +50,14 @@ def stretch(model: LanguageModel, times: float) -> bool:
 def overlapping(model: LanguageModel, data: TextData) -> float:
     """Bits per byte of the test text in windows that start every half window; the first one counts as a whole."""
     windows = data.samples("test")
-    half = windows.context_length // 2
-    starts = torch.arange(0, max(1, windows.length - 1 - half), half)
+    step = windows.context_length // 2
+    overlap = windows.context_length - step
+    starts = torch.arange(0, max(1, windows.length - 1 - overlap), step)
     token_bytes, metrics = torch.as_tensor(data.tokenizer.token_bytes), TokenMetrics()
     for some in starts.split(BATCH):
         batch = windows[some.numpy()]
         targets = batch["targets"]
-        targets[some > 0, :half] = IGNORED
+        targets[some > 0, :overlap] = IGNORED
         counted = targets != IGNORED
         metrics.update(model(batch["input_ids"]), targets, token_bytes[targets[counted]])
     assert metrics.tokens == windows.length - 1, "every token is counted once"
@@ -77,7 +78,10 @@ def read(run: Run, row: Row, output: Path, length: int, way: str) -> Line:
     assert subject.open_data is not None
     data, model = subject.open_data(), subject.model.eval()
     assert isinstance(data, TextData)
-    trained = data.validation_length
+    trained = max(data.train_lengths)
+    if way in ("truncated", "overlapping") and trained != data.validation_length:
+        data = subject.open_data(**data.at_length(trained))
+        assert isinstance(data, TextData)
     if way == "overlapping":
         return {"bits_per_byte": round(overlapping(model, data), 6)}
     if way == "stretched" and not stretch(model, length / trained):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bsbr_pl.attention import ARCHITECTURES
-from bsbr_pl.data import InductionData, MQARData, NeedleData, TextData
+from bsbr_pl.data import InductionData, MQARData, NeedleData, SelectiveCopyData, TextData
 from bsbr_pl.evals.accuracy import recall_accuracy
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.report.study import differences, frame, runs, summary
@@ -102,11 +102,32 @@ def test_what_has_not_learned_is_within_noise_of_the_plateau(study):
     assert not has_learned(1.31, 1.3, None)
 
 
+def most_frequent(data):
+    """Question by question: the answer that occurred most often so far, the mean over those that did."""
+    batches = [(batch["input_ids"].tolist(), batch["targets"].tolist()) for batch in data.test_dataloader()]
+    answers = {y for _, targets in batches for row in targets for y in row if y >= 0}
+    shares = []
+    for inputs, targets in batches:
+        for xs, ys in zip(inputs, targets, strict=True):
+            right = []
+            for t, y in enumerate(ys):
+                if y >= 0:
+                    seen = {one: xs[: t + 1].count(one) for one in answers}
+                    best = [one for one in answers if seen[one] == max(seen.values())]
+                    right.append((y in best) / len(best))
+            shares.append(sum(right) / len(right))
+    return sum(shares) / len(shares)
+
+
 def test_plateaus(tmp_path):
     segments = [(64, 4, 100), (64, 8, 100)]
     assert MQARData(test_segments=segments).plateau() == (1 / 4 + 1 / 8) / 2
     induction = InductionData(16, 32, [32], 20, 500)
-    assert induction.plateau() == induction.chance() == 1 / 15
+    assert induction.chance() == 1 / 15
+    assert induction.plateau() == pytest.approx(most_frequent(induction))
+    copying = SelectiveCopyData(16, 40, 4, 20, 200)
+    assert copying.plateau() == pytest.approx(most_frequent(copying))
+    assert copying.plateau() > 1.5 * copying.chance(), "guessing what the context has beats guessing"
     text = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(200))
     (tmp_path / "text.py").write_text(text)
     source = {"source": str(tmp_path / "text.py"), "tokenizer": "bytes", "cache_dir": str(tmp_path / "cache")}

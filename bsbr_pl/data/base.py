@@ -123,8 +123,8 @@ class TokenData(LightningDataModule):
     def plateau(self) -> float | None:
         """What a model reaches on the test split before it has learned the task: a run that is no better has not yet.
 
-        Of a recall task, the accuracy of a model that knows which answers there are, but not which belongs to a
-        question; of a text, the bits per byte of a model that knows only the token before.
+        Of a recall task, the accuracy of a model that knows which answers there are, or which occur in the context, but
+        not which belongs to a question; of a text, the bits per byte of a model that knows only the token before.
         """
         return self.chance()
 

@@ -89,8 +89,11 @@ class MADData(RecallData):
         self._set_segments(sizes["vocab_size"], [Segment(name, train, size)], [Segment(name, test, num_test)])
 
     def plateau(self) -> float:
-        """Of compression, what a guess gets that knows where the mark is asked for."""
-        if self.hparams["task"] != "compression":
+        """Of compression, what a guess gets that knows where the mark is asked for; of recall and copying, the most
+        frequent answer of the context."""
+        if self.hparams["task"] == "memorization":
             return self.chance()
+        if self.hparams["task"] != "compression":
+            return self._most_frequent()
         half = self.context_length // 2
         return (1 + (half - 1) / (self.vocab_size - 1)) / half

@@ -1,6 +1,6 @@
 """The recall tasks of tasks.py as data modules: segments of one length each, and slices to report accuracy on."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import product
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .base import IGNORED, Batch, TokenData, check_integer, cut, digest
 from .corpus import Corpus
@@ -118,10 +119,27 @@ class RecallData(TokenData):
     def samples(self, split: str) -> RecallSamples:
         return RecallSamples(self._train if split == "train" else self._test, self.slice_names, split, self.seed)
 
+    def _answers(self) -> Tensor:
+        """The different answers of the test split."""
+        found = torch.cat([batch["targets"].flatten() for batch in self.loader("test")]).unique()
+        return found[found != IGNORED]
+
     def chance(self) -> float:
         """1 / (number of different answers in the test split)."""
-        answers = torch.cat([batch["targets"].flatten() for batch in self.loader("test")]).unique()
-        return 1 / int((answers != IGNORED).sum())
+        return 1 / len(self._answers())
+
+    def _most_frequent(self) -> float:
+        """Accuracy on the test split of whoever answers with the answer that occurred most often in the context so far,
+        whatever the question; with one of them at random, if several did."""
+        answers, right = self._answers(), defaultdict[int, list[float]](list)
+        for batch in self.loader("test"):
+            for number, inputs, targets in zip(batch["slice"], batch["input_ids"], batch["targets"], strict=True):
+                asked = targets != IGNORED
+                seen = (inputs[:, None] == answers).cumsum(0)[asked]  # (questions, answers)
+                most = seen == seen.amax(1, keepdim=True)
+                hit = most[targets[asked][:, None] == answers].double() / most.sum(1)
+                right[int(number)].append(float(hit.mean()))
+        return fmean(map(fmean, right.values()))
 
 
 class MQARData(RecallData):
@@ -201,6 +219,9 @@ class InductionData(RecallData):
         tests = [segment(length, num_test) for length in test_lengths]
         self._set_segments(vocab_size, [segment(context_length, num_train)], tests)
 
+    def plateau(self) -> float:
+        return self._most_frequent()
+
 
 class SelectiveCopyData(RecallData):
     """Selective copying: repeat the `num_copied` tokens that are scattered in the context.
@@ -228,6 +249,9 @@ class SelectiveCopyData(RecallData):
         task = partial(selective_copy, length=context_length, copied=num_copied, vocab_size=vocab_size)
         name = f"T{context_length}_M{num_copied}"
         self._set_segments(vocab_size, [Segment(name, task, num_train)], [Segment(name, task, num_test)])
+
+    def plateau(self) -> float:
+        return self._most_frequent()
 
 
 class NeedleData(RecallData):

@@ -67,7 +67,7 @@ def measure_costs(
             for which in ("forward", "training"):
                 used = measure_memory(call(model, ids[name], which), device, [model, ids[name]])
                 found[name][f"{which}_bytes"] = used["peak_bytes"] - used["held_bytes"]
-        found[name] |= _counted(model, length)
+        found[name] |= _counted(model, ids[name][:, :length])
     return found
 
 
@@ -75,11 +75,14 @@ def can_decode(model: LanguageModel) -> bool:
     return all(attention.has_decode for attention in model.attentions)
 
 
-def _counted(model: LanguageModel, length: int) -> dict[str, Any]:
-    """Counts FLOPs and bytes of the decode state, which are not measured; an unknown one is absent."""
-    weight, found = model.embedding.weight, dict[str, Any]()
+@torch.no_grad()
+def _counted(model: LanguageModel, ids: Tensor) -> dict[str, Any]:
+    """Counts FLOPs and bytes of the decode state after ids (1, T); an unknown one is absent."""
+    weight, length, found = model.embedding.weight, ids.shape[1], dict[str, Any]()
     if can_decode(model):
         found["state_bytes"] = model.state_size(length) * weight.element_size()
+        if weight.element_size() < torch.float32.itemsize:  # what adds up over all tokens is kept in float32
+            found["state_bytes"] = _bytes(model.prefill(ids)[1])
     try:
         flops: int | None = model.flops(length)
     except NotImplementedError:
@@ -90,6 +93,13 @@ def _counted(model: LanguageModel, length: int) -> dict[str, Any]:
     if flops is not None:
         found["forward_flops"] = flops - 2 * length * weight.numel()
     return found
+
+
+def _bytes(state: Any) -> int:
+    """Of the tensors in nested lists and tuples."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    return sum(map(_bytes, state)) if isinstance(state, list | tuple) else 0
 
 
 def call(model: LanguageModel, ids: Tensor, which: str) -> Callable[[], object]:

@@ -26,7 +26,7 @@ from .saved_data import DataChangedError
 from .subject import Subject
 
 #: Of each kind of row; increase it when the measurement changes its meaning.
-VERSIONS: dict[str, int] = {"certificate": 7, "text": 2, "recall": 3, "cost": 2, "map": 1, "training": 1}
+VERSIONS: dict[str, int] = {"certificate": 7, "text": 2, "recall": 3, "cost": 3, "map": 1, "training": 1}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 MULTIPLES = (1, 2, 4, 8)
 ENVIRONMENT = ("cpu", "instructions", "threads", "device", "gpu", "cuda")  # what decides values, of `environment`
@@ -327,8 +327,11 @@ def _contexts(subject: Subject) -> list[int] | None:
 
 
 def _own_lengths(subject: Subject, multiples: Sequence[int]) -> list[int | None]:
-    """The lengths of samples to predict: multiples of the training length for text, None for a recall task."""
+    """The lengths of samples to predict: multiples of the training length of a text, and None, that of its validation,
+    with the multiple 1; of a recall task None alone."""
     data = subject.about["data"]
     if data is None or data["kind"] != "text":
         return [None]
-    return [None if multiple == 1 else multiple * data["trained_length"] for multiple in multiples]
+    lengths: list[int | None] = [None] if 1 in multiples else []
+    lengths += [multiple * data["trained_length"] for multiple in multiples]
+    return list(dict.fromkeys(None if length == data["validation_length"] else length for length in lengths))

@@ -205,7 +205,7 @@ def closest(
             break
     if abs(best_share - 1) <= TOLERANCE or min(tried) <= 1 <= max(tried):
         return best, None
-    changed = " and ".join(f"{size} from {values[0]} to {values[-1]}" for size, values in ranges.items())
+    changed = " or ".join(f"{size} from {values[0]} to {values[-1]}" for size, values in ranges.items())
     side = "above" if best_share > 1 else "below"
     return best, f"stays {side} that of the reference with {changed or 'no size to change'}: this is the nearest"
 

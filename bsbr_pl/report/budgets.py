@@ -17,6 +17,7 @@ STOPPED = "These runs did not finish, and are not averaged with others"
 UNKNOWN = "It is not known whether these runs finished, and they are not averaged with others"
 CHANGED = "Arguments were changed during these runs"
 UNEQUAL = "These have unequal budgets, so the ranking does not compare architectures"
+CONTEXTS = "These were read in contexts of unequal length, so the ranking does not compare architectures"
 
 
 def warnings(rows: Iterable[Row]) -> list[str]:
@@ -83,16 +84,19 @@ def _power(number: float) -> str:
 
 
 def unequal(study: Study) -> str:
-    """A warning about runs on the same data with other budgets, and the budget of each; empty if there are none."""
+    """A warning about runs on the same data with other budgets or contexts, and those of each; empty if there are
+    none."""
     studies = [one for one in study.beside if one.ranked]
     if len(studies) < 2 or study not in studies:
         return ""
     budgets = pd.DataFrame([_budget(one.ranked[0].checkpoint) for one in studies], dtype=object)
-    given = []
+    given, contexts = [], {group.members[0].context for one in studies for group in one.ranked}
     for one in studies:
         for group in one.ranked:
-            given.append(f"{group.checkpoint.architecture} {_in_words(group.checkpoint, budgets)}")
-    return f"{UNEQUAL}: {', '.join(dict.fromkeys(given))}"
+            words = f"{group.checkpoint.architecture} {_in_words(group.checkpoint, budgets)}"
+            given.append(words + (f" read in contexts of {group.members[0].context}" if len(contexts) > 1 else ""))
+    title = UNEQUAL if (budgets.nunique(dropna=False) > 1).any() else CONTEXTS
+    return f"{title}: {', '.join(dict.fromkeys(given))}"
 
 
 def _budget(c: Checkpoint) -> dict[str, Any]:

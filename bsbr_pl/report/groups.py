@@ -38,6 +38,15 @@ class Member:
         return found.get(OWN) or found.get(length) or found.get(min(found, default=0))
 
     @property
+    def context(self) -> int | None:
+        """The tokens of a context in which its text was read; None for a recall task."""
+        if self.own is None:
+            return (
+                None if self.checkpoint.get("data.kind") == "recall" else self.checkpoint.get("data.validation_length")
+            )
+        return self.own["identity"].get("length")
+
+    @property
     def rows(self) -> list[tuple[int, Row]]:
         """Accuracies by length; the row at its own length also as OWN."""
         own = {OWN: self.own} if self.own else {}

@@ -1,5 +1,6 @@
 """The leaderboard, a row for each model and a column for each task; and maps of needles by depth and length."""
 
+import json
 import re
 from collections.abc import Iterator
 from statistics import fmean
@@ -18,11 +19,25 @@ from .study_runs import runs
 from .tables import Column, Measured, Table, table
 
 TASK = ("task", "split", "budget", "data")  # runs that agree in these are compared
-COLUMNS = [*TASK, "model", "rate", "seed", "text", "quality", "worse", "chosen", "learned", "digest", "checkpoint"]
+COLUMNS = [
+    *TASK,
+    "model",
+    "variant",
+    "rate",
+    "seed",
+    "text",
+    "quality",
+    "worse",
+    "chosen",
+    "learned",
+    "digest",
+    "checkpoint",
+]
 DEPTH = re.compile(r"T\d+_N(\d+)_d([\d.]+)")  # names of slices: T256_N4_d0.25
 NOT_LEARNED = "not learned yet"
 ACCURACY: dict[str, Any] = {"unit": "%", "best": "high", "decimals": 1}  # of its columns
 MIDDLE = 0.5  # rank from 0 (the best) to 1 of a task that was not run
+TUNED = ("model.learning_rate", "model.weight_decay")  # of each model in a study
 FREE = {*HIDDEN} - {"context_length"}  # arguments of data in which the runs of one task may differ
 
 
@@ -32,6 +47,7 @@ def tables(findings: Findings) -> list[Table | None]:
     found["column"] = _names(found)
     if found["column"].nunique() < 2:
         return []
+    found["model"] = _apart(found)
     found = _best_rates(found)
     columns = []
     for name, in_column in found.groupby("column"):
@@ -86,6 +102,8 @@ def entries(findings: Findings) -> pd.DataFrame:
         counted = runs([row, certificate] if certificate else [row]).query("why == ''")
         for run in counted.to_dict("records"):
             run |= {"split": "val", "learned": result.get("learned"), "checkpoint": findings.short(c.name)}
+            chosen = json.loads(run["setting"] or "{}")
+            run["variant"] = as_json({name: value for name, value in chosen.items() if name not in TUNED})
             if result.get("test") is not None:
                 run |= {"split": "test", "quality": result["test"]}
             found.append(_entry(c, run))
@@ -103,7 +121,8 @@ def _evaluated(findings: Findings) -> Iterator[tuple[dict[str, Any], Row]]:
                 run = {"task": c.get("study.task") or f"{c.get('data.class') or 'data'} {source}".strip()}
                 run |= {"model": c.get("study.model") or group.label, "checkpoint": c.name, "seed": c.seed}
                 run |= {"rate": rate if isinstance(rate, int | float) else None, "split": study.data_split.split}
-                run |= {"text": not study.recall, "quality": own["values"][study.quality]}
+                run |= {"text": not study.recall, "quality": own["values"][study.quality], "variant": ""}
+                run["context"] = member.context
                 yield _entry(c, run), own
 
 
@@ -115,7 +134,9 @@ def _entry(c: Checkpoint, run: dict[str, Any]) -> dict[str, Any]:
     sign, quality = (1 if run["text"] else -1), run["quality"]
     val = quality if pd.isna(run.get("val")) else run["val"]
     worse = {"worse": sign * quality, "chosen": sign * val}
-    return run | worse | {"digest": c.digest, "budget": c.budget, "data": as_json([data, c.get("run.budget")])}
+    context = run.get("context", c.get("data.validation_length")) if run["text"] else None
+    data = as_json([data, c.get("run.budget"), context])
+    return run | worse | {"digest": c.digest, "budget": c.budget, "data": data}
 
 
 def _names(found: pd.DataFrame) -> pd.Series:
@@ -127,6 +148,21 @@ def _names(found: pd.DataFrame) -> pd.Series:
     name = name.mask(differs, name + ", " + found["budget"].astype(str))
     number = found.groupby(name)["data"].transform(lambda data: pd.factorize(data)[0])
     return name.mask(number != 0, name + " (" + (number + 1).astype(str) + ")")
+
+
+def _apart(found: pd.DataFrame) -> pd.Series:
+    """The model of each run; where runs of one model in one column differ in more than their rate and seed, with the
+    arguments in which they differ."""
+    names = found["model"].astype(str)
+    for _, some in found.groupby(["column", "model"]):
+        every = {variant: json.loads(variant) for variant in some["variant"].unique() if variant}
+        arguments = {name for one in every.values() for name in one}
+        differ = sorted(name for name in arguments if len({as_json(one.get(name)) for one in every.values()}) > 1)
+        for variant, one in every.items() if differ else ():
+            words = ", ".join(f"{name.partition('.')[2]}={one.get(name)}" for name in differ)
+            own = some.index[some["variant"] == variant]
+            names[own] = found.loc[own, "model"] + f" [{words}]"
+    return names
 
 
 def _best_rates(found: pd.DataFrame) -> pd.DataFrame:

@@ -62,7 +62,8 @@ def own_loss(checkpoint: Checkpoint, training: Row | None) -> float | None:
 
 
 def to_own(checkpoint: Checkpoint, training: Row | None, row: Row) -> Measured | None:
-    """The loss minus the run's own, if kind of device and length are the same, and both are in float32."""
+    """The loss minus the run's own, if kind of device and length are the same, and both are in float32 and of the whole
+    split."""
     recorded, loss = own_loss(checkpoint, training), row["values"].get("loss")
     if training is None or recorded is None or loss is None:
         return None
@@ -70,7 +71,8 @@ def to_own(checkpoint: Checkpoint, training: Row | None, row: Row) -> Measured |
     same_device = _device_kind(trained) == _device_kind(here)
     float32 = here.get("dtype") == "float32" and str(training["values"].get("precision")).startswith("32")
     same_length = row["identity"].get("length") in (None, checkpoint.get("data.validation_length"))
-    if not (same_device and float32 and same_length):
+    limits = [checkpoint.config.get(f"trainer.{name}") for name in ("limit_val_batches", "overfit_batches")]
+    if not (same_device and float32 and same_length) or any(limits):
         return None
     difference = loss - recorded
     return Measured(difference, note="" if abs(difference) <= AGREES else "does not agree")

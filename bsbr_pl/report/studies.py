@@ -182,13 +182,13 @@ class Findings(Rows):
 
     @cached_property
     def studies(self) -> list[Study]:
-        """Every environment, data set, split and budget by itself."""
+        """Every environment, data set, split, budget and length of contexts by itself."""
         found: list[Study] = []
         for environment in self.environments:
             for data_split, members in self._members(environment).items():
                 budgets: dict[str, list[Member]] = defaultdict(list)
                 for member in sorted(members, key=lambda member: -member.checkpoint.steps):
-                    budgets[as_json(member.checkpoint.get("run.budget"))].append(member)
+                    budgets[as_json([member.checkpoint.get("run.budget"), member.context])].append(member)
                 beside: list[Study] = []
                 for number, of_budget in enumerate(budgets.values(), 1):
                     study = self._study(environment, data_split, of_budget, number if len(budgets) > 1 else None)
@@ -218,6 +218,7 @@ class Findings(Rows):
         if number:
             name += f"_B{number}"
             title += f": {first.budget}" + (f" of {first.windows}" if first.windows else "")
+            title += f", read in contexts of {members[0].context:,} tokens" if members[0].context else ""
         tokenizer = first.get("data.tokenizer")
         words = f"data {data}, tokenizer {tokenizer}" if tokenizer else f"data {data}"
         return Study(name, title, data_split, groups, words, self.source(rows))

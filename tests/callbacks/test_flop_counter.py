@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bsbr_pl.attention import ARCHITECTURES, StandardAttention
+from bsbr_pl.data import InductionData
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.module import LanguageModule
 from callbacks import FlopCounter
@@ -54,6 +56,18 @@ def test_every_architecture(name, make_data, make_module, make_trainer, lines):
 def test_accumulated_batches_count_in_one_step(make_data, make_trainer, lines):
     module, found = fit(StandardAttention, make_data, make_trainer, lines, accumulate_grad_batches=2)
     assert found[1][1]["flops/step_flops"] == pytest.approx(3 * 8 * module.model.flops(32), rel=0.01)
+
+
+def test_a_recall_task_has_logits_where_it_asks(make_trainer, lines):
+    """One position in 32: by torch's counter of the training step itself."""
+    data = InductionData(16, 32, [32], num_train=64, num_test=8, batch_size=8)
+    module = LanguageModule("linear", 16, hidden_dim=16, num_layers=1, num_heads=2)
+    make_trainer(logger=lines, callbacks=FlopCounter(), max_steps=6).fit(module, data)
+    counted = next(metrics for _, metrics in lines.of("flops/") if "flops/step_flops" in metrics)
+    batch = next(iter(data.train_dataloader()))
+    with FlopCounterMode(display=False) as counter:
+        module._loss_through(module.model.hidden, batch).backward()
+    assert counted["flops/step_flops"] == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_utilization_never_exceeds_the_peak(make_data, make_trainer, lines, monkeypatch):

@@ -1,5 +1,6 @@
 """Costs: what is measured, and what exponents and crossovers make of it."""
 
+import copy
 import math
 from functools import partial
 
@@ -80,6 +81,12 @@ def test_an_uncertain_crossover_says_so():
     assert found["interval"][1] is None, "some resamples never pass"
 
 
+def bytes_of(state) -> int:
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    return sum(map(bytes_of, state)) if isinstance(state, list | tuple) else 0
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_costs_are_those_of_the_body(name, make_module):
     model = make_module(name).model
@@ -89,7 +96,13 @@ def test_costs_are_those_of_the_body(name, make_module):
         assert 0 < low <= found[one]["seconds"] <= high
         assert len(found[one]["samples"]) == 3
     assert found["forward_flops"] == model.flops(20) - 2 * 20 * 16 * 257
-    assert found["state_bytes"] == 4 * model.state_size(20)
+    assert found["state_bytes"] == 4 * model.state_size(20) == bytes_of(model.prefill(torch.zeros(1, 20).long())[1])
+    low = copy.deepcopy(model).bfloat16()
+    (found_low,) = measure_costs({"m": low}, 20, rounds=1, passes=(), memory=False).values()
+    assert found_low["state_bytes"] == bytes_of(low.prefill(torch.zeros(1, 20).long())[1])
+    assert (2 * found_low["state_bytes"] == found["state_bytes"]) == (
+        name in ("standard", "sliding_window", "hopfield")
+    )
     ids = torch.zeros(1, 20, dtype=torch.long)
     with LiveTensors(model, ids) as live, torch.no_grad():
         live.reset()

@@ -99,7 +99,27 @@ def test_runs_of_other_budgets_are_never_ranked_together():
     given = "linear(chunk_size=8) 200 steps, standard 100 steps. The only one with this budget: "
     assert all(given in said and "tied" not in said for said in words)
     shown = verdict.ranking(findings.studies[1])
-    assert shown.caption.startswith("These runs have the same budget. Runs with other budgets are in other tables. ")
+    assert shown.caption.startswith("These runs have equal budgets and contexts. Other runs are in other tables. ")
+
+
+def test_texts_that_were_read_in_other_contexts_are_never_ranked_together():
+    """Each at the only length that was measured: four times the training length of one."""
+    bench = Bench()
+    for name, length, bits in (("linear", 1024, 1.4), ("standard", 256, 1.5), ("gau", 256, 1.6)):
+        one = about(name)
+        bench.add(one, "certificate", certificate())
+        bench.add(one, "text", text(bits), length=length)
+    bench.add(about("hopfield"), "certificate", certificate(False))
+    findings = Findings(bench.rows)
+    ranked = [[group.label.partition("(")[0] for group in study.ranked] for study in findings.studies]
+    assert sorted(ranked) == [["linear"], ["standard", "gau"]]
+    assert {study.title.rpartition(", ")[2] for study in findings.studies} == {
+        "read in contexts of 1,024 tokens",
+        "read in contexts of 256 tokens",
+    }
+    (warned,) = warnings(bench.rows)
+    assert warned.startswith("These were read in contexts of unequal length, so the ranking does not compare")
+    assert "linear(chunk_size=8) 200 steps read in contexts of 1024" in warned
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The leaderboard, against means by hand; and the maps of needles by depth and length."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +29,7 @@ def study_run(bench: Bench, task: str, model: str, seed: int, right: float, rate
     study = {"task": task, "model": model, "phase": "final", "rate": rate}
     data = {"class": "MQARData", "kind": "recall", "fingerprint": f"{seed}" * 32, "arguments": {"seed": seed}}
     changes = {"data": data, "study": study, "config": {}} | more.pop("about", {})
-    one = about(model, seed, f"{task}/{model}/{rate}_{seed}", **changes)
+    one = about(model, seed, more.pop("path", f"{task}/{model}/{rate}_{seed}"), **changes)
     accuracies = {"val/accuracy_T64": {"step": [199], "value": [right]}}
     bench.add(one, "training", training() | {"metrics": accuracies} | more)
 
@@ -196,6 +197,21 @@ def test_the_verdict_says_who_has_not_learned_the_task():
     assert verdict.unlearned(found, findings) == words
     texts = [part.text for part in contents(findings)["Verdict"] if getattr(part, "kind", "") == "verdict"]
     assert [text.endswith(words) for text in texts] == [True]
+
+
+def test_models_of_other_sizes_have_rows_of_their_own():
+    """Each with its own best rate; neither is averaged with the other nor takes the place of its seeds."""
+    bench = Bench()
+    for task in ("copy", "other"):
+        for width, seeds, right in ((16, (1, 2), 0.5), (32, (2, 3), 0.9)):
+            for rate, seed in itertools.product((0.01, 0.02), seeds):
+                config = {"model.hidden_dim": width, "model.learning_rate": rate}
+                path = f"{task}/{width}/{rate}_{seed}"
+                study_run(bench, task, "bsbr", seed, right - rate, rate=rate, path=path, about={"config": config})
+        study_run(bench, task, "gau", 1, 0.7, about={"config": {"model.hidden_dim": 16}})
+    cells = board(bench.rows)["copy, val (%)"]
+    found = {model: (round(cell.value, 3), len(cell.runs)) for model, cell in cells.items()}
+    assert found == {"bsbr [hidden_dim=32]": (0.89, 2), "gau": (0.7, 1), "bsbr [hidden_dim=16]": (0.49, 2)}
 
 
 def test_models_whose_seeds_overlap_with_the_best_are_marked_with_it():

@@ -396,13 +396,16 @@ def test_every_pair_crosses_if_there_is_no_standard():
     [
         (1.5, {}, CPU, ""),
         (1.5 + 3e-6, {}, CPU, "does not agree"),
+        (1.5 + 3e-6, {"about": {"trainer.limit_val_batches": 20}}, CPU, None),
+        (1.5 + 3e-6, {"about": {"trainer.overfit_batches": 2}}, CPU, None),
         (1.5, {}, GPU, None),
         (1.5, {"precision": "bf16-mixed"}, CPU, None),
         (1.5, {"environment": {"device": "cuda:1"}}, CPU, None),
     ],
 )
 def test_an_evaluation_is_held_against_the_run_itself(recorded, changes, environment, expected):
-    bench, one = Bench(), about()
+    changes = dict(changes)
+    bench, one = Bench(), about(config=changes.pop("about", {}))
     bench.add(one, "training", training(last=recorded, **changes))
     bench.measured(one, 1.5, environment)
     findings = Findings(bench.rows)
