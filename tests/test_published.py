@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from PIL import Image, ImageColor
 
-from bsbr_pl.report import study
+from bsbr_pl.attention import ARCHITECTURES
+from bsbr_pl.report import leaderboard, study
 from bsbr_pl.report.labels import look
+from bsbr_pl.report.studies import Findings
 from bsbr_pl.report.tables import pipes
+from bsbr_pl.values import paired_difference
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -526,3 +530,65 @@ def test_the_table_of_memorization_is_that_of_its_lines(monkeypatch):
     ]
     assert len(by_hand) == 3
     assert f"| {mean(by_hand):.3f} ({min(by_hand):.2f} to {max(by_hand):.2f}) |" in page
+
+
+def short_tasks_of_mad() -> str:
+    """The table of docs/mad.md: means over seeds with the least and the largest, the best mean rank first."""
+    matrix, _ = leaderboard.tables(Findings(rows("mad_short")))
+    assert matrix
+    shown = []
+    for one in matrix.frame.to_dict("records"):
+        cells = {"model": one.pop("model")}
+        for task, cell in one.items():
+            name = task.removeprefix("short_").removesuffix(" (%)").replace("_", " ")
+            span = f" ({cell.low:.2f} to {cell.high:.2f})" if cell.high - cell.low >= 0.01 else ""
+            late = f", {cell.note}" if "not learned" in cell.note else ""
+            cells[name] = f"{cell.value:.3f}{span}{late}"
+        shown.append(cells)
+    return pipes(pd.DataFrame(shown))
+
+
+def test_the_short_tasks_of_mad_are_those_of_their_rows():
+    page = (ROOT / "docs" / "mad.md").read_text()
+    assert short_tasks_of_mad().strip() in page
+    seeds = {}
+    for row in rows("mad_short"):
+        assert row["values"]["result"]["test"] >= 0
+        study = row["about"]["study"]
+        seeds.setdefault((study["task"], study["model"]), set()).add(row["about"]["seed"])
+        inside = min(study["rates"]) < study["rate"] < max(study["rates"])
+        assert inside or (study["task"], study["model"]) == ("short_noisy_recall", "gau")
+    assert set(map(frozenset, seeds.values())) == {frozenset({1, 2, 3})}
+    models = {model for _, model in seeds}
+    assert set(ARCHITECTURES) <= models
+    assert len(seeds) == len(models) * len({task for task, _ in seeds}), "every model on every task"
+    quality: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows("mad_short"):
+        study = row["about"]["study"]
+        quality.setdefault((study["task"], study["model"]), {})[row["about"]["seed"]] = row["values"]["result"]["test"]
+
+    def against(task: str, one: str, other: str) -> tuple[float, float]:
+        found = paired_difference(quality[f"short_{task}", one], quality[f"short_{task}", other])
+        return found["mean"], found["p"]
+
+    text = " ".join(page.split())
+    for words, (difference, p) in {
+        "Standard has {:.2f} more with it (p = {:.2f})": against("fuzzy_recall", "standard_conv", "standard"),
+        "MoBA {:.2f} (p = {:.2f})": against("fuzzy_recall", "moba_conv", "moba"),
+        "({:.2f} more, p = {:.3f})": against("noisy_recall", "nsa_conv", "nsa"),
+        "it has {:.2f} less than Standard with the convolution (p = {:.2f})": against(
+            "fuzzy_recall", "standard_conv", "bsbr"
+        ),
+        "in copying {:.2f} less (p = {:.3f})": against("selective_copying", "standard_conv", "bsbr"),
+    }.items():
+        assert words.format(difference, p) in text
+    tasks = ("fuzzy_recall", "selective_copying", "noisy_recall")
+    pairs = (("standard_conv", "delta_net"), ("standard_conv", "kda"), ("delta_net", "kda"))
+    least = min(p for task in tasks for pair in pairs if (p := against(task, *pair)[1]) == p)
+    assert f"(p = {least:.2f} or more on each task, three pairs of runs)" in text
+    _, p = against("selective_copying", "bsbr", "sliding_window_conv")
+    assert f"where a window of 16 tokens is (p = {p:.2f})" in text
+    parameters = {row["about"]["parameters"] for row in rows("mad_short")}
+    assert f"{min(parameters):,} to {max(parameters):,} parameters" in text
+    sweeps = (RESULTS / "mad_short" / "sweeps.jsonl").read_text().splitlines()
+    assert f"{len(sweeps) + len(rows('mad_short'))} runs" in text
