@@ -63,14 +63,13 @@ def choose(description: str) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--no_wait", action="store_true", help="submit jobs and collect results, but wait for none")
     chosen, options = parse_with_rest(parser)
     tasks, models = names(chosen.configs), model_names(chosen.configs)
-    for name, folder, default, others in (
-        ("tasks", chosen.configs, tasks, []),
-        ("models", chosen.configs / "models", models, list(ARCHITECTURES)),
+    for name, folder, default, others, missing in (
+        ("tasks", chosen.configs, tasks, [], " of a task"),
+        ("models", chosen.configs / "models", models, list(ARCHITECTURES), ", so name the --models"),
     ):
         given, known = getattr(chosen, name) or default, sorted({*default, *others})
         if not given:
-            parser.error(f"--configs: {folder} has no YAML file, so name the --{name}" if others else
-                         f"--configs: {folder} has no YAML file of a task")  # fmt: skip
+            parser.error(f"--configs: {folder} has no YAML file{missing}")
         if unknown := [one for one in given if one not in known]:
             parser.error(f"--{name}: {', '.join(unknown)} not in {folder}: choose from {', '.join(known)}")
         setattr(chosen, name, given)

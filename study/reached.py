@@ -7,6 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from bsbr_pl.data import TokenData
+from bsbr_pl.evals.costs import state_bytes
 from bsbr_pl.evals.evaluation import Evaluation
 from bsbr_pl.evals.subject import Subject
 from bsbr_pl.report.study_runs import quality
@@ -66,7 +67,7 @@ def _costs(subject: Subject) -> dict[str, Any]:
     if flops := forward_flops(subject.model, length):
         found["flops_per_token"] = flops / length
     with suppress(AttributeError, NotImplementedError):  # an attention of another package may have no closed form
-        found["state_bytes"] = subject.model.state_size(length) * subject.model.embedding.weight.element_size()
+        found["state_bytes"] = state_bytes(subject.model, length)
     course = (subject.record.get("metrics") or {}).get("step/tokens_per_second")
     if course and course["value"]:
         found["tokens_per_second"] = median(course["value"])

@@ -67,7 +67,7 @@ def measure_costs(
             for which in ("forward", "training"):
                 used = measure_memory(call(model, ids[name], which), device, [model, ids[name]])
                 found[name][f"{which}_bytes"] = used["peak_bytes"] - used["held_bytes"]
-        found[name] |= _counted(model, ids[name][:, :length])
+        found[name] |= _counted(model, length)
     return found
 
 
@@ -75,14 +75,11 @@ def can_decode(model: LanguageModel) -> bool:
     return all(attention.has_decode for attention in model.attentions)
 
 
-@torch.no_grad()
-def _counted(model: LanguageModel, ids: Tensor) -> dict[str, Any]:
-    """Counts FLOPs and bytes of the decode state after ids (1, T); an unknown one is absent."""
-    weight, length, found = model.embedding.weight, ids.shape[1], dict[str, Any]()
+def _counted(model: LanguageModel, length: int) -> dict[str, Any]:
+    """Counts FLOPs and bytes of the decode state, which are not measured; an unknown one is absent."""
+    weight, found = model.embedding.weight, dict[str, Any]()
     if can_decode(model):
-        found["state_bytes"] = model.state_size(length) * weight.element_size()
-        if weight.element_size() < torch.float32.itemsize:  # what adds up over all tokens is kept in float32
-            found["state_bytes"] = _bytes(model.prefill(ids)[1])
+        found["state_bytes"] = state_bytes(model, length)
     try:
         flops: int | None = model.flops(length)
     except NotImplementedError:
@@ -93,6 +90,18 @@ def _counted(model: LanguageModel, ids: Tensor) -> dict[str, Any]:
     if flops is not None:
         found["forward_flops"] = flops - 2 * length * weight.numel()
     return found
+
+
+@torch.no_grad()
+def state_bytes(model: LanguageModel, length: int) -> int:
+    """Bytes of the decode state of one sequence after `length` tokens.
+
+    In a precision below float32, a state is made: what adds up over all tokens is kept in float32.
+    """
+    weight = model.embedding.weight
+    if weight.element_size() >= torch.float32.itemsize:
+        return model.state_size(length) * weight.element_size()
+    return _bytes(model.prefill(weight.new_zeros((1, length), dtype=torch.long))[1])
 
 
 def _bytes(state: Any) -> int:

@@ -39,7 +39,6 @@ WAYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "step_time": (("hidden_dim", "ff_dim"),),
 }
 TOLERANCE = 0.05  # share of the reference: chunks, heads and widths have coarse steps
-LARGE = 0.05  # a mismatch of which a comparison says so
 NOISE = 0.02  # the same for times: a smaller difference cannot be measured
 FACTOR = 4  # sizes go down to a quarter and up to four times
 
@@ -316,12 +315,12 @@ def differences(before: Arguments, after: Arguments) -> Arguments:
 
 
 def unmatched(quantity: str, matched: Mapping[str, Matched]) -> list[str]:
-    """A sentence about each model that is not within `LARGE` of the reference."""
+    """A sentence about each model that is not within `TOLERANCE` of the reference."""
     found = []
     for name, one in matched.items():
         if one.problem:
             found.append(one.problem)
-        elif abs(one.mismatch_percent) > 100 * LARGE:
+        elif abs(one.mismatch_percent) > 100 * TOLERANCE:
             found.append(f"{quantity} of {name} differs from that of the reference by {one.mismatch_percent:+.1f} %")
     return found
 

@@ -19,6 +19,7 @@ SUBQUADRATIC = 1.1  # the largest exponent that is called so
 CROSSED = ("forward", "training", "decode", "training_bytes")  # costs whose crossovers are shown
 TIME = "Median of the rounds, with its 95 % bootstrap interval. "
 PEAK = "Peak beyond the model and its input. "
+FLOPS = "2 a multiply-add, by the closed form; of other modules, matrix products alone. "
 
 #: What costs are shown: the key in the values, its name, its unit, and how it was measured.
 COSTS = (
@@ -27,12 +28,7 @@ COSTS = (
     ("decode", "decoded token", "ms", TIME),
     ("training_bytes", "training memory", "MB", PEAK),
     ("forward_bytes", "forward memory", "MB", PEAK),
-    (
-        "forward_flops",
-        "forward FLOPs",
-        "GFLOP",
-        "2 a multiply-add, by the closed form; of other modules, matrix products alone. ",
-    ),
+    ("forward_flops", "forward FLOPs", "GFLOP", FLOPS),
     ("state_bytes", "decode state", "MB", ""),
 )
 

@@ -40,11 +40,10 @@ class Member:
     @property
     def context(self) -> int | None:
         """The tokens of a context in which its text was read; None for a recall task."""
-        if self.own is None:
-            return (
-                None if self.checkpoint.get("data.kind") == "recall" else self.checkpoint.get("data.validation_length")
-            )
-        return self.own["identity"].get("length")
+        if self.own:
+            return self.own["identity"].get("length")
+        is_recall = self.checkpoint.get("data.kind") == "recall"
+        return None if is_recall else self.checkpoint.get("data.validation_length")
 
     @property
     def rows(self) -> list[tuple[int, Row]]:

@@ -15,24 +15,12 @@ from .plots import Picture, heat_maps
 from .rows import Checkpoint
 from .sources import HIDDEN
 from .studies import Findings
-from .study_runs import runs
+from .study_runs import apart, runs
 from .tables import Column, Measured, Table, table
 
 TASK = ("task", "split", "budget", "data")  # runs that agree in these are compared
-COLUMNS = [
-    *TASK,
-    "model",
-    "variant",
-    "rate",
-    "seed",
-    "text",
-    "quality",
-    "worse",
-    "chosen",
-    "learned",
-    "digest",
-    "checkpoint",
-]
+COLUMNS = [*TASK, "model", "variant", "rate", "seed", "text", "quality", "worse", "chosen", "learned"]
+COLUMNS += ["digest", "checkpoint"]
 DEPTH = re.compile(r"T\d+_N(\d+)_d([\d.]+)")  # names of slices: T256_N4_d0.25
 NOT_LEARNED = "not learned yet"
 ACCURACY: dict[str, Any] = {"unit": "%", "best": "high", "decimals": 1}  # of its columns
@@ -155,13 +143,10 @@ def _apart(found: pd.DataFrame) -> pd.Series:
     arguments in which they differ."""
     names = found["model"].astype(str)
     for _, some in found.groupby(["column", "model"]):
-        every = {variant: json.loads(variant) for variant in some["variant"].unique() if variant}
-        arguments = {name for one in every.values() for name in one}
-        differ = sorted(name for name in arguments if len({as_json(one.get(name)) for one in every.values()}) > 1)
-        for variant, one in every.items() if differ else ():
-            words = ", ".join(f"{name.partition('.')[2]}={one.get(name)}" for name in differ)
-            own = some.index[some["variant"] == variant]
-            names[own] = found.loc[own, "model"] + f" [{words}]"
+        for variant, of_variant in some.groupby("variant"):
+            if arguments := apart(str(variant), some["variant"]):
+                words = ", ".join(f"{name.partition('.')[2]}={value}" for name, value in arguments.items())
+                names[of_variant.index] += f" [{words}]"
     return names
 
 

@@ -14,7 +14,7 @@ from bsbr_pl.values import number, paired_difference
 
 from .labels import look
 from .plots import SETTINGS, drawn
-from .study_runs import RUNS, SEEDS, best_points, runs, seed_means
+from .study_runs import RUNS, SEEDS, apart, best_points, runs, seed_means
 from .tables import Column, Table, pipes, table
 
 MOST_SEGMENTS = 8  # with more, a table would be too wide
@@ -43,7 +43,8 @@ def frame(found: pd.DataFrame) -> pd.DataFrame:
         if tested:
             row |= _more(counted if len(counted) else seeds, digits)
         notes = [*_of_sweep(seeds, tested), *_left_out(seeds), *_of_rate(first, best)]
-        notes.append(_other_setting(setting, found.loc[found["point"] == point, "setting"]))
+        arguments = apart(setting, found.loc[found["point"] == point, "setting"])
+        notes.append(", ".join(f"{name}={value}" for name, value in arguments.items()))
         row["note"] = "; ".join(note for note in notes if note)
         segments = pd.DataFrame(list(counted["segments"])).mean()
         if 1 < len(segments) <= MOST_SEGMENTS:
@@ -87,13 +88,6 @@ def _of_rate(run: Mapping[str, Any], best: Mapping[tuple[str, str], tuple[str, s
     if point == run["point"]:
         return []
     return [f"validation chooses rate {rate:g}" + ("" if decay is None else f", weight decay {decay:g}")]
-
-
-def _other_setting(setting: str, settings: Iterable[str]) -> str:
-    """The arguments of a row that another one of its point does not have, such as `data.batch_size=8`."""
-    every = [json.loads(one) for one in {*settings} if one]
-    own = json.loads(setting or "{}")
-    return ", ".join(f"{name}={own[name]}" for name in own if any(one.get(name) != own[name] for one in every))
 
 
 def _more(of: pd.DataFrame, digits: int) -> dict[str, str]:

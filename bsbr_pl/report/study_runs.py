@@ -1,5 +1,6 @@
 """The runs of a study that count, from its rows of kind `training`; and what may be averaged as seeds."""
 
+import json
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
@@ -113,6 +114,13 @@ def _complete(every: list[dict[str, Any]]) -> None:
     for run in every:
         if not run["setting"]:
             run |= known.get(run["point"], {})
+
+
+def apart(setting: str, settings: Iterable[str]) -> dict[str, Any]:
+    """The arguments of a setting that another one, of the same point or model, does not have."""
+    every = [json.loads(one) for one in {*settings} if one]
+    own = json.loads(setting or "{}")
+    return {name: own[name] for name in own if any(one.get(name) != own[name] for one in every)}
 
 
 def best_points(found: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
