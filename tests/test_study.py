@@ -28,6 +28,7 @@ from test_readme import run as in_this_process
 
 from bsbr_pl.__main__ import main
 from bsbr_pl.attention import BSBRAttention, LinearAttention, SlidingWindowAttention, StandardAttention
+from bsbr_pl.data import TextData
 from bsbr_pl.evals.checkpoints import open_checkpoint
 from bsbr_pl.model import LanguageModel
 from bsbr_pl.results import Results
@@ -472,6 +473,42 @@ def test_only_layers_that_see_the_whole_context_are_stretched():
     assert whole.rope_base == pytest.approx(10_000 * 8 ** (12 / 10))
     assert window.rope_base == 10_000
     assert not stretch(LanguageModel(BSBRAttention, 5, 24, num_layers=1, num_heads=2), 8)
+
+
+@pytest.mark.usefixtures("_at_home")
+def test_ways_to_read_are_by_the_length_of_training(tmp_path, monkeypatch):
+    """Trained at 31 tokens, an odd number, and validated at 64. Token by token, from what its window has before it."""
+    import lengths
+
+    (tmp_path / "text.py").write_text(TEXT)
+    given = {"source": str(tmp_path / "text.py"), "tokenizer": "bytes", "cache_dir": str(tmp_path / "cache")}
+    given |= {"context_length": 31, "eval_context_length": 64, "batch_size": 4}
+    torch.manual_seed(0)
+    model = LanguageModel(StandardAttention, 257, 16, num_layers=1, num_heads=2).eval()
+    subject = SimpleNamespace(model=model, open_data=lambda **changes: TextData(**given | changes))
+    monkeypatch.setattr(lengths, "subject_of", lambda *of: subject)
+    stretched = []
+    monkeypatch.setattr(lengths, "stretch", lambda model, times: stretched.append(times))
+    found = {way: lengths.read(None, {}, tmp_path, 124, way)["bits_per_byte"] for way in lengths.WAYS}
+    assert stretched == [4.0]
+    assert found["stretched"] is None
+
+    data = subject.open_data()
+    data.setup("test")
+    tokens = torch.as_tensor(np.asarray(data.corpus.tokens("test"), np.int64))
+    starts = {  # of the window that predicts a token
+        "truncated": lambda place: (place - 1) // 31 * 31,
+        "overlapping": lambda place: max(0, -((31 - place) // 15)) * 15,  # the first that ends behind it
+        "as it is": lambda place: (place - 1) // 124 * 124,
+    }
+    for way, start_of in starts.items():
+        nats, num_bytes = 0.0, 0
+        for place in range(1, len(tokens)):
+            with torch.no_grad():
+                logits = model(tokens[None, start_of(place) : place])[0, -1]
+            nats -= float(logits.double().log_softmax(-1)[tokens[place]])
+            num_bytes += int(data.tokenizer.token_bytes[tokens[place]])
+        assert found[way] == pytest.approx(nats / math.log(2) / num_bytes, abs=2e-6), way
 
 
 @pytest.mark.usefixtures("_at_home")
